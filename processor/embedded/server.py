@@ -1,0 +1,261 @@
+"""One server process with its directory, port and log.
+
+`RedisServer` and `PostgresServer` are made from it.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, ClassVar, Literal, Self
+
+from processor.embedded import guardian
+from processor.errors import Unavailable
+
+HOST = "127.0.0.1"
+# Below the range that the kernel gives to outgoing connections: while a server is stopped, nobody's
+# outgoing connection may take its port.
+PORTS = range(10_000, 32_000)
+PORT_ATTEMPTS = 5
+START_TIMEOUT = 30.0
+STOP_TIMEOUT = 30.0
+# A socket path may have 107 bytes, and names like .s.PGSQL.12345 follow the directory.
+LONGEST_BASE = 60
+
+Mode = Literal["smart", "fast", "immediate"]
+Setting = str | int | float | bool | list[str]
+Settings = Mapping[str, Setting]
+
+
+def free_port() -> int:
+    """A port of the loopback that nobody listens on now."""
+    while True:
+        port = random.choice(PORTS)
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((HOST, port))
+            except OSError:
+                continue
+            return port
+
+
+class Server(ABC):
+    """A server that runs as a child of this program. `settings` may be changed before a start."""
+
+    what = "server"
+    stop_signals: ClassVar[Mapping[Mode, int]] = {}
+
+    def __init__(self, settings: Settings | None = None, *, port: int | None = None) -> None:
+        self.settings: dict[str, Setting] = dict(settings or {})
+        self.port = free_port() if port is None else port
+        self._port_is_fixed = port is not None
+        self._directory: Path | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+
+    # What a kind of server says of itself.
+
+    @property
+    @abstractmethod
+    def programs(self) -> set[str]:
+        """Names of the programs that run in the directory."""
+
+    @property
+    @abstractmethod
+    def version(self) -> str:
+        """What the program says to --version."""
+
+    @abstractmethod
+    def _prepare(self) -> list[str]:
+        """Write what the server needs to start; answer the command."""
+
+    @abstractmethod
+    def _ready(self) -> bool:
+        """Whether it takes commands; must not block."""
+
+    def _owner(self) -> tuple[int, int] | None:
+        """The user and group to run as, None for those of this program."""
+        return None
+
+    # Life.
+
+    def start(self) -> Self:
+        """Start and wait until it takes commands. Started already: nothing."""
+        attempts = 1 if self._port_is_fixed else PORT_ATTEMPTS
+        while not self.running:
+            offset = self.log.stat().st_size if self.log.exists() else 0
+            attempts -= 1
+            try:
+                self._launch()
+            except Unavailable:
+                if not attempts or not self._port_was_taken(offset):
+                    raise
+                self.port = free_port()
+        # From here on clients and proxies know it.
+        self._port_is_fixed = True
+        return self
+
+    def stop(self, mode: Mode = "fast", timeout: float = STOP_TIMEOUT) -> None:
+        """Stop in order. Raises `Unavailable`, having killed it, when that takes too long."""
+        process = self._process
+        if process is None or process.poll() is not None:
+            return
+        self.thaw()
+        process.send_signal(self.stop_signals[mode])
+        try:
+            process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise self._failure(f"did not stop ({mode}) within {timeout:g} s") from None
+
+    def kill(self) -> None:
+        """SIGKILL to the server and all its children; returns when none is left."""
+        if self._directory is None:
+            return
+        guardian.end(self._directory, self.programs)
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def restart(self, mode: Mode = "fast") -> Self:
+        self.stop(mode)
+        return self.start()
+
+    def freeze(self, *, children: bool = True) -> None:
+        """SIGSTOP: connections stay open and nobody answers.
+
+        Without `children` PostgreSQL's sessions go on and only new ones wait.
+        """
+        guardian.send([self.pid], signal.SIGSTOP)
+        if children:
+            # Twice: the first signal takes a moment, in which one more child may be made.
+            for _ in range(2):
+                guardian.send(self.pids(), signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        guardian.send(self.pids(), signal.SIGCONT)
+
+    def close(self) -> None:
+        """Kill it and remove its directory. A later start begins with nothing."""
+        self.kill()
+        if self._directory is not None:
+            shutil.rmtree(self._directory, ignore_errors=True)
+        self._directory = self._process = None
+
+    def __enter__(self) -> Self:
+        try:
+            return self.start()
+        except BaseException:
+            self.close()
+            raise
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # What one may look at.
+
+    @property
+    def directory(self) -> Path:
+        """The temporary directory, made at the first use."""
+        if self._directory is None:
+            base = tempfile.gettempdir()
+            base = base if len(os.fsencode(base)) <= LONGEST_BASE else "/tmp"
+            self._directory = Path(tempfile.mkdtemp(prefix="processor-", dir=base))
+            if owner := self._owner():
+                os.chown(self._directory, *owner)
+            guardian.watch(self._directory, self.programs)
+        return self._directory
+
+    @property
+    def log(self) -> Path:
+        return self.directory / "server.log"
+
+    def log_tail(self, lines: int = 15) -> str:
+        text = self.log.read_text(errors="replace") if self.log.exists() else ""
+        return "\n".join(text.splitlines()[-lines:])
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def pid(self) -> int:
+        """The server's main process (PostgreSQL: the postmaster)."""
+        if self._process is None:
+            raise Unavailable(f"{self.what} was never started", hint="call start() first")
+        return self._process.pid
+
+    def pids(self) -> list[int]:
+        """All its processes, frozen ones and children included."""
+        return guardian.processes(self._directory, self.programs) if self._directory else []
+
+    # Inside.
+
+    def _launch(self) -> None:
+        command = self._prepare()
+        try:
+            with self.log.open("ab") as log:
+                self._process = subprocess.Popen(command, stdout=log, stderr=log, **self._context())
+            self._await(self._ready, START_TIMEOUT)
+        except BaseException:
+            self.kill()
+            raise
+
+    def _await(self, condition: Callable[[], bool], timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        while not condition():
+            if not self.running:
+                raise self._failure("did not start")
+            if time.monotonic() > deadline:
+                raise self._failure(f"was not ready within {timeout:g} s")
+            time.sleep(0.005)
+
+    def _context(self) -> dict[str, Any]:
+        """How its programs are run: own session (no Ctrl-C), nothing of the user's own settings."""
+        unwanted = ("PG", "LC_", "LANG", "NOTIFY_SOCKET")
+        environ = {k: v for k, v in os.environ.items() if not k.startswith(unwanted)}
+        context: dict[str, Any] = {
+            "cwd": self.directory,
+            "env": environ | {"LC_ALL": "C"},
+            "stdin": subprocess.DEVNULL,
+            "start_new_session": True,
+        }
+        if owner := self._owner():
+            context |= {"user": owner[0], "group": owner[1], "extra_groups": []}
+        return context
+
+    def _port_was_taken(self, offset: int) -> bool:
+        with self.log.open("rb") as log:
+            log.seek(offset)
+            return b"in use" in log.read().lower()
+
+    def _failure(self, problem: str) -> Unavailable:
+        tail = self.log_tail() or "nothing"
+        return Unavailable(f"{self.what} {problem}; its log ends with:\n{tail}\n")
+
+
+def unprivileged() -> tuple[int, int] | None:
+    """User and group for a server that refuses root; None when we are not root."""
+    if os.geteuid() != 0:
+        return None
+    try:
+        nobody = pwd.getpwnam("nobody")
+    except KeyError:
+        return 65534, 65534
+    return nobody.pw_uid, nobody.pw_gid
