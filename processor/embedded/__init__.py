@@ -5,8 +5,8 @@ leave neither process nor directory behind, also when the program that started t
 -9.
 Linux only: processes are found through /proc.
 
-Inside, from the ground: `guardian` (ends what a dead parent left) and `binaries` (where the programs
-are); `server` (one process and its directory); `redis_server` and `postgres_server`; `standby`.
+Inside, from the ground: `guardian` (ends what a dead parent left) and `binaries` (where the
+programs are); `server` (one process, its directory); `redis_server`, `postgres_server`; `standby`.
 """
 
 from processor.embedded.postgres_server import PostgresServer

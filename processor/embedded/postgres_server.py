@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import shutil
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from typing import ClassVar, Self
 from urllib.parse import quote
 
 from processor.embedded import binaries
-from processor.embedded.server import HOST, Mode, Server, Setting, Settings, unprivileged
+from processor.embedded.server import HOST, Mode, Server, Setting, Settings
 from processor.errors import Unavailable
 
 SUPERUSER = "postgres"
@@ -45,7 +46,8 @@ class PostgresServer(Server):
         copy_of: PostgresServer | None = None,
     ) -> None:
         super().__init__(settings, port=port)
-        self.installed: Path = binaries.postgres_bin(bin or (copy_of.installed if copy_of else None))
+        given = bin or (copy_of.installed if copy_of else None)
+        self.installed: Path = binaries.postgres_bin(given)
         self.bin = self.installed
         self._copy_of = copy_of
 
@@ -80,7 +82,12 @@ class PostgresServer(Server):
         """Make the cluster without starting it, for instance as a template to copy."""
         if not self.data.exists():
             self._make_reachable()
-            self._make_cluster()
+            try:
+                self._make_cluster()
+            except BaseException:
+                # Half a cluster would be taken for a whole one by the next start.
+                shutil.rmtree(self.data, ignore_errors=True)
+                raise
         return self
 
     def reload(self, settings: Settings | None = None) -> None:
@@ -90,7 +97,14 @@ class PostgresServer(Server):
         os.kill(self.pid, signal.SIGHUP)
 
     def _owner(self) -> tuple[int, int] | None:
-        return unprivileged()
+        """PostgreSQL refuses to run as root."""
+        if os.geteuid() != 0:
+            return None
+        try:
+            nobody = pwd.getpwnam("nobody")
+        except KeyError:
+            return 65534, 65534
+        return nobody.pw_uid, nobody.pw_gid
 
     def _make_reachable(self) -> None:
         """Run from a copy where the user we run as may not read ours (a venv below /root, say)."""

@@ -19,8 +19,8 @@ NOT_READY = (b"-LOADING", b"-MASTERDOWN")
 class RedisServer(Server):
     """Listens on 127.0.0.1 and a unix socket.
 
-    `settings` are lines of redis.conf; a list repeats the line. Without settings it keeps nothing on
-    disk. `port=0`: the socket only.
+    `settings` are lines of redis.conf, values as they stand there; a list repeats the line. Without
+    settings it keeps nothing on disk. `port=0`: the socket only.
     """
 
     what = "Redis"

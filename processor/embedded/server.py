@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-import pwd
 import random
 import shutil
 import signal
@@ -94,7 +93,8 @@ class Server(ABC):
         """Start and wait until it takes commands. Started already: nothing."""
         attempts = 1 if self._port_is_fixed else PORT_ATTEMPTS
         while not self.running:
-            offset = self.log.stat().st_size if self.log.exists() else 0
+            self.log.touch()
+            offset = self.log.stat().st_size
             attempts -= 1
             try:
                 self._launch()
@@ -248,14 +248,3 @@ class Server(ABC):
     def _failure(self, problem: str) -> Unavailable:
         tail = self.log_tail() or "nothing"
         return Unavailable(f"{self.what} {problem}; its log ends with:\n{tail}\n")
-
-
-def unprivileged() -> tuple[int, int] | None:
-    """User and group for a server that refuses root; None when we are not root."""
-    if os.geteuid() != 0:
-        return None
-    try:
-        nobody = pwd.getpwnam("nobody")
-    except KeyError:
-        return 65534, 65534
-    return nobody.pw_uid, nobody.pw_gid

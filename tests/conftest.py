@@ -1,0 +1,7 @@
+"""The suite's plug-ins, one for each thing outside: servers, network, processes."""
+
+pytest_plugins = (
+    "tests.fix_servers",
+    "tests.fix_proxy",
+    "tests.fix_process",
+)
