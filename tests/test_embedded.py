@@ -268,12 +268,15 @@ def test_a_standby_follows_through_a_proxy_that_can_hold_the_wal(
     primary = own_postgres()
     link = proxy_to(primary)
     standby = own_standby(primary, conninfo_override=f"host=127.0.0.1 port={link.port}")
-    wait_until(lambda: link.connections == 1)
+    state = "select state from pg_stat_replication"
+    wait_until(lambda: execute(primary.dsn, state) == [("streaming",)])
+    assert link.connections == 1
 
     link.hold("down")
     execute(primary.dsn, "create table t as select 1 as n")
-    lsn = execute(primary.dsn, "select pg_current_wal_flush_lsn()")
-    wait_until(lambda: execute(primary.dsn, "select sent_lsn from pg_stat_replication") >= lsn)
+    lsn = execute(primary.dsn, "select pg_current_wal_flush_lsn()")[0]
+    sent = "select sent_lsn >= %s::pg_lsn from pg_stat_replication"
+    wait_until(lambda: execute(primary.dsn, sent, lsn) == [(True,)])
     assert execute(standby.dsn, "select to_regclass('t')") == [(None,)]
     link.release()
 
