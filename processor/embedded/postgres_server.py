@@ -108,21 +108,24 @@ class PostgresServer(Server):
 
     def _make_reachable(self) -> None:
         """Run from a copy where the user we run as may not read ours (a venv below /root, say)."""
-        if self._owner() and not self._may_run(self.installed):
-            copy = self.directory / "programs"
+        if self._owner() and not all(map(self._may_run, binaries.POSTGRES_PROGRAMS)):
+            home = self.installed.parent
+            copy = self.directory / "programs" / home.parent.name / home.name
             left_out = shutil.ignore_patterns("include", "doc", "man", "locale", "*.a")
-            shutil.copytree(self.installed.parent, copy, ignore=left_out, symlinks=True)
+            shutil.copytree(home, copy, ignore=left_out, symlinks=True)
+            # A wheel keeps shared libraries beside its package, found by a relative path.
+            libraries = home.parent.with_name(home.parent.name + ".libs")
+            if libraries.is_dir():
+                shutil.copytree(libraries, copy.parent.with_name(libraries.name))
             self.bin = copy / self.installed.name
 
-    def _may_run(self, place: Path) -> bool:
+    def _may_run(self, program: str) -> bool:
+        command: list[str | Path] = [self.installed / program, "--version"]
+        context = self._context() | {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         try:
-            subprocess.run(
-                [place / "postgres", "--version"],
-                check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **self._context(),
-            )  # fmt: skip
-        except (PermissionError, subprocess.CalledProcessError):
+            return subprocess.run(command, **context).returncode == 0
+        except PermissionError:
             return False
-        return True
 
     def _make_cluster(self) -> None:
         if self._copy_of is None:

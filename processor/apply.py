@@ -1,0 +1,304 @@
+"""Apply a batch: fold, render, one string, and if that fails find out exactly what it was.
+
+Hands the drain an `Outcome`: which entries are committed, which the ledger knew, which failed and
+why, and which wait behind those. Raises what concerns the whole batch: Fenced, Contended, Systemic,
+and the Unavailable of the connection.
+
+DESIGN. The quick way is a string of EXECUTEs behind the fence and the ledger rows. An error in it
+names no entry, so the batch is sent once more through `processor.isolate`, which runs groups in
+subtransactions and, where one fails, its entries alone and unprepared (rules 16 and 17): one more
+round trip, whatever the number of poison. While poison keeps coming, batches go that way at once.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from processor import crashpoint, ledger, metrics, parking
+from processor.settings import Settings
+from processor.deadletter import Reason
+from processor.errors import DatabaseError, DatabaseUnavailable
+from processor.ledger import Known, Ownership
+from processor.literal import quoted
+from processor.render import Unrenderable, tables
+from processor.session import Commit, Session
+from processor.transaction import Entry
+from processor.verdict import Failure, Verdict, judge
+
+_REDONE_IN_PLACE = 6
+_GROUP = 10
+#: Batches that go through isolation at once after poison was met.
+_WARY = 8
+
+
+class Fenced(Exception):
+    """Another processor owns the lane; drop the batch and become standby."""
+
+
+class Contended(Exception):
+    """Locks or serialization stand in the way; never the entries' fault."""
+
+
+class Systemic(Exception):
+    """The server reports trouble of its own (class XX)."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of the entries of a batch; every entry is in exactly one place."""
+
+    committed: list[Entry] = field(default_factory=list)
+    known: list[tuple[Entry, Known]] = field(default_factory=list)
+    clashing: list[Entry] = field(default_factory=list)
+    failed: list[tuple[Entry, Reason]] = field(default_factory=list)
+    held: list[Entry] = field(default_factory=list)
+    copies: dict[str, list[str]] = field(default_factory=dict)
+    commit: Commit | None = None
+
+
+class Applier:
+    """Applies batches on one session."""
+
+    def __init__(self, session: Session, settings: Settings) -> None:
+        self._session = session
+        self._database = session.database
+        self._settings = settings
+        self._wary = 0
+        self._isolated = False
+        self._texts: dict[str, str] = {}
+
+    def apply(
+        self, owner: Ownership, entries: Sequence[Entry], meanwhile: Callable[[], None] | None = None
+    ) -> Outcome:
+        """Apply entries of one lane, in order. Raises as the module says."""
+        outcome = Outcome()
+        self._session.begin()
+        self._isolated = False
+        pending = self._fold(entries, outcome)
+        tries = 0
+        while pending := self._renderable(pending, outcome):
+            crashpoint.reach("batch-rendered")
+            tries += 1
+            if tries > _REDONE_IN_PLACE:
+                raise Contended("redone in place without success")
+            started = time.monotonic()
+            try:
+                self._send(owner, pending, outcome, meanwhile)
+                break
+            except DatabaseError as error:
+                pending = self._judge(owner, pending, outcome, error, started)
+            meanwhile = None
+        return outcome
+
+    def _fold(self, entries: Sequence[Entry], outcome: Outcome) -> list[Entry]:
+        # A lost XADD reply puts one id into the stream twice (rule 14).
+        first: dict[str, Entry] = {}
+        for entry in entries:
+            same = first.setdefault(entry.id, entry)
+            if same is entry:
+                continue
+            if same.hash == entry.hash:
+                outcome.copies.setdefault(same.entry_id, []).append(entry.entry_id)
+            else:
+                outcome.clashing.append(entry)
+        return list(first.values())
+
+    def _renderable(self, entries: list[Entry], outcome: Outcome) -> list[Entry]:
+        names: set[str] = set().union(*map(tables, entries)) if entries else set()
+        self._session.know(names)
+        unfit = self._unfit(entries)
+        if unfit:
+            # The catalog may be older than the table: ask once more before anything is pronounced.
+            self._session.know(names, anew=True)
+            unfit = self._unfit(entries)
+        outcome.failed += [(e, unfit[e.id]) for e in entries if e.id in unfit]
+        return self._not_behind(entries, unfit, outcome) if unfit else entries
+
+    def _not_behind(
+        self, entries: list[Entry], unfit: dict[str, Reason], outcome: Outcome
+    ) -> list[Entry]:
+        """Take out what is unfit, and hold what comes behind it in the batch and shares its key."""
+        held_keys: set[str] = set()
+        free: list[Entry] = []
+        for entry in entries:
+            if entry.id in unfit:
+                held_keys.update(entry.keys)
+            elif entry.keys and not held_keys.isdisjoint(entry.keys):
+                held_keys.update(entry.keys)
+                outcome.held.append(entry)
+            else:
+                free.append(entry)
+        return free
+
+    def _unfit(self, entries: Sequence[Entry]) -> dict[str, Reason]:
+        found: dict[str, Reason] = {}
+        self._texts = {}
+        renderer = self._session.renderer
+        write = renderer.quick if self._session.prepares else renderer.plain
+        for entry in entries:
+            try:
+                self._texts[entry.id] = write(entry)
+            except Unrenderable as error:
+                found[entry.id] = Reason(str(error), error.sqlstate)
+        return found
+
+    def _send(
+        self, owner: Ownership, entries: list[Entry], outcome: Outcome,
+        meanwhile: Callable[[], None] | None,
+    ) -> None:  # fmt: skip
+        if self._wary > 0:
+            self._wary -= 1
+            crashpoint.reach("isolate-before")
+            self._isolate(owner, entries, outcome, meanwhile)
+            crashpoint.reach("isolate-after")
+            return
+        prepared = self._session.prepares
+        body = "".join((
+            ledger.fence(owner, len(entries), last=entries[-1].entry_id),
+            ledger.insert(owner, entries, prepared=prepared),
+            *(self._texts[e.id] for e in entries),
+        ))  # fmt: skip
+        outcome.commit = self._session.commit(body, prepared=prepared, meanwhile=meanwhile)
+        outcome.committed += entries
+
+    def _judge(
+        self, owner: Ownership, entries: list[Entry], outcome: Outcome, error: DatabaseError,
+        started: float,
+    ) -> list[Entry]:  # fmt: skip
+        """What to do after an error: the entries that are to be sent again, or an exception."""
+        if not error.in_transaction:
+            # Idle after an error: it may have been committed, whatever the SQLSTATE (rule 13).
+            rest = self._look_up(entries, outcome)
+            if len(rest) < len(entries):
+                return rest
+        verdict = judge(self._facts(error, entries, started))
+        metrics.count("verdicts", verdict=verdict.value)
+        self._session.settle_down()
+        if verdict is Verdict.APPLIED:
+            return self._look_up(entries, outcome)
+        if verdict is Verdict.STALE_PLAN:
+            self._session.forget_names()
+            return entries
+        if verdict is Verdict.CONTENTION:
+            return entries
+        if verdict is Verdict.FENCED:
+            raise Fenced(owner.lane)
+        if verdict is Verdict.OUTAGE:
+            raise DatabaseUnavailable(f"PostgreSQL takes no work: {error}")
+        if verdict is Verdict.SYSTEMIC:
+            raise Systemic(str(error))
+        return self._find_poison(owner, entries, outcome, error)
+
+    def _facts(self, error: DatabaseError, entries: Sequence[Entry], started: float) -> Failure:
+        limits = [e.timeout for e in entries if e.timeout is not None]
+        limit = min([self._settings.database.statement_timeout, *limits])
+        return Failure(
+            error.sqlstate, error.schema, error.table, True,
+            over_limit=time.monotonic() - started >= limit, prepared=self._session.prepares,
+        )  # fmt: skip
+
+    def _look_up(self, entries: list[Entry], outcome: Outcome) -> list[Entry]:
+        found = ledger.find(self._database, [e.id for e in entries])
+        rest = []
+        for entry in entries:
+            known = found.get(entry.id)
+            if known is None:
+                rest.append(entry)
+            elif known.hash == entry.hash:
+                outcome.known.append((entry, known))
+            else:
+                outcome.clashing.append(entry)
+        return rest
+
+    def _find_poison(
+        self, owner: Ownership, entries: list[Entry], outcome: Outcome, error: DatabaseError
+    ) -> list[Entry]:
+        self._wary = _WARY
+        if error.sqlstate[:2] == "42":
+            # The names behind it may have changed since they were looked up.
+            self._session.forget_names()
+        if error.sqlstate == "57014" or self._isolated:
+            # A time limit counts for one statement, and isolation is one statement (rule 18).
+            self._session.know(set().union(*map(tables, entries)))
+            self._one_by_one(owner, entries, outcome)
+            return []
+        metrics.count("isolated")
+        self._isolated = True
+        return entries
+
+    def _isolate(
+        self, owner: Ownership, entries: list[Entry], outcome: Outcome,
+        meanwhile: Callable[[], None] | None,
+    ) -> None:  # fmt: skip
+        prepared = self._session.prepares
+        plain = [self._session.renderer.plain(e) for e in entries]
+        quick = [self._texts[e.id] for e in entries] if prepared else plain
+        pairs = [(later + 1, earlier + 1) for later, earlier in parking.behind(entries)]
+        limit = int(self._settings.database.call_timeout * 900)
+        body = "".join((
+            f"SET LOCAL statement_timeout = {limit};",
+            ledger.fence(owner, len(entries), last=entries[-1].entry_id),
+            ledger.insert(owner, entries, prepared=prepared),
+            "SELECT set_config('processor.failures', processor.isolate(",
+            f"'{owner.buffer}', {quoted(owner.lane)}, '{{{','.join(e.id for e in entries)}}}',",
+            f"ARRAY[{','.join(map(quoted, quick))}], ARRAY[{','.join(map(quoted, plain))}],",
+            f"'{{{','.join(str(p[0]) for p in pairs)}}}',",
+            f"'{{{','.join(str(p[1]) for p in pairs)}}}', {_GROUP})::text, false);",
+        ))  # fmt: skip
+        outcome.commit = self._session.commit(body, prepared=prepared, meanwhile=meanwhile)
+        self._sort_out(entries, outcome.commit.failures, outcome)
+
+    def _sort_out(self, entries: list[Entry], failures: str, outcome: Outcome) -> None:
+        bad = {failure["at"]: failure for failure in json.loads(failures)}
+        if bad:
+            self._wary = _WARY
+        for place, entry in enumerate(entries):
+            failure = bad.get(place)
+            if failure is None:
+                outcome.committed.append(entry)
+            elif failure.get("held"):
+                outcome.held.append(entry)
+            else:
+                outcome.failed.append((entry, _reason(failure)))
+
+    def _one_by_one(self, owner: Ownership, entries: list[Entry], outcome: Outcome) -> None:
+        held_keys: set[str] = set()
+        for entry in entries:
+            if entry.keys and not held_keys.isdisjoint(entry.keys):
+                held_keys.update(entry.keys)
+                outcome.held.append(entry)
+                continue
+            reason = self._alone(owner, entry, outcome)
+            if reason is not None:
+                held_keys.update(entry.keys)
+                outcome.failed.append((entry, reason))
+
+    def _alone(self, owner: Ownership, entry: Entry, outcome: Outcome) -> Reason | None:
+        """Apply one entry, unprepared; why it failed, None if it is committed."""
+        started = time.monotonic()
+        body = (
+            ledger.fence(owner, 1, last=entry.entry_id)
+            + ledger.insert(owner, [entry])
+            + self._session.renderer.plain(entry)
+        )
+        try:
+            outcome.commit = self._session.commit(body)
+        except DatabaseError as error:
+            verdict = judge(self._facts(error, [entry], started))
+            if verdict is not Verdict.POISON:
+                if self._judge(owner, [entry], outcome, error, started):
+                    raise Contended("an entry met contention alone") from None
+                return None
+            self._session.settle_down()
+            return Reason(f"{error}", error.sqlstate, error.detail)
+        outcome.committed.append(entry)
+        return None
+
+
+def _reason(failure: dict[str, str]) -> Reason:
+    names = [f"{k} {failure[k]}" for k in ("table", "column", "constraint") if failure.get(k)]
+    text = " ".join([f"SQLSTATE {failure['sqlstate']}", *names])
+    return Reason(text, failure["sqlstate"], failure.get("detail") or "")

@@ -1,0 +1,124 @@
+"""Commit dead letters, and carry out what operators ask of them (rule 15).
+
+A dead letter and the ledger's word for it are one commit. Hands the drain what was decided, so that
+keys are released and entries settled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from processor import crashpoint, deadletter, ledger, metrics
+from processor.deadletter import DeadLetter, Reason
+from processor.errors import DatabaseError, DatabaseUnavailable
+from processor.ledger import Ownership
+from processor.render import Unrenderable, tables
+from processor.session import Commit, Session
+from processor.transaction import Entry, Unreadable, decode
+from processor.verdict import Failure, Verdict, judge
+
+#: Dead letters committed at once; each carries its body twice over in hex.
+_AT_ONCE = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """A transaction that goes to the dead letters. `clashing`: its id has another outcome already."""
+
+    entry: Entry
+    reason: Reason
+    attempts: int
+    clashing: bool = False
+
+
+class Burial:
+    """Writes and resolves dead letters on one session."""
+
+    def __init__(self, session: Session, *, hold: bool) -> None:
+        self._session = session
+        self._hold = hold
+
+    def holds(self, death: Death) -> bool:
+        """Whether this dead letter holds its keys (rule 27)."""
+        return self._hold and bool(death.entry.keys) and not death.clashing
+
+    def bury(self, owner: Ownership, deaths: Sequence[Death]) -> None:
+        """Commit dead letters and their outcome. Raises what the session raises."""
+        for start in range(0, len(deaths), _AT_ONCE):
+            self._bury(owner, deaths[start : start + _AT_ONCE])
+
+    def _bury(self, owner: Ownership, deaths: Sequence[Death]) -> None:
+        crashpoint.reach("dead-before")
+        self._session.begin()
+        self._session.settle_down()
+        mortal = [d.entry for d in deaths if not d.clashing]
+        known = ledger.find(self._session.database, [e.id for e in mortal])
+        mortal = [e for e in mortal if e.id not in known]
+        body = ledger.fence(owner, 0, len(deaths))
+        if mortal:
+            body += ledger.insert(owner, mortal, "dead")
+        for death in deaths:
+            body += deadletter.insert(
+                owner, death.entry, death.reason, attempts=death.attempts, holds=self.holds(death)
+            )
+        self._session.commit(body)
+        metrics.count("dead", len(deaths))
+        crashpoint.reach("dead-after")
+
+    def fulfil(self, owner: Ownership, letter: DeadLetter) -> Commit | None:
+        """Carry out the request on a dead letter. The commit if it is resolved, None if it stays.
+
+        Raises what the session raises, and DatabaseError for anything but poison.
+        """
+        self._session.begin()
+        if letter.request == "discard":
+            return self._session.commit(
+                ledger.fence(owner, 0)
+                + ledger.resolve(letter.id, "discarded", letter.hash)
+                + deadletter.resolved(letter, "discarded")
+            )
+        try:
+            entry = _revived(letter)
+            self._session.know(tables(entry), anew=True)
+            effect = self._session.renderer.plain(entry)
+        except Unreadable as error:
+            return self._fail(owner, letter, Reason(f"unreadable: {error}"))
+        except Unrenderable as error:
+            return self._fail(owner, letter, Reason(str(error), error.sqlstate))
+        return self._apply(owner, letter, entry, effect)
+
+    def _apply(
+        self, owner: Ownership, letter: DeadLetter, entry: Entry, effect: str
+    ) -> Commit | None:
+        try:
+            return self._session.commit(
+                ledger.fence(owner, 1, last=None)
+                + ledger.resolve(letter.id, "applied", entry.hash)
+                + deadletter.resolved(letter, "applied")
+                + effect
+            )
+        except DatabaseError as error:
+            verdict = judge(Failure(error.sqlstate, error.schema, error.table, True, True))
+            if not error.in_transaction and self._is_resolved(letter):
+                return Commit("", "", "", "", "")
+            self._session.settle_down()
+            if verdict is Verdict.OUTAGE:
+                raise DatabaseUnavailable(f"PostgreSQL takes no work: {error}") from None
+            if verdict is not Verdict.POISON:
+                raise
+            return self._fail(owner, letter, Reason(str(error), error.sqlstate, error.detail))
+
+    def _is_resolved(self, letter: DeadLetter) -> bool:
+        found = ledger.find(self._session.database, [letter.id])
+        return letter.id in found and found[letter.id].outcome != "dead"
+
+    def _fail(self, owner: Ownership, letter: DeadLetter, reason: Reason) -> None:
+        self._session.commit(ledger.fence(owner, 0) + deadletter.failed_again(letter, reason))
+        metrics.count("retried")
+
+
+def _revived(letter: DeadLetter) -> Entry:
+    return decode(letter.entry_id, b"1", letter.edited or letter.body)
+
+

@@ -1,0 +1,262 @@
+"""The one connection on which the drain thread writes, with a deadline on every call.
+
+It runs psycopg2 in its asynchronous mode and waits for the socket itself: a call that outlives its
+deadline is freed by cutting the socket, which no keepalive, `tcp_user_timeout` or
+`statement_timeout` does when the peer's TCP stack is alive and its process is not (rule 18).
+Drivers' exceptions leave this module only as errors of `processor.errors`.
+
+DESIGN. `send` starts one string of statements and returns at once, `receive` waits for its last
+result; the caller may prepare the next batch in between. After any failure `alive` tells whether
+the session can still be used, and `DatabaseError.in_transaction` whether the failed transaction is
+certainly not committed (rule 13).
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import psycopg2
+import psycopg2.extensions as pg
+
+from processor.settings import Database as Settings
+from processor.errors import DatabaseError, DatabaseUnavailable, PoolerDetected
+from processor.progress import Progress
+
+Row = tuple[Any, ...]
+
+_LEAST_VERSION = 140000
+
+
+class Database:
+    """A session on the primary, opened and used by one thread.
+
+    `abort` alone may be called from another thread: it cuts the call in progress.
+    """
+
+    def __init__(self, settings: Settings, progress: Progress, *, application: str) -> None:
+        self._settings = settings
+        self._progress = progress
+        self._application = application
+        self._connection: Any = None
+        self._cursor: Any = None
+        self._socket: socket.socket | None = None
+        self._deadline = 0.0
+        self._previous: tuple[int, str] | None = None
+        self._session: tuple[int, str] | None = None
+        self.generation = 0
+        self.server_version = 0
+        self.last_call = 0.0
+        self.calls = 0
+
+    @property
+    def alive(self) -> bool:
+        """Whether there is a session that may be used."""
+        return self._connection is not None and not self._connection.closed
+
+    @property
+    def idle(self) -> bool:
+        """Whether the session is known to be in no transaction."""
+        return self.alive and (
+            self._connection.info.transaction_status == pg.TRANSACTION_STATUS_IDLE
+        )
+
+    def connect(self) -> None:
+        """Open the session and pin its settings (rules 4 and 6).
+
+        Raises DatabaseUnavailable (also for a standby, or a server that only reads) and
+        PoolerDetected.
+        """
+        self.close()
+        self._deadline = time.monotonic() + self._settings.connect_timeout
+        try:
+            self._connection = psycopg2.connect(
+                self._settings.dsn, async_=1, application_name=self._application,
+                client_encoding="UTF8", keepalives_idle=10, keepalives_interval=3,
+            )  # fmt: skip
+            self._wait()
+            self._socket = socket.socket(fileno=os.dup(self._connection.fileno()))
+            self._cursor = self._connection.cursor()
+            self._pin()
+        except (psycopg2.Error, DatabaseError) as error:
+            self.close()
+            raise DatabaseUnavailable(f"cannot open a session: {_phrase(error)}") from None
+        except DatabaseUnavailable:
+            self.close()
+            raise
+        self.generation += 1
+        self._end_previous()
+
+    def _pin(self) -> None:
+        rows = self.run(
+            "SELECT current_setting('server_version_num')::int, pg_is_in_recovery(),"
+            " current_setting('default_transaction_read_only')::bool, pg_backend_pid(),"
+            " (SELECT backend_start::text FROM pg_stat_activity WHERE pid = pg_backend_pid())"
+        )
+        version, in_recovery, read_only, pid, started = rows[0]
+        self.server_version = version
+        if version < _LEAST_VERSION:
+            raise DatabaseUnavailable(
+                f"PostgreSQL {version // 10000} is too old", hint="use PostgreSQL 14 or later"
+            )
+        if in_recovery or read_only:
+            raise DatabaseUnavailable(
+                "the server only reads (25006)", hint="point database.dsn at the primary"
+            )
+        if pid != self._connection.info.backend_pid:
+            # A pooler answers with a process id of its own making; behind one, advisory locks
+            # become re-entrant and two processors would own one lane (rule 6).
+            raise PoolerDetected
+        self._session = (pid, started)
+        takeover = int(self._settings.takeover * 1000)
+        self.run(
+            "SET DateStyle = 'ISO, YMD'; SET IntervalStyle = 'iso_8601'; SET TimeZone = 'UTC';"
+            " SET standard_conforming_strings = on; SET extra_float_digits = 1;"
+            f" SET search_path = {self._search_path()};"
+            f" SET statement_timeout = {int(self._settings.statement_timeout * 1000)};"
+            f" SET lock_timeout = {int(self._settings.lock_timeout * 1000)};"
+            f" SET idle_session_timeout = {takeover};"
+            f" SET idle_in_transaction_session_timeout = {takeover};"
+            " SET client_connection_check_interval = 1000;"
+            " SET default_transaction_isolation = 'read committed'; SET row_security = on"
+        )
+
+    def _search_path(self) -> str:
+        names = [name.strip() for name in self._settings.search_path.split(",") if name.strip()]
+        return ", ".join('"' + name.strip('"').replace('"', '""') + '"' for name in names)
+
+    def _end_previous(self) -> None:
+        # A session that was cut can still hold its locks, and the new one would wait on them.
+        previous, self._previous = self._previous, None
+        if previous is not None:
+            self.run(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                f" WHERE pid = {previous[0]} AND backend_start = '{previous[1]}'"
+                " AND usename = current_user"
+            )
+
+    def run(self, sql: str, *, deadline: float | None = None) -> list[Row]:
+        """Send a string of statements and wait for the rows of the last one.
+
+        `deadline` is in seconds from now (default: `database.call_timeout`). Raises DatabaseError if
+        the server refused, DatabaseUnavailable if the session is gone.
+        """
+        self.send(sql, deadline=deadline)
+        return self.receive()
+
+    def send(self, sql: str, *, deadline: float | None = None) -> None:
+        """Start a string of statements; `receive` must follow. Raises DatabaseUnavailable."""
+        if not self.alive:
+            raise DatabaseUnavailable("no session")
+        limit = self._settings.call_timeout if deadline is None else deadline
+        self._deadline = time.monotonic() + limit
+        self._progress.declare(self._deadline)
+        try:
+            self._cursor.execute(sql)
+        except psycopg2.Error as error:
+            raise self._translate(error) from None
+
+    def receive(self) -> list[Row]:
+        """The rows of the last statement of the string that was sent; errors as in `run`."""
+        try:
+            self._wait()
+            rows = self._cursor.fetchall() if self._cursor.description else []
+        except psycopg2.Error as error:
+            raise self._translate(error) from None
+        self.last_call = time.monotonic()
+        self.calls += 1
+        self._progress.made()
+        return rows
+
+    def abort(self) -> None:
+        """Cut the socket; the thread that waits on it gets DatabaseUnavailable at once."""
+        duplicate = self._socket
+        if duplicate is not None:
+            try:
+                duplicate.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+
+    def close(self) -> None:
+        """End the session, if there is one; never raises."""
+        connection, self._connection, self._cursor = self._connection, None, None
+        duplicate, self._socket = self._socket, None
+        if connection is not None and not connection.closed:
+            connection.close()
+        if duplicate is not None:
+            duplicate.close()
+
+    def drop(self) -> None:
+        """Forget the session without closing it: after fork it is the parent's (P6)."""
+        _inherited.append((self._connection, self._cursor, self._socket))
+        self._connection = self._cursor = self._socket = None
+
+    def _wait(self) -> None:
+        connection = self._connection
+        while True:
+            state = connection.poll()
+            if state == pg.POLL_OK:
+                return
+            remaining = self._deadline - time.monotonic()
+            events = select.POLLIN if state == pg.POLL_READ else select.POLLOUT
+            poller = select.poll()
+            poller.register(connection.fileno(), events)
+            if remaining <= 0 or not poller.poll(remaining * 1000):
+                self._cut()
+                raise DatabaseUnavailable("no answer within the deadline of the call")
+
+    def _cut(self) -> None:
+        self.abort()
+        self._previous, self._session = self._session, None
+        self.close()
+
+    def _translate(self, error: psycopg2.Error) -> DatabaseError | DatabaseUnavailable:
+        if not self.alive or self._broken():
+            self._cut()
+            return DatabaseUnavailable(f"the session is gone: {_phrase(error)}")
+        self.last_call = time.monotonic()
+        self._progress.made()
+        diagnostics = error.diag
+        return DatabaseError(
+            error.pgcode or "XX000",
+            schema=diagnostics.schema_name or "",
+            table=diagnostics.table_name or "",
+            column=diagnostics.column_name or "",
+            constraint=diagnostics.constraint_name or "",
+            detail=_detail(error),
+            in_transaction=self._connection.info.transaction_status
+            == pg.TRANSACTION_STATUS_INERROR,
+        )
+
+    def _broken(self) -> bool:
+        status = self._connection.info.transaction_status
+        return bool(
+            self._connection.info.status != 0
+            or status in (pg.TRANSACTION_STATUS_UNKNOWN, pg.TRANSACTION_STATUS_ACTIVE)
+        )
+
+
+# What a fork inherited is kept from the garbage collector: closing it would send the server a
+# goodbye on the parent's socket.
+_inherited: list[Sequence[Any]] = []
+
+
+def _phrase(error: Exception) -> str:
+    """Words for an error that can hold no value: the SQLSTATE, or the class of the trouble."""
+    if isinstance(error, DatabaseError):
+        return str(error)
+    code = getattr(error, "pgcode", None)
+    if code:
+        return f"SQLSTATE {code}"
+    text = str(error).strip().splitlines()
+    # Before a session exists libpq's sentence holds no row's value; it says host, role or reason.
+    return text[0][:200] if text and "connect" in text[0] else type(error).__name__
+
+
+def _detail(error: psycopg2.Error) -> str:
+    parts = (error.diag.message_primary, error.diag.message_detail, error.diag.context)
+    return "\n".join(part for part in parts if part)[:2000]

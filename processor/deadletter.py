@@ -1,0 +1,183 @@
+"""Dead letters in PostgreSQL: what failed for good, why, and what an operator wants done with it.
+
+Written in the same commit as the ledger's outcome. `dead retry|edit|discard` only records a request
+in the row; the owner of the lane carries it out in its turn (rule 15).
+"""
+
+from __future__ import annotations
+
+import getpass
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from processor.database import Database
+from processor.ledger import Ownership
+from processor.literal import quoted
+from processor.transaction import Entry
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why a transaction failed: words to show, and the server's own sentence for the row alone."""
+
+    text: str
+    sqlstate: str = ""
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A dead letter as its owner or an operator reads it."""
+
+    id: str
+    hash: str
+    buffer: str
+    lane: str
+    entry_id: str
+    keys: tuple[str, ...]
+    body: bytes
+    reason: str
+    sqlstate: str
+    detail: str
+    attempts: int
+    holds: bool
+    died_at: Any
+    request: str | None
+    requested_by: str | None
+    edited: bytes | None
+    outcome: str
+    trace: str | None
+
+
+_COLUMNS = (
+    "id::text, replace(hash::text, '-', ''), buffer::text, lane, entry, keys, body, reason,"
+    " sqlstate, detail, attempts, holds, died_at, request, requested_by, edited, outcome, trace"
+)
+
+
+def insert(
+    owner: Ownership, entry: Entry, reason: Reason, *, attempts: int, holds: bool
+) -> str:
+    """File a transaction; one that lies there already keeps its first reason."""
+    keys = ",".join(quoted(key) for key in entry.keys)
+    values = (
+        f"'{entry.id}', '{entry.hash}', '{owner.buffer}', {quoted(owner.lane)},"
+        f" {quoted(entry.entry_id)}, ARRAY[{keys}]::text[], '\\x{entry.body.hex()}',"
+        f" {quoted(reason.text)}, {quoted(reason.sqlstate)}, {quoted(reason.detail)}, {attempts},"
+        f" {'true' if holds else 'false'}, {'NULL' if entry.trace is None else quoted(entry.trace)}"
+    )
+    return (
+        "INSERT INTO processor.dead_letter (id, hash, buffer, lane, entry, keys, body, reason,"
+        f" sqlstate, detail, attempts, holds, trace) VALUES ({values})"
+        " ON CONFLICT (id, hash) DO NOTHING;"
+    )
+
+
+def requests(database: Database, buffer: str, lanes: Sequence[str], count: int) -> list[DeadLetter]:
+    """Dead letters of these lanes for which an operator asked something, oldest request first.
+
+    This is also the call with which an idle owner touches the server (rule 4).
+    """
+    names = ",".join(quoted(lane) for lane in lanes)
+    return _letters(
+        database,
+        f"SELECT {_COLUMNS} FROM processor.dead_letter WHERE buffer = '{buffer}'"
+        f" AND lane = ANY (ARRAY[{names}]::text[]) AND request IS NOT NULL AND outcome = 'dead'"
+        f" ORDER BY requested_at, id LIMIT {count}",
+    )
+
+
+def open_holds(database: Database, owner: Ownership, after: str, count: int) -> list[DeadLetter]:
+    """Dead letters of a lane that hold their keys, by entry, for rebuilding the lines."""
+    return _letters(
+        database,
+        f"SELECT {_COLUMNS} FROM processor.dead_letter WHERE buffer = '{owner.buffer}'"
+        f" AND lane = {quoted(owner.lane)} AND outcome = 'dead' AND holds"
+        f" AND id > '{after}' ORDER BY id LIMIT {count}",
+    )
+
+
+def resolved(letter: DeadLetter, outcome: str) -> str:
+    """Close a dead letter as applied or discarded."""
+    return (
+        f"UPDATE processor.dead_letter SET outcome = '{outcome}', request = NULL,"
+        f" resolved_at = now() WHERE {_is(letter)};"
+    )
+
+
+def failed_again(letter: DeadLetter, reason: Reason) -> str:
+    """A retry on request failed: the letter stays, with the new reason."""
+    return (
+        f"UPDATE processor.dead_letter SET request = NULL, attempts = attempts + 1,"
+        f" reason = {quoted(reason.text)}, sqlstate = {quoted(reason.sqlstate)},"
+        f" detail = {quoted(reason.detail)}, edited = NULL WHERE {_is(letter)};"
+    )
+
+
+def count_open(database: Database, buffer: str) -> int:
+    """Dead letters of a buffer that wait for a decision."""
+    rows = database.run(
+        f"SELECT count(*) FROM processor.dead_letter WHERE buffer = '{buffer}' AND outcome = 'dead'"
+    )
+    return int(rows[0][0])
+
+
+def listed(
+    database: Database, *, lane: str | None = None, everything: bool = False, limit: int = 100,
+    after: str | None = None,
+) -> list[DeadLetter]:  # fmt: skip
+    """A page of dead letters for people, oldest first; `after` is the last id of the page before."""
+    conditions = ["true"] if everything else ["outcome = 'dead'"]
+    if lane is not None:
+        conditions.append(f"lane = {quoted(lane)}")
+    if after is not None:
+        conditions.append(f"id > '{after}'")
+    return _letters(
+        database,
+        f"SELECT {_COLUMNS} FROM processor.dead_letter WHERE {' AND '.join(conditions)}"
+        f" ORDER BY id LIMIT {limit}",
+    )
+
+
+def found(database: Database, transaction_id: str) -> list[DeadLetter]:
+    """The dead letters of one transaction id; more than one if the id was used for other payloads."""
+    return _letters(
+        database,
+        f"SELECT {_COLUMNS} FROM processor.dead_letter WHERE id = '{transaction_id}'"
+        " ORDER BY died_at",
+    )
+
+
+def ask(
+    database: Database, letter: DeadLetter, request: str, edited: bytes | None = None
+) -> bool:
+    """Record what an operator wants: retry, edit or discard. False if it is decided already."""
+    text = "NULL" if edited is None else f"'\\x{edited.hex()}'"
+    rows = database.run(
+        f"UPDATE processor.dead_letter SET request = {quoted(request)}, requested_at = now(),"
+        f" requested_by = {quoted(_operator())}, edited = {text}"
+        f" WHERE {_is(letter)} AND outcome = 'dead' RETURNING id"
+    )
+    return bool(rows)
+
+
+def _letters(database: Database, sql: str) -> list[DeadLetter]:
+    return [
+        DeadLetter(*row[:5], tuple(row[5]), bytes(row[6]), *row[7:15],
+                   None if row[15] is None else bytes(row[15]), *row[16:])
+        for row in database.run(sql)
+    ]  # fmt: skip
+
+
+def _is(letter: DeadLetter) -> str:
+    return f"id = '{letter.id}' AND hash = '{letter.hash}'"
+
+
+def _operator() -> str:
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):
+        user = "unknown"
+    return f"{user}@{socket.gethostname()}"

@@ -1,0 +1,52 @@
+"""Delayed transactions: a sorted set by due time, from which the owner moves them into the lane.
+
+Order of a delayed transaction is that of entering its lane, when due (rule 24). The bytes are the
+member, so that adding one twice is one; a move puts first and removes after (rule 28), and a move
+done twice meets the ledger.
+"""
+
+from __future__ import annotations
+
+from processor import crashpoint
+from processor.buffer import Lane, add
+from processor.errors import RedisRefused
+from processor.redis_connection import Command, RedisConnection
+
+_MOVED_AT_ONCE = 500
+
+
+def schedule(lane: Lane, body: bytes, due: float) -> Command:
+    """Add a transaction that is due at `due`, Unix seconds."""
+    return ("ZADD", lane.scheduled, repr(due), body)
+
+
+def move(redis: RedisConnection, lane: Lane, now: float) -> int:
+    """Move what is due at `now` (Unix seconds) into the lane, oldest first; how many were moved.
+
+    Raises RedisRefused if Redis takes no more (OOM); what was moved by then stays moved.
+    """
+    bodies = redis.call(
+        "ZRANGEBYSCORE", lane.scheduled, "-inf", repr(now), "LIMIT", 0, _MOVED_AT_ONCE
+    )
+    if not bodies:
+        return 0
+    added = redis.calls([add(lane, body) for body in bodies])
+    crashpoint.reach("move-added")
+    moved = [b for b, reply in zip(bodies, added, strict=True) if not isinstance(reply, RedisRefused)]
+    if moved:
+        redis.call("ZREM", lane.scheduled, *moved)
+    crashpoint.reach("move-removed")
+    refused = next((reply for reply in added if isinstance(reply, RedisRefused)), None)
+    if refused is not None:
+        raise refused
+    return len(moved)
+
+
+def next_due(lane: Lane) -> Command:
+    """Ask for the next one; `due_at` reads the reply."""
+    return ("ZRANGE", lane.scheduled, 0, 0, "WITHSCORES")
+
+
+def due_at(reply: list[bytes]) -> float | None:
+    """When the next delayed transaction is due, Unix seconds."""
+    return float(reply[1]) if reply else None

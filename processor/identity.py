@@ -1,0 +1,43 @@
+"""The ids of transactions: made by the producer, sortable by time, decided by a key if wanted."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+import uuid
+
+from processor.errors import InvalidTransaction
+
+_CANONICAL = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}").fullmatch
+_KEYS = uuid.UUID("6e6f7374-6f72-5d61-8e64-666f72776172")
+
+
+def new_id() -> str:
+    """A UUIDv7 (RFC 9562): milliseconds, 12 bits of the fraction, 62 random bits.
+
+    Randomness comes from the system at each call, so a forked child never repeats its parent.
+    """
+    nanoseconds = time.time_ns()
+    milliseconds, rest = divmod(nanoseconds, 1_000_000)
+    fraction = rest * 4096 // 1_000_000
+    low = int.from_bytes(os.urandom(8)) & 0x3FFF_FFFF_FFFF_FFFF | 0x8000_0000_0000_0000
+    text = f"{milliseconds:012x}7{fraction:03x}{low:016x}"
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+def id_of_key(idempotency_key: str) -> str:
+    """The id that an idempotency key decides, equal in every process and release."""
+    return str(uuid.uuid5(_KEYS, idempotency_key))
+
+
+def canonical_id(field: str, value: object) -> str:
+    """The id in the form in which PostgreSQL prints it. Raises InvalidTransaction."""
+    if isinstance(value, str) and _CANONICAL(value):
+        return value
+    try:
+        return str(value if isinstance(value, uuid.UUID) else uuid.UUID(str(value)))
+    except ValueError:
+        raise InvalidTransaction(
+            field, "not a UUID", hint="use processor.new_id(), or idempotency_key for other texts"
+        ) from None

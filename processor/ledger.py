@@ -1,0 +1,166 @@
+"""The ledger of ids and outcomes, and the lane's epoch: SQL that `apply` sends.
+
+Stores say SQL: everything here but the acquisition of a lane returns text, so that an outcome and
+its effect are in one commit. The insert fails on a known id (rule 14).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from processor.database import Database
+from processor.errors import DatabaseError
+from processor.literal import quoted
+from processor.transaction import Entry
+
+PREPARED = (
+    "PREPARE processor_ledger (uuid[], text[], uuid[], uuid, text, text) AS"
+    " INSERT INTO processor.ledger (id, entry, hash, buffer, lane, outcome)"
+    " SELECT i, e, h, $4, $5, $6 FROM unnest($1, $2, $3) AS u (i, e, h);"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Ownership:
+    """The right to write for a lane: its epoch and token in PostgreSQL (rule 2)."""
+
+    buffer: str
+    lane: str
+    epoch: int
+    token: str
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What the ledger knows of an id."""
+
+    outcome: str
+    hash: str
+
+
+def lock_key(namespace: str, buffer: str, lane: str) -> int:
+    """The advisory lock of a lane: first 8 bytes of SHA-256, as a signed number (rule 2)."""
+    text = "\0".join(("processor", namespace, buffer, lane))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], signed=True)
+
+
+def acquire(
+    database: Database, namespace: str, buffer: str, lane: str, *, site: str, instance: str
+) -> Ownership | None:
+    """Take a lane if nobody has it: advisory lock, then epoch and token under it.
+
+    The bump waits for the row, so when it returns every older batch is decided (rule 3). None if
+    another session holds the lock.
+    """
+    key = lock_key(namespace, buffer, lane)
+    if not database.run(f"SELECT pg_try_advisory_lock({key})")[0][0]:
+        return None
+    token = str(uuid.uuid4())
+    name, where, who = quoted(lane), quoted(site), quoted(instance)
+    try:
+        rows = database.run(
+            "INSERT INTO processor.lane (buffer, lane, site, instance, epoch, token)"
+            f" VALUES ('{buffer}', {name}, {where}, {who}, 1, '{token}')"
+            " ON CONFLICT (buffer, lane) DO UPDATE SET epoch = lane.epoch + 1,"
+            " token = excluded.token, site = excluded.site, instance = excluded.instance,"
+            " seen_at = clock_timestamp() RETURNING epoch"
+        )
+    except DatabaseError:
+        # The old owner's batch still holds the row: leave the lock to a later try.
+        database.run(f"ROLLBACK; SELECT pg_advisory_unlock({key})")
+        raise
+    return Ownership(buffer, lane, int(rows[0][0]), token)
+
+
+def give_up(database: Database, namespace: str, buffer: str, lane: str) -> None:
+    """Let another processor have the lane at once."""
+    database.run(f"SELECT pg_advisory_unlock({lock_key(namespace, buffer, lane)})")
+
+
+def fence(owner: Ownership, applied: int, dead: int = 0, last: str | None = None) -> str:
+    """The first statement of every batch: lock the lane's row, compare epoch and token (rule 3)."""
+    return (
+        f"SELECT processor.fence('{owner.buffer}', {quoted(owner.lane)}, {owner.epoch},"
+        f" '{owner.token}', {applied}, {dead}, {'NULL' if last is None else quoted(last)});"
+    )
+
+
+def insert(
+    owner: Ownership, entries: Sequence[Entry], outcome: str = "applied", *, prepared: bool = False
+) -> str:
+    """Write the ids with their outcome; fails on a known one (rules 14 and 15)."""
+    ids = ",".join(e.id for e in entries)
+    marks = ",".join(e.entry_id for e in entries)
+    hashes = ",".join(e.hash for e in entries)
+    lane = quoted(owner.lane)
+    if prepared:
+        return (
+            f"EXECUTE processor_ledger('{{{ids}}}','{{{marks}}}','{{{hashes}}}',"
+            f"'{owner.buffer}',{lane},'{outcome}');"
+        )
+    return (
+        "INSERT INTO processor.ledger (id, entry, hash, buffer, lane, outcome)"
+        f" SELECT i, e, h, '{owner.buffer}', {lane}, '{outcome}'"
+        f" FROM unnest('{{{ids}}}'::uuid[], '{{{marks}}}'::text[], '{{{hashes}}}'::uuid[])"
+        " AS u (i, e, h);"
+    )
+
+
+def remove(ids: Sequence[str]) -> str:
+    """Take back the rows of transactions that failed in the same commit."""
+    return f"DELETE FROM processor.ledger WHERE id = ANY ('{{{','.join(ids)}}}'::uuid[]);"
+
+
+def find(database: Database, ids: Sequence[str]) -> dict[str, Known]:
+    """What the ledger knows of these ids, on a session that is in no transaction."""
+    if not ids:
+        return {}
+    rows = database.run(
+        "SELECT id::text, outcome, replace(hash::text, '-', '') FROM processor.ledger"
+        f" WHERE id = ANY ('{{{','.join(ids)}}}'::uuid[])"
+    )
+    return {row[0]: Known(row[1], row[2]) for row in rows}
+
+
+def resolve(transaction_id: str, outcome: str, payload_hash: str) -> str:
+    """Turn the outcome of a dead letter into applied or discarded (rule 15)."""
+    return (
+        f"UPDATE processor.ledger SET outcome = '{outcome}', hash = '{payload_hash}',"
+        " xid = pg_current_xact_id(), committed_at = now()"
+        f" WHERE id = '{transaction_id}';"
+    )
+
+
+def prune(owner: Ownership, retention: float, oldest: str, count: int) -> str:
+    """Remove rows of this lane that are older than the retention and known settled (rule 23).
+
+    `oldest` is the oldest entry that still lies in Redis: what came before it is settled. Remembers
+    the highest accept time that was ever pruned.
+    """
+    milliseconds = int(oldest.partition("-")[0])
+    lane = quoted(owner.lane)
+    return (
+        "WITH old AS (SELECT id FROM processor.ledger"
+        f" WHERE buffer = '{owner.buffer}' AND lane = {lane} AND outcome <> 'dead'"
+        f" AND committed_at < now() - interval '{retention} seconds'"
+        f" AND split_part(entry, '-', 1)::bigint < {milliseconds} LIMIT {count}),"
+        " gone AS (DELETE FROM processor.ledger USING old WHERE ledger.id = old.id"
+        " RETURNING ledger.entry),"
+        " mark AS (SELECT to_timestamp(max(split_part(entry, '-', 1)::bigint) / 1000.0) AS top,"
+        " count(*) AS n FROM gone),"
+        " kept AS (UPDATE processor.lane SET pruned_to = greatest(pruned_to, mark.top) FROM mark"
+        f" WHERE buffer = '{owner.buffer}' AND lane = {lane} AND mark.n > 0)"
+        " SELECT n FROM mark"
+    )
+
+
+def pruned_to(database: Database, owner: Ownership) -> float | None:
+    """The highest accept time that was pruned from the ledger, Unix seconds."""
+    rows = database.run(
+        "SELECT extract(epoch FROM pruned_to)::float8 FROM processor.lane"
+        f" WHERE buffer = '{owner.buffer}' AND lane = {quoted(owner.lane)}"
+    )
+    return rows[0][0] if rows else None

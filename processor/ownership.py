@@ -1,0 +1,233 @@
+"""Who drains a lane: this processor, if it can take the lane, or another one (rules 1 to 4, 7).
+
+Hands the drain a list of `OwnedLane`. Taking a lane means: advisory lock, epoch, then Redis looked
+at anew - from the head of the stream, with the lines of blocked keys rebuilt from the dead letters.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from processor import buffer, crashpoint, deadletter, ledger, metrics, parked
+from processor.buffer import Lane, Raw
+from processor.database import Database
+from processor.errors import DatabaseError, RedisRefused
+from processor.ledger import Ownership
+from processor.redis_connection import RedisConnection
+from processor.settings import Settings
+from processor.transaction import Entry
+from processor.verdict import Verdict, judge
+from processor.verdict import Failure as Facts
+
+log = logging.getLogger("processor")
+
+_PAGE = 500
+
+
+@dataclass(slots=True)
+class Page:
+    """Entries that were read together, on one connection to Redis."""
+
+    generation: int
+    raws: list[Raw]
+    entries: list[Entry]
+    unreadable: list[tuple[str, bytes, str]]
+    later: list[str]
+
+    @property
+    def last(self) -> str:
+        """The last id that was read."""
+        return self.raws[-1][0]
+
+
+@dataclass(slots=True)
+class OwnedLane:
+    """A lane with what its owner remembers of it; all of it may be forgotten at any time."""
+
+    lane: Lane
+    weight: int = 1
+    owner: Ownership | None = None
+    cursor: str = "-"
+    bell: str = "0-0"
+    page: Page | None = None
+    drained: bool = False
+    body_bytes: float = 65536.0
+    has_lines: bool = True
+    next_retry: float | None = 0.0
+    next_due: float | None = 0.0
+    later: set[str] = field(default_factory=set)
+    stuck: dict[str, Entry] = field(default_factory=dict)
+    stuck_until: float = 0.0
+    paused_until: float = 0.0
+    pauses: int = 0
+    reason: str = ""
+    suspect_to: float | None = None
+    credit: float = 0.0
+    age: float = 0.0
+    limit: int = 0
+    trouble: tuple[str, int] = ("", 0)
+    streak: tuple[str, frozenset[str]] = ("", frozenset())
+
+    def forget(self) -> None:
+        """Trust nothing that was read: start from the head, and let the ledger say (rule 9)."""
+        self.cursor = "-"
+        self.page = None
+        self.drained = False
+        self.has_lines = True
+        self.next_retry = self.next_due = 0.0
+        self.later.clear()
+        self.stuck.clear()
+
+
+class Owners:
+    """Takes and gives up lanes for one processor."""
+
+    def __init__(self, settings: Settings, instance: str) -> None:
+        self._settings = settings
+        self._instance = instance
+        self.lanes: dict[str, OwnedLane] = {}
+        self.buffer = ""
+        self.loss = ""
+
+    @property
+    def owned(self) -> list[OwnedLane]:
+        """The lanes that this processor owns."""
+        return [lane for lane in self.lanes.values() if lane.owner is not None]
+
+    def meet(self, redis: RedisConnection) -> None:
+        """Learn the buffer's identity and its lanes. A changed identity is a loss event (rule 1)."""
+        found = buffer.identity(redis, self._settings.namespace)
+        if self.buffer and found != self.buffer:
+            self._report(f"the buffer changed its identity from {self.buffer} to {found}: what was"
+                         " accepted and not committed before that is lost")  # fmt: skip
+            self.lanes.clear()
+        self.buffer = found
+        drained = self._settings.drain
+        for name in {*self._configured(), *buffer.registered(redis, self._settings.namespace)}:
+            lane = Lane(self._settings.namespace, name)
+            if name not in self.lanes and (not drained or lane.queue in drained):
+                queue = self._settings.queues.get(lane.queue)
+                self.lanes[name] = OwnedLane(lane, queue.weight if queue else 1)
+
+    def _configured(self) -> Iterable[str]:
+        for name, queue in self._settings.queues.items():
+            yield from (f"{name}:{n}" for n in range(queue.partitions))
+
+    def take(self, database: Database, redis: RedisConnection) -> None:
+        """Try to own every lane that is not owned yet. Raises DatabaseUnavailable."""
+        for lane in self.lanes.values():
+            if lane.owner is None:
+                self._take(database, redis, lane)
+
+    def _take(self, database: Database, redis: RedisConnection, lane: OwnedLane) -> None:
+        try:
+            lane.owner = ledger.acquire(
+                database, self._settings.namespace, self.buffer, lane.lane.name,
+                site=self._settings.site, instance=self._instance,
+            )  # fmt: skip
+        except DatabaseError as error:
+            if judge(Facts(error.sqlstate)) is Verdict.CONTENTION:
+                return
+            raise
+        if lane.owner is None:
+            return
+        lane.forget()
+        metrics.count("takeovers")
+        log.info("lane %s: owner, epoch %d", lane.lane.name, lane.owner.epoch)
+        self._look_for_rollback(database, redis, lane)
+        rebuild(database, redis, lane)
+        crashpoint.reach("lane-owned")
+
+    def _look_for_rollback(
+        self, database: Database, redis: RedisConnection, lane: OwnedLane
+    ) -> None:
+        assert lane.owner is not None
+        rows = database.run(
+            "SELECT last_entry, extract(epoch FROM pruned_to)::float8 FROM processor.lane"
+            f" WHERE buffer = '{self.buffer}' AND lane = '{lane.lane.name}'"
+        )
+        last, pruned_to = rows[0]
+        if last is None:
+            return
+        generated = _last_generated(redis, lane.lane)
+        if _order(generated) < _order(last):
+            # Redis was restored or failed over to a replica that lacked the end (rule 23).
+            self._report(f"lane {lane.lane.name}: Redis went back from entry {last} to {generated}:"
+                         " what was accepted between them and not committed is lost")  # fmt: skip
+            lane.suspect_to = pruned_to
+
+    def _report(self, text: str) -> None:
+        self.loss = text
+        log.error("loss window: %s", text)
+
+    def lose(self) -> None:
+        """The session is gone, and with it every lane."""
+        for lane in self.lanes.values():
+            lane.owner = None
+            lane.forget()
+
+    def give_up(self, database: Database) -> None:
+        """Let others take the lanes at once, at a clean stop."""
+        for lane in self.owned:
+            ledger.give_up(database, self._settings.namespace, self.buffer, lane.lane.name)
+            lane.owner = None
+
+
+def rebuild(database: Database, redis: RedisConnection, lane: OwnedLane) -> None:
+    """Make the lines of blocked keys agree with the dead letters that hold them.
+
+    Needed after Redis lost them, and after a crash between a commit and the release that follows.
+    """
+    assert lane.owner is not None
+    try:
+        _put_holders(database, redis, lane)
+        _let_go(database, redis, lane)
+    except RedisRefused as refused:
+        if refused.code != "OOM":
+            raise
+        log.warning("lane %s: lines not rebuilt while Redis is full", lane.lane.name)
+
+
+def _put_holders(database: Database, redis: RedisConnection, lane: OwnedLane) -> None:
+    assert lane.owner is not None
+    after = "00000000-0000-0000-0000-000000000000"
+    while letters := deadletter.open_holds(database, lane.owner, after, _PAGE):
+        after = letters[-1].id
+        for letter in letters:
+            members = [parked.member(k, letter.entry_id, letter.id) for k in letter.keys]
+            if members:
+                redis.call("ZADD", lane.lane.blocked, *(p for m in members for p in (0, m)))
+
+
+def _let_go(database: Database, redis: RedisConnection, lane: OwnedLane) -> None:
+    after = b""
+    while True:
+        heads, after = parked.holders(redis, lane.lane, after, _PAGE)
+        bodies = parked.has_bodies(redis, lane.lane, [h.id for h in heads])
+        bare = [h for h in heads if h.id not in bodies]
+        known = ledger.find(database, [h.id for h in bare])
+        for head in heads:
+            if head.id in bodies:
+                redis.call("ZADD", lane.lane.retry, "NX", 0, head.id)
+            elif head.id in known and known[head.id].outcome != "dead":
+                parked.release(redis, lane.lane, [(head.id, head.entry_id, [head.key])], 0.0)
+        if not after:
+            return
+
+
+def _last_generated(redis: RedisConnection, lane: Lane) -> str:
+    try:
+        reply = redis.call("XINFO", "STREAM", lane.stream)
+    except RedisRefused as refused:
+        if refused.code == "ERR":  # no such key: never written, or lost
+            return "0-0"
+        raise
+    pairs = dict(zip(reply[::2], reply[1::2], strict=True))
+    return str(pairs[b"last-generated-id"].decode())
+
+
+def _order(entry_id: str) -> tuple[int, int]:
+    milliseconds, _, sequence = entry_id.partition("-")
+    return int(milliseconds), int(sequence or 0)

@@ -1,0 +1,232 @@
+"""Entries held back: to be retried, or waiting behind an earlier one that shares a key.
+
+Such an entry never re-enters the stream; the owner applies it from here, in accept order, when due
+(rule 26). Three structures of a lane, in the order in which they are put:
+
+`:blocked`  one sorted set of members "key NUL order NUL id", score 0: the line of each key, readable
+            as a range; whoever stands first holds the key. A dead letter that holds its keys stands
+            here without a body.
+`:retry`    id -> when it is to be tried, Unix seconds.
+`:parked`   id -> record (entry id, attempt, body).
+
+Puts come before the removal from the stream and may be done twice (rule 28); removal goes lines,
+body, retry last, so that a crash in between leaves something that finds its way again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from processor.buffer import Lane
+from processor.errors import RedisRefused
+from processor.redis_connection import Command, RedisConnection
+from processor.transaction import VERSION, Entry, decode
+
+_NUL = b"\0"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One member of a key's line."""
+
+    key: str
+    order: bytes
+    id: str
+
+    @property
+    def entry_id(self) -> str:
+        """The entry id from which the order was made."""
+        milliseconds, sequence = self.order.split(b"-")
+        return f"{int(milliseconds)}-{int(sequence)}"
+
+
+def member(key: str, entry_id: str, transaction_id: str) -> bytes:
+    """A transaction's place in the line of a key."""
+    return _NUL.join((key.encode(), order(entry_id), transaction_id.encode()))
+
+
+def place(found: bytes) -> Place:
+    """A member of `:blocked`, taken apart."""
+    key, order, transaction_id = found.split(_NUL)
+    return Place(key.decode(), order, transaction_id.decode())
+
+
+def line(lane: Lane, key: str, count: int) -> Command:
+    """Ask for the first places in the line of a key."""
+    start = key.encode() + _NUL
+    return ("ZRANGEBYLEX", lane.blocked, b"[" + start, b"(" + key.encode() + b"\1", "LIMIT", 0, count)
+
+
+def first_places(redis: RedisConnection, lane: Lane, keys: Iterable[str]) -> dict[str, Place]:
+    """Who stands first in the lines of these keys, for those that have one."""
+    asked = list(dict.fromkeys(keys))
+    replies = redis.calls([line(lane, key, 1) for key in asked]) if asked else []
+    return {k: place(reply[0]) for k, reply in zip(asked, whole(replies), strict=True) if reply}
+
+
+def order(entry_id: str) -> bytes:
+    """An entry id in a form that sorts as the stream does."""
+    milliseconds, _, sequence = entry_id.partition("-")
+    return f"{int(milliseconds):016d}-{int(sequence or 0):020d}".encode()
+
+
+def lines(lane: Lane, entry: Entry) -> list[Command]:
+    """Put an entry into the lines of its keys."""
+    if not entry.keys:
+        return []
+    members = [member(key, entry.entry_id, entry.id) for key in entry.keys]
+    return [("ZADD", lane.blocked, *(part for m in members for part in (0, m)))]
+
+
+def body(lane: Lane, entry: Entry, attempt: int) -> Command:
+    """Put or renew the record of an entry, with the number of attempts that failed."""
+    record = b"\n".join((entry.entry_id.encode(), str(attempt).encode(), entry.body))
+    return ("HSET", lane.parked, entry.id, record)
+
+
+def first_body(lane: Lane, entry: Entry) -> Command:
+    """Put the record of a waiting entry, unless it has one that knows its attempts."""
+    return ("HSETNX", *body(lane, entry, entry.attempt)[1:])
+
+
+def retry_at(lane: Lane, transaction_id: str, when: float) -> Command:
+    """Have a transaction tried at `when`, Unix seconds."""
+    return ("ZADD", lane.retry, repr(when), transaction_id)
+
+
+def record(found: bytes) -> Entry:
+    """The entry of a parked record. Raises Unreadable."""
+    entry_id, attempt, stored = found.split(b"\n", 2)
+    return decode(entry_id.decode(), VERSION, stored, int(attempt))
+
+
+def due_entries(redis: RedisConnection, lane: Lane, now: float, count: int) -> list[Entry]:
+    """Parked entries that may be applied now, in accept order, at most `count`.
+
+    Those whose retry is due and that stand first in all their lines, each followed by the run of
+    those behind it that wait for nothing else.
+    """
+    ids = [i.decode() for i in redis.call(
+        "ZRANGEBYSCORE", lane.retry, "-inf", repr(now), "LIMIT", 0, count)]  # fmt: skip
+    if not ids:
+        return []
+    heads = _bodies(redis, lane, ids)
+    gone = [i for i in ids if i not in heads]
+    ready, passed = _standing_first(redis, lane, list(heads.values()))
+    if gone or passed:
+        redis.call("ZREM", lane.retry, *gone, *passed)
+    followers = _followers(redis, lane, ready, count - len(ready))
+    return sorted([*ready, *followers], key=lambda e: order(e.entry_id))
+
+
+def next_retry(lane: Lane) -> Command:
+    """Ask for the next retry; `due.due_at` reads the reply."""
+    return ("ZRANGE", lane.retry, 0, 0, "WITHSCORES")
+
+
+def release(
+    redis: RedisConnection, lane: Lane, done: Sequence[tuple[str, str, Sequence[str]]], now: float
+) -> None:
+    """Let go of transactions that are decided, given as (id, entry id, keys).
+
+    Whoever then stands first in a line is put up for its turn before the leaver is removed.
+    """
+    leaving = {i for i, _, _ in done}
+    asked = list(dict.fromkeys(key for _, _, keys in done for key in keys))
+    replies = redis.calls([line(lane, k, len(done) + 1) for k in asked]) if asked else []
+    for reply in whole(replies):
+        heir = next((p for p in map(place, reply) if p.id not in leaving), None)
+        if heir is not None:
+            redis.call("ZADD", lane.retry, "NX", repr(now), heir.id)
+    members = [member(key, entry_id, i) for i, entry_id, keys in done for key in keys]
+    ids = [i for i, _, _ in done]
+    if members:
+        redis.call("ZREM", lane.blocked, *members)
+    redis.call("HDEL", lane.parked, *ids)
+    redis.call("ZREM", lane.retry, *ids)
+
+
+def promote(redis: RedisConnection, lane: Lane, keys: Iterable[str], now: float) -> None:
+    """See that whoever stands first in these lines has its turn some time."""
+    heads = {found.id for found in first_places(redis, lane, keys).values()}
+    for transaction_id in heads:
+        # NX: one that waits for its retry keeps its time; a dead letter has no body to be tried.
+        redis.call("ZADD", lane.retry, "NX", repr(now), transaction_id)
+
+
+def forget_body(lane: Lane, transaction_id: str) -> list[Command]:
+    """Take away record and retry of an entry that became a dead letter; its lines stay."""
+    return [("HDEL", lane.parked, transaction_id), ("ZREM", lane.retry, transaction_id)]
+
+
+def holders(redis: RedisConnection, lane: Lane, after: bytes, count: int) -> tuple[list[Place], bytes]:
+    """Who stands first in the lines, looking at `count` members behind `after` (b"" to begin).
+
+    The second answer is where to go on, b"" at the end.
+    """
+    start = b"(" + after if after else b"-"
+    members = redis.call("ZRANGEBYLEX", lane.blocked, start, "+", "LIMIT", 0, count)
+    heads: list[Place] = []
+    key = place(after).key if after else None
+    for found in map(place, members):
+        if found.key != key:
+            heads.append(found)
+            key = found.key
+    return heads, members[-1] if len(members) == count else b""
+
+
+def has_bodies(redis: RedisConnection, lane: Lane, ids: Sequence[str]) -> set[str]:
+    """Which of these transactions are parked with their body."""
+    if not ids:
+        return set()
+    found = redis.call("HMGET", lane.parked, *ids)
+    return {i for i, stored in zip(ids, found, strict=True) if stored is not None}
+
+
+def whole(replies: list[Any]) -> list[Any]:
+    """The replies, if none is a refusal; else the refusal is raised."""
+    for reply in replies:
+        if isinstance(reply, RedisRefused):
+            raise reply
+    return replies
+
+
+def _bodies(redis: RedisConnection, lane: Lane, ids: Sequence[str]) -> dict[str, Entry]:
+    if not ids:
+        return {}
+    found = redis.call("HMGET", lane.parked, *ids)
+    return {i: record(stored) for i, stored in zip(ids, found, strict=True) if stored is not None}
+
+
+def _standing_first(
+    redis: RedisConnection, lane: Lane, heads: Sequence[Entry]
+) -> tuple[list[Entry], list[str]]:
+    asked = [(entry, key) for entry in heads for key in entry.keys]
+    replies = whole(redis.calls([line(lane, key, 1) for _, key in asked]) if asked else [])
+    behind = {
+        entry.id
+        for (entry, _), reply in zip(asked, replies, strict=True)
+        if reply and place(reply[0]).id != entry.id
+    }
+    return [e for e in heads if e.id not in behind], sorted(behind)
+
+
+def _followers(redis: RedisConnection, lane: Lane, heads: Sequence[Entry], room: int) -> list[Entry]:
+    taken = {entry.id for entry in heads}
+    found: list[Entry] = []
+    for key in dict.fromkeys(key for entry in heads for key in entry.keys):
+        if room <= len(found):
+            break
+        waiting = [place(m) for m in whole([redis.call(*line(lane, key, room - len(found) + 1))])[0]]
+        ids = [p.id for p in waiting if p.id not in taken]
+        bodies = _bodies(redis, lane, ids)
+        for transaction_id in ids:
+            entry = bodies.get(transaction_id)
+            # One with a second key may wait elsewhere, and behind it nobody may pass either.
+            if entry is None or entry.keys != (key,) or room <= len(found):
+                break
+            taken.add(transaction_id)
+            found.append(entry)
+    return found

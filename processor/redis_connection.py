@@ -1,0 +1,213 @@
+"""Connections to Redis with a deadline on every call and no retries of their own.
+
+One call is one write and as many replies as commands: commands are sent side by side, never in
+MULTI, so that a full Redis refuses only those that add (rule 20). redis-py's own retries are off: a
+lost reply would make it add the same entry again (rule 11). Any doubt about the stream of replies
+ends the connection, and its `generation` tells that ids read before are no longer to be trusted
+(rule 9).
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+import redis
+from redis.backoff import NoBackoff
+from redis.connection import parse_url
+from redis.retry import Retry
+
+from processor.errors import ConfigError, RedisRefused, RedisUnavailable
+
+Command = Sequence[bytes | str | int | float]
+Reply = Any
+
+
+class RedisConnection:
+    """One connection, opened at its first call and again after each failure."""
+
+    def __init__(self, url: str, timeout: float, *, name: str = "processor") -> None:
+        self._kind, self._options = _options(url, timeout)
+        self._timeout = timeout
+        self._name = name
+        self._connection: Any = None
+        self.generation = 0
+
+    @property
+    def alive(self) -> bool:
+        """Whether the connection is open as far as is known."""
+        return self._connection is not None
+
+    def call(self, *command: bytes | str | int | float) -> Reply:
+        """The reply to one command. Raises RedisRefused or RedisUnavailable."""
+        reply = self.calls([command])[0]
+        if isinstance(reply, RedisRefused):
+            raise reply
+        return reply
+
+    def calls(self, commands: Sequence[Command], *, block: float = 0.0) -> list[Reply]:
+        """The replies to several commands sent in one write; refusals stand in the list.
+
+        `block` is how long the server itself may wait, in seconds, on top of the deadline. Raises
+        RedisUnavailable if any reply is missing; then nothing is known of any of the commands.
+        """
+        connection = self._open()
+        try:
+            if len(commands) == 1:
+                packed = connection.pack_command(*commands[0])
+            else:
+                packed = connection.pack_commands(commands)
+            connection.send_packed_command(packed, check_health=False)
+            if block:
+                return [self._reply(connection, timeout=self._timeout + block) for _ in commands]
+            return [self._reply(connection) for _ in commands]
+        except redis.RedisError as error:
+            self.close()
+            raise _unavailable(error) from None
+        except OSError as error:
+            self.close()
+            raise RedisUnavailable(f"Redis is away: {type(error).__name__}") from None
+        except BaseException:
+            # A reply may still be on its way to whoever would use this connection next.
+            self.close()
+            raise
+
+    @staticmethod
+    def _reply(connection: Any, **options: float) -> Reply:
+        try:
+            return connection.read_response(**options)
+        except redis.exceptions.BusyLoadingError as error:
+            raise RedisUnavailable(f"Redis is loading its data: {_code(error)}") from None
+        except redis.ResponseError as error:
+            return RedisRefused(_code(error), _sentence(error))
+
+    def close(self) -> None:
+        """End the connection; the next call opens another. Never raises."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            try:
+                connection.disconnect()
+            except (OSError, redis.RedisError):
+                pass
+
+    def drop(self) -> None:
+        """Forget the connection without closing it: after fork it is the parent's (P6)."""
+        _inherited.append(self._connection)
+        self._connection = None
+
+    def _open(self) -> Any:
+        if self._connection is None:
+            connection = self._kind(**self._options)
+            try:
+                connection.connect()
+            except (redis.RedisError, OSError) as error:
+                raise _unavailable(error) from None
+            self._connection = connection
+            self.generation += 1
+        return self._connection
+
+
+class RedisPool:
+    """Connections shared by the producers of a process, each used by one thread at a time."""
+
+    _MOST_IDLE = 32
+
+    def __init__(self, url: str, timeout: float) -> None:
+        self._url = url
+        self._timeout = timeout
+        self._idle: deque[RedisConnection] = deque()
+        self._pid = os.getpid()
+
+    def take(self) -> RedisConnection:
+        """A connection for the caller alone; `give` it back."""
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return RedisConnection(self._url, self._timeout)
+
+    def give(self, connection: RedisConnection) -> None:
+        """Return a connection that was taken."""
+        if connection.alive and len(self._idle) < self._MOST_IDLE:
+            self._idle.append(connection)
+        else:
+            connection.close()
+
+    def close(self) -> None:
+        """Close the connections that nobody uses."""
+        while self._idle:
+            self._idle.pop().close()
+
+    def drop(self) -> None:
+        """Forget all connections without closing them, in a forked child."""
+        while self._idle:
+            self._idle.pop().drop()
+
+
+_inherited: list[Any] = []
+
+
+def _options(url: str, timeout: float) -> tuple[Any, dict[str, Any]]:
+    try:
+        options = dict(parse_url(url))
+    except (ValueError, TypeError) as error:
+        scheme = urlsplit(url).scheme or "none"
+        raise ConfigError(
+            f"redis.url: cannot be used (scheme {scheme}): {type(error).__name__}",
+            hint="redis://, rediss:// or unix://",
+        ) from None
+    kind = options.pop("connection_class", redis.Connection)
+    options.setdefault("protocol", 2)
+    options.update(
+        socket_timeout=timeout,
+        socket_connect_timeout=timeout,
+        retry=Retry(NoBackoff(), 0),
+        health_check_interval=0,
+    )
+    if kind is redis.UnixDomainSocketConnection:
+        del options["socket_connect_timeout"]
+    else:
+        options["socket_keepalive"] = True
+    return kind, options
+
+
+def _code(error: Exception) -> str:
+    words = str(error).split()
+    first = words[0] if words else ""
+    # redis-py strips the code of the replies that it has a class of its own for.
+    return first if first.isupper() else _CODES.get(type(error).__name__, "ERR")
+
+
+_CODES = {
+    "OutOfMemoryError": "OOM",
+    "ReadOnlyError": "READONLY",
+    "NoPermissionError": "NOPERM",
+    "AuthenticationError": "NOAUTH",
+    "AuthenticationWrongNumberOfArgsError": "NOAUTH",
+    "BusyLoadingError": "LOADING",
+    "ClusterDownError": "CLUSTERDOWN",
+    "MasterDownError": "MASTERDOWN",
+    "ExecAbortError": "EXECABORT",
+    "NoScriptError": "NOSCRIPT",
+    "MovedError": "MOVED",
+    "AskError": "ASK",
+    "TryAgainError": "TRYAGAIN",
+}
+
+
+def _sentence(error: Exception) -> str:
+    # Error replies of Redis name commands, keys and modes; arguments are only quoted by ERR.
+    code = _code(error)
+    return f"Redis refused: {code}" if code == "ERR" else f"Redis refused: {str(error)[:160]}"
+
+
+def _unavailable(error: Exception) -> RedisUnavailable:
+    if isinstance(error, redis.exceptions.TimeoutError):
+        return RedisUnavailable("Redis gives no answer within the deadline of the call")
+    if isinstance(error, redis.exceptions.AuthenticationError):
+        return RedisUnavailable("Redis refused the credentials", hint="check redis.url")
+    if isinstance(error, redis.exceptions.BusyLoadingError):
+        return RedisUnavailable("Redis is loading its data")
+    return RedisUnavailable(f"Redis is away: {type(error).__name__}")

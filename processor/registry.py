@@ -1,0 +1,105 @@
+"""The names that transactions may call: statements registered in configuration or code.
+
+SQL text comes only from here, never from an entry. Each text is checked once, when it is
+registered: one statement, with named places, and none that would leave the batch's transaction
+(rule 12). `render` fills the places; tasks will find their place beside statements.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from processor.errors import ConfigError
+
+_PLACE = re.compile(r"%(?:\((?P<name>[A-Za-z_][A-Za-z0-9_]*)\)s|(?P<percent>%)|(?P<bad>.|$))", re.S)
+_ALLOWED = frozenset({"SELECT", "INSERT", "UPDATE", "DELETE", "MERGE", "WITH", "CALL", "VALUES"})
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """A registered statement: literal pieces with the name of a parameter between each two."""
+
+    name: str
+    pieces: tuple[str, ...]
+    names: tuple[str, ...]
+
+    def fill(self, literals: Mapping[str, str]) -> str:
+        """The SQL text with each place filled by its literal."""
+        parts = [self.pieces[0]]
+        for name, piece in zip(self.names, self.pieces[1:], strict=True):
+            parts += (literals[name], piece)
+        return "".join(parts)
+
+
+_statements: dict[str, Statement] = {}
+
+
+def statement(name: str, sql: str) -> None:
+    """Register a statement under a name; places are written %(name)s, a percent sign %%.
+
+    Raises ConfigError if the text is not one plain statement.
+    """
+    _statements[name] = _compile(name, sql)
+
+
+def register(statements: Mapping[str, str]) -> None:
+    """Register all statements of a configuration."""
+    for name, sql in statements.items():
+        statement(name, sql)
+
+
+def find(name: str) -> Statement | None:
+    """The statement of that name, or None."""
+    return _statements.get(name)
+
+
+def names() -> Iterable[str]:
+    """The names of all registered statements."""
+    return sorted(_statements)
+
+
+def _compile(name: str, sql: str) -> Statement:
+    _check(name, sql)
+    pieces, places, end = [], [], 0
+    text = ""
+    for match in _PLACE.finditer(sql):
+        text += sql[end : match.start()]
+        end = match.end()
+        if match["percent"]:
+            text += "%"
+        elif match["name"]:
+            pieces.append(text)
+            places.append(match["name"])
+            text = ""
+        else:
+            raise ConfigError(
+                f"statement {name}: a lone % at character {match.start() + 1}",
+                hint="write %(name)s for a parameter and %% for a percent sign",
+            )
+    pieces.append(text + sql[end:])
+    return Statement(name, tuple(pieces), tuple(places))
+
+
+def _check(name: str, sql: str) -> None:
+    # Loaded only where statements are registered: most processors have none.
+    import sqlparse
+
+    parsed = [s for s in sqlparse.parse(sql) if s.token_first(skip_cm=True) is not None]
+    if len(parsed) != 1:
+        raise ConfigError(
+            f"statement {name}: {len(parsed)} statements in one text",
+            hint="register each statement under its own name",
+        )
+    first = parsed[0].token_first(skip_cm=True).normalized.upper().split()[0]
+    if first not in _ALLOWED:
+        raise ConfigError(
+            f"statement {name}: begins with {first}",
+            hint=f"use one of {', '.join(sorted(_ALLOWED))}; SET, DDL and COMMIT would reach "
+            "beyond this transaction",
+        )
+    if ";" in (str(t) for t in parsed[0].flatten() if not t.is_whitespace) and not (
+        sql.rstrip().endswith(";")
+    ):
+        raise ConfigError(f"statement {name}: text after a semicolon", hint="remove it")

@@ -1,0 +1,121 @@
+"""A session's way of committing: one string, one round trip, and proof that it was committed.
+
+The string is [ROLLBACK unless known idle] [PREPAREs] BEGIN; body; COMMIT; one row with the batch's
+own nonce, LSN and insert LSN. It succeeded only if the session is idle afterwards *and* that nonce
+came back: psycopg2 reports success when a comment swallowed the COMMIT (rule 12).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from processor import crashpoint, ledger
+from processor.catalog import Catalog
+from processor.settings import Database as Settings
+from processor.database import Database
+from processor.errors import DatabaseError, DatabaseUnavailable
+from processor.render import Renderer
+
+_TAIL = (
+    "SELECT '{}', pg_current_wal_lsn()::text, pg_current_wal_insert_lsn()::text,"
+    " current_setting('synchronous_commit'), current_setting('processor.failures', true),"
+    " left(pg_walfile_name(pg_current_wal_insert_lsn()), 8)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """Where a batch was committed: LSNs as text, timeline, and failures that were isolated."""
+
+    lsn: str
+    insert_lsn: str
+    synchronous: str
+    timeline: str
+    failures: str
+
+
+class Session:
+    """The writing connection with what is prepared on it."""
+
+    def __init__(self, database: Database, settings: Settings) -> None:
+        self.database = database
+        self.catalog = Catalog()
+        self.renderer = Renderer(self.catalog, settings.tables)
+        self._settings = settings
+        self._generation = -1
+        self._ledger_prepared = False
+        self._stale = False
+
+    @property
+    def prepares(self) -> bool:
+        """Whether shapes are prepared on the server."""
+        return bool(self._settings.prepare)
+
+    def begin(self) -> None:
+        """Make ready for a batch: a new session has nothing prepared and knows no table."""
+        if self._generation != self.database.generation:
+            self._generation = self.database.generation
+            self.renderer = Renderer(self.catalog, self._settings.tables)
+            self.catalog.forget()
+            self._ledger_prepared = self._stale = False
+
+    def know(self, tables: set[str], *, anew: bool = False) -> None:
+        """Look up the tables of a batch that were not met before, or all of them anew."""
+        if anew:
+            self.forget_names()
+        if not all(map(self.catalog.known, tables)):
+            self.settle_down()
+            self.catalog.load(self.database, tables)
+
+    def forget_names(self) -> None:
+        """The catalog may have changed: look tables up anew, compile and prepare anew."""
+        self.catalog.forget()
+        self.renderer.forget()
+
+    def settle_down(self) -> None:
+        """Leave a failed transaction."""
+        if self.database.alive and not self.database.idle:
+            self.database.run("ROLLBACK")
+
+    def commit(
+        self, body: str, *, prepared: bool = False, meanwhile: Callable[[], None] | None = None
+    ) -> Commit:
+        """Commit the statements of `body` as one transaction.
+
+        `prepared` says that the body EXECUTEs what the renderer and the ledger prepare;
+        `meanwhile` is called while the server works. Raises DatabaseError with the transaction not
+        committed (or unknown, see `in_transaction`), DatabaseUnavailable with the outcome unknown.
+        """
+        nonce = os.urandom(8).hex()
+        string = "".join((
+            "" if self.database.idle else "ROLLBACK;",
+            self._preparations() if prepared else "",
+            "BEGIN;", body, "COMMIT;", _TAIL.format(nonce),
+        ))  # fmt: skip
+        try:
+            self.database.send(string)
+            crashpoint.reach("batch-sent")
+            if meanwhile is not None:
+                meanwhile()
+            rows = self.database.receive()
+        except DatabaseError:
+            if prepared:
+                # What this string prepared before it failed, and what not, is not known.
+                self._stale = True
+            raise
+        if not self.database.idle or not rows or rows[0][0] != nonce:
+            self.database.close()
+            raise DatabaseUnavailable("the end of the batch did not come back")
+        crashpoint.reach("batch-committed")
+        return Commit(rows[0][1], rows[0][2], rows[0][3], rows[0][5], rows[0][4] or "")
+
+    def _preparations(self) -> str:
+        text = ""
+        if self._stale:
+            text, self._stale, self._ledger_prepared = "DEALLOCATE ALL;", False, False
+            self.renderer.unprepare()
+        if not self._ledger_prepared:
+            text, self._ledger_prepared = text + ledger.PREPARED, True
+        return text + self.renderer.prepare()

@@ -1,0 +1,89 @@
+"""What a processor tells about itself: one frozen record, replaced whole after each pass.
+
+Readers (`web`, `status`, the host application) need no lock. The status words are those of the
+contract: running, standby, outage, paused, stuck, stopped.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class LaneState:
+    """One lane as the drain saw it at the end of a pass."""
+
+    status: str = "standby"
+    reason: str = ""
+    depth: int = 0
+    scheduled: int = 0
+    parked: int = 0
+    oldest_age: float | None = None
+    owner: bool = False
+    epoch: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """A processor at the end of its last pass; times are Unix seconds."""
+
+    status: str = "stopped"
+    reason: str = ""
+    last_run: float | None = None
+    processed: int = 0
+    known: int = 0
+    retried: int = 0
+    dead: int = 0
+    dead_letters: int = 0
+    buffer: str = ""
+    instance: str = ""
+    site: str = ""
+    lanes: Mapping[str, LaneState] = field(default_factory=dict)
+    loss: str = ""
+
+
+def as_mapping(state: State, *, version: str = "") -> dict[str, Any]:
+    """The dict that `/health`, `processor.state()` and `status --json` share."""
+    return {
+        "background_processor": {
+            "status": state.status,
+            "reason": state.reason,
+            "last_run": timestamp(state.last_run),
+            "transactions_processed": state.processed,
+            "already_applied": state.known,
+            "retried": state.retried,
+            "dead": state.dead,
+            "dead_letters": state.dead_letters,
+            "loss": state.loss,
+        },
+        "lanes": {name: lane_mapping(lane) for name, lane in state.lanes.items()},
+        "buffer": state.buffer,
+        "instance": state.instance,
+        "site": state.site,
+        "version": version,
+    }
+
+
+def lane_mapping(lane: LaneState) -> dict[str, Any]:
+    """One lane in the dict of `as_mapping`."""
+    return {
+        "status": lane.status,
+        "reason": lane.reason,
+        "depth": lane.depth,
+        "scheduled": lane.scheduled,
+        "parked": lane.parked,
+        "oldest_age": None if lane.oldest_age is None else round(lane.oldest_age, 3),
+        "owner": lane.owner,
+        "epoch": lane.epoch,
+    }
+
+
+def timestamp(at: float | None) -> str | None:
+    """Unix seconds as ISO 8601 in UTC with a Z, or None."""
+    if at is None:
+        return None
+    moment = datetime.datetime.fromtimestamp(at, datetime.UTC)
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,482 @@
+"""The unit of work: its builder, its JSON form and the frozen records that the drain reads.
+
+A producer builds a `Transaction` or hands over its JSON form; `encode` checks it once and makes the
+bytes that lie in the stream. The drain calls `decode` once per entry and works on the frozen
+`Entry` from then on. Checks of plain values are in `values`.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
+from types import TracebackType
+from typing import Any, ClassVar, Self
+
+import msgspec
+
+from processor.errors import InvalidTransaction
+from processor.identity import canonical_id, id_of_key, new_id
+from processor.values import identifier, key_text, plain, plain_mapping
+
+#: Version of the envelope that this release writes and the ones that it reads.
+VERSION = b"1"
+
+
+class Insert(msgspec.Struct, frozen=True, tag_field="op", tag="insert", omit_defaults=True,
+             forbid_unknown_fields=True):  # fmt: skip
+    """Insert one row (`values`) or several of the same columns (`rows`)."""
+
+    table: str
+    values: dict[str, Any] | None = None
+    rows: list[dict[str, Any]] | None = None
+
+
+class Upsert(msgspec.Struct, frozen=True, tag_field="op", tag="upsert", omit_defaults=True,
+             forbid_unknown_fields=True):  # fmt: skip
+    """Insert a row, or set its other columns where the `conflict` columns are taken."""
+
+    table: str
+    values: dict[str, Any]
+    conflict: list[str]
+
+
+class Update(msgspec.Struct, frozen=True, tag_field="op", tag="update", omit_defaults=True,
+             forbid_unknown_fields=True):  # fmt: skip
+    """Set columns, or add to them, in the rows whose columns equal `where`."""
+
+    table: str
+    where: dict[str, Any]
+    set: dict[str, Any] | None = None
+    add: dict[str, Any] | None = None
+    expect: int | None = None
+
+
+class Delete(msgspec.Struct, frozen=True, tag_field="op", tag="delete", omit_defaults=True,
+             forbid_unknown_fields=True):  # fmt: skip
+    """Delete the rows whose columns equal `where`."""
+
+    table: str
+    where: dict[str, Any]
+    expect: int | None = None
+
+
+class Statement(msgspec.Struct, frozen=True, tag_field="op", tag="statement", omit_defaults=True,
+                forbid_unknown_fields=True):  # fmt: skip
+    """Run a registered statement by its name."""
+
+    name: str
+    params: dict[str, Any] = {}
+
+
+Operation = Insert | Upsert | Update | Delete | Statement
+
+
+class Document(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """The JSON form, as `processor submit` reads it and as it lies in the stream."""
+
+    id: str = ""
+    idempotency_key: str | None = None
+    queue: str | None = None
+    key: str | None = None
+    keys: list[str] | None = None
+    delay: float | None = None
+    due: str | None = None
+    attempts: int | None = None
+    timeout: float | None = None
+    batch: str | None = None
+    trace: str | None = None
+    operations: msgspec.Raw = msgspec.Raw(b"[]")
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """A transaction as the drain works on it: decoded once, never changed."""
+
+    entry_id: str
+    id: str
+    hash: str
+    operations: tuple[Operation, ...]
+    keys: tuple[str, ...]
+    body: bytes
+    attempts: int | None = None
+    timeout: float | None = None
+    attempt: int = 0
+    trace: str | None = None
+
+
+class Encoded(msgspec.Struct, frozen=True):
+    """A checked transaction on its way into the buffer."""
+
+    id: str
+    body: bytes
+    queue: str
+    keys: tuple[str, ...]
+    due: float | None
+
+
+class Unreadable(Exception):
+    """The bytes are not a transaction; they go to the dead letters as they are (rule 10)."""
+
+
+class UnknownVersion(Exception):
+    """The envelope is of a later release; it stays in the stream (rule 10)."""
+
+
+_encoder = msgspec.json.Encoder(decimal_format="number", order="deterministic")
+_documents = msgspec.json.Decoder(Document, float_hook=Decimal)
+_operations = msgspec.json.Decoder(tuple[Operation, ...], float_hook=Decimal)
+
+
+class Transaction:
+    """Operations that become one effect, in the order in which they are added.
+
+    The id is drawn here (or decided by `id` or `idempotency_key`), so submitting the same object
+    twice is one effect. Methods add in place and return the transaction itself::
+
+        with Transaction(key="order-42") as t:
+            t.insert("orders", {"id": order, "amount": 25})
+            t.update("account", add={"balance": 25}, where={"id": 7}, expect=1)
+
+    `with` submits at a clean exit and submits nothing if an exception leaves the block.
+
+    Parameters: `queue` (default "default"); `key` or `keys` (texts; transactions that share one
+    commit in accept order); `delay` (seconds) or `due` (an aware datetime, or ISO 8601 with zone);
+    `attempts` (tries before it is dead); `timeout` (seconds a statement of it may take); `batch` and
+    `trace` (texts carried along). Raises InvalidTransaction, naming the field.
+    """
+
+    # Set by `producer`, which stands on a higher floor: `with` must be able to submit.
+    submitter: ClassVar[Callable[[Transaction], Any] | None] = None
+
+    __slots__ = ("_document", "_operations", "id", "receipt")
+
+    def __init__(
+        self,
+        *,
+        id: str | uuid.UUID | None = None,
+        idempotency_key: str | None = None,
+        queue: str | None = None,
+        key: str | None = None,
+        keys: Sequence[str] | None = None,
+        delay: float | None = None,
+        due: datetime.datetime | str | None = None,
+        attempts: int | None = None,
+        timeout: float | None = None,
+        batch: str | None = None,
+        trace: str | None = None,
+    ) -> None:
+        self.id = _decide_id(id, idempotency_key)
+        self.receipt: Any = None
+        self._operations: list[Operation] = []
+        if isinstance(keys, str):
+            raise InvalidTransaction("keys", "a text", hint='use key="..." or a list')
+        self._document = Document(
+            queue=_text("queue", queue),
+            key=_text("key", key),
+            keys=None if keys is None else [_require_key(f"keys[{n}]", k) for n, k in enumerate(keys)],
+            delay=_seconds("delay", delay),
+            due=_due(due),
+            attempts=_whole("attempts", attempts, 1),
+            timeout=_seconds("timeout", timeout),
+            batch=_text("batch", batch),
+            trace=_text("trace", trace),
+        )
+        if key is not None and keys is not None:
+            raise InvalidTransaction("keys", "given together with key", hint="give one of them")
+        if delay is not None and due is not None:
+            raise InvalidTransaction("due", "given together with delay", hint="give one of them")
+
+    def insert(
+        self,
+        table: str,
+        values: Mapping[str, Any] | None = None,
+        *,
+        rows: Sequence[Mapping[str, Any]] | None = None,
+    ) -> Self:
+        """Insert one row, or `rows` of equal columns."""
+        at = self._place()
+        if (values is None) == (rows is None):
+            raise InvalidTransaction(at, "insert needs either values or rows")
+        checked = None if values is None else plain_mapping(f"{at}.values", values)
+        many = None if rows is None else _rows(f"{at}.rows", rows)
+        return self._add(Insert(identifier(f"{at}.table", table), checked, many))
+
+    def upsert(self, table: str, values: Mapping[str, Any], conflict: Sequence[str]) -> Self:
+        """Insert a row, or set its other columns where `conflict` is taken already."""
+        at = self._place()
+        checked = plain_mapping(f"{at}.values", values)
+        if isinstance(conflict, str) or not conflict:
+            raise InvalidTransaction(f"{at}.conflict", "needs a list of columns", hint='["id"]')
+        for column in conflict:
+            if column not in checked:
+                raise InvalidTransaction(f"{at}.conflict", f"column {column!r} is not in values")
+        return self._add(Upsert(identifier(f"{at}.table", table), checked, list(conflict)))
+
+    def update(
+        self,
+        table: str,
+        set: Mapping[str, Any] | None = None,
+        *,
+        add: Mapping[str, Any] | None = None,
+        where: Mapping[str, Any],
+        expect: int | None = None,
+    ) -> Self:
+        """Set columns and/or add to them where the columns of `where` are equal.
+
+        `expect` is the number of rows that must be met; another number makes it poison.
+        """
+        at = self._place()
+        if not set and not add:
+            raise InvalidTransaction(at, "update needs set or add")
+        both = {*(set or ())} & {*(add or ())}
+        if both:
+            raise InvalidTransaction(f"{at}.add", f"column {min(both)!r} is also in set")
+        return self._add(
+            Update(
+                identifier(f"{at}.table", table),
+                plain_mapping(f"{at}.where", where),
+                plain_mapping(f"{at}.set", set) if set else None,
+                plain_mapping(f"{at}.add", add) if add else None,
+                _whole(f"{at}.expect", expect, 0),
+            )
+        )
+
+    def delete(self, table: str, where: Mapping[str, Any], *, expect: int | None = None) -> Self:
+        """Delete the rows whose columns equal `where`; `expect` as in `update`."""
+        at = self._place()
+        checked = plain_mapping(f"{at}.where", where)
+        whole = _whole(f"{at}.expect", expect, 0)
+        return self._add(Delete(identifier(f"{at}.table", table), checked, whole))
+
+    def statement(self, name: str, params: Mapping[str, Any] | None = None) -> Self:
+        """Run a statement that was registered under `name`."""
+        at = self._place()
+        if not isinstance(name, str) or not name:
+            raise InvalidTransaction(f"{at}.name", "needs the name of a registered statement")
+        checked = plain_mapping(f"{at}.params", params) if params else {}
+        return self._add(Statement(name, checked))
+
+    @property
+    def operations(self) -> tuple[Operation, ...]:
+        """The operations added so far."""
+        return tuple(self._operations)
+
+    @classmethod
+    def parse(cls, source: str | bytes | Mapping[str, Any]) -> Transaction:
+        """A transaction from its JSON form (text, bytes or a mapping).
+
+        Raises InvalidTransaction, naming the field.
+        """
+        try:
+            raw = _encoder.encode(source) if isinstance(source, Mapping) else source
+            document = _documents.decode(raw)
+        except (msgspec.MsgspecError, TypeError, ValueError, RecursionError) as error:
+            raise _explain(error, "") from None
+        try:
+            operations = _operations.decode(document.operations)
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            raise _explain(error, "operations") from None
+        made = cls(
+            id=document.id or None,
+            **{name: getattr(document, name) for name in _OPTIONS},
+        )
+        for operation in operations:
+            made._replay(operation)
+        return made
+
+    def encode(self, now: float, limit: int) -> Encoded:
+        """The checked bytes for the buffer; `now` in Unix seconds, `limit` in bytes.
+
+        Raises InvalidTransaction if there are no operations or the bytes exceed the limit.
+        """
+        if not self._operations:
+            raise InvalidTransaction("operations", "none given", hint="add at least one operation")
+        given = self._document
+        due = now + given.delay if given.delay is not None else _instant(given.due)
+        try:
+            document = msgspec.structs.replace(
+                given, id=self.id, delay=None, queue=None,
+                operations=msgspec.Raw(_encoder.encode(self._operations)),
+            )  # fmt: skip
+            body = _encoder.encode(document)
+        except UnicodeEncodeError:
+            raise InvalidTransaction("operations", "text with a lone surrogate") from None
+        if len(body) > limit:
+            raise InvalidTransaction(
+                "operations", f"{len(body)} bytes; the limit is {limit} (buffer.transaction_bytes)",
+                hint="store large content elsewhere and submit a reference",
+            )  # fmt: skip
+        keys = (given.key,) if given.key is not None else tuple(dict.fromkeys(given.keys or ()))
+        return Encoded(self.id, body, given.queue or "default", keys, due)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        if kind is None:
+            if Transaction.submitter is None:
+                raise InvalidTransaction("transaction", "no producer is loaded to submit it",
+                                         hint="import processor, or call submit yourself")  # fmt: skip
+            self.receipt = Transaction.submitter(self)
+
+    def __repr__(self) -> str:
+        kinds = ", ".join(type(o).__name__.lower() for o in self._operations)
+        return f"<Transaction {self.id}: {kinds or 'empty'}>"
+
+    def _place(self) -> str:
+        return f"operations[{len(self._operations)}]"
+
+    def _add(self, operation: Operation) -> Self:
+        self._operations.append(operation)
+        return self
+
+    def _replay(self, op: Operation) -> None:
+        # Through the same door as the builder, so that both forms are checked alike.
+        if isinstance(op, Insert):
+            self.insert(op.table, op.values, rows=op.rows)
+        elif isinstance(op, Upsert):
+            self.upsert(op.table, op.values, op.conflict)
+        elif isinstance(op, Update):
+            self.update(op.table, op.set, add=op.add, where=op.where, expect=op.expect)
+        elif isinstance(op, Delete):
+            self.delete(op.table, op.where, expect=op.expect)
+        else:
+            self.statement(op.name, op.params)
+
+
+_OPTIONS = ("idempotency_key", "queue", "key", "keys", "delay", "due", "attempts", "timeout",
+            "batch", "trace")  # fmt: skip
+
+
+def decode(entry_id: str, version: bytes | None, body: bytes | None, attempt: int = 0) -> Entry:
+    """The record of one entry. Raises Unreadable or UnknownVersion."""
+    if version is None or body is None:
+        raise Unreadable("the fields v and tx are missing")
+    if version != VERSION:
+        if version.isdigit() and int(version) > int(VERSION):
+            raise UnknownVersion(version.decode())
+        raise Unreadable("envelope version is not a number of a release")
+    try:
+        document = _documents.decode(body)
+        operations = _operations.decode(document.operations)
+        _check_stored(document, operations)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise Unreadable(_reason(error)) from None
+    keys = (document.key,) if document.key is not None else tuple(document.keys or ())
+    return Entry(
+        entry_id,
+        canonical_id("id", document.id),
+        hashlib.blake2b(document.operations, digest_size=16).hexdigest(),
+        operations,
+        keys,
+        body,
+        document.attempts,
+        document.timeout,
+        attempt,
+        document.trace,
+    )
+
+
+def _check_stored(document: Document, operations: tuple[Operation, ...]) -> None:
+    # Anyone with the right to XADD can write here: what the door would refuse is refused again.
+    canonical_id("id", document.id)
+    if not operations:
+        raise InvalidTransaction("operations", "none given")
+    for number, operation in enumerate(operations):
+        if isinstance(operation, Insert) and (operation.values is None) == (operation.rows is None):
+            raise InvalidTransaction(f"operations[{number}]", "insert needs either values or rows")
+        if isinstance(operation, Update) and not operation.set and not operation.add:
+            raise InvalidTransaction(f"operations[{number}]", "update needs set or add")
+
+
+def _decide_id(given: str | uuid.UUID | None, idempotency_key: str | None) -> str:
+    if given is not None and idempotency_key is not None:
+        raise InvalidTransaction("id", "given together with idempotency_key", hint="give one of them")
+    if idempotency_key is not None:
+        return id_of_key(key_text("idempotency_key", idempotency_key))
+    return new_id() if given is None else canonical_id("id", given)
+
+
+def _rows(at: str, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    checked = [plain_mapping(f"{at}[{n}]", row) for n, row in enumerate(rows)]
+    if not checked:
+        raise InvalidTransaction(at, "no rows")
+    for number, row in enumerate(checked):
+        if row.keys() != checked[0].keys():
+            raise InvalidTransaction(f"{at}[{number}]", "has other columns than the first row")
+    return checked
+
+
+def _text(field: str, value: str | None) -> str | None:
+    return None if value is None else key_text(field, value)
+
+
+def _require_key(field: str, value: object) -> str:
+    return key_text(field, value)
+
+
+def _seconds(field: str, value: float | None) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float, Decimal)):
+        raise InvalidTransaction(field, f"{type(value).__name__} is not a number of seconds")
+    if not 0 <= value <= 3_155_760_000:
+        raise InvalidTransaction(field, "must be between 0 and 100 years, in seconds")
+    return float(value)
+
+
+def _whole(field: str, value: int | None, least: int) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InvalidTransaction(field, f"must be a whole number of at least {least}")
+    return value
+
+
+def _due(value: datetime.datetime | str | None) -> str | None:
+    if value is None:
+        return None
+    try:
+        moment = datetime.datetime.fromisoformat(value) if isinstance(value, str) else value
+        naive = moment.tzinfo is None
+    except (ValueError, AttributeError):
+        raise InvalidTransaction("due", "not a date and time", hint="2026-11-21T06:00:00Z") from None
+    if naive:
+        raise InvalidTransaction("due", "has no time zone", hint="2026-11-21T06:00:00Z")
+    return moment.astimezone(datetime.UTC).isoformat()
+
+
+def _instant(due: str | None) -> float | None:
+    return None if due is None else datetime.datetime.fromisoformat(due).timestamp()
+
+
+def _explain(error: Exception, within: str) -> InvalidTransaction:
+    problem, _, path = _reason(error).partition(" - at `$")
+    field = (within + path.rstrip("`")).lstrip(".")
+    return InvalidTransaction(field or "transaction", problem)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    if isinstance(error, UnicodeError):
+        return "text that is not UTF-8"
+    return str(error)
+
+
+def due_of(body: bytes) -> float:
+    """When a delayed transaction is due, Unix seconds; now if its bytes do not say."""
+    try:
+        return _instant(_documents.decode(body).due) or time.time()
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return time.time()
+
+
+def value_of(value: object) -> Any:
+    """A value as it would lie in the JSON form; for tests and tools."""
+    return plain("value", value)
