@@ -111,7 +111,12 @@ class Connection:
 
 
 class Proxy:
-    """Stands before `target`, (host, port) or the path of a unix socket."""
+    """Stands before `target`, (host, port) or the path of a unix socket.
+
+    `round_trips` counts the client's bursts, a burst being all that it sends until it hears an
+    answer. Set a latency to count exactly: a server can answer the head of a long request, and the
+    client can hear it, while the tail is still being sent.
+    """
 
     def __init__(
         self,

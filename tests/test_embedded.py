@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import time
@@ -229,18 +230,16 @@ def test_a_running_server_is_no_template(own_postgres):
 def test_programs_that_the_server_user_cannot_reach_are_copied(own_postgres, tmp_path):
     if os.geteuid() != 0:
         pytest.skip("only root runs PostgreSQL as somebody else")
-    installed = binaries.postgres_bin()
+    home = binaries.postgres_bin().parent
     closed = tmp_path / "home"
-    (closed / "pg").mkdir(parents=True)
-    for part in ("bin", "lib", "share"):
-        if (installed.parent / part).exists():
-            (closed / "pg" / part).symlink_to(installed.parent / part)
-    closed.chmod(0o700)
-    # Reached by its own name, which `resolve` would turn back into the open one.
-    server = own_postgres(start=False)
-    server.installed = server.bin = closed / "pg" / "bin"
+    closed.mkdir(mode=0o700)
+    shutil.copytree(home, closed / "package" / home.name, symlinks=True)
+    libraries = home.parent.with_name(home.parent.name + ".libs")
+    if libraries.exists():
+        shutil.copytree(libraries, closed / libraries.name)
+        (closed / "package").rename(closed / home.parent.name)
 
-    server.start()
+    server = own_postgres(bin=next(closed.glob(f"*/{home.name}/bin")))
 
     assert server.bin.is_relative_to(server.directory)
     assert execute(server.dsn, "select 1") == [(1,)]
@@ -378,6 +377,7 @@ def test_what_a_program_starts_is_known_also_as_a_daemon(spawn: Spawn):
 
 def test_the_proxy_counts_round_trips(proxy_to, redis_server, database: Database):
     proxy = proxy_to(redis_server)
+    proxy.latency(0.05)
     redis = client(proxy.url)
     redis.ping()
 
@@ -391,6 +391,7 @@ def test_the_proxy_counts_round_trips(proxy_to, redis_server, database: Database
     assert proxy.round_trips == before + 2
 
     proxy = proxy_to(database.server)
+    proxy.latency(0.05)
     connection = psycopg2.connect(proxy.dsn_of(database.name))
     connection.autocommit = True
     before = proxy.round_trips
