@@ -367,7 +367,7 @@ def test_what_a_program_starts_is_known_also_as_a_daemon(spawn: Spawn):
     )
     daemon = int(program.expect("daemon").split()[1])
     program.wait()
-    assert spawn.left() == [daemon]
+    wait_until(lambda: spawn.left() == [daemon])
     os.kill(daemon, signal.SIGKILL)
     wait_until(lambda: not spawn.left())
 
