@@ -61,12 +61,16 @@ class Lane:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """How full a lane is: numbers of entries, and the age of the oldest in seconds."""
+    """How full a lane is: entries, the age of the oldest in seconds, when more is due (Unix)."""
 
     depth: int
     scheduled: int
     parked: int
+    lines: int
     oldest_age: float | None
+    oldest: str | None
+    next_due: float | None
+    next_retry: float | None
 
 
 def lane_name(queue: str, partitions: int, encoded: Encoded) -> str:
@@ -139,31 +143,43 @@ def note(lane: Lane, fields: Mapping[str, str]) -> Command:
     return ("XADD", lane.commits, "MAXLEN", "~", _NOTES_KEPT, "*", *flat)
 
 
-def look(lanes: Sequence[Lane]) -> list[Command]:
-    """Ask how full the lanes are; `looked` reads the replies."""
-    commands: list[Command] = [("TIME",)]
+_ASKED = 7
+
+
+def look(namespace: str, lanes: Sequence[Lane]) -> list[Command]:
+    """Ask how full the lanes are and what is next in each; `looked` reads the replies."""
+    commands: list[Command] = [("TIME",), ("HGETALL", f"{namespace}:paused")]
     for lane in lanes:
         commands += [
             ("XLEN", lane.stream),
+            ("XRANGE", lane.stream, "-", "+", "COUNT", 1),
             ("ZCARD", lane.scheduled),
             ("HLEN", lane.parked),
-            ("XRANGE", lane.stream, "-", "+", "COUNT", 1),
+            ("ZCARD", lane.blocked),
+            ("ZRANGE", lane.scheduled, 0, 0, "WITHSCORES"),
+            ("ZRANGE", lane.retry, 0, 0, "WITHSCORES"),
         ]
     return commands
 
 
-def looked(lanes: Sequence[Lane], replies: Sequence[Any]) -> dict[str, Look]:
-    """The replies to `look`, by lane."""
-    refused = next((r for r in replies if isinstance(r, RedisRefused)), None)
-    if refused is not None:
-        raise refused
+def looked(lanes: Sequence[Lane], replies: Sequence[Any]) -> tuple[set[str], list[Look]]:
+    """The replies to `look`: the queues that are paused, and a Look for each lane."""
+    for reply in replies:
+        if isinstance(reply, RedisRefused):
+            raise reply
     now = int(replies[0][0]) + int(replies[0][1]) / 1e6
-    result = {}
-    for number, lane in enumerate(lanes):
-        depth, scheduled, parked, head = replies[1 + 4 * number : 5 + 4 * number]
-        age = max(0.0, now - int(head[0][0].split(b"-")[0]) / 1000) if head else None
-        result[lane.name] = Look(depth, scheduled, parked, age)
-    return result
+    looks = []
+    for number in range(len(lanes)):
+        start = 2 + _ASKED * number
+        depth, head, scheduled, parked, lines, due, retry = replies[start : start + _ASKED]
+        oldest = head[0][0].decode() if head else None
+        age = max(0.0, now - int(oldest.split("-")[0]) / 1000) if oldest else None
+        looks.append(Look(depth, scheduled, parked, lines, age, oldest, _score(due), _score(retry)))
+    return paused(replies[1], now), looks
+
+
+def _score(reply: list[bytes]) -> float | None:
+    return float(reply[1]) if reply else None
 
 
 def paused(reply: Any, now: float) -> set[str]:

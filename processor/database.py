@@ -13,6 +13,7 @@ certainly not committed (rule 13).
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import socket
@@ -176,10 +177,8 @@ class Database:
         """Cut the socket; the thread that waits on it gets DatabaseUnavailable at once."""
         duplicate = self._socket
         if duplicate is not None:
-            try:
+            with contextlib.suppress(OSError):
                 duplicate.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
 
     def close(self) -> None:
         """End the session, if there is one; never raises."""

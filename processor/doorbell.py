@@ -47,6 +47,7 @@ class Doorbell:
         with self._condition:
             self._stopping = True
             self._condition.notify()
+        self._redis.abort()
         self._thread.join(timeout)
 
     def _run(self) -> None:

@@ -40,13 +40,3 @@ def move(redis: RedisConnection, lane: Lane, now: float) -> int:
     if refused is not None:
         raise refused
     return len(moved)
-
-
-def next_due(lane: Lane) -> Command:
-    """Ask for the next one; `due_at` reads the reply."""
-    return ("ZRANGE", lane.scheduled, 0, 0, "WITHSCORES")
-
-
-def due_at(reply: list[bytes]) -> float | None:
-    """When the next delayed transaction is due, Unix seconds."""
-    return float(reply[1]) if reply else None

@@ -39,7 +39,9 @@ class Unavailable(ProcessorError):
 
 
 class RedisUnavailable(Unavailable):
-    """Redis is away."""
+    """Redis is away. `sent` tells whether a command may have reached it."""
+
+    sent = False
 
 
 class DatabaseUnavailable(Unavailable):

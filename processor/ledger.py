@@ -134,33 +134,29 @@ def resolve(transaction_id: str, outcome: str, payload_hash: str) -> str:
     )
 
 
-def prune(owner: Ownership, retention: float, oldest: str, count: int) -> str:
-    """Remove rows of this lane that are older than the retention and known settled (rule 23).
+def old(
+    database: Database, owner: Ownership, retention: float, oldest: str, count: int
+) -> list[str]:
+    """Ids of this lane that are older than the retention (seconds) and settled (rule 23).
 
-    `oldest` is the oldest entry that still lies in Redis: what came before it is settled. Remembers
-    the highest accept time that was ever pruned.
+    `oldest` is the oldest entry that still lies in the stream: what came before it is settled there.
     """
     milliseconds = int(oldest.partition("-")[0])
-    lane = quoted(owner.lane)
-    return (
-        "WITH old AS (SELECT id FROM processor.ledger"
-        f" WHERE buffer = '{owner.buffer}' AND lane = {lane} AND outcome <> 'dead'"
-        f" AND committed_at < now() - interval '{retention} seconds'"
-        f" AND split_part(entry, '-', 1)::bigint < {milliseconds} LIMIT {count}),"
-        " gone AS (DELETE FROM processor.ledger USING old WHERE ledger.id = old.id"
-        " RETURNING ledger.entry),"
-        " mark AS (SELECT to_timestamp(max(split_part(entry, '-', 1)::bigint) / 1000.0) AS top,"
-        " count(*) AS n FROM gone),"
-        " kept AS (UPDATE processor.lane SET pruned_to = greatest(pruned_to, mark.top) FROM mark"
-        f" WHERE buffer = '{owner.buffer}' AND lane = {lane} AND mark.n > 0)"
-        " SELECT n FROM mark"
-    )
-
-
-def pruned_to(database: Database, owner: Ownership) -> float | None:
-    """The highest accept time that was pruned from the ledger, Unix seconds."""
     rows = database.run(
-        "SELECT extract(epoch FROM pruned_to)::float8 FROM processor.lane"
+        f"SELECT id::text FROM processor.ledger WHERE buffer = '{owner.buffer}'"
+        f" AND lane = {quoted(owner.lane)} AND outcome <> 'dead'"
+        f" AND committed_at < now() - interval '{retention} seconds'"
+        f" AND split_part(entry, '-', 1)::bigint < {milliseconds} LIMIT {count}"
+    )
+    return [row[0] for row in rows]
+
+
+def prune(owner: Ownership, ids: Sequence[str]) -> str:
+    """Remove rows and remember the highest accept time that was ever removed (rule 23)."""
+    return (
+        "WITH gone AS (DELETE FROM processor.ledger"
+        f" WHERE id = ANY ('{{{','.join(ids)}}}'::uuid[]) RETURNING entry)"
+        " UPDATE processor.lane SET pruned_to = greatest(pruned_to,"
+        " (SELECT to_timestamp(max(split_part(entry, '-', 1)::bigint) / 1000.0) FROM gone))"
         f" WHERE buffer = '{owner.buffer}' AND lane = {quoted(owner.lane)}"
     )
-    return rows[0][0] if rows else None

@@ -11,10 +11,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from processor import buffer, crashpoint, deadletter, ledger, metrics, parked
-from processor.buffer import Lane, Raw
+from processor.buffer import Lane
 from processor.database import Database
 from processor.errors import DatabaseError, RedisRefused
 from processor.ledger import Ownership
+from processor.literal import quoted
 from processor.redis_connection import RedisConnection
 from processor.settings import Settings
 from processor.transaction import Entry
@@ -31,15 +32,8 @@ class Page:
     """Entries that were read together, on one connection to Redis."""
 
     generation: int
-    raws: list[Raw]
     entries: list[Entry]
-    unreadable: list[tuple[str, bytes, str]]
-    later: list[str]
-
-    @property
-    def last(self) -> str:
-        """The last id that was read."""
-        return self.raws[-1][0]
+    unreadable: list[tuple[Entry, str]]
 
 
 @dataclass(slots=True)
@@ -51,15 +45,16 @@ class OwnedLane:
     owner: Ownership | None = None
     cursor: str = "-"
     bell: str = "0-0"
+    rewind: bool = False
+    seen: int = 0
     page: Page | None = None
-    drained: bool = False
     body_bytes: float = 65536.0
     has_lines: bool = True
     next_retry: float | None = 0.0
     next_due: float | None = 0.0
     later: set[str] = field(default_factory=set)
     stuck: dict[str, Entry] = field(default_factory=dict)
-    stuck_until: float = 0.0
+    condemned: str = ""
     paused_until: float = 0.0
     pauses: int = 0
     reason: str = ""
@@ -73,8 +68,8 @@ class OwnedLane:
     def forget(self) -> None:
         """Trust nothing that was read: start from the head, and let the ledger say (rule 9)."""
         self.cursor = "-"
+        self.rewind = False
         self.page = None
-        self.drained = False
         self.has_lines = True
         self.next_retry = self.next_due = 0.0
         self.later.clear()
@@ -116,12 +111,18 @@ class Owners:
             yield from (f"{name}:{n}" for n in range(queue.partitions))
 
     def take(self, database: Database, redis: RedisConnection) -> None:
-        """Try to own every lane that is not owned yet. Raises DatabaseUnavailable."""
+        """Try to own every lane that is not owned yet; look anew at each after a reconnect."""
         for lane in self.lanes.values():
             if lane.owner is None:
-                self._take(database, redis, lane)
+                self._take(database, lane)
+            if lane.owner is not None and lane.seen != redis.generation:
+                lane.forget()
+                self._look_for_rollback(database, redis, lane)
+                rebuild(database, redis, lane)
+                lane.seen = redis.generation
+                crashpoint.reach("lane-owned")
 
-    def _take(self, database: Database, redis: RedisConnection, lane: OwnedLane) -> None:
+    def _take(self, database: Database, lane: OwnedLane) -> None:
         try:
             lane.owner = ledger.acquire(
                 database, self._settings.namespace, self.buffer, lane.lane.name,
@@ -133,12 +134,9 @@ class Owners:
             raise
         if lane.owner is None:
             return
-        lane.forget()
+        lane.seen = 0
         metrics.count("takeovers")
         log.info("lane %s: owner, epoch %d", lane.lane.name, lane.owner.epoch)
-        self._look_for_rollback(database, redis, lane)
-        rebuild(database, redis, lane)
-        crashpoint.reach("lane-owned")
 
     def _look_for_rollback(
         self, database: Database, redis: RedisConnection, lane: OwnedLane
@@ -146,7 +144,7 @@ class Owners:
         assert lane.owner is not None
         rows = database.run(
             "SELECT last_entry, extract(epoch FROM pruned_to)::float8 FROM processor.lane"
-            f" WHERE buffer = '{self.buffer}' AND lane = '{lane.lane.name}'"
+            f" WHERE buffer = '{self.buffer}' AND lane = {quoted(lane.lane.name)}"
         )
         last, pruned_to = rows[0]
         if last is None:
@@ -161,6 +159,11 @@ class Owners:
     def _report(self, text: str) -> None:
         self.loss = text
         log.error("loss window: %s", text)
+
+    @property
+    def standing_by(self) -> bool:
+        """Whether there are lanes and none of them is this processor's."""
+        return bool(self.lanes) and not self.owned
 
     def lose(self) -> None:
         """The session is gone, and with it every lane."""

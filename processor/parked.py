@@ -121,11 +121,6 @@ def due_entries(redis: RedisConnection, lane: Lane, now: float, count: int) -> l
     return sorted([*ready, *followers], key=lambda e: order(e.entry_id))
 
 
-def next_retry(lane: Lane) -> Command:
-    """Ask for the next retry; `due.due_at` reads the reply."""
-    return ("ZRANGE", lane.retry, 0, 0, "WITHSCORES")
-
-
 def release(
     redis: RedisConnection, lane: Lane, done: Sequence[tuple[str, str, Sequence[str]]], now: float
 ) -> None:

@@ -9,7 +9,9 @@ ends the connection, and its `generation` tells that ids read before are no long
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -35,6 +37,8 @@ class RedisConnection:
         self._name = name
         self._connection: Any = None
         self.generation = 0
+        #: What its user remembers for as long as the connection lives.
+        self.memory: dict[str, Any] = {}
 
     @property
     def alive(self) -> bool:
@@ -64,12 +68,11 @@ class RedisConnection:
             if block:
                 return [self._reply(connection, timeout=self._timeout + block) for _ in commands]
             return [self._reply(connection) for _ in commands]
-        except redis.RedisError as error:
+        except (redis.RedisError, OSError, RedisUnavailable) as error:
             self.close()
-            raise _unavailable(error) from None
-        except OSError as error:
-            self.close()
-            raise RedisUnavailable(f"Redis is away: {type(error).__name__}") from None
+            unavailable = error if isinstance(error, RedisUnavailable) else _unavailable(error)
+            unavailable.sent = True
+            raise unavailable from None
         except BaseException:
             # A reply may still be on its way to whoever would use this connection next.
             self.close()
@@ -88,10 +91,16 @@ class RedisConnection:
         """End the connection; the next call opens another. Never raises."""
         connection, self._connection = self._connection, None
         if connection is not None:
-            try:
+            with contextlib.suppress(OSError, redis.RedisError):
                 connection.disconnect()
-            except (OSError, redis.RedisError):
-                pass
+
+    def abort(self) -> None:
+        """Cut the call in progress; may be called from another thread."""
+        connection = self._connection
+        sock = getattr(connection, "_sock", None)
+        if sock is not None:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
 
     def drop(self) -> None:
         """Forget the connection without closing it: after fork it is the parent's (P6)."""
@@ -107,6 +116,7 @@ class RedisConnection:
                 raise _unavailable(error) from None
             self._connection = connection
             self.generation += 1
+            self.memory = {}
         return self._connection
 
 

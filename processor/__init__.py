@@ -1,0 +1,89 @@
+"""A store-and-forward write path for PostgreSQL.
+
+Request handlers submit transactions into a Redis buffer; one background thread drains it into
+PostgreSQL, in order and exactly once in effect::
+
+    import processor
+
+    processor.configure("etc/processor.yml")
+    processor.start()
+    processor.submit(processor.Transaction(key="order-42").insert("orders", {"id": 1}))
+
+Importing opens and starts nothing, and loads the parts that are used when they are used: the Redis
+client alone takes longer to import than all of this package.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from processor.config import configure
+    from processor.errors import (
+        AlreadyRunning,
+        BufferFull,
+        ConfigError,
+        DatabaseUnavailable,
+        InvalidTransaction,
+        NotRunning,
+        ProcessorError,
+        RedisUnavailable,
+        SubmitUnknown,
+        TransactionDead,
+        Unavailable,
+        WaitTimeout,
+    )
+    from processor.identity import new_id
+    from processor.producer import Receipt, submit, submit_many
+    from processor.registry import statement
+    from processor.transaction import Transaction
+    from processor.worker import hooks, singleton, start, state, stop
+
+# Where each public name lives. `Transaction` comes by way of `producer`, which teaches its `with`
+# form to submit.
+_HOMES = {
+    "configure": "processor.config",
+    "new_id": "processor.identity",
+    "statement": "processor.registry",
+    "Transaction": "processor.producer",
+    "Receipt": "processor.producer",
+    "submit": "processor.producer",
+    "submit_many": "processor.producer",
+    "singleton": "processor.worker",
+    "start": "processor.worker",
+    "stop": "processor.worker",
+    "state": "processor.worker",
+    "hooks": "processor.worker",
+    "event": "processor.worker",
+    **dict.fromkeys(
+        (
+            "AlreadyRunning", "BufferFull", "ConfigError", "DatabaseUnavailable",
+            "InvalidTransaction", "NotRunning", "ProcessorError", "RedisUnavailable",
+            "SubmitUnknown", "TransactionDead", "Unavailable", "WaitTimeout",
+        ),
+        "processor.errors",
+    ),
+}  # fmt: skip
+
+__all__ = [
+    "AlreadyRunning", "BufferFull", "ConfigError", "DatabaseUnavailable", "InvalidTransaction",
+    "NotRunning", "ProcessorError", "Receipt", "RedisUnavailable", "SubmitUnknown", "Transaction",
+    "TransactionDead", "Unavailable", "WaitTimeout", "configure", "event", "hooks", "new_id",
+    "singleton", "start", "state", "statement", "stop", "submit", "submit_many",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,371 @@
+"""One pass over the lanes: what the drain thread does each time it wakes.
+
+`Drain.run` follows the five steps of the contract and answers how long to wait. It owns both
+connections; `apply` and `settling` do the work of a batch, `ownership` tells whose the lanes are.
+Every failure of a server ends in one place, `_away`, which shuts the gate and forgets what was read.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable
+
+from processor import crashpoint, due, ledger, metrics, parked, schema
+from processor.apply import Applier, Contended, Fenced, Outcome, Systemic
+from processor.burial import Burial
+from processor.database import Database
+from processor.deadletter import Reason
+from processor.errors import (
+    DatabaseError,
+    DatabaseUnavailable,
+    RedisRefused,
+    RedisUnavailable,
+    Unavailable,
+)
+from processor.outlook import Outlook
+from processor.ownership import OwnedLane, Owners, Page
+from processor.parking import split
+from processor.progress import Progress
+from processor.redis_connection import RedisConnection
+from processor.session import Session
+from processor.settings import Settings
+from processor.settling import Settling
+from processor.report import State
+from processor.sweeps import Sweeps
+from processor.taking import Taking
+from processor.transaction import Entry
+from processor.verdict import ENDS_SESSION_STATE, Gate, backoff
+
+log = logging.getLogger("processor")
+
+#: How often lanes that are new, or another's, are looked for, seconds.
+_MEET = 1.0
+#: A pass gives way to its other steps after this long, seconds.
+_BUDGET = 1.0
+#: Failures with one SQLSTATE and no success between before the lane is paused.
+_SYSTEMIC = 25
+#: The same first entries ended the session this often: halve the batch.
+_CRASHES = 3
+
+
+class Drain:
+    """Drains the lanes of one processor; used by one thread."""
+
+    def __init__(
+        self, settings: Settings, instance: str, progress: Progress, stopping: Callable[[], bool]
+    ) -> None:
+        self._settings = settings
+        self._stopping = stopping
+        self.gate = Gate()
+        self.database = Database(settings.database, progress, application=f"processor {instance}")
+        self.redis = RedisConnection(settings.redis.url, settings.redis.timeout)
+        self._session = Session(self.database, settings.database)
+        self._applier = Applier(self._session, settings)
+        burial = Burial(self._session, hold=settings.dead_letter.hold == "named")
+        self._settling = Settling(settings, self.redis, burial)
+        self.owners = Owners(settings, instance)
+        self._taking = Taking(settings, self.redis)
+        self._outlook = Outlook(settings, self.redis, self.owners, instance)
+        self._sweeps = Sweeps(
+            settings, self.database, self.redis, self.owners, burial, self._outlook
+        )
+        self._met = float("-inf")
+        self._server_answered = False
+
+    def run(self, now: float) -> float:
+        """One pass, begun at `now` (monotonic); the seconds to wait before the next one."""
+        metrics.count("passes")
+        crashpoint.reach("pass-start")
+        if self.gate.wait(now) > 0:
+            return self.gate.wait(now)
+        try:
+            self._connect(now)
+            self._drain(now)
+            self._sweeps.run(time.monotonic())
+            self._opened(now)
+            self._outlook.last_run = time.time()
+            return 0.0 if self._work_left() else self._outlook.delay(time.monotonic(), time.time())
+        except Unavailable as error:
+            self._away(error)
+            return self.gate.wait(time.monotonic())
+
+    def _connect(self, now: float) -> None:
+        """Both servers answer, and each lane is owned by somebody."""
+        if not self.database.alive:
+            self.owners.lose()
+            self.database.connect()
+            self._check_schema()
+            self._server_answered = True
+            self._met = float("-inf")
+        if not self.redis.alive or now - self._met >= _MEET:
+            self.owners.meet(self.redis)
+            self.owners.take(self.database, self.redis)
+            self._met = now
+
+    def _check_schema(self) -> None:
+        if self._settings.database.init:
+            schema.create(self.database)
+        schema.check(self.database)
+
+    def _opened(self, now: float) -> None:
+        lasted = self.gate.open(now)
+        if lasted is not None:
+            log.warning("outage over after %.1f s", lasted)
+
+    def _away(self, error: Unavailable) -> None:
+        """An outage, whoever is away: no attempt is spent, nothing read is trusted (P4, rule 9)."""
+        now = time.monotonic()
+        if self.gate.shut(now, str(error), random.random()):
+            metrics.count("outages")
+            log.warning("outage: %s", error)
+        if isinstance(error, RedisUnavailable):
+            self.redis.close()
+        elif self.database.alive and not self.database.idle:
+            self.database.close()
+        for lane in self.owners.lanes.values():
+            lane.forget()
+        self._outlook.forget()
+        self._met = float("-inf")
+
+    def _drain(self, now: float) -> None:
+        end = now + _BUDGET
+        self._move_due(time.time())
+        self._rewind()
+        self._taking.fill(self._open_lanes())
+        while not self._stopping() and time.monotonic() < end:
+            lane = self._taking.choose(self._open_lanes())
+            if lane is None:
+                if not self._retry_parked(time.time()):
+                    break
+            else:
+                self._batch(lane)
+                self._retry_parked(time.time())
+            self._taking.fill(self._open_lanes())
+
+    def _rewind(self) -> None:
+        for lane in self.owners.owned:
+            if lane.rewind and lane.page is None:
+                lane.cursor, lane.rewind = "-", False
+                lane.stuck.clear()
+
+    def _open_lanes(self) -> list[OwnedLane]:
+        now = time.monotonic()
+        return [
+            lane for lane in self.owners.owned
+            if lane.paused_until <= now and lane.lane.queue not in self._outlook.paused
+        ]  # fmt: skip
+
+    def _work_left(self) -> bool:
+        return any(lane.page is not None for lane in self._open_lanes())
+
+    def _move_due(self, now: float) -> None:
+        for lane in self._open_lanes():
+            if lane.next_due is not None and lane.next_due <= now:
+                try:
+                    due.move(self.redis, lane.lane, now)
+                except RedisRefused as refused:
+                    self._refused(refused)
+
+    def _retry_parked(self, now: float) -> bool:
+        worked = False
+        for lane in self._open_lanes():
+            if lane.next_retry is None or lane.next_retry > now:
+                continue
+            most = lane.limit or self._settings.batch.entries
+            entries = parked.due_entries(self.redis, lane.lane, now, most)
+            if not entries:
+                lane.next_retry = None
+                continue
+            outcome = self._apply(lane, entries, None)
+            if outcome is not None:
+                self._settling.settle_parked(lane, outcome, now)
+                worked = True
+        return worked
+
+    def _batch(self, lane: OwnedLane) -> None:
+        """Apply and settle the page that was read from a lane."""
+        page, lane.page = lane.page, None
+        assert page is not None
+        crashpoint.reach("batch-decoded")
+        if page.unreadable:
+            self._settling.bury_unreadable(lane, page.unreadable, page.generation)
+        entries, held = self._not_blocked(lane, page)
+        outcome: Outcome | None = Outcome()
+        if entries:
+            outcome = self._apply(lane, entries, lambda: self._taking.fill(self._open_lanes()))
+        if outcome is None:
+            return
+        outcome.held += held
+        if page.entries:
+            span = (page.entries[0].entry_id, page.entries[-1].entry_id)
+            self._settling.settle(lane, outcome, span, page.generation, time.time())
+
+    def _not_blocked(self, lane: OwnedLane, page: Page) -> tuple[list[Entry], list[Entry]]:
+        """Part a page into what may run and what waits behind somebody with the same key."""
+        entries = [e for e in page.entries if e.id not in lane.stuck]
+        if lane.suspect_to is not None:
+            entries = self._certain(lane, entries, page.generation)
+        if not any(e.keys for e in entries):
+            return entries, []
+        first = {}
+        if lane.has_lines:
+            keys = (key for e in entries for key in e.keys)
+            first = parked.first_places(self.redis, lane.lane, keys)
+        stuck = {key for e in lane.stuck.values() for key in e.keys}
+
+        def blocked(entry: Entry, key: str) -> bool:
+            head = first.get(key)
+            # Whoever stands first came later: then it waits for this entry, which stayed in the
+            # stream while Redis was full.
+            return key in stuck or (
+                head is not None and (head.id == entry.id or head.order < parked.order(entry.entry_id))
+            )
+
+        return split(entries, blocked)
+
+    def _certain(
+        self, lane: OwnedLane, entries: list[Entry], generation: int
+    ) -> list[Entry]:
+        """After Redis went back: what is older than the ledger's memory may have been applied.
+
+        Such an entry becomes a dead letter for an operator to judge, not an effect (rule 23).
+        """
+        assert lane.suspect_to is not None
+        mark = lane.suspect_to * 1000
+        old = [e for e in entries if int(e.entry_id.partition("-")[0]) <= mark]
+        if not old:
+            return entries
+        known = ledger.find(self.database, [e.id for e in old])
+        doubtful = {e.id for e in old if e.id not in known}
+        self._settling.bury_doubtful(lane, [e for e in old if e.id in doubtful], generation)
+        return [e for e in entries if e.id not in doubtful]
+
+    def _apply(
+        self, lane: OwnedLane, entries: list[Entry], meanwhile: Callable[[], None] | None
+    ) -> Outcome | None:
+        """Apply a batch; None if it was put off, with the lane paused or another's."""
+        assert lane.owner is not None
+        if lane.condemned == entries[0].id:
+            lane.condemned = ""
+            reason = Reason("it ended its session each time it was tried alone", ENDS_SESSION_STATE)
+            return Outcome(failed=[(entries[0], reason)], held=entries[1:])
+        trouble: list[Unavailable] = []
+        try:
+            outcome = self._applier.apply(
+                lane.owner, entries, meanwhile and self._guarded(meanwhile, trouble)
+            )
+        except Fenced:
+            metrics.count("fenced")
+            log.warning("lane %s: fenced, another processor owns it", lane.lane.name)
+            lane.owner = None
+            lane.forget()
+            return None
+        except (Contended, Systemic) as error:
+            self._pause(lane, f"contended: {error}" if isinstance(error, Contended) else str(error))
+            return None
+        except DatabaseUnavailable:
+            self._suspect(lane, entries)
+            raise
+        if trouble:
+            raise trouble[0]
+        return self._well(lane, entries, outcome)
+
+    @staticmethod
+    def _guarded(meanwhile: Callable[[], None], trouble: list[Unavailable]) -> Callable[[], None]:
+        # PostgreSQL is at work on the batch: whatever Redis does, its answer must be received.
+        def run() -> None:
+            try:
+                meanwhile()
+            except Unavailable as error:
+                trouble.append(error)
+
+        return run
+
+    def _well(self, lane: OwnedLane, entries: list[Entry], outcome: Outcome) -> Outcome | None:
+        """The server took the batch; see that its failures are not the same one over and over."""
+        if len(entries) == lane.limit or not lane.limit:
+            lane.limit = lane.limit * 2 if lane.limit * 2 < self._settings.batch.entries else 0
+        lane.trouble = ("", 0)
+        if outcome.committed:
+            lane.pauses, lane.reason, lane.streak = 0, "", ("", frozenset())
+            return outcome
+        return outcome if self._is_their_own(lane, outcome) else None
+
+    def _is_their_own(self, lane: OwnedLane, outcome: Outcome) -> bool:
+        state, seen = lane.streak
+        for entry, reason in outcome.failed:
+            if not reason.sqlstate:
+                continue
+            if reason.sqlstate != state:
+                state, seen = reason.sqlstate, frozenset()
+            seen |= {entry.id}
+        lane.streak = (state, seen)
+        if len(seen) < _SYSTEMIC or self._allowed(lane):
+            return True
+        self._pause(lane, f"systemic: SQLSTATE {state} from {len(seen)} transactions in a row")
+        return False
+
+    def _allowed(self, lane: OwnedLane) -> bool:
+        """Whether an operator lifted the pause: `queues resume` lets one batch fail as it may."""
+        key = f"{self._settings.namespace}:resumed"
+        if not self.redis.call("HDEL", key, lane.lane.name):
+            return False
+        lane.streak = ("", frozenset())
+        return True
+
+    def _pause(self, lane: OwnedLane, reason: str) -> None:
+        lane.pauses += 1
+        wait = backoff(lane.pauses, 1.0, 60.0) * random.uniform(0.8, 1.0)
+        if lane.pauses == 1 or lane.reason != reason:
+            log.error("lane %s: paused for %.0f s: %s", lane.lane.name, wait, reason)
+        lane.reason = reason
+        lane.paused_until = time.monotonic() + wait
+        lane.forget()
+
+    def _suspect(self, lane: OwnedLane, entries: list[Entry]) -> None:
+        """The session ended in this batch: its own doing, if the server answers in between.
+
+        Three times the same first entry: halve the batch. Alone `retry.attempts` times: poison
+        (PROTOCOL, crasher).
+        """
+        first, times = lane.trouble
+        times = times + 1 if first == entries[0].id and self._server_answered else 1
+        self._server_answered = False
+        lane.trouble = (entries[0].id, times)
+        if len(entries) == 1 and times >= self._settings.retry.attempts:
+            lane.condemned = entries[0].id
+        elif len(entries) > 1 and times >= _CRASHES:
+            lane.limit = max(1, len(entries) // 2)
+            lane.trouble = (entries[0].id, 0)
+
+    def _refused(self, refused: RedisRefused) -> None:
+        if refused.code != "OOM":
+            raise RedisUnavailable(str(refused))
+
+    def leave(self) -> None:
+        """Give the lanes to others and close both connections, at a clean stop."""
+        try:
+            if self.database.idle:
+                self.owners.give_up(self.database)
+        except (Unavailable, DatabaseError):
+            log.info("lanes are given up by closing the session")
+        self.database.close()
+        self.redis.close()
+
+    def streams(self) -> dict[str, str]:
+        """Where the doorbell waits: the last id that was read, by stream."""
+        if self.gate.is_shut:
+            return {}
+        return {lane.lane.stream: lane.bell for lane in self._open_lanes()}
+
+    def state(self, now: float) -> State:
+        """What to publish after a pass, at `now` (Unix seconds)."""
+        state = self._outlook.state(now, time.monotonic(), self.gate)
+        if self.redis.alive:
+            try:
+                self._outlook.tell(state, time.monotonic())
+            except Unavailable:
+                log.debug("the state was not told to Redis")
+        return state

@@ -1,0 +1,139 @@
+"""How full the lanes are and when there is more to do: the end of each pass.
+
+One round trip to Redis answers depth, age, pauses and the next due times; from them come the delay
+that the pass answers and the frozen state that everybody reads.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from processor import __version__, buffer, metrics
+from processor.buffer import Look
+from processor.errors import RedisRefused, RedisUnavailable
+from processor.ownership import OwnedLane, Owners
+from processor.redis_connection import RedisConnection
+from processor.settings import Settings
+from processor.report import LaneState, State, as_mapping
+from processor.verdict import Gate
+
+_AGAIN = 0.1
+_PUBLISHED = 1.0
+_KEPT = 30
+
+
+class Outlook:
+    """What one processor sees of its lanes."""
+
+    def __init__(
+        self, settings: Settings, redis: RedisConnection, owners: Owners, instance: str
+    ) -> None:
+        self._settings = settings
+        self._redis = redis
+        self._owners = owners
+        self._instance = instance
+        self._looks: dict[str, Look] = {}
+        self._looked = self._told = float("-inf")
+        self.paused: set[str] = set()
+        self.dead_letters = 0
+        self.last_run: float | None = None
+
+    def delay(self, now: float, wall: float) -> float:
+        """Seconds until there may be more to do; `now` is monotonic, `wall` in Unix seconds."""
+        if now - self._looked < _AGAIN:
+            return _AGAIN
+        self._look()
+        self._looked = now
+        moments = [self._settings.interval]
+        for lane in self._owners.owned:
+            if lane.lane.queue in self.paused:
+                continue
+            if lane.paused_until > now:
+                moments.append(lane.paused_until - now)
+                continue
+            moments += [at - wall for at in (lane.next_due, lane.next_retry) if at is not None]
+        if self._owners.owned:
+            # An owner touches the server at least every third of the take-over (rule 4).
+            moments.append(self._settings.database.takeover / 3)
+        return max(0.0, min(moments))
+
+    def _look(self) -> None:
+        lanes = list(self._owners.lanes.values())
+        try:
+            self.paused, looks = buffer.looked(
+                [lane.lane for lane in lanes],
+                self._redis.calls(buffer.look(self._settings.namespace, [x.lane for x in lanes])),
+            )
+        except RedisRefused as refused:
+            raise RedisUnavailable(f"Redis cannot be asked: {refused}") from None
+        for lane, look in zip(lanes, looks, strict=True):
+            self._looks[lane.lane.name] = look
+            self._note(lane, look)
+
+    def _note(self, lane: OwnedLane, look: Look) -> None:
+        name = lane.lane.name
+        lane.next_due, lane.next_retry = look.next_due, look.next_retry
+        lane.has_lines = look.lines > 0
+        lane.age = look.oldest_age or 0.0
+        metrics.gauge("depth", look.depth, lane=name)
+        metrics.gauge("oldest_age", look.oldest_age or 0.0, lane=name)
+        metrics.gauge("owner", float(lane.owner is not None), lane=name)
+
+    def oldest(self, lane: OwnedLane) -> str | None:
+        """The oldest entry of a lane at the last look, None if it was empty."""
+        look = self._looks.get(lane.lane.name)
+        return look.oldest if look else None
+
+    def forget(self) -> None:
+        """Look again at once."""
+        self._looked = float("-inf")
+
+    def tell(self, state: State, now: float) -> None:
+        """Let other processes read the state (`status`), at most once a second."""
+        if now - self._told < _PUBLISHED or not self._redis.alive:
+            return
+        self._told = now
+        told = msgspec.json.encode(as_mapping(state, version=__version__))
+        key = f"{self._settings.namespace}:state:{self._instance}"
+        # A full Redis refuses it: `status` then says that nothing was heard.
+        self._redis.calls([("SET", key, told, "EX", _KEPT)])
+
+    def state(self, wall: float, now: float, gate: Gate) -> State:
+        """The record to publish after a pass."""
+        lanes = {n: self._lane(lane, now, gate) for n, lane in self._owners.lanes.items()}
+        status, reason = self._status(gate, lanes)
+        return State(
+            status, reason, self.last_run,
+            processed=int(metrics.value("committed")), known=int(metrics.value("known")),
+            retried=int(metrics.value("retried")), dead=int(metrics.value("dead")),
+            dead_letters=self.dead_letters, buffer=self._owners.buffer, instance=self._instance,
+            site=self._settings.site, lanes=lanes, loss=self._owners.loss,
+        )  # fmt: skip
+
+    def _status(self, gate: Gate, lanes: dict[str, LaneState]) -> tuple[str, str]:
+        if gate.is_shut:
+            return "outage", gate.reason
+        if self._owners.standing_by:
+            return "standby", "another processor owns the lanes"
+        owned = [(name, lane) for name, lane in lanes.items() if lane.owner]
+        if owned and all(lane.status == "paused" for _, lane in owned):
+            return "paused", owned[0][1].reason
+        reasons = [f"lane {name}: {lane.reason}" for name, lane in owned if lane.reason]
+        return "running", "; ".join(reasons)
+
+    def _lane(self, lane: OwnedLane, now: float, gate: Gate) -> LaneState:
+        look = self._looks.get(lane.lane.name)
+        status, reason = "running", lane.reason
+        if gate.is_shut:
+            status, reason = "outage", gate.reason
+        elif lane.owner is None:
+            status = "standby"
+        elif lane.lane.queue in self.paused:
+            status, reason = "paused", "paused by an operator"
+        elif lane.paused_until > now:
+            status = "paused"
+        return LaneState(
+            status, reason, look.depth if look else 0, look.scheduled if look else 0,
+            look.parked if look else 0, look.oldest_age if look else None,
+            lane.owner is not None, lane.owner.epoch if lane.owner else 0,
+        )  # fmt: skip

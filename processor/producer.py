@@ -1,0 +1,232 @@
+"""What a request handler calls: put transactions into the buffer and wake the drain.
+
+One write and one wait a submit, with a deadline, even while PostgreSQL is away. A lost reply is
+answered by sending the same bytes once more: the id makes it one effect (rule 11).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from processor import buffer, config, crashpoint, due, metrics, worker
+from processor.buffer import Lane
+from processor.errors import (
+    BufferFull,
+    InvalidTransaction,
+    RedisRefused,
+    RedisUnavailable,
+    SubmitUnknown,
+)
+from processor.redis_connection import Command, RedisConnection, RedisPool
+from processor.settings import Settings
+from processor.transaction import Encoded, Transaction
+
+Submittable = Transaction | Mapping[str, Any] | str | bytes
+
+_TRIES = 2
+_AT_ONCE = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What submit returns: which transaction was accepted, and where it lies.
+
+    `entry_id` is empty for a delayed transaction until it is due.
+    """
+
+    id: str
+    lane: str
+    entry_id: str
+    buffer: str
+
+
+class Producer:
+    """Submits by one set of settings; used by all threads of a process."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.pool = RedisPool(settings.redis.url, settings.redis.timeout)
+        self._lanes: dict[str, Lane] = {}
+        self._depth: dict[str, int] = {}
+
+    def submit(self, encoded: Encoded) -> Receipt:
+        """Add one transaction. Raises as `processor.submit` says."""
+        lane = self._lane(encoded)
+        crashpoint.reach("submit-before-add")
+        replies, identity = self._calls([lane], [self._add(lane, encoded)], encoded.id)
+        crashpoint.reach("submit-after-add")
+        return self._receipt(encoded, lane, replies[0], identity)
+
+    def submit_many(self, many: Sequence[Encoded]) -> list[Receipt]:
+        """Add transactions in order in one write."""
+        lanes = [self._lane(encoded) for encoded in many]
+        commands = [self._add(lane, one) for lane, one in zip(lanes, many, strict=True)]
+        distinct = list(dict.fromkeys(lanes))
+        replies, identity = self._calls(distinct, commands, many[0].id)
+        return [
+            self._receipt(one, lane, reply, identity)
+            for one, lane, reply in zip(many, lanes, replies, strict=True)
+        ]
+
+    def _lane(self, encoded: Encoded) -> Lane:
+        queue = self.settings.queues.get(encoded.queue)
+        if queue is None:
+            raise InvalidTransaction(
+                "queue", f"{encoded.queue!r} is not configured",
+                hint=f"one of {', '.join(sorted(self.settings.queues))}",
+            )  # fmt: skip
+        name = buffer.lane_name(encoded.queue, queue.partitions, encoded)
+        lane = self._lanes.get(name)
+        if lane is None:
+            lane = self._lanes[name] = Lane(self.settings.namespace, name)
+        if self._depth.get(name, 0) >= self.settings.buffer.limit:
+            self._see_room(lane)
+        return lane
+
+    def _see_room(self, lane: Lane) -> None:
+        """The lane was full when last seen: look before adding (the limit is soft by one a thread)."""
+        connection = self.pool.take()
+        try:
+            depth = connection.call("XLEN", lane.stream)
+        except RedisRefused as refused:
+            raise _refusal(refused) from None
+        finally:
+            self.pool.give(connection)
+        self._depth[lane.name] = depth
+        if depth >= self.settings.buffer.limit:
+            metrics.count("refused")
+            raise BufferFull(
+                f"lane {lane.name} holds {depth} entries, buffer.limit is"
+                f" {self.settings.buffer.limit}", retry_after=max(1.0, self.settings.interval),
+            )  # fmt: skip
+
+    @staticmethod
+    def _add(lane: Lane, encoded: Encoded) -> Command:
+        if encoded.due is not None:
+            return due.schedule(lane, encoded.body, encoded.due)
+        return buffer.add(lane, encoded.body)
+
+    def _calls(
+        self, lanes: Sequence[Lane], adds: Sequence[Command], transaction_id: str
+    ) -> tuple[list[Any], str]:
+        """Send the adds, and after them ask the lanes' depth; replies and the buffer's identity."""
+        lengths: list[Command] = [("XLEN", lane.stream) for lane in lanes]
+        sent = False
+        for attempt in range(1, _TRIES + 1):
+            connection = self.pool.take()
+            try:
+                identity = self._introduce(connection, lanes)
+                replies = connection.calls([*adds, *lengths])
+                self._note_depths(lanes, replies[len(adds) :])
+                return replies[: len(adds)], identity
+            except RedisUnavailable as error:
+                sent = sent or error.sent
+                if attempt == _TRIES:
+                    if sent:
+                        raise SubmitUnknown(transaction_id, str(error)) from None
+                    raise
+            except RedisRefused as refused:
+                raise _refusal(refused) from None
+            finally:
+                self.pool.give(connection)
+        raise AssertionError
+
+    def _introduce(self, connection: RedisConnection, lanes: Sequence[Lane]) -> str:
+        """On a new connection learn the buffer's identity; register each lane once on it."""
+        memory = connection.memory
+        if "identity" not in memory or not connection.alive:
+            identity = buffer.identity(connection, self.settings.namespace)
+            memory = connection.memory
+            memory["identity"] = identity
+            memory["lanes"] = set()
+        new = [lane.name for lane in lanes if lane.name not in memory["lanes"]]
+        if new:
+            connection.call(*buffer.register(self.settings.namespace, new))
+            memory["lanes"].update(new)
+        return str(memory["identity"])
+
+    def _note_depths(self, lanes: Sequence[Lane], replies: Sequence[Any]) -> None:
+        for lane, depth in zip(lanes, replies, strict=True):
+            if isinstance(depth, int):
+                self._depth[lane.name] = depth
+
+    @staticmethod
+    def _receipt(encoded: Encoded, lane: Lane, reply: Any, identity: str) -> Receipt:
+        if isinstance(reply, RedisRefused):
+            raise _refusal(reply)
+        entry_id = reply.decode() if isinstance(reply, bytes) else ""
+        metrics.count("submitted")
+        return Receipt(encoded.id, lane.name, entry_id, identity)
+
+
+_producer: Producer | None = None
+
+
+def submit(transaction: Submittable) -> Receipt:
+    """Put a transaction into the buffer and wake the drain.
+
+    Takes a `Transaction` or its JSON form. Accepted means: as durable as Redis was told to make it.
+    Raises InvalidTransaction, BufferFull, RedisUnavailable, and SubmitUnknown if the reply was lost
+    twice - then, as always, submitting the same transaction again is safe.
+    """
+    producer = _current()
+    receipt = producer.submit(_encoded(producer, transaction))
+    worker.wake()
+    return receipt
+
+
+def submit_many(transactions: Iterable[Submittable]) -> list[Receipt]:
+    """Put many transactions into the buffer, in order, some hundreds in each write.
+
+    The receipts come in the order of the transactions. Raises as `submit`; the ones before the
+    failing write are accepted then, and submitting all of them again is safe.
+    """
+    producer = _current()
+    receipts: list[Receipt] = []
+    for chunk in _chunks(transactions):
+        receipts += producer.submit_many([_encoded(producer, one) for one in chunk])
+        worker.wake()
+    return receipts
+
+
+def _encoded(producer: Producer, transaction: Submittable) -> Encoded:
+    if not isinstance(transaction, Transaction):
+        transaction = Transaction.parse(transaction)
+    return transaction.encode(time.time(), producer.settings.buffer.transaction_bytes)
+
+
+def _chunks(transactions: Iterable[Submittable]) -> Iterator[list[Submittable]]:
+    iterator = iter(transactions)
+    while chunk := list(islice(iterator, _AT_ONCE)):
+        yield chunk
+
+
+def _current() -> Producer:
+    global _producer
+    settings = config.current()
+    if _producer is None or _producer.settings is not settings:
+        if _producer is not None:
+            _producer.pool.close()
+        _producer = Producer(settings)
+    return _producer
+
+
+def _refusal(refused: RedisRefused) -> Exception:
+    if refused.code == "OOM":
+        metrics.count("refused")
+        return BufferFull("Redis has reached its memory limit", retry_after=1.0)
+    return RedisUnavailable(f"Redis takes no entries now: {refused}")
+
+
+def _after_fork() -> None:
+    if _producer is not None:
+        _producer.pool.drop()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+Transaction.submitter = submit

@@ -1,0 +1,209 @@
+"""What follows a batch: dead letters, parking, the commit note, and only then removal from Redis.
+
+Takes the `Outcome` of a batch and leaves every entry in exactly one place. Order (rules 20, 28):
+dead letters in PostgreSQL, lines and records in Redis, the note, then plain XDEL on the connection
+on which the entries were read.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+
+from processor import buffer, crashpoint, metrics, parked
+from processor.apply import Outcome
+from processor.burial import Burial, Death
+from processor.deadletter import Reason
+from processor.errors import RedisRefused, RedisUnavailable
+from processor.ownership import OwnedLane
+from processor.redis_connection import Command, RedisConnection
+from processor.session import Commit
+from processor.settings import Settings
+from processor.transaction import Entry
+from processor.verdict import backoff, is_final
+
+
+class Settling:
+    """Carries outcomes into Redis and the dead letters."""
+
+    def __init__(self, settings: Settings, redis: RedisConnection, burial: Burial) -> None:
+        self._settings = settings
+        self._redis = redis
+        self._burial = burial
+
+    def settle(
+        self, lane: OwnedLane, outcome: Outcome, span: tuple[str, str], generation: int, now: float
+    ) -> None:
+        """Settle a batch read from the stream: `span` is its first and last entry id.
+
+        `generation` is that of the connection on which it was read; `now` is in Unix seconds.
+        """
+        retries, deaths = self._sort(outcome)
+        self._bury(lane, deaths)
+        gone = self._park(lane, outcome, retries, deaths, now)
+        gone += [*outcome.committed, *(e for e, _ in outcome.known), *outcome.clashing]
+        ids = [i for e in gone for i in (e.entry_id, *outcome.copies.get(e.entry_id, ()))]
+        self._note(lane, outcome, span)
+        crashpoint.reach("settle-before")
+        self._remove(lane, ids, generation)
+        crashpoint.reach("settle-after")
+        self._let_pass(lane, outcome, now)
+        self._count(outcome, retries)
+
+    def settle_parked(self, lane: OwnedLane, outcome: Outcome, now: float) -> None:
+        """Settle a batch that was applied from `:parked`."""
+        retries, deaths = self._sort(outcome)
+        self._bury(lane, deaths)
+        for entry, attempt, wait in retries:
+            parked.whole(self._redis.calls([
+                parked.body(lane.lane, entry, attempt),
+                parked.retry_at(lane.lane, entry.id, now + wait),
+            ]))  # fmt: skip
+        done = [*outcome.committed, *(e for e, _ in outcome.known), *outcome.clashing]
+        holding = {d.entry.id for d in deaths if self._burial.holds(d)}
+        done += [d.entry for d in deaths if d.entry.id not in holding]
+        self._note(lane, outcome, None)
+        crashpoint.reach("release-before")
+        for death in deaths:
+            if death.entry.id in holding:
+                self._redis.calls(parked.forget_body(lane.lane, death.entry.id))
+        if done:
+            leaving = [(e.id, e.entry_id, e.keys) for e in done]
+            parked.release(self._redis, lane.lane, leaving, now)
+        crashpoint.reach("release-after")
+        self._count(outcome, retries)
+
+    def bury_unreadable(
+        self, lane: OwnedLane, found: Sequence[tuple[Entry, str]], generation: int
+    ) -> None:
+        """File entries that are no transactions, with their raw bytes (rule 10)."""
+        self._bury(lane, [Death(e, Reason(f"unreadable: {why}"), 1) for e, why in found])
+        self._remove(lane, [entry.entry_id for entry, _ in found], generation)
+
+    def bury_doubtful(
+        self, lane: OwnedLane, entries: Sequence[Entry], generation: int
+    ) -> None:
+        """File entries of which nobody can tell any more whether they were applied (rule 23)."""
+        reason = Reason("possibly applied: older than the ledger's memory, back after a restore")
+        self._bury(lane, [Death(e, reason, 1) for e in entries])
+        for entry in entries:
+            if entry.keys:
+                self._put(lane, entry, [])
+        self._remove(lane, [e.entry_id for e in entries], generation)
+
+    def _sort(self, outcome: Outcome) -> tuple[list[tuple[Entry, int, float]], list[Death]]:
+        """Part what failed into retries (entry, attempt, seconds to wait) and deaths."""
+        retries, deaths = [], []
+        policy = self._settings.retry
+        for entry, reason in outcome.failed:
+            attempt = entry.attempt + 1
+            if is_final(reason.sqlstate) or attempt >= (entry.attempts or policy.attempts):
+                deaths.append(Death(entry, reason, attempt))
+            else:
+                wait = backoff(attempt, policy.delay, policy.max_delay)
+                retries.append((entry, attempt, wait * random.uniform(1.0, 1.1)))
+        clash = Reason("the id was used before for another payload")
+        deaths += [Death(entry, clash, 1, True) for entry in outcome.clashing]
+        return retries, deaths
+
+    def _bury(self, lane: OwnedLane, deaths: Sequence[Death]) -> None:
+        if deaths:
+            assert lane.owner is not None
+            self._burial.bury(lane.owner, deaths)
+
+    def _park(
+        self, lane: OwnedLane, outcome: Outcome, retries: Sequence[tuple[Entry, int, float]],
+        deaths: Sequence[Death], now: float,
+    ) -> list[Entry]:  # fmt: skip
+        """Put what waits into its place; the entries that may now leave the stream."""
+        holding = [d.entry for d in deaths if self._burial.holds(d)]
+        holding += [e for e, known in outcome.known if known.outcome == "dead" and e.keys]
+        crashpoint.reach("park-before")
+        left = []
+        for entry, attempt, wait in retries:
+            when = now + wait
+            put = [parked.retry_at(lane.lane, entry.id, when), parked.body(lane.lane, entry, attempt)]
+            left += self._put(lane, entry, put)
+        for entry in holding:
+            self._put(lane, entry, [])
+        for entry in outcome.held:
+            left += self._put(lane, entry, [parked.first_body(lane.lane, entry)])
+        if outcome.held:
+            self.promote(lane, outcome.held, now)
+            metrics.count("parked", len(outcome.held))
+        left += [d.entry for d in deaths if d.entry.id not in lane.stuck and not d.clashing]
+        crashpoint.reach("park-after")
+        return left
+
+    def _put(self, lane: OwnedLane, entry: Entry, commands: Sequence[Command]) -> list[Entry]:
+        # Lines first: see parked, DESIGN. A full Redis refuses what adds; then the entry stays in
+        # the stream and its keys are blocked in memory (rule 20).
+        lines = parked.lines(lane.lane, entry)
+        if not lines and not commands:
+            return []
+        replies = self._redis.calls([*lines, *commands])
+        crashpoint.reach("park-lines")
+        for reply in replies:
+            if isinstance(reply, RedisRefused):
+                if reply.code != "OOM":
+                    raise RedisUnavailable(str(reply))
+                lane.stuck[entry.id] = entry
+                return []
+        lane.has_lines = lane.has_lines or bool(entry.keys)
+        lane.next_retry = 0.0
+        crashpoint.reach("park-body")
+        return [entry]
+
+    def promote(self, lane: OwnedLane, entries: Iterable[Entry], now: float) -> None:
+        """See that the lines of these entries have somebody to be tried."""
+        try:
+            parked.promote(self._redis, lane.lane, (k for e in entries for k in e.keys), now)
+        except RedisRefused as refused:
+            if refused.code != "OOM":
+                raise
+
+    def _note(self, lane: OwnedLane, outcome: Outcome, span: tuple[str, str] | None) -> None:
+        """A commit note (rule 21); may fail, the ledger answers then."""
+        done = [*outcome.committed, *(e for e, k in outcome.known if k.outcome == "applied")]
+        if not done or outcome.commit is None:
+            return
+        crashpoint.reach("note-before")
+        waiting = [e.id for e, _ in outcome.failed] + [e.id for e in outcome.held]
+        assert lane.owner is not None
+        fields = note_fields(lane.owner.buffer, outcome.commit)
+        if span is None:
+            fields["also"] = ",".join(e.id for e in done)
+        else:
+            fields |= {"first": span[0], "last": span[1], "not": ",".join(waiting)}
+        # Its refusal is no failure: whoever waits asks the ledger then.
+        self._redis.calls([buffer.note(lane.lane, fields)])
+
+    def _remove(self, lane: OwnedLane, ids: Sequence[str], generation: int) -> None:
+        if not ids:
+            return
+        if not self._redis.alive or self._redis.generation != generation:
+            # The ids may be strangers' by now (rule 9).
+            raise RedisUnavailable("the connection on which the batch was read is gone")
+        reply = self._redis.call(*buffer.settle(lane.lane, ids))
+        if reply != len(ids):
+            metrics.count("verdicts", verdict="settled by another")
+
+    def _let_pass(self, lane: OwnedLane, outcome: Outcome, now: float) -> None:
+        """Whoever was parked behind an entry that ran from the stream gets its turn."""
+        if lane.has_lines:
+            keyed = [e for e in outcome.committed if e.keys]
+            if keyed:
+                self.promote(lane, keyed, now)
+
+    def _count(self, outcome: Outcome, retries: Sequence[object]) -> None:
+        metrics.count("committed", len(outcome.committed))
+        if outcome.known:
+            metrics.count("known", len(outcome.known))
+        if retries:
+            metrics.count("retried", len(retries))
+
+
+def note_fields(buffer_id: str, commit: Commit) -> dict[str, str]:
+    """What every commit note says: whose, where."""
+    lsn = commit.lsn if commit.synchronous != "off" else commit.insert_lsn
+    return {"buffer": buffer_id, "lsn": lsn, "timeline": commit.timeline}

@@ -1,0 +1,101 @@
+"""What a pass does now and then: carry out operators' requests, prune the ledger, count the dead.
+
+The question for requests is also the call with which an idle owner touches the server, so that its
+session is not taken for a frozen one (rule 4).
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from processor import deadletter, ledger, parked
+from processor.burial import Burial
+from processor.database import Database
+from processor.deadletter import DeadLetter
+from processor.errors import DatabaseError
+from processor.outlook import Outlook
+from processor.ownership import OwnedLane, Owners
+from processor.redis_connection import RedisConnection
+from processor.settings import Settings
+from processor.verdict import FENCED_STATE
+
+log = logging.getLogger("processor")
+
+_LETTERS = 100
+_PRUNED = 5_000
+_PRUNE_EVERY = 60.0
+_COUNT_EVERY = 10.0
+
+
+class Sweeps:
+    """Periodic work of one processor; all of it may be late, none of it may be lost."""
+
+    def __init__(
+        self, settings: Settings, database: Database, redis: RedisConnection, owners: Owners,
+        burial: Burial, outlook: Outlook,
+    ) -> None:  # fmt: skip
+        self._settings = settings
+        self._database = database
+        self._redis = redis
+        self._owners = owners
+        self._burial = burial
+        self._outlook = outlook
+        self._touched = self._pruned = self._counted = float("-inf")
+
+    def run(self, now: float) -> None:
+        """Do what is due at `now` (monotonic)."""
+        if not self._owners.owned:
+            return
+        if now - self._touched >= min(1.0, self._settings.database.takeover / 3) * 0.9:
+            self._touched = now
+            self._requests()
+        if now - self._counted >= _COUNT_EVERY:
+            self._counted = now
+            self._outlook.dead_letters = deadletter.count_open(self._database, self._owners.buffer)
+        if now - self._pruned >= _PRUNE_EVERY:
+            self._pruned = now
+            for lane in self._owners.owned:
+                self._prune(lane)
+
+    def _requests(self) -> None:
+        lanes = {lane.lane.name: lane for lane in self._owners.owned}
+        letters = deadletter.requests(self._database, self._owners.buffer, list(lanes), _LETTERS)
+        for letter in letters:
+            self._carry_out(lanes[letter.lane], letter)
+
+    def _carry_out(self, lane: OwnedLane, letter: DeadLetter) -> None:
+        if lane.owner is None:
+            return
+        try:
+            commit = self._burial.fulfil(lane.owner, letter)
+        except DatabaseError as error:
+            if error.sqlstate == FENCED_STATE:
+                lane.owner = None
+                lane.forget()
+                return
+            log.warning("dead letter %s: %s put off: %s", letter.id, letter.request, error)
+            return
+        if commit is None:
+            log.warning("dead letter %s: %s failed, it stays", letter.id, letter.request)
+            return
+        log.info("dead letter %s: %s done", letter.id, letter.request)
+        leaving = [(letter.id, letter.entry_id, letter.keys)]
+        parked.release(self._redis, lane.lane, leaving, time.time())
+        lane.next_retry = 0.0
+        self._outlook.forget()
+
+    def _prune(self, lane: OwnedLane) -> None:
+        """Remove ledger rows that are old and whose entries are known settled (rule 23)."""
+        if lane.owner is None:
+            return
+        oldest = self._outlook.oldest(lane) or f"{int(time.time() * 1000)}-0"
+        ids = ledger.old(self._database, lane.owner, self._settings.ledger.retention, oldest, _PRUNED)
+        for start in range(0, len(ids), 500):
+            some = ids[start : start + 500]
+            waiting = parked.has_bodies(self._redis, lane.lane, some)
+            gone = [i for i in some if i not in waiting]
+            if gone:
+                self._database.run(ledger.prune(lane.owner, gone))
+        if ids:
+            log.info("lane %s: pruned %d rows of the ledger", lane.lane.name, len(ids))

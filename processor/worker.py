@@ -1,0 +1,288 @@
+"""The singleton: one thread, one Event, one loop.
+
+DESIGN. The Event is one object for ever. It starts set, so that the first pass runs at once; the
+loop waits on it for at most the delay that the last pass answered and clears it *before* it looks,
+so that a wake-up during a pass is never lost (rule 29). `start` and `stop` may be called from any
+thread, twice, in any order. A run of the thread has its own stop flag: a start that meets a thread
+which is still leaving waits for it and never revives it. After fork the child has no thread and
+drops what it inherited; `start`, or the next submit where the parent had started, brings it back.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import secrets
+import socket
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from processor import __version__, config, crashpoint, metrics, registry
+from processor.doorbell import Doorbell
+from processor.drain import Drain
+from processor.progress import Progress
+from processor.redis_connection import RedisConnection
+from processor.settings import Settings
+from processor.report import State, as_mapping
+
+log = logging.getLogger("processor")
+
+Hook = Callable[[], Any]
+
+
+@dataclass
+class Hooks:
+    """Functions that run in the drain thread, for an application's own database sessions."""
+
+    on_start: list[Hook] = field(default_factory=list)
+    on_stop: list[Hook] = field(default_factory=list)
+    before_pass: list[Hook] = field(default_factory=list)
+    after_pass: list[Hook] = field(default_factory=list)
+
+
+class Singleton:
+    """What the process shares: the Event, the thread, the state after its last pass."""
+
+    def __init__(self) -> None:
+        self.event = threading.Event()
+        self.event.set()
+        self.thread: threading.Thread | None = None
+        self.state = State()
+
+
+class Run:
+    """One life of the thread: its stop flag, its drain, its doorbell."""
+
+    def __init__(self, settings: Settings, event: threading.Event) -> None:
+        self.settings = settings
+        self.stopping = False
+        self.progress = Progress()
+        self.instance = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
+        self.next_settings: Settings | None = None
+        bell = RedisConnection(settings.redis.url, settings.redis.timeout)
+        self.doorbell = Doorbell(event, bell)
+        self.bell = bell
+        self.drain = self.new_drain()
+
+    def new_drain(self) -> Drain:
+        """A drain by the settings of now."""
+        return Drain(self.settings, self.instance, self.progress, lambda: self.stopping)
+
+
+singleton = Singleton()
+event = singleton.event
+hooks = Hooks()
+
+#: Settings that a running processor keeps: they say which buffer it drains, and for whom.
+KEPT = ("namespace", "site", "redis.url", "health.bind", "drain")
+
+_lock = threading.Lock()
+_run: Run | None = None
+_revive = False
+
+
+def start(settings: Settings | None = None) -> Singleton:
+    """Start the thread unless it runs; returns the singleton. Safe from any thread, any number of times.
+
+    `settings` default to those of `configure`. Raises ConfigError.
+    """
+    global _run, _revive
+    with _lock:
+        if singleton.thread is not None and singleton.thread.is_alive():
+            if _run is not None and not _run.stopping:
+                return singleton
+            singleton.thread.join()
+        chosen = settings or config.current()
+        registry.register(chosen.statements)
+        _warn_uwsgi()
+        _run, _revive = Run(chosen, singleton.event), False
+        singleton.state = State(status="standby", instance=_run.instance, site=chosen.site)
+        singleton.thread = threading.Thread(
+            target=_live, args=(_run,), name="processor", daemon=True
+        )
+        singleton.event.set()
+        singleton.thread.start()
+    return singleton
+
+
+def stop(timeout: float | None = None) -> bool:
+    """Finish the batch in hand, settle it, end the thread; True if it ended within `timeout` seconds.
+
+    May be called twice, or before start.
+    """
+    run, thread = _run, singleton.thread
+    if run is None or thread is None:
+        return True
+    run.stopping = True
+    singleton.event.set()
+    if thread is threading.current_thread():
+        return False
+    thread.join(run.settings.stop_timeout if timeout is None else timeout)
+    return not thread.is_alive()
+
+
+def abort() -> None:
+    """Cut the call in progress: the batch in hand is rolled back, or found in the ledger later."""
+    run = _run
+    if run is not None:
+        run.stopping = True
+        run.drain.database.abort()
+        run.drain.redis.abort()
+        singleton.event.set()
+
+
+def reload(settings: Settings) -> list[str]:
+    """Use other settings from the next pass on; the names of those that differ and are kept."""
+    run = _run
+    if run is None:
+        return []
+    old = run.settings
+    kept = [name for name in KEPT if _setting(settings, name) != _setting(old, name)]
+    registry.register(settings.statements)
+    run.next_settings = replace(
+        settings, namespace=old.namespace, site=old.site, redis=old.redis, health=old.health,
+        drain=old.drain,
+    )  # fmt: skip
+    singleton.event.set()
+    return kept
+
+
+def state() -> dict[str, Any]:
+    """How the processor of this process stands, as `/health` shows it."""
+    return as_mapping(judged(time.monotonic()), version=__version__)
+
+
+def judged(now: float) -> State:
+    """The state at `now` (monotonic): health is progress, so a hung thread is *stuck* (rule 31)."""
+    run, thread, known = _run, singleton.thread, singleton.state
+    if run is None or thread is None or not thread.is_alive():
+        return replace(known, status="stopped", reason=known.reason or "no thread in this process")
+    age = run.progress.age(now)
+    if age > run.settings.watchdog.limit:
+        return replace(known, status="stuck", reason=f"no progress for {age:.0f} s")
+    return known
+
+
+def progress_age(now: float) -> float:
+    """Seconds without progress at `now` (monotonic); infinite if no thread runs."""
+    run, thread = _run, singleton.thread
+    if run is None or thread is None or not thread.is_alive():
+        return float("inf")
+    return run.progress.age(now)
+
+
+def wake() -> None:
+    """Set the Event; in a forked child whose parent had started, bring the thread back first."""
+    if _revive:
+        start()
+    singleton.event.set()
+
+
+def _live(run: Run) -> None:
+    """The thread: from hooks to hooks."""
+    _call(hooks.on_start)
+    run.doorbell.start()
+    try:
+        _loop(run)
+    finally:
+        crashpoint.reach("stop-seen")
+        run.drain.leave()
+        run.doorbell.stop(2.0)
+        _call(hooks.on_stop)
+        singleton.state = replace(singleton.state, status="stopped", reason="", lanes={})
+
+
+def _loop(run: Run) -> None:
+    delay = 0.0
+    while True:
+        run.doorbell.wait_for(run.drain.streams())
+        singleton.event.wait(delay)
+        singleton.event.clear()
+        run.doorbell.rest()
+        if run.stopping:
+            return
+        _call(hooks.before_pass)
+        delay = _pass(run)
+        singleton.state = run.drain.state(time.time())
+        run.progress.made()
+        _call(hooks.after_pass)
+
+
+def _pass(run: Run) -> float:
+    if run.next_settings is not None:
+        run.settings, run.next_settings = run.next_settings, None
+        run.drain.leave()
+        run.drain = run.new_drain()
+    try:
+        return run.drain.run(time.monotonic())
+    except Exception as error:
+        # A defect must not end the thread, and its words may hold values: only its place is told.
+        metrics.count("verdicts", verdict="defect")
+        log.error("a pass failed and will be tried again: %s", _place(error))
+        run.drain.leave()
+        return max(1.0, run.settings.interval)
+
+
+def _place(error: BaseException) -> str:
+    places = []
+    trace = error.__traceback__
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        places.append(f"{os.path.basename(code.co_filename)}:{trace.tb_lineno}")
+        trace = trace.tb_next
+    return f"{type(error).__name__} at {' < '.join(reversed(places[-6:]))}"
+
+
+def _call(functions: list[Hook]) -> None:
+    for function in list(functions):
+        try:
+            function()
+        except Exception as error:
+            log.error("hook %s failed: %s", getattr(function, "__name__", "?"), _place(error))
+
+
+def _setting(settings: Settings, name: str) -> Any:
+    value: Any = settings
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def _warn_uwsgi() -> None:
+    uwsgi = sys.modules.get("uwsgi")
+    if uwsgi is not None and not uwsgi.opt.get("enable-threads"):
+        text = "uWSGI runs without threads: the processor's thread never runs (set enable-threads)"
+        log.warning(text)
+        warnings.warn(text, RuntimeWarning, stacklevel=3)
+
+
+def _after_fork() -> None:
+    """In the child: no thread, fresh locks, and connections dropped but not closed (P6)."""
+    global _lock, _run, _revive
+    _lock = threading.Lock()
+    # In place: the application may hold the Event since before the fork.
+    singleton.event.__init__()  # type: ignore[misc]
+    singleton.event.set()
+    if _run is not None:
+        _revive = not _run.stopping
+        _run.drain.database.drop()
+        _run.drain.redis.drop()
+        _run.bell.drop()
+        _run = None
+    singleton.thread = None
+    singleton.state = State()
+    metrics.forget()
+
+
+def _at_exit() -> None:
+    stop()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+atexit.register(_at_exit)
