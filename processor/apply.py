@@ -18,14 +18,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from processor import crashpoint, ledger, metrics, parking
-from processor.settings import Settings
 from processor.deadletter import Reason
 from processor.errors import DatabaseError, DatabaseUnavailable
 from processor.ledger import Known, Ownership
 from processor.literal import quoted
 from processor.render import Unrenderable, tables
 from processor.session import Commit, Session
-from processor.transaction import Entry
+from processor.settings import Settings
+from processor.entry import Entry
 from processor.verdict import Failure, Verdict, judge
 
 _REDONE_IN_PLACE = 6
@@ -71,7 +71,10 @@ class Applier:
         self._texts: dict[str, str] = {}
 
     def apply(
-        self, owner: Ownership, entries: Sequence[Entry], meanwhile: Callable[[], None] | None = None
+        self,
+        owner: Ownership,
+        entries: Sequence[Entry],
+        meanwhile: Callable[[], None] | None = None,
     ) -> Outcome:
         """Apply entries of one lane, in order. Raises as the module says."""
         outcome = Outcome()

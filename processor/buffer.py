@@ -28,7 +28,8 @@ from typing import Any
 
 from processor.errors import RedisRefused
 from processor.redis_connection import Command, RedisConnection
-from processor.transaction import VERSION, Encoded
+from processor.entry import VERSION
+from processor.transaction import Encoded
 
 #: A stream entry as it was read: its id, envelope version and body, either absent if malformed.
 Raw = tuple[str, bytes | None, bytes | None, bytes]

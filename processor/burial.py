@@ -15,7 +15,7 @@ from processor.errors import DatabaseError, DatabaseUnavailable
 from processor.ledger import Ownership
 from processor.render import Unrenderable, tables
 from processor.session import Commit, Session
-from processor.transaction import Entry, Unreadable, decode
+from processor.entry import Entry, Unreadable, decode
 from processor.verdict import Failure, Verdict, judge
 
 #: Dead letters committed at once; each carries its body twice over in hex.
@@ -120,5 +120,3 @@ class Burial:
 
 def _revived(letter: DeadLetter) -> Entry:
     return decode(letter.entry_id, b"1", letter.edited or letter.body)
-
-

@@ -24,9 +24,9 @@ from typing import Any
 import psycopg2
 import psycopg2.extensions as pg
 
-from processor.settings import Database as Settings
 from processor.errors import DatabaseError, DatabaseUnavailable, PoolerDetected
 from processor.progress import Progress
+from processor.settings import Database as Settings
 
 Row = tuple[Any, ...]
 

@@ -6,6 +6,7 @@ in the row; the owner of the lane carries it out in its turn (rule 15).
 
 from __future__ import annotations
 
+import datetime
 import getpass
 import socket
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from typing import Any
 from processor.database import Database
 from processor.ledger import Ownership
 from processor.literal import quoted
-from processor.transaction import Entry
+from processor.entry import Entry
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +58,7 @@ _COLUMNS = (
 )
 
 
-def insert(
-    owner: Ownership, entry: Entry, reason: Reason, *, attempts: int, holds: bool
-) -> str:
+def insert(owner: Ownership, entry: Entry, reason: Reason, *, attempts: int, holds: bool) -> str:
     """File a transaction; one that lies there already keeps its first reason."""
     keys = ",".join(quoted(key) for key in entry.keys)
     values = (
@@ -125,20 +124,45 @@ def count_open(database: Database, buffer: str) -> int:
 
 
 def listed(
-    database: Database, *, lane: str | None = None, everything: bool = False, limit: int = 100,
+    database: Database, *, lane: str | None = None, sqlstate: str | None = None,
+    since: datetime.datetime | None = None, everything: bool = False, limit: int = 100,
     after: str | None = None,
 ) -> list[DeadLetter]:  # fmt: skip
-    """A page of dead letters for people, oldest first; `after` is the last id of the page before."""
-    conditions = ["true"] if everything else ["outcome = 'dead'"]
-    if lane is not None:
-        conditions.append(f"lane = {quoted(lane)}")
+    """A page of dead letters for people, oldest first; `after` is the last id of the page before.
+
+    `sqlstate` may be a class, its first two characters.
+    """
+    conditions = _conditions(lane, sqlstate, since, everything)
     if after is not None:
-        conditions.append(f"id > '{after}'")
+        conditions += f" AND id > '{after}'"
     return _letters(
         database,
-        f"SELECT {_COLUMNS} FROM processor.dead_letter WHERE {' AND '.join(conditions)}"
+        f"SELECT {_COLUMNS} FROM processor.dead_letter WHERE {conditions}"
         f" ORDER BY id LIMIT {limit}",
     )
+
+
+def count_listed(
+    database: Database, *, lane: str | None = None, sqlstate: str | None = None,
+    since: datetime.datetime | None = None, everything: bool = False,
+) -> int:  # fmt: skip
+    """How many `listed` would give in all."""
+    conditions = _conditions(lane, sqlstate, since, everything)
+    rows = database.run(f"SELECT count(*) FROM processor.dead_letter WHERE {conditions}")
+    return int(rows[0][0])
+
+
+def _conditions(
+    lane: str | None, sqlstate: str | None, since: datetime.datetime | None, everything: bool
+) -> str:
+    conditions = ["true" if everything else "outcome = 'dead'"]
+    if lane is not None:
+        conditions.append(f"lane = {quoted(lane)}")
+    if sqlstate is not None:
+        conditions.append(f"starts_with(sqlstate, {quoted(sqlstate)})")
+    if since is not None:
+        conditions.append(f"died_at >= {quoted(since.isoformat())}")
+    return " AND ".join(conditions)
 
 
 def found(database: Database, transaction_id: str) -> list[DeadLetter]:
@@ -150,9 +174,7 @@ def found(database: Database, transaction_id: str) -> list[DeadLetter]:
     )
 
 
-def ask(
-    database: Database, letter: DeadLetter, request: str, edited: bytes | None = None
-) -> bool:
+def ask(database: Database, letter: DeadLetter, request: str, edited: bytes | None = None) -> bool:
     """Record what an operator wants: retry, edit or discard. False if it is decided already."""
     text = "NULL" if edited is None else f"'\\x{edited.hex()}'"
     rows = database.run(

@@ -71,7 +71,18 @@ class Doorbell:
         if not streams:
             return
         reply = self._redis.calls(
-            [("XREAD", "COUNT", 1, "BLOCK", int(_BLOCK * 1000), "STREAMS", *streams, *streams.values())],
+            [
+                (
+                    "XREAD",
+                    "COUNT",
+                    1,
+                    "BLOCK",
+                    int(_BLOCK * 1000),
+                    "STREAMS",
+                    *streams,
+                    *streams.values(),
+                )
+            ],
             block=_BLOCK,
         )[0]
         if isinstance(reply, ProcessorError):

@@ -29,13 +29,13 @@ from processor.ownership import OwnedLane, Owners, Page
 from processor.parking import split
 from processor.progress import Progress
 from processor.redis_connection import RedisConnection
+from processor.report import State
 from processor.session import Session
 from processor.settings import Settings
 from processor.settling import Settling
-from processor.report import State
 from processor.sweeps import Sweeps
 from processor.taking import Taking
-from processor.transaction import Entry
+from processor.entry import Entry
 from processor.verdict import ENDS_SESSION_STATE, Gate, backoff
 
 log = logging.getLogger("processor")
@@ -220,14 +220,13 @@ class Drain:
             # Whoever stands first came later: then it waits for this entry, which stayed in the
             # stream while Redis was full.
             return key in stuck or (
-                head is not None and (head.id == entry.id or head.order < parked.order(entry.entry_id))
+                head is not None
+                and (head.id == entry.id or head.order < parked.order(entry.entry_id))
             )
 
         return split(entries, blocked)
 
-    def _certain(
-        self, lane: OwnedLane, entries: list[Entry], generation: int
-    ) -> list[Entry]:
+    def _certain(self, lane: OwnedLane, entries: list[Entry], generation: int) -> list[Entry]:
         """After Redis went back: what is older than the ledger's memory may have been applied.
 
         Such an entry becomes a dead letter for an operator to judge, not an effect (rule 23).

@@ -32,7 +32,9 @@ def move(redis: RedisConnection, lane: Lane, now: float) -> int:
         return 0
     added = redis.calls([add(lane, body) for body in bodies])
     crashpoint.reach("move-added")
-    moved = [b for b, reply in zip(bodies, added, strict=True) if not isinstance(reply, RedisRefused)]
+    moved = [
+        b for b, reply in zip(bodies, added, strict=True) if not isinstance(reply, RedisRefused)
+    ]
     if moved:
         redis.call("ZREM", lane.scheduled, *moved)
     crashpoint.reach("move-removed")

@@ -56,7 +56,8 @@ class SubmitUnknown(RedisUnavailable):
 
     def __init__(self, transaction_id: str, cause: str = "") -> None:
         super().__init__(
-            f"transaction {transaction_id}: outcome of submit unknown" + (f": {cause}" if cause else ""),
+            f"transaction {transaction_id}: outcome of submit unknown"
+            + (f": {cause}" if cause else ""),
             hint="submit the same transaction again, its id makes it one effect",
         )
         self.transaction_id = transaction_id
@@ -69,7 +70,9 @@ class BufferFull(ProcessorError):
     """
 
     def __init__(self, message: str = "", *, retry_after: float = 1.0, hint: str = "") -> None:
-        super().__init__(message, hint=hint or "answer 503 with Retry-After and see that a processor drains")
+        super().__init__(
+            message, hint=hint or "answer 503 with Retry-After and see that a processor drains"
+        )
         self.retry_after = retry_after
 
 
@@ -99,8 +102,11 @@ class DatabaseError(ProcessorError):
         detail: str = "",
         in_transaction: bool = True,
     ) -> None:
-        names = [f"{k} {v}" for k, v in
-                 (("table", table), ("column", column), ("constraint", constraint)) if v]
+        names = [
+            f"{k} {v}"
+            for k, v in (("table", table), ("column", column), ("constraint", constraint))
+            if v
+        ]
         super().__init__(" ".join([f"SQLSTATE {sqlstate}", *names]))
         self.sqlstate = sqlstate
         self.schema = schema

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from processor.database import Database
 from processor.errors import DatabaseError
 from processor.literal import quoted
-from processor.transaction import Entry
+from processor.entry import Entry
 
 PREPARED = (
     "PREPARE processor_ledger (uuid[], text[], uuid[], uuid, text, text) AS"

@@ -13,8 +13,8 @@ from processor.buffer import Look
 from processor.errors import RedisRefused, RedisUnavailable
 from processor.ownership import OwnedLane, Owners
 from processor.redis_connection import RedisConnection
-from processor.settings import Settings
 from processor.report import LaneState, State, as_mapping
+from processor.settings import Settings
 from processor.verdict import Gate
 
 _AGAIN = 0.1

@@ -18,9 +18,9 @@ from processor.ledger import Ownership
 from processor.literal import quoted
 from processor.redis_connection import RedisConnection
 from processor.settings import Settings
-from processor.transaction import Entry
-from processor.verdict import Verdict, judge
+from processor.entry import Entry
 from processor.verdict import Failure as Facts
+from processor.verdict import Verdict, judge
 
 log = logging.getLogger("processor")
 

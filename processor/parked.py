@@ -22,7 +22,7 @@ from typing import Any
 from processor.buffer import Lane
 from processor.errors import RedisRefused
 from processor.redis_connection import Command, RedisConnection
-from processor.transaction import VERSION, Entry, decode
+from processor.entry import Entry, VERSION, decode
 
 _NUL = b"\0"
 
@@ -56,7 +56,15 @@ def place(found: bytes) -> Place:
 def line(lane: Lane, key: str, count: int) -> Command:
     """Ask for the first places in the line of a key."""
     start = key.encode() + _NUL
-    return ("ZRANGEBYLEX", lane.blocked, b"[" + start, b"(" + key.encode() + b"\1", "LIMIT", 0, count)
+    return (
+        "ZRANGEBYLEX",
+        lane.blocked,
+        b"[" + start,
+        b"(" + key.encode() + b"\1",
+        "LIMIT",
+        0,
+        count,
+    )
 
 
 def first_places(redis: RedisConnection, lane: Lane, keys: Iterable[str]) -> dict[str, Place]:
@@ -156,7 +164,9 @@ def forget_body(lane: Lane, transaction_id: str) -> list[Command]:
     return [("HDEL", lane.parked, transaction_id), ("ZREM", lane.retry, transaction_id)]
 
 
-def holders(redis: RedisConnection, lane: Lane, after: bytes, count: int) -> tuple[list[Place], bytes]:
+def holders(
+    redis: RedisConnection, lane: Lane, after: bytes, count: int
+) -> tuple[list[Place], bytes]:
     """Who stands first in the lines, looking at `count` members behind `after` (b"" to begin).
 
     The second answer is where to go on, b"" at the end.
@@ -208,13 +218,17 @@ def _standing_first(
     return [e for e in heads if e.id not in behind], sorted(behind)
 
 
-def _followers(redis: RedisConnection, lane: Lane, heads: Sequence[Entry], room: int) -> list[Entry]:
+def _followers(
+    redis: RedisConnection, lane: Lane, heads: Sequence[Entry], room: int
+) -> list[Entry]:
     taken = {entry.id for entry in heads}
     found: list[Entry] = []
     for key in dict.fromkeys(key for entry in heads for key in entry.keys):
         if room <= len(found):
             break
-        waiting = [place(m) for m in whole([redis.call(*line(lane, key, room - len(found) + 1))])[0]]
+        waiting = [
+            place(m) for m in whole([redis.call(*line(lane, key, room - len(found) + 1))])[0]
+        ]
         ids = [p.id for p in waiting if p.id not in taken]
         bodies = _bodies(redis, lane, ids)
         for transaction_id in ids:

@@ -15,9 +15,10 @@ import msgspec
 
 from processor import registry
 from processor.catalog import Catalog, Column, Table
-from processor.columntype import DATE, NUMBERS, TIME, TIMES, WHOLE, Unfit, Writer, writer
+from processor.columntype import NUMBERS, TIMES, WHOLE, Unfit, Writer, writer
 from processor.literal import named, quoted, table
-from processor.transaction import Delete, Entry, Insert, Operation, Statement, Update, Upsert
+from processor.entry import Entry
+from processor.operation import Delete, Insert, Operation, Statement, Update, Upsert
 
 _json = msgspec.json.Encoder(decimal_format="number")
 
@@ -124,9 +125,7 @@ class Renderer:
         if isinstance(operation, Statement):
             return _statement(operation)
         if isinstance(operation, Insert) and operation.rows is not None:
-            return "".join(
-                self._row(Insert(operation.table, row), quick) for row in operation.rows
-            )
+            return "".join(self._row(Insert(operation.table, row), quick) for row in operation.rows)
         return self._row(operation, quick)
 
     def _row(self, operation: Operation, quick: bool) -> str:
@@ -327,7 +326,9 @@ def _statement(operation: Statement) -> str:
                          *(f"{n} unknown" for n in sorted(extra))]),
         )  # fmt: skip
     # A comment at the end of the text must not swallow what follows it (rule 12).
-    return found.fill({n: _parameter(v) for n, v in operation.params.items()}).rstrip("; \n") + "\n;"
+    return (
+        found.fill({n: _parameter(v) for n, v in operation.params.items()}).rstrip("; \n") + "\n;"
+    )
 
 
 def _parameter(value: Any) -> str:

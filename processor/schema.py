@@ -209,7 +209,9 @@ def check(database: Database) -> None:
         raise SchemaMissing(f"the schema processor is not usable: {error}") from None
     found = rows[0][0]
     if found != VERSION:
-        raise SchemaMissing(f"the schema processor has version {found}, this release needs {VERSION}")
+        raise SchemaMissing(
+            f"the schema processor has version {found}, this release needs {VERSION}"
+        )
 
 
 def create(database: Database) -> None:

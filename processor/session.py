@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 from processor import crashpoint, ledger
 from processor.catalog import Catalog
-from processor.settings import Database as Settings
 from processor.database import Database
 from processor.errors import DatabaseError, DatabaseUnavailable
 from processor.render import Renderer
+from processor.settings import Database as Settings
 
 _TAIL = (
     "SELECT '{}', pg_current_wal_lsn()::text, pg_current_wal_insert_lsn()::text,"

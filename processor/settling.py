@@ -19,7 +19,7 @@ from processor.ownership import OwnedLane
 from processor.redis_connection import Command, RedisConnection
 from processor.session import Commit
 from processor.settings import Settings
-from processor.transaction import Entry
+from processor.entry import Entry
 from processor.verdict import backoff, is_final
 
 
@@ -80,9 +80,7 @@ class Settling:
         self._bury(lane, [Death(e, Reason(f"unreadable: {why}"), 1) for e, why in found])
         self._remove(lane, [entry.entry_id for entry, _ in found], generation)
 
-    def bury_doubtful(
-        self, lane: OwnedLane, entries: Sequence[Entry], generation: int
-    ) -> None:
+    def bury_doubtful(self, lane: OwnedLane, entries: Sequence[Entry], generation: int) -> None:
         """File entries of which nobody can tell any more whether they were applied (rule 23)."""
         reason = Reason("possibly applied: older than the ledger's memory, back after a restore")
         self._bury(lane, [Death(e, reason, 1) for e in entries])
@@ -122,7 +120,10 @@ class Settling:
         left = []
         for entry, attempt, wait in retries:
             when = now + wait
-            put = [parked.retry_at(lane.lane, entry.id, when), parked.body(lane.lane, entry, attempt)]
+            put = [
+                parked.retry_at(lane.lane, entry.id, when),
+                parked.body(lane.lane, entry, attempt),
+            ]
             left += self._put(lane, entry, put)
         for entry in holding:
             self._put(lane, entry, [])

@@ -90,7 +90,9 @@ class Sweeps:
         if lane.owner is None:
             return
         oldest = self._outlook.oldest(lane) or f"{int(time.time() * 1000)}-0"
-        ids = ledger.old(self._database, lane.owner, self._settings.ledger.retention, oldest, _PRUNED)
+        ids = ledger.old(
+            self._database, lane.owner, self._settings.ledger.retention, oldest, _PRUNED
+        )
         for start in range(0, len(ids), 500):
             some = ids[start : start + 500]
             waiting = parked.has_bodies(self._redis, lane.lane, some)

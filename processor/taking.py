@@ -18,7 +18,7 @@ from processor.identity import id_of_key
 from processor.ownership import OwnedLane, Page
 from processor.redis_connection import RedisConnection
 from processor.settings import Settings
-from processor.transaction import Entry, UnknownVersion, Unreadable, decode
+from processor.entry import Entry, UnknownVersion, Unreadable, decode
 
 
 class Taking:

@@ -1,15 +1,12 @@
-"""The unit of work: its builder, its JSON form and the frozen records that the drain reads.
+"""The builder of transactions: what a producer makes, checked once on its way to the buffer.
 
-A producer builds a `Transaction` or hands over its JSON form; `encode` checks it once and makes the
-bytes that lie in the stream. The drain calls `decode` once per entry and works on the frozen
-`Entry` from then on. Checks of plain values are in `values`.
+Values are checked where they are added, the whole where it is encoded; errors name the field. The
+records that travel are in `operation`, what the drain reads of them is in `entry`.
 """
 
 from __future__ import annotations
 
 import datetime
-import hashlib
-import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
@@ -20,91 +17,20 @@ import msgspec
 
 from processor.errors import InvalidTransaction
 from processor.identity import canonical_id, id_of_key, new_id
-from processor.values import identifier, key_text, plain, plain_mapping
-
-#: Version of the envelope that this release writes and the ones that it reads.
-VERSION = b"1"
-
-
-class Insert(msgspec.Struct, frozen=True, tag_field="op", tag="insert", omit_defaults=True,
-             forbid_unknown_fields=True):  # fmt: skip
-    """Insert one row (`values`) or several of the same columns (`rows`)."""
-
-    table: str
-    values: dict[str, Any] | None = None
-    rows: list[dict[str, Any]] | None = None
-
-
-class Upsert(msgspec.Struct, frozen=True, tag_field="op", tag="upsert", omit_defaults=True,
-             forbid_unknown_fields=True):  # fmt: skip
-    """Insert a row, or set its other columns where the `conflict` columns are taken."""
-
-    table: str
-    values: dict[str, Any]
-    conflict: list[str]
-
-
-class Update(msgspec.Struct, frozen=True, tag_field="op", tag="update", omit_defaults=True,
-             forbid_unknown_fields=True):  # fmt: skip
-    """Set columns, or add to them, in the rows whose columns equal `where`."""
-
-    table: str
-    where: dict[str, Any]
-    set: dict[str, Any] | None = None
-    add: dict[str, Any] | None = None
-    expect: int | None = None
-
-
-class Delete(msgspec.Struct, frozen=True, tag_field="op", tag="delete", omit_defaults=True,
-             forbid_unknown_fields=True):  # fmt: skip
-    """Delete the rows whose columns equal `where`."""
-
-    table: str
-    where: dict[str, Any]
-    expect: int | None = None
-
-
-class Statement(msgspec.Struct, frozen=True, tag_field="op", tag="statement", omit_defaults=True,
-                forbid_unknown_fields=True):  # fmt: skip
-    """Run a registered statement by its name."""
-
-    name: str
-    params: dict[str, Any] = {}
-
-
-Operation = Insert | Upsert | Update | Delete | Statement
-
-
-class Document(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    """The JSON form, as `processor submit` reads it and as it lies in the stream."""
-
-    id: str = ""
-    idempotency_key: str | None = None
-    queue: str | None = None
-    key: str | None = None
-    keys: list[str] | None = None
-    delay: float | None = None
-    due: str | None = None
-    attempts: int | None = None
-    timeout: float | None = None
-    batch: str | None = None
-    trace: str | None = None
-    operations: msgspec.Raw = msgspec.Raw(b"[]")
-
-
-class Entry(msgspec.Struct, frozen=True):
-    """A transaction as the drain works on it: decoded once, never changed."""
-
-    entry_id: str
-    id: str
-    hash: str
-    operations: tuple[Operation, ...]
-    keys: tuple[str, ...]
-    body: bytes
-    attempts: int | None = None
-    timeout: float | None = None
-    attempt: int = 0
-    trace: str | None = None
+from processor.operation import (
+    Delete,
+    Document,
+    Insert,
+    Operation,
+    Statement,
+    Update,
+    Upsert,
+    documents,
+    encoder,
+    reason,
+)
+from processor.operation import operations as operation_decoder
+from processor.values import identifier, key_text, plain_mapping
 
 
 class Encoded(msgspec.Struct, frozen=True):
@@ -115,19 +41,6 @@ class Encoded(msgspec.Struct, frozen=True):
     queue: str
     keys: tuple[str, ...]
     due: float | None
-
-
-class Unreadable(Exception):
-    """The bytes are not a transaction; they go to the dead letters as they are (rule 10)."""
-
-
-class UnknownVersion(Exception):
-    """The envelope is of a later release; it stays in the stream (rule 10)."""
-
-
-_encoder = msgspec.json.Encoder(decimal_format="number", order="deterministic")
-_documents = msgspec.json.Decoder(Document, float_hook=Decimal)
-_operations = msgspec.json.Decoder(tuple[Operation, ...], float_hook=Decimal)
 
 
 class Transaction:
@@ -176,7 +89,9 @@ class Transaction:
         self._document = Document(
             queue=_text("queue", queue),
             key=_text("key", key),
-            keys=None if keys is None else [_require_key(f"keys[{n}]", k) for n, k in enumerate(keys)],
+            keys=None
+            if keys is None
+            else [_require_key(f"keys[{n}]", k) for n, k in enumerate(keys)],
             delay=_seconds("delay", delay),
             due=_due(due),
             attempts=_whole("attempts", attempts, 1),
@@ -271,12 +186,12 @@ class Transaction:
         Raises InvalidTransaction, naming the field.
         """
         try:
-            raw = _encoder.encode(source) if isinstance(source, Mapping) else source
-            document = _documents.decode(raw)
+            raw = encoder.encode(source) if isinstance(source, Mapping) else source
+            document = documents.decode(raw)
         except (msgspec.MsgspecError, TypeError, ValueError, RecursionError) as error:
             raise _explain(error, "") from None
         try:
-            operations = _operations.decode(document.operations)
+            operations = operation_decoder.decode(document.operations)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise _explain(error, "operations") from None
         made = cls(
@@ -299,9 +214,9 @@ class Transaction:
         try:
             document = msgspec.structs.replace(
                 given, id=self.id, delay=None, queue=None,
-                operations=msgspec.Raw(_encoder.encode(self._operations)),
+                operations=msgspec.Raw(encoder.encode(self._operations)),
             )  # fmt: skip
-            body = _encoder.encode(document)
+            body = encoder.encode(document)
         except UnicodeEncodeError:
             raise InvalidTransaction("operations", "text with a lone surrogate") from None
         if len(body) > limit:
@@ -316,7 +231,10 @@ class Transaction:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
     ) -> None:
         if kind is None:
             if Transaction.submitter is None:
@@ -353,50 +271,11 @@ _OPTIONS = ("idempotency_key", "queue", "key", "keys", "delay", "due", "attempts
             "batch", "trace")  # fmt: skip
 
 
-def decode(entry_id: str, version: bytes | None, body: bytes | None, attempt: int = 0) -> Entry:
-    """The record of one entry. Raises Unreadable or UnknownVersion."""
-    if version is None or body is None:
-        raise Unreadable("the fields v and tx are missing")
-    if version != VERSION:
-        if version.isdigit() and int(version) > int(VERSION):
-            raise UnknownVersion(version.decode())
-        raise Unreadable("envelope version is not a number of a release")
-    try:
-        document = _documents.decode(body)
-        operations = _operations.decode(document.operations)
-        _check_stored(document, operations)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise Unreadable(_reason(error)) from None
-    keys = (document.key,) if document.key is not None else tuple(document.keys or ())
-    return Entry(
-        entry_id,
-        canonical_id("id", document.id),
-        hashlib.blake2b(document.operations, digest_size=16).hexdigest(),
-        operations,
-        keys,
-        body,
-        document.attempts,
-        document.timeout,
-        attempt,
-        document.trace,
-    )
-
-
-def _check_stored(document: Document, operations: tuple[Operation, ...]) -> None:
-    # Anyone with the right to XADD can write here: what the door would refuse is refused again.
-    canonical_id("id", document.id)
-    if not operations:
-        raise InvalidTransaction("operations", "none given")
-    for number, operation in enumerate(operations):
-        if isinstance(operation, Insert) and (operation.values is None) == (operation.rows is None):
-            raise InvalidTransaction(f"operations[{number}]", "insert needs either values or rows")
-        if isinstance(operation, Update) and not operation.set and not operation.add:
-            raise InvalidTransaction(f"operations[{number}]", "update needs set or add")
-
-
 def _decide_id(given: str | uuid.UUID | None, idempotency_key: str | None) -> str:
     if given is not None and idempotency_key is not None:
-        raise InvalidTransaction("id", "given together with idempotency_key", hint="give one of them")
+        raise InvalidTransaction(
+            "id", "given together with idempotency_key", hint="give one of them"
+        )
     if idempotency_key is not None:
         return id_of_key(key_text("idempotency_key", idempotency_key))
     return new_id() if given is None else canonical_id("id", given)
@@ -445,7 +324,9 @@ def _due(value: datetime.datetime | str | None) -> str | None:
         moment = datetime.datetime.fromisoformat(value) if isinstance(value, str) else value
         naive = moment.tzinfo is None
     except (ValueError, AttributeError):
-        raise InvalidTransaction("due", "not a date and time", hint="2026-11-21T06:00:00Z") from None
+        raise InvalidTransaction(
+            "due", "not a date and time", hint="2026-11-21T06:00:00Z"
+        ) from None
     if naive:
         raise InvalidTransaction("due", "has no time zone", hint="2026-11-21T06:00:00Z")
     return moment.astimezone(datetime.UTC).isoformat()
@@ -456,27 +337,6 @@ def _instant(due: str | None) -> float | None:
 
 
 def _explain(error: Exception, within: str) -> InvalidTransaction:
-    problem, _, path = _reason(error).partition(" - at `$")
+    problem, _, path = reason(error).partition(" - at `$")
     field = (within + path.rstrip("`")).lstrip(".")
     return InvalidTransaction(field or "transaction", problem)
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, RecursionError):
-        return "nested too deeply"
-    if isinstance(error, UnicodeError):
-        return "text that is not UTF-8"
-    return str(error)
-
-
-def due_of(body: bytes) -> float:
-    """When a delayed transaction is due, Unix seconds; now if its bytes do not say."""
-    try:
-        return _instant(_documents.decode(body).due) or time.time()
-    except (msgspec.MsgspecError, ValueError, RecursionError):
-        return time.time()
-
-
-def value_of(value: object) -> Any:
-    """A value as it would lie in the JSON form; for tests and tools."""
-    return plain("value", value)

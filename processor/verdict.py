@@ -90,8 +90,10 @@ def is_final(sqlstate: str) -> bool:
     """
     if sqlstate == "23503":
         return False
-    return sqlstate[:2] in ("22", "23") or sqlstate in _UNKNOWN_NAMES or (
-        sqlstate == ENDS_SESSION_STATE
+    return (
+        sqlstate[:2] in ("22", "23")
+        or sqlstate in _UNKNOWN_NAMES
+        or (sqlstate == ENDS_SESSION_STATE)
     )
 
 

@@ -28,8 +28,8 @@ from processor.doorbell import Doorbell
 from processor.drain import Drain
 from processor.progress import Progress
 from processor.redis_connection import RedisConnection
-from processor.settings import Settings
 from processor.report import State, as_mapping
+from processor.settings import Settings
 
 log = logging.getLogger("processor")
 
