@@ -19,13 +19,13 @@ from dataclasses import dataclass, field
 
 from processor import crashpoint, ledger, metrics, parking
 from processor.deadletter import Reason
+from processor.entry import Entry
 from processor.errors import DatabaseError, DatabaseUnavailable
 from processor.ledger import Known, Ownership
 from processor.literal import quoted
 from processor.render import Unrenderable, tables
 from processor.session import Commit, Session
 from processor.settings import Settings
-from processor.entry import Entry
 from processor.verdict import Failure, Verdict, judge
 
 _REDONE_IN_PLACE = 6

@@ -26,9 +26,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from processor.entry import VERSION
 from processor.errors import RedisRefused
 from processor.redis_connection import Command, RedisConnection
-from processor.entry import VERSION
 from processor.transaction import Encoded
 
 #: A stream entry as it was read: its id, envelope version and body, either absent if malformed.

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 from processor import crashpoint, deadletter, ledger, metrics
 from processor.deadletter import DeadLetter, Reason
+from processor.entry import Entry, Unreadable, decode
 from processor.errors import DatabaseError, DatabaseUnavailable
 from processor.ledger import Ownership
 from processor.render import Unrenderable, tables
 from processor.session import Commit, Session
-from processor.entry import Entry, Unreadable, decode
 from processor.verdict import Failure, Verdict, judge
 
 #: Dead letters committed at once; each carries its body twice over in hex.
@@ -24,7 +24,7 @@ _AT_ONCE = 50
 
 @dataclass(frozen=True, slots=True)
 class Death:
-    """A transaction that goes to the dead letters. `clashing`: its id has another outcome already."""
+    """A transaction that goes to the dead letters; `clashing` if its id has an outcome already."""
 
     entry: Entry
     reason: Reason
@@ -83,9 +83,11 @@ class Burial:
             self._session.know(tables(entry), anew=True)
             effect = self._session.renderer.plain(entry)
         except Unreadable as error:
-            return self._fail(owner, letter, Reason(f"unreadable: {error}"))
+            self._fail(owner, letter, Reason(f"unreadable: {error}"))
+            return None
         except Unrenderable as error:
-            return self._fail(owner, letter, Reason(str(error), error.sqlstate))
+            self._fail(owner, letter, Reason(str(error), error.sqlstate))
+            return None
         return self._apply(owner, letter, entry, effect)
 
     def _apply(
@@ -107,7 +109,8 @@ class Burial:
                 raise DatabaseUnavailable(f"PostgreSQL takes no work: {error}") from None
             if verdict is not Verdict.POISON:
                 raise
-            return self._fail(owner, letter, Reason(str(error), error.sqlstate, error.detail))
+            self._fail(owner, letter, Reason(str(error), error.sqlstate, error.detail))
+            return None
 
     def _is_resolved(self, letter: DeadLetter) -> bool:
         found = ledger.find(self._session.database, [letter.id])

@@ -14,7 +14,7 @@ from processor.literal import quoted, table
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column's type: its name for casts, the oid and modifier of its base type, of its elements."""
+    """A column's type: name for casts, oid and modifier of its base type, oid of its elements."""
 
     name: str
     type: str

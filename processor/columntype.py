@@ -30,7 +30,7 @@ _json = msgspec.json.Encoder(decimal_format="number")
 
 
 class Unfit(Exception):
-    """A value does not fit its column: an SQLSTATE of class 22 or 42, and words without the value."""
+    """A value does not fit its column: an SQLSTATE, and words that do not tell the value."""
 
     def __init__(self, sqlstate: str, problem: str) -> None:
         super().__init__(problem)

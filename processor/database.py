@@ -143,8 +143,8 @@ class Database:
     def run(self, sql: str, *, deadline: float | None = None) -> list[Row]:
         """Send a string of statements and wait for the rows of the last one.
 
-        `deadline` is in seconds from now (default: `database.call_timeout`). Raises DatabaseError if
-        the server refused, DatabaseUnavailable if the session is gone.
+        `deadline` is in seconds from now (default: `database.call_timeout`). Raises DatabaseError
+        if the server refused, DatabaseUnavailable if the session is gone.
         """
         self.send(sql, deadline=deadline)
         return self.receive()

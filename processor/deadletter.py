@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from processor.database import Database
+from processor.database import Database, Row
+from processor.entry import Entry
 from processor.ledger import Ownership
 from processor.literal import quoted
-from processor.entry import Entry
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +166,7 @@ def _conditions(
 
 
 def found(database: Database, transaction_id: str) -> list[DeadLetter]:
-    """The dead letters of one transaction id; more than one if the id was used for other payloads."""
+    """The dead letters of one id; more than one if it was used for other payloads."""
     return _letters(
         database,
         f"SELECT {_COLUMNS} FROM processor.dead_letter WHERE id = '{transaction_id}'"
@@ -186,11 +186,15 @@ def ask(database: Database, letter: DeadLetter, request: str, edited: bytes | No
 
 
 def _letters(database: Database, sql: str) -> list[DeadLetter]:
-    return [
-        DeadLetter(*row[:5], tuple(row[5]), bytes(row[6]), *row[7:15],
-                   None if row[15] is None else bytes(row[15]), *row[16:])
-        for row in database.run(sql)
-    ]  # fmt: skip
+    return [_letter(row) for row in database.run(sql)]
+
+
+def _letter(row: Row) -> DeadLetter:
+    fields = list(row)
+    fields[5] = tuple(fields[5])
+    fields[6] = bytes(fields[6])
+    fields[15] = None if fields[15] is None else bytes(fields[15])
+    return DeadLetter(*fields)
 
 
 def _is(letter: DeadLetter) -> str:

@@ -1,8 +1,8 @@
 """One pass over the lanes: what the drain thread does each time it wakes.
 
 `Drain.run` follows the five steps of the contract and answers how long to wait. It owns both
-connections; `apply` and `settling` do the work of a batch, `ownership` tells whose the lanes are.
-Every failure of a server ends in one place, `_away`, which shuts the gate and forgets what was read.
+connections; `apply` and `settling` do the work of a batch, `ownership` tells whose lanes are.
+Every failure of a server ends in one place, `_away`: the gate shuts, what was read is forgotten.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ import random
 import time
 from collections.abc import Callable
 
-from processor import crashpoint, due, ledger, metrics, parked, schema
+from processor import crashpoint, due, ledger, metrics, parked, schema, troubles
 from processor.apply import Applier, Contended, Fenced, Outcome, Systemic
 from processor.burial import Burial
 from processor.database import Database
 from processor.deadletter import Reason
+from processor.entry import Entry
 from processor.errors import (
     DatabaseError,
     DatabaseUnavailable,
@@ -35,8 +36,7 @@ from processor.settings import Settings
 from processor.settling import Settling
 from processor.sweeps import Sweeps
 from processor.taking import Taking
-from processor.entry import Entry
-from processor.verdict import ENDS_SESSION_STATE, Gate, backoff
+from processor.verdict import ENDS_SESSION_STATE, Gate
 
 log = logging.getLogger("processor")
 
@@ -44,10 +44,6 @@ log = logging.getLogger("processor")
 _MEET = 1.0
 #: A pass gives way to its other steps after this long, seconds.
 _BUDGET = 1.0
-#: Failures with one SQLSTATE and no success between before the lane is paused.
-_SYSTEMIC = 25
-#: The same first entries ended the session this often: halve the batch.
-_CRASHES = 3
 
 
 class Drain:
@@ -262,14 +258,35 @@ class Drain:
             lane.forget()
             return None
         except (Contended, Systemic) as error:
-            self._pause(lane, f"contended: {error}" if isinstance(error, Contended) else str(error))
+            word = "contended" if isinstance(error, Contended) else "systemic"
+            troubles.pause(lane, f"{word}: {error}")
             return None
         except DatabaseUnavailable:
-            self._suspect(lane, entries)
+            # Its own doing, if the server answered in between.
+            troubles.ended_session(
+                lane, entries, self._settings.retry.attempts, answered=self._server_answered
+            )
+            self._server_answered = False
             raise
         if trouble:
             raise trouble[0]
-        return self._well(lane, entries, outcome)
+        return outcome if self._is_their_own(lane, entries, outcome) else None
+
+    def _is_their_own(self, lane: OwnedLane, entries: list[Entry], outcome: Outcome) -> bool:
+        """Whether the failures are the entries' doing; if not, the lane is paused (systemic)."""
+        state = troubles.well(lane, entries, outcome, self._settings.batch.entries)
+        if state is None or self._allowed(lane):
+            return True
+        troubles.pause(lane, f"systemic: SQLSTATE {state} from one transaction after the other")
+        return False
+
+    def _allowed(self, lane: OwnedLane) -> bool:
+        """Whether an operator lifted the pause: `queues resume` lets failures be as they are."""
+        key = f"{self._settings.namespace}:resumed"
+        if not self.redis.call("HDEL", key, lane.lane.name):
+            return False
+        lane.streak = ("", frozenset())
+        return True
 
     @staticmethod
     def _guarded(meanwhile: Callable[[], None], trouble: list[Unavailable]) -> Callable[[], None]:
@@ -281,63 +298,6 @@ class Drain:
                 trouble.append(error)
 
         return run
-
-    def _well(self, lane: OwnedLane, entries: list[Entry], outcome: Outcome) -> Outcome | None:
-        """The server took the batch; see that its failures are not the same one over and over."""
-        if len(entries) == lane.limit or not lane.limit:
-            lane.limit = lane.limit * 2 if lane.limit * 2 < self._settings.batch.entries else 0
-        lane.trouble = ("", 0)
-        if outcome.committed:
-            lane.pauses, lane.reason, lane.streak = 0, "", ("", frozenset())
-            return outcome
-        return outcome if self._is_their_own(lane, outcome) else None
-
-    def _is_their_own(self, lane: OwnedLane, outcome: Outcome) -> bool:
-        state, seen = lane.streak
-        for entry, reason in outcome.failed:
-            if not reason.sqlstate:
-                continue
-            if reason.sqlstate != state:
-                state, seen = reason.sqlstate, frozenset()
-            seen |= {entry.id}
-        lane.streak = (state, seen)
-        if len(seen) < _SYSTEMIC or self._allowed(lane):
-            return True
-        self._pause(lane, f"systemic: SQLSTATE {state} from {len(seen)} transactions in a row")
-        return False
-
-    def _allowed(self, lane: OwnedLane) -> bool:
-        """Whether an operator lifted the pause: `queues resume` lets one batch fail as it may."""
-        key = f"{self._settings.namespace}:resumed"
-        if not self.redis.call("HDEL", key, lane.lane.name):
-            return False
-        lane.streak = ("", frozenset())
-        return True
-
-    def _pause(self, lane: OwnedLane, reason: str) -> None:
-        lane.pauses += 1
-        wait = backoff(lane.pauses, 1.0, 60.0) * random.uniform(0.8, 1.0)
-        if lane.pauses == 1 or lane.reason != reason:
-            log.error("lane %s: paused for %.0f s: %s", lane.lane.name, wait, reason)
-        lane.reason = reason
-        lane.paused_until = time.monotonic() + wait
-        lane.forget()
-
-    def _suspect(self, lane: OwnedLane, entries: list[Entry]) -> None:
-        """The session ended in this batch: its own doing, if the server answers in between.
-
-        Three times the same first entry: halve the batch. Alone `retry.attempts` times: poison
-        (PROTOCOL, crasher).
-        """
-        first, times = lane.trouble
-        times = times + 1 if first == entries[0].id and self._server_answered else 1
-        self._server_answered = False
-        lane.trouble = (entries[0].id, times)
-        if len(entries) == 1 and times >= self._settings.retry.attempts:
-            lane.condemned = entries[0].id
-        elif len(entries) > 1 and times >= _CRASHES:
-            lane.limit = max(1, len(entries) // 2)
-            lane.trouble = (entries[0].id, 0)
 
     def _refused(self, refused: RedisRefused) -> None:
         if refused.code != "OOM":

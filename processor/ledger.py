@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from processor.database import Database
+from processor.entry import Entry
 from processor.errors import DatabaseError
 from processor.literal import quoted
-from processor.entry import Entry
 
 PREPARED = (
     "PREPARE processor_ledger (uuid[], text[], uuid[], uuid, text, text) AS"
@@ -139,7 +139,7 @@ def old(
 ) -> list[str]:
     """Ids of this lane that are older than the retention (seconds) and settled (rule 23).
 
-    `oldest` is the oldest entry that still lies in the stream: what came before it is settled there.
+    `oldest` is the oldest entry that lies in the stream: what came before it is settled.
     """
     milliseconds = int(oldest.partition("-")[0])
     rows = database.run(

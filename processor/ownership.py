@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from processor import buffer, crashpoint, deadletter, ledger, metrics, parked
 from processor.buffer import Lane
 from processor.database import Database
+from processor.entry import Entry
 from processor.errors import DatabaseError, RedisRefused
 from processor.ledger import Ownership
 from processor.literal import quoted
 from processor.redis_connection import RedisConnection
 from processor.settings import Settings
-from processor.entry import Entry
 from processor.verdict import Failure as Facts
 from processor.verdict import Verdict, judge
 
@@ -92,7 +92,7 @@ class Owners:
         return [lane for lane in self.lanes.values() if lane.owner is not None]
 
     def meet(self, redis: RedisConnection) -> None:
-        """Learn the buffer's identity and its lanes. A changed identity is a loss event (rule 1)."""
+        """Learn the buffer's identity and lanes; a changed identity is a loss event (rule 1)."""
         found = buffer.identity(redis, self._settings.namespace)
         if self.buffer and found != self.buffer:
             self._report(f"the buffer changed its identity from {self.buffer} to {found}: what was"

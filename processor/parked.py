@@ -3,9 +3,9 @@
 Such an entry never re-enters the stream; the owner applies it from here, in accept order, when due
 (rule 26). Three structures of a lane, in the order in which they are put:
 
-`:blocked`  one sorted set of members "key NUL order NUL id", score 0: the line of each key, readable
-            as a range; whoever stands first holds the key. A dead letter that holds its keys stands
-            here without a body.
+`:blocked`  one sorted set of members "key NUL order NUL id", score 0: the line of each key,
+            readable as a range; whoever stands first holds the key. A dead letter that holds
+            its keys stands here without a body.
 `:retry`    id -> when it is to be tried, Unix seconds.
 `:parked`   id -> record (entry id, attempt, body).
 
@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from processor.buffer import Lane
+from processor.entry import VERSION, Entry, decode
 from processor.errors import RedisRefused
 from processor.redis_connection import Command, RedisConnection
-from processor.entry import Entry, VERSION, decode
 
 _NUL = b"\0"
 

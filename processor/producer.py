@@ -89,7 +89,7 @@ class Producer:
         return lane
 
     def _see_room(self, lane: Lane) -> None:
-        """The lane was full when last seen: look before adding (the limit is soft by one a thread)."""
+        """The lane was full when last seen: look before adding (soft by one for each thread)."""
         connection = self.pool.take()
         try:
             depth = connection.call("XLEN", lane.stream)

@@ -161,7 +161,7 @@ _inherited: list[Any] = []
 
 def _options(url: str, timeout: float) -> tuple[Any, dict[str, Any]]:
     try:
-        options = dict(parse_url(url))
+        options = dict(parse_url(url))  # type: ignore[no-untyped-call]
     except (ValueError, TypeError) as error:
         scheme = urlsplit(url).scheme or "none"
         raise ConfigError(

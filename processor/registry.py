@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from processor.errors import ConfigError
 
@@ -86,7 +87,8 @@ def _check(name: str, sql: str) -> None:
     # Loaded only where statements are registered: most processors have none.
     import sqlparse
 
-    parsed = [s for s in sqlparse.parse(sql) if s.token_first(skip_cm=True) is not None]
+    parsed: list[Any] = list(sqlparse.parse(sql))
+    parsed = [s for s in parsed if s.token_first(skip_cm=True) is not None]
     if len(parsed) != 1:
         raise ConfigError(
             f"statement {name}: {len(parsed)} statements in one text",

@@ -168,7 +168,8 @@ BEGIN
                         con = CONSTRAINT_NAME;
                     bad := bad || k;
                     failures := failures || jsonb_build_object(
-                        'at', k - 1, 'sqlstate', state, 'detail', left(message || E'\\n' || more, 2000),
+                        'at', k - 1, 'sqlstate', state,
+                        'detail', left(message || E'\\n' || more, 2000),
                         'table', tab, 'column', col, 'constraint', con);
                 END;
             END LOOP;

@@ -14,12 +14,12 @@ from processor import buffer, crashpoint, metrics, parked
 from processor.apply import Outcome
 from processor.burial import Burial, Death
 from processor.deadletter import Reason
+from processor.entry import Entry
 from processor.errors import RedisRefused, RedisUnavailable
 from processor.ownership import OwnedLane
 from processor.redis_connection import Command, RedisConnection
 from processor.session import Commit
 from processor.settings import Settings
-from processor.entry import Entry
 from processor.verdict import backoff, is_final
 
 

@@ -13,12 +13,12 @@ from typing import Any
 
 from processor import buffer, crashpoint
 from processor.buffer import Raw
+from processor.entry import Entry, UnknownVersion, Unreadable, decode
 from processor.errors import RedisRefused, RedisUnavailable
 from processor.identity import id_of_key
 from processor.ownership import OwnedLane, Page
 from processor.redis_connection import RedisConnection
 from processor.settings import Settings
-from processor.entry import Entry, UnknownVersion, Unreadable, decode
 
 
 class Taking:
@@ -79,8 +79,8 @@ class Taking:
     def choose(lanes: Sequence[OwnedLane]) -> OwnedLane | None:
         """The lane whose page is next: by weight, grown by the age of its oldest entry.
 
-        Smooth weighted round robin: with weights 8, 3, 1 and all lanes full, twelve batches are 8, 3
-        and 1 of each, well mixed; a lane that waits for minutes gains on the others.
+        Smooth weighted round robin: with weights 8, 3, 1 and all lanes full, twelve batches are
+        8, 3 and 1 of each, well mixed; a lane that waits for minutes gains on the others.
         """
         ready = [lane for lane in lanes if lane.page is not None]
         if not ready:

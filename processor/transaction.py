@@ -57,8 +57,8 @@ class Transaction:
 
     Parameters: `queue` (default "default"); `key` or `keys` (texts; transactions that share one
     commit in accept order); `delay` (seconds) or `due` (an aware datetime, or ISO 8601 with zone);
-    `attempts` (tries before it is dead); `timeout` (seconds a statement of it may take); `batch` and
-    `trace` (texts carried along). Raises InvalidTransaction, naming the field.
+    `attempts` (tries before it is dead); `timeout` (seconds a statement of it may take); `batch`
+    and `trace` (texts carried along). Raises InvalidTransaction, naming the field.
     """
 
     # Set by `producer`, which stands on a higher floor: `with` must be able to submit.
@@ -238,8 +238,7 @@ class Transaction:
     ) -> None:
         if kind is None:
             if Transaction.submitter is None:
-                raise InvalidTransaction("transaction", "no producer is loaded to submit it",
-                                         hint="import processor, or call submit yourself")  # fmt: skip
+                raise InvalidTransaction("transaction", "no producer is loaded to submit it")
             self.receipt = Transaction.submitter(self)
 
     def __repr__(self) -> str:

@@ -135,7 +135,7 @@ class Gate:
         return began
 
     def open(self, now: float) -> float | None:
-        """Note a probe that succeeded; how long the outage was in seconds, None if there was none."""
+        """Note a probe that succeeded; seconds that the outage lasted, None if there was none."""
         if self.since is None:
             return None
         lasted, self.since, self.reason = now - self.since, None, ""

@@ -88,7 +88,7 @@ _revive = False
 
 
 def start(settings: Settings | None = None) -> Singleton:
-    """Start the thread unless it runs; returns the singleton. Safe from any thread, any number of times.
+    """Start the thread unless it runs; returns the singleton. Safe from any thread, and twice.
 
     `settings` default to those of `configure`. Raises ConfigError.
     """
@@ -112,7 +112,7 @@ def start(settings: Settings | None = None) -> Singleton:
 
 
 def stop(timeout: float | None = None) -> bool:
-    """Finish the batch in hand, settle it, end the thread; True if it ended within `timeout` seconds.
+    """Finish the batch in hand, settle it, end the thread; True if it ended in `timeout` seconds.
 
     May be called twice, or before start.
     """

@@ -1,0 +1,206 @@
+"""A shape: what operations have in common - kind, table, columns - compiled to SQL once.
+
+`render` keeps the shapes of a session. A shape knows the text of its PREPARE and how each argument
+is written in its column's type; quick and plain forms mean the same (rule 17).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from processor.catalog import Column, Table
+from processor.columntype import NUMBERS, TIMES, WHOLE, Unfit, Writer, writer
+from processor.literal import named, quoted, table
+from processor.operation import Delete, Insert, Update, Upsert
+
+
+class Shape:
+    """One kind of statement: its prepared name and text, and how each argument is written."""
+
+    __slots__ = ("_columns", "_plain", "_types", "_writers", "name", "prepare", "prepared")
+
+    def __init__(self, name: str, template: Sequence[str], columns: Sequence[Column],
+                 types: Sequence[str]) -> None:  # fmt: skip
+        """`template` has the SQL between the arguments, one piece more than there are arguments."""
+        self.name = name
+        self._columns = columns
+        self._types = types
+        self._plain = template
+        self._writers = [_literal(c, t) for c, t in zip(columns, types, strict=True)]
+        places = [f"${n}" for n in range(1, len(types) + 1)]
+        self.prepare = f"PREPARE {name} ({', '.join(types)}) AS {_weave(template, places)};"
+        if not types:
+            self.prepare = f"PREPARE {name} AS {template[0]};"
+        self.prepared = False
+
+    def quick(self, values: Sequence[Any]) -> str:
+        """An EXECUTE of the prepared shape."""
+        if not values:
+            return f"EXECUTE {self.name};"
+        written = [w(v) for w, v in zip(self._writers, values, strict=True)]
+        return f"EXECUTE {self.name}({','.join(written)});"
+
+    def plain(self, values: Sequence[Any]) -> str:
+        """The same statement written out."""
+        written = [
+            f"{_cast_text(w(v))}::{t}"
+            for w, v, t in zip(self._writers, values, self._types, strict=True)
+        ]
+        return _weave(self._plain, written) + ";"
+
+
+def compiled(name: str, target: Table, operation: Any) -> Shape:
+    """The shape of an operation on a table. Raises Unfit for names that the table lacks."""
+    template, columns, types = _BUILD[type(operation)](target, operation)
+    return Shape(name, template, columns, types)
+
+
+def key_of(operation: Any) -> tuple[tuple[Any, ...], list[Any]]:
+    kind = type(operation)
+    if kind is Insert:
+        values = operation.values
+        return (kind, operation.table, *values), list(values.values())
+    if kind is Update:
+        given, added, where = operation.set or {}, operation.add or {}, operation.where
+        nulls = tuple(v is None for v in where.values())
+        key = (kind, operation.table, *given, 1, *added, 2, *where, nulls, operation.expect is None)
+        values = [*given.values(), *added.values(), *(v for v in where.values() if v is not None)]
+    elif kind is Delete:
+        where = operation.where
+        nulls = tuple(v is None for v in where.values())
+        key = (kind, operation.table, *where, nulls, operation.expect is None)
+        values = [v for v in where.values() if v is not None]
+    else:
+        values = operation.values
+        return (kind, operation.table, *values, 1, *operation.conflict), list(values.values())
+    if operation.expect is not None:
+        values.append(operation.expect)
+    return key, values
+
+
+_Built = tuple[list[str], list[Column], list[str]]
+_COUNT = Column("expect", "bigint", 20, -1, 0)
+
+
+def _insert(target: Table, operation: Insert) -> _Built:
+    columns = [_column(target, name) for name in operation.values or ()]
+    names = ", ".join(named(c.name) for c in columns)
+    pieces = [f"INSERT INTO {table(target.name)} ({names}) VALUES ("]
+    pieces += [", "] * (len(columns) - 1) + [")"]
+    return pieces, columns, [c.type for c in columns]
+
+
+def _upsert(target: Table, operation: Upsert) -> _Built:
+    pieces, columns, types = _insert(target, Insert(operation.table, operation.values))
+    taken = [named(_column(target, name).name) for name in operation.conflict]
+    rest = [named(n) for n in operation.values if n not in operation.conflict]
+    action = ", ".join(f"{n} = EXCLUDED.{n}" for n in rest)
+    pieces[-1] += f" ON CONFLICT ({', '.join(taken)}) DO " + (
+        f"UPDATE SET {action}" if rest else "NOTHING"
+    )
+    return pieces, columns, types
+
+
+def _update(target: Table, operation: Update) -> _Built:
+    pieces, columns, types = [f"UPDATE {table(target.name)} SET "], list[Column](), list[str]()
+
+    def argument(before: str, column: Column, type_name: str) -> None:
+        pieces[-1] += before
+        pieces.append("")
+        columns.append(column)
+        types.append(type_name)
+
+    separator = ""
+    for name in operation.set or ():
+        column = _column(target, name)
+        argument(f"{separator}{named(name)} = ", column, column.type)
+        separator = ", "
+    for name in operation.add or ():
+        column = _column(target, name)
+        argument(f"{separator}{named(name)} = {named(name)} + ", *_added(column))
+        separator = ", "
+    _where(target, operation.where, argument, pieces)
+    return _expected(pieces, columns, types, operation.expect)
+
+
+def _delete(target: Table, operation: Delete) -> _Built:
+    pieces, columns, types = [f"DELETE FROM {table(target.name)}"], list[Column](), list[str]()
+
+    def argument(before: str, column: Column, type_name: str) -> None:
+        pieces[-1] += before
+        pieces.append("")
+        columns.append(column)
+        types.append(type_name)
+
+    _where(target, operation.where, argument, pieces)
+    return _expected(pieces, columns, types, operation.expect)
+
+
+def _where(target: Table, where: dict[str, Any], argument: Any, pieces: list[str]) -> None:
+    word = " WHERE "
+    for name, value in where.items():
+        column = _column(target, name)
+        if value is None:
+            pieces[-1] += f"{word}{named(name)} IS NULL"
+        else:
+            argument(f"{word}{named(name)} = ", column, column.type)
+        word = " AND "
+
+
+def _expected(
+    pieces: list[str], columns: list[Column], types: list[str], expect: int | None
+) -> _Built:
+    if expect is not None:
+        pieces[0] = "WITH met AS (" + pieces[0]
+        pieces[-1] += " RETURNING 1) SELECT processor.expect((SELECT count(*) FROM met), "
+        pieces.append(")")
+        columns.append(_COUNT)
+        types.append("bigint")
+    return pieces, columns, types
+
+
+def _added(column: Column) -> tuple[Column, str]:
+    if column.base in NUMBERS:
+        return column, column.type
+    if column.base in TIMES:
+        # date + unknown is ambiguous (42725): what is added to a time is an interval.
+        return Column(column.name, "interval", 1186, -1, 0), "interval"
+    raise Unfit("42804", f"column {column.name} is neither a number nor a time to add to")
+
+
+_BUILD: dict[type, Any] = {Insert: _insert, Upsert: _upsert, Update: _update, Delete: _delete}
+
+
+def _column(target: Table, name: str) -> Column:
+    column = target.columns.get(name)
+    if column is None:
+        raise Unfit("42703", f"table {target.name} has no column {name}")
+    return column
+
+
+def _literal(column: Column, type_name: str) -> Writer:
+    write = writer(column.base, column.modifier, column.element)
+    bare = column.base in WHOLE and column.element == 0
+
+    def literal(value: Any) -> str:
+        if value is None:
+            return "NULL"
+        try:
+            return write(value) if bare and type(value) is int else quoted(write(value))
+        except Unfit as error:
+            raise Unfit(error.sqlstate, f"column {column.name}: {error}") from None
+
+    return literal
+
+
+def _cast_text(text: str) -> str:
+    """A written argument fit for a cast: bare numbers in quotes, so that a minus sign binds."""
+    return text if text == "NULL" or text.startswith("'") else f"'{text}'"
+
+
+def _weave(pieces: Sequence[str], arguments: Sequence[str]) -> str:
+    woven = [pieces[0]]
+    for argument, piece in zip(arguments, pieces[1:], strict=True):
+        woven += (argument, piece)
+    return "".join(woven)

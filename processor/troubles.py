@@ -1,0 +1,74 @@
+"""What the owner of a lane learns from failures that are not one transaction's own.
+
+A lane is paused under contention and when everything fails alike; a batch that ends its session
+again and again is halved until the crasher stands alone (PROTOCOL, "Verdicts").
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Sequence
+
+from processor.apply import Outcome
+from processor.entry import Entry
+from processor.ownership import OwnedLane
+from processor.verdict import backoff
+
+log = logging.getLogger("processor")
+
+#: Failures with one SQLSTATE and no success between before the lane is paused.
+SYSTEMIC = 25
+#: The same first entry ended the session this often: halve the batch.
+_CRASHES = 3
+_LONGEST_PAUSE = 60.0
+
+
+def well(lane: OwnedLane, entries: Sequence[Entry], outcome: Outcome, most: int) -> str | None:
+    """The server took a batch. The SQLSTATE that has become systemic in this lane, else None.
+
+    `most` is the ordinary size of a batch, to which a halved one grows back.
+    """
+    if lane.limit and len(entries) == lane.limit:
+        lane.limit = lane.limit * 2 if lane.limit * 2 < most else 0
+    lane.trouble = ("", 0)
+    if outcome.committed:
+        lane.pauses, lane.reason, lane.streak = 0, "", ("", frozenset())
+        return None
+    state, seen = lane.streak
+    for entry, reason in outcome.failed:
+        if reason.sqlstate and reason.sqlstate != state:
+            state, seen = reason.sqlstate, frozenset()
+        if reason.sqlstate:
+            seen |= {entry.id}
+    lane.streak = (state, seen)
+    return state if len(seen) >= SYSTEMIC else None
+
+
+def pause(lane: OwnedLane, reason: str) -> None:
+    """Leave a lane alone for a while: a second, two, four, at most a minute."""
+    lane.pauses += 1
+    wait = backoff(lane.pauses, 1.0, _LONGEST_PAUSE) * random.uniform(0.8, 1.0)
+    if lane.reason != reason:
+        log.error("lane %s: paused for %.0f s: %s", lane.lane.name, wait, reason)
+    lane.reason = reason
+    lane.paused_until = time.monotonic() + wait
+    lane.forget()
+
+
+def ended_session(
+    lane: OwnedLane, entries: Sequence[Entry], attempts: int, *, answered: bool
+) -> None:
+    """The session ended in this batch; `answered`: the server answered a probe since last time.
+
+    Three times the same first entry: halve the batch. Alone `attempts` times: condemned.
+    """
+    first, times = lane.trouble
+    times = times + 1 if first == entries[0].id and answered else 1
+    lane.trouble = (entries[0].id, times)
+    if len(entries) == 1 and times >= attempts:
+        lane.condemned = entries[0].id
+    elif len(entries) > 1 and times >= _CRASHES:
+        lane.limit = max(1, len(entries) // 2)
+        lane.trouble = (entries[0].id, 0)
