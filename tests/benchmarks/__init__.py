@@ -1,0 +1,10 @@
+"""How fast it is, next to what the servers themselves allow in the same minute.
+
+`python -m tests.benchmarks drain|latency|link|poison|memory|submit|recovery|import` prints one line
+of JSON with `figure`, `unit`, `limit` and `ratio`; `all` runs every one and prints a table. Figure
+and limit are measured in turns, so that a machine that slows down slows both.
+
+From the ground: `result` (what is printed), `options`, `cpu`; `stage` (servers and tables);
+`orders` (the work), `replay` (the limit), `engine` (a processor in this process); one file for each
+benchmark; `__main__`.
+"""

@@ -1,0 +1,95 @@
+"""A processor in this process, made to drain what lies in the buffer while somebody looks on."""
+
+from __future__ import annotations
+
+import contextlib
+import cProfile
+import pstats
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import processor
+from processor import metrics
+from tests.benchmarks import cpu
+from tests.benchmarks.replay import Run
+from tests.benchmarks.stage import Stage
+
+PATIENCE = 600.0
+# As coarse as can be borne: the look takes the interpreter from the drain thread.
+LOOK = 0.005
+
+
+@dataclass
+class Meter:
+    """CPU seconds that the drain thread used; noted by itself as it leaves."""
+
+    used: float = 0.0
+    profile: cProfile.Profile | None = None
+
+    def begin(self) -> None:
+        self.used = -time.thread_time()
+        if self.profile:
+            self.profile.enable()
+
+    def end(self) -> None:
+        if self.profile:
+            self.profile.disable()
+        self.used += time.thread_time()
+
+    @contextlib.contextmanager
+    def on(self) -> Iterator[None]:
+        """Hang it into the drain thread."""
+        processor.hooks.on_start.append(self.begin)
+        processor.hooks.on_stop.append(self.end)
+        try:
+            yield
+        finally:
+            processor.hooks.on_start.remove(self.begin)
+            processor.hooks.on_stop.remove(self.end)
+            self._tell()
+
+    def _tell(self) -> None:
+        if self.profile:
+            stats = pstats.Stats(self.profile, stream=sys.stderr)
+            stats.sort_stats("tottime").print_stats(45)
+
+
+def drain(stage: Stage, count: int, *, profile: bool = False) -> Run:
+    """Drain the `count` entries that lie in the buffer; from the wake to all settled.
+
+    Opening the sessions is part of it, as it is after a crash.
+    """
+    meter = Meter(profile=cProfile.Profile() if profile else None)
+    with meter.on():
+        begun = time.perf_counter()
+        processor.start()
+        wait_until_empty(stage)
+        took = time.perf_counter() - begun
+        served = cpu.seconds(backend(stage))
+        if not processor.stop(30.0):
+            raise RuntimeError("the processor did not stop")
+    return Run(count / took, meter.used / count * 1e6, served / count * 1e6)
+
+
+def wait_until_empty(stage: Stage, patience: float = PATIENCE) -> None:
+    """Until no entry is in the buffer: settled, so committed or a dead letter."""
+    deadline = time.monotonic() + patience
+    while stage.depth:
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"{stage.depth} entries are left: {processor.state()}")
+        time.sleep(LOOK)
+
+
+def backend(stage: Stage) -> int:
+    """The server process that serves the processor; 0 if there is none."""
+    rows = stage.execute(
+        "SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'processor %'"
+    )
+    return rows[0][0] if rows else 0
+
+
+def committed() -> int:
+    """Transactions that this process committed so far."""
+    return int(metrics.value("committed"))

@@ -1,0 +1,60 @@
+"""The limit of a drain: ready-made batches of EXECUTE, one psycopg2 connection, nothing else.
+
+No Redis, no JSON, no ledger: what PostgreSQL and its driver take when all the work of the processor
+costs nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from tests.benchmarks import cpu
+from tests.benchmarks.orders import Order, orders
+from tests.benchmarks.stage import Stage
+
+BATCH = 500
+PREPARED = """
+    PREPARE add_order (uuid, int, int) AS INSERT INTO orders VALUES ($1, $2, $3);
+    PREPARE add_amount (int, int) AS UPDATE account SET balance = balance + $2 WHERE id = $1;
+"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a run went: transactions a second; CPU microseconds a transaction, here and there."""
+
+    rate: float
+    client: float
+    server: float
+
+
+def replay(stage: Stage, count: int) -> Run:
+    """Commit `count` orders in batches; all strings are made before the clock starts."""
+    batches = _batches(list(orders(count)))
+    connection = stage.connect()
+    with connection.cursor() as cursor:
+        cursor.execute(PREPARED)
+        pid = connection.info.backend_pid
+        begun, here, there = time.perf_counter(), time.thread_time(), cpu.seconds(pid)
+        for batch in batches:
+            cursor.execute(batch)
+        took, used = time.perf_counter() - begun, time.thread_time() - here
+        served = cpu.seconds(pid) - there
+    connection.close()
+    return Run(count / took, used / count * 1e6, served / count * 1e6)
+
+
+def _batches(all_orders: list[Order]) -> list[str]:
+    return [
+        "BEGIN;" + "".join(map(_executes, all_orders[start : start + BATCH])) + "COMMIT"
+        for start in range(0, len(all_orders), BATCH)
+    ]
+
+
+def _executes(order: Order) -> str:
+    id, account, amount = order
+    return (
+        f"EXECUTE add_order('{id}', {account}, {amount});"
+        f"EXECUTE add_amount({account}, {amount});"
+    )

@@ -1,0 +1,98 @@
+"""The servers of a benchmark, as durable as a careful user sets them, and gone afterwards."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any, Self
+
+import psycopg2
+import redis
+
+import processor
+from processor.embedded import PostgresServer, RedisServer
+from tests.benchmarks import orders
+
+# Both are also what the servers do by default, save the AOF.
+REDIS = {"appendonly": True, "appendfsync": "everysec"}
+POSTGRES = {"fsync": True, "synchronous_commit": "on"}
+STREAM = "processor:{default:0}:stream"
+FILL = 20_000
+
+
+class Stage:
+    """Redis and PostgreSQL on unix sockets, with the tables of the order workload."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        self.redis_server = self._stack.enter_context(RedisServer(REDIS))
+        self.postgres_server = self._stack.enter_context(PostgresServer(POSTGRES))
+        self.dsn = self.postgres_server.socket_dsn
+        self.redis_url = self.redis_server.socket_url
+        self.redis = redis.Redis.from_url(self.redis_url)
+        self._stack.callback(self.redis.close)
+        self.admin = self.connect()
+        self.execute(orders.TABLES)
+        self.configure()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        processor.stop(5.0)
+        self._stack.close()
+
+    def connect(self) -> Any:
+        """A connection in autocommit."""
+        connection = psycopg2.connect(self.dsn)
+        self._stack.callback(connection.close)
+        connection.autocommit = True
+        return connection
+
+    def execute(self, sql: str) -> list[tuple[Any, ...]]:
+        """Run it by the benchmark's own connection."""
+        with self.admin.cursor() as cursor:
+            cursor.execute(sql)
+            return cursor.fetchall() if cursor.description else []
+
+    def settings(self, **sections: dict[str, Any]) -> dict[str, Any]:
+        """A configuration for these servers; all else is the default."""
+        known: dict[str, Any] = {
+            "redis": {"url": self.redis_url},
+            "database": {"dsn": self.dsn, "init": True},
+            "health": {"bind": ""},
+            "buffer": {"limit": 100_000_000},
+        }
+        return known | {name: known.get(name, {}) | more for name, more in sections.items()}
+
+    def configure(self, **sections: dict[str, Any]) -> None:
+        """Make them the settings of this process."""
+        processor.configure(self.settings(**sections))
+
+    def empty(self) -> None:
+        """Tables as new, and no checkpoint that begins in the middle of a round."""
+        self.execute(orders.EMPTY)
+        if self.execute("SELECT to_regclass('processor.ledger')")[0][0]:
+            self.execute("TRUNCATE processor.ledger, processor.dead_letter")
+        for statement in ("VACUUM ANALYZE account", "CHECKPOINT"):
+            self.execute(statement)
+
+    def fill(self, count: int, *, poison: float = 0.0) -> None:
+        """Submit `count` orders, as a producer does, in chunks so that none of them is kept."""
+        for start in range(0, count, FILL):
+            chunk = orders.orders(min(FILL, count - start), poison=poison, seed=start)
+            processor.submit_many(map(orders.transaction, chunk))
+
+    @property
+    def depth(self) -> int:
+        """Entries in the buffer."""
+        return int(self.redis.xlen(STREAM))
+
+    @property
+    def programs(self) -> dict[str, str]:
+        """What ran, for the line."""
+        return {"redis": _short(self.redis_server.version),
+                "postgres": _short(self.postgres_server.version)}  # fmt: skip
+
+
+def _short(version: str) -> str:
+    return " ".join(version.split()[:4])
