@@ -1,0 +1,68 @@
+"""What a command works with: the settings, and connections for as long as it needs them.
+
+Commands that talk to a server take a `Servers`; each `with` opens a connection and closes it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property, update_wrapper
+from typing import Any, TypeVar
+
+import click
+
+from processor import config
+from processor.database import Database
+from processor.progress import Progress
+from processor.redis_connection import RedisConnection
+from processor.settings import Settings
+
+R = TypeVar("R")
+
+#: An operator may think longer than a frozen owner is given, and holds no lane meanwhile.
+_IDLE = 3600.0
+
+
+class Servers:
+    """Settings and servers of one call of the command line."""
+
+    def __init__(self, source: str | None = None) -> None:
+        self._source = source
+
+    @cached_property
+    def settings(self) -> Settings:
+        """The settings, also for whoever asks `config.current`. Raises ConfigError."""
+        return config.configure(self._source)
+
+    @contextmanager
+    def redis(self) -> Iterator[RedisConnection]:
+        """A connection to the buffer's Redis."""
+        connection = RedisConnection(self.settings.redis.url, self.settings.redis.timeout)
+        try:
+            yield connection
+        finally:
+            connection.close()
+
+    @contextmanager
+    def database(self, dsn: str | None = None) -> Iterator[Database]:
+        """A session on PostgreSQL, of the configured role unless a `dsn` is given."""
+        settings = self.settings.database
+        wanted = dataclasses.replace(settings, takeover=_IDLE, dsn=dsn or settings.dsn)
+        database = Database(wanted, Progress(), application="processor command line")
+        try:
+            database.connect()
+            yield database
+        finally:
+            database.close()
+
+
+def with_servers(function: Callable[..., R]) -> Callable[..., R]:
+    """Hand a command a `Servers` as its first argument."""
+
+    def call(*arguments: Any, **named: Any) -> R:
+        source = click.get_current_context().find_root().obj
+        return function(Servers(source), *arguments, **named)
+
+    return update_wrapper(call, function)
