@@ -1,0 +1,87 @@
+"""`processor status`: who drains, how full the lanes are, how many transactions are dead.
+
+It reads what each processor last told, and the lanes themselves, from Redis: it works while
+PostgreSQL is away. Status words and their meaning are those of /health.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from processor.cli import output, overview
+from processor.cli.overview import Overview
+from processor.cli.servers import Servers, with_servers
+from processor.report import timestamp
+
+_WELL = frozenset({"running", "standby", "outage", "paused"})
+
+
+@click.command()
+@output.json_option
+@with_servers
+def status(servers: Servers, as_json: bool) -> int:
+    """Show processors, lanes and dead letters; exit 1 if no processor is well."""
+    with servers.redis() as redis:
+        seen = overview.look(redis, servers.settings)
+        told = overview.processors(redis, servers.settings)
+    summary = _summary(seen, told)
+    if as_json:
+        output.record(summary | {"processors": told})
+    else:
+        _print(summary, told)
+    words = {each["background_processor"]["status"] for each in told}
+    return output.OK if words & _WELL and not words - _WELL else output.FAILED
+
+
+def _summary(seen: Overview, told: list[dict[str, Any]]) -> dict[str, Any]:
+    owners = {
+        name: (each["instance"], lane)
+        for each in told
+        for name, lane in each["lanes"].items()
+        if lane["owner"]
+    }
+    return {
+        "buffer": seen.identity,
+        "at": timestamp(seen.now),
+        "lanes": {
+            name: {
+                "depth": look.depth,
+                "scheduled": look.scheduled,
+                "parked": look.parked,
+                "oldest_age": None if look.oldest_age is None else round(look.oldest_age, 3),
+                "paused": overview.queue_of(name) in seen.paused,
+                "owner": owners[name][0] if name in owners else None,
+                "reason": owners[name][1]["reason"] if name in owners else "",
+            }
+            for name, look in seen.lanes.items()
+        },
+        "dead_letters": max(
+            (each["background_processor"]["dead_letters"] for each in told), default=None
+        ),
+    }
+
+
+def _print(summary: dict[str, Any], told: list[dict[str, Any]]) -> None:
+    output.table(
+        ("processor", "site", "status", "last run", "committed", "retried", "dead", "reason"),
+        [(each["instance"], each["site"], p["status"], p["last_run"], p["transactions_processed"],
+          p["retried"], p["dead"], p["reason"])
+         for each in told for p in [each["background_processor"]]],
+    )  # fmt: skip
+    output.line("")
+    output.table(
+        ("lane", "entries", "scheduled", "parked", "oldest", "paused", "owner", "reason"),
+        [(name, lane["depth"], lane["scheduled"], lane["parked"],
+          output.seconds(lane["oldest_age"]), lane["paused"], lane["owner"], lane["reason"])
+         for name, lane in summary["lanes"].items()],
+    )  # fmt: skip
+    if summary["dead_letters"]:
+        count = output.count(summary["dead_letters"], "dead letter")
+        output.message(f"{count}: see `processor dead list`")
+    for each in told:
+        if each["background_processor"].get("loss"):
+            output.message(each["background_processor"]["loss"])
+    if not told:
+        output.message("no processor has told anything for 30 s: start one with `processor run`")
