@@ -1,0 +1,235 @@
+"""`processor dead`: look at dead letters, and say what shall become of them.
+
+Listing and showing tell what failed and why, without the payload's values unless they are asked
+for. What is asked by retry, edit and discard is recorded by `request`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any, BinaryIO, TypeVar
+
+import click
+import msgspec
+
+from processor import deadletter
+from processor.cli import output, payload, request
+from processor.cli.parameters import Length, Moment, TransactionId
+from processor.cli.request import Choice, Missing
+from processor.cli.servers import Servers, with_servers
+from processor.deadletter import DeadLetter
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def filters(function: F) -> F:
+    """The options that narrow which dead letters are meant."""
+    for option in (
+        click.option("--since", type=Moment(), help="Dead since 2h, or 2026-11-21T06:00:00Z."),
+        click.option("--sqlstate", metavar="STATE", help="With this SQLSTATE or class, as 23."),
+        click.option("--lane", help="Of this lane, as default:0."),
+    ):
+        function = option(function)
+    return function
+
+
+def asking(function: F) -> F:
+    """The options of every request."""
+    for option in (
+        output.json_option,
+        click.option("--wait", type=Length(), help="Wait this long for the outcome, as 30s."),
+    ):
+        function = option(function)
+    return function
+
+
+@click.group()
+def dead() -> None:
+    """Show, retry, edit and discard dead letters."""
+
+
+@dead.command("list")
+@filters
+@click.option("--all", "everything", is_flag=True, help="Also those that were decided.")
+@click.option("--limit", type=click.IntRange(1), default=100, show_default=True)
+@output.json_option
+@with_servers
+def list_(
+    servers: Servers, lane: str | None, sqlstate: str | None, since: Any, everything: bool,
+    limit: int, as_json: bool,
+) -> None:  # fmt: skip
+    """List dead letters, oldest first."""
+    choice = Choice(lane, sqlstate, since, everything)
+    with servers.database() as database:
+        letters = list(choice.letters(database, limit))
+        total = len(letters) if len(letters) < limit else choice.count(database)
+    if as_json:
+        for letter in letters:
+            output.record(_summary(letter))
+    else:
+        output.table(
+            ("id", "lane", "died", "attempts", "keys", "holds", "outcome", "reason"),
+            [(x.id, x.lane, x.died_at, x.attempts, x.keys, x.holds, _outcome(x), x.reason)
+             for x in letters],
+        )  # fmt: skip
+    if total > len(letters):
+        output.message(f"{len(letters)} of {total} dead letters: see --limit")
+
+
+@dead.command()
+@click.argument("id", type=TransactionId())
+@click.option("--values", is_flag=True, help="With the payload's values and the server's words.")
+@output.json_option
+@with_servers
+def show(servers: Servers, id: str, values: bool, as_json: bool) -> None:
+    """Show a dead letter; values are left out unless asked for."""
+    with servers.database() as database:
+        letters = deadletter.found(database, id)
+    if not letters:
+        raise Missing(f"{id} is no dead letter", hint=f"see `processor explain {id}`")
+    for letter in letters:
+        fields = _summary(letter) | _inside(letter, values)
+        if as_json:
+            output.record(fields)
+            continue
+        output.table(("field", "value"), [(name, _text(value)) for name, value in fields.items()])
+
+
+@dead.command()
+@click.argument("ids", nargs=-1, type=TransactionId())
+@filters
+@click.option("--all", "everything", is_flag=True, help="Every dead letter.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--dry-run", is_flag=True, help="Only say which.")
+@asking
+@with_servers
+def retry(servers: Servers, ids: tuple[str, ...], **options: Any) -> int:
+    """Have dead letters applied once more, by ID or by filter."""
+    return _request(servers, "retry", ids, **options)
+
+
+@dead.command()
+@click.argument("ids", nargs=-1, type=TransactionId())
+@filters
+@click.option("--all", "everything", is_flag=True, help="Every dead letter.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--dry-run", is_flag=True, help="Only say which.")
+@asking
+@with_servers
+def discard(servers: Servers, ids: tuple[str, ...], **options: Any) -> int:
+    """Give dead letters up, by ID or by filter; what waits behind them goes on."""
+    return _request(servers, "discard", ids, **options)
+
+
+@dead.command()
+@click.argument("id", type=TransactionId())
+@click.option("--file", type=click.File("rb"), help="The corrected JSON (-: standard input).")
+@asking
+@with_servers
+def edit(
+    servers: Servers, id: str, file: BinaryIO | None, wait: float | None, as_json: bool
+) -> int:  # fmt: skip
+    """Correct a dead letter in the editor or from a file, and have it applied."""
+    with servers.database() as database:
+        letter = request.the_open_one(database, id)
+    text = file.read() if file else _in_editor(letter)
+    body = request.edited(letter, text, servers.settings.buffer.transaction_bytes)
+    return request.ask(servers, "edit", [letter], wait, as_json, body)
+
+
+def _request(
+    servers: Servers, what: str, ids: tuple[str, ...], *, lane: str | None, sqlstate: str | None,
+    since: Any, everything: bool, yes: bool, dry_run: bool, wait: float | None, as_json: bool,
+) -> int:  # fmt: skip
+    choice = Choice(lane, sqlstate, since)
+    if bool(ids) == (choice.narrows or everything):
+        raise click.UsageError(
+            "give either IDs, or --lane, --sqlstate, --since or --all",
+            click.get_current_context(),
+        )
+    if not ids:
+        return _request_all(servers, what, choice, yes, dry_run, wait, as_json)
+    with servers.database() as database:
+        letters = [request.the_open_one(database, each) for each in dict.fromkeys(ids)]
+    if dry_run:
+        return _only_say(letters, what, as_json)
+    if what == "discard":
+        output.confirm(f"discard {output.count(len(letters), 'dead letter')}", yes)
+    return request.ask(servers, what, letters, wait, as_json)
+
+
+def _request_all(
+    servers: Servers, what: str, choice: Choice, yes: bool, dry_run: bool, wait: float | None,
+    as_json: bool,
+) -> int:  # fmt: skip
+    with servers.database() as database:
+        count = choice.count(database)
+        letters = list(choice.letters(database)) if dry_run or wait is not None else []
+    if not count:
+        raise Missing("no dead letter is meant by that", hint="see `processor dead list`")
+    if dry_run:
+        return _only_say(letters, what, as_json)
+    output.confirm(f"{what} {output.count(count, 'dead letter')}", yes)
+    if wait is not None:
+        return request.ask(servers, what, letters, wait, as_json)
+    return request.ask_all(servers, what, choice, as_json)
+
+
+def _only_say(letters: list[DeadLetter], what: str, as_json: bool) -> int:
+    for letter in letters:
+        request.say(letter, f"would {what}", as_json)
+    return output.OK
+
+
+def _in_editor(letter: DeadLetter) -> str:
+    if not output.terminal(sys.stdin):
+        raise click.UsageError("no terminal for an editor: give --file",
+                               click.get_current_context())  # fmt: skip
+    body = (letter.edited or letter.body).decode("utf-8", "backslashreplace")
+    try:
+        body = msgspec.json.format(body, indent=2)
+    except msgspec.DecodeError:
+        output.message("these bytes are no transaction: write one in their place")
+    text = click.edit(body, extension=".json")
+    if text is None:
+        raise output.Declined("unchanged, nothing was done")
+    return text
+
+
+def _summary(letter: DeadLetter) -> dict[str, Any]:
+    return {
+        "id": letter.id,
+        "lane": letter.lane,
+        "died_at": letter.died_at,
+        "attempts": letter.attempts,
+        "reason": letter.reason,
+        "sqlstate": letter.sqlstate,
+        "keys": list(letter.keys),
+        "holds": letter.holds,
+        "outcome": letter.outcome,
+        "request": letter.request,
+        "requested_by": letter.requested_by,
+    }
+
+
+def _inside(letter: DeadLetter, values: bool) -> dict[str, Any]:
+    inside = {
+        "entry": letter.entry_id,
+        "buffer": letter.buffer,
+        "hash": letter.hash,
+        "trace": letter.trace,
+        "detail": letter.detail if values else "hidden, see --values",
+        "payload": payload.shown(letter.body, values),
+    }
+    if letter.edited is not None:
+        inside["edited"] = payload.shown(letter.edited, values)
+    return inside
+
+
+def _outcome(letter: DeadLetter) -> str:
+    return f"{letter.request} requested" if letter.request else letter.outcome
+
+
+def _text(value: Any) -> Any:
+    return msgspec.json.encode(value).decode() if isinstance(value, dict) else value

@@ -1,0 +1,76 @@
+"""A transaction's payload as it may be shown: its shape to everybody, its values to who asks.
+
+`dead show` and `explain` print what comes from here. A value is replaced by its kind, which is what
+most failures are about; names of tables, columns and keys stay.
+"""
+
+from __future__ import annotations
+
+import json
+from decimal import Decimal
+from typing import Any
+
+_HOLD_VALUES = frozenset({"values", "where", "set", "add", "params", "args"})
+_HIDDEN = frozenset({"idempotency_key"})
+
+
+def shown(body: bytes, values: bool) -> Any:
+    """The payload, with its values or without; bytes that are no transaction by their number."""
+    document = _document(body)
+    if document is None:
+        text = body.decode("utf-8", "backslashreplace")
+        return text if values else f"{len(body)} bytes that are no transaction, see --values"
+    if values:
+        return document
+    return {name: _field(name, value) for name, value in document.items()}
+
+
+def kind(value: Any) -> str:
+    """What may be said of a value without saying it."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "boolean"
+    if isinstance(value, (int, float, Decimal)):
+        return "number"
+    if isinstance(value, str):
+        return f"text of {len(value)}"
+    return f"{'list' if isinstance(value, list) else 'object'} of {len(value)}"
+
+
+def _document(body: bytes) -> dict[str, Any] | None:
+    try:
+        document = json.loads(body, parse_float=_number)
+    except (ValueError, RecursionError):
+        return None
+    return document if isinstance(document, dict) else None
+
+
+def _number(text: str) -> Any:
+    # As it was written: 1.10 is not 1.1 where it comes to be compared with the row.
+    number = float(text)
+    return number if repr(number) == text else text
+
+
+def _field(name: str, value: Any) -> Any:
+    if name in _HIDDEN:
+        return kind(value)
+    if name != "operations" or not isinstance(value, list):
+        return value
+    return [_operation(each) if isinstance(each, dict) else kind(each) for each in value]
+
+
+def _operation(operation: dict[str, Any]) -> dict[str, Any]:
+    return {name: _part(name, value) for name, value in operation.items()}
+
+
+def _part(name: str, value: Any) -> Any:
+    if name == "rows" and isinstance(value, list):
+        return [_kinds(row) for row in value]
+    return _kinds(value) if name in _HOLD_VALUES else value
+
+
+def _kinds(values: Any) -> Any:
+    if not isinstance(values, dict):
+        return kind(values)
+    return {name: kind(value) for name, value in values.items()}

@@ -1,0 +1,150 @@
+"""What an operator asks of dead letters: retry, discard or edit them.
+
+A request is recorded in the dead letter's row; the owner of its lane carries it out in its turn
+(rule 15), so nothing here writes data or touches Redis, and it may be asked while nobody drains.
+"""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from processor import deadletter
+from processor.cli import output
+from processor.cli.servers import Servers
+from processor.database import Database
+from processor.deadletter import DeadLetter
+from processor.errors import InvalidTransaction, ProcessorError
+from processor.transaction import Transaction
+
+_PAGE = 200
+_LOOK = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which dead letters are meant."""
+
+    lane: str | None = None
+    sqlstate: str | None = None
+    since: datetime.datetime | None = None
+    everything: bool = False
+
+    @property
+    def narrows(self) -> bool:
+        """Whether any filter is set."""
+        return (self.lane, self.sqlstate, self.since) != (None, None, None)
+
+    def count(self, database: Database) -> int:
+        """How many there are."""
+        return deadletter.count_listed(
+            database, lane=self.lane, sqlstate=self.sqlstate, since=self.since,
+            everything=self.everything,
+        )  # fmt: skip
+
+    def letters(self, database: Database, limit: int | None = None) -> Iterator[DeadLetter]:
+        """Those letters, oldest first, a page in memory at a time."""
+        after, given = None, 0
+        while limit is None or given < limit:
+            count = _PAGE if limit is None else min(_PAGE, limit - given)
+            page = deadletter.listed(
+                database, lane=self.lane, sqlstate=self.sqlstate, since=self.since,
+                everything=self.everything, limit=count, after=after,
+            )  # fmt: skip
+            yield from page
+            if len(page) < count:
+                return
+            after, given = page[-1].id, given + len(page)
+
+
+class Missing(ProcessorError):
+    """What was asked for is not there."""
+
+
+def the_open_one(database: Database, transaction_id: str) -> DeadLetter:
+    """The dead letter of this id that waits for a decision. Raises Missing."""
+    letters = deadletter.found(database, transaction_id)
+    waiting = [letter for letter in letters if letter.outcome == "dead"]
+    if not letters:
+        raise Missing(f"{transaction_id} is no dead letter",
+                      hint=f"see `processor explain {transaction_id}`")  # fmt: skip
+    if not waiting:
+        raise Missing(f"{transaction_id} is {letters[-1].outcome} already")
+    if len(waiting) > 1:
+        # One id, several payloads (rule 15): the first is the one that the ledger calls dead.
+        output.message(f"{transaction_id} has {len(waiting)} dead letters, taking the oldest")
+    return waiting[0]
+
+
+def ask(
+    servers: Servers, what: str, letters: list[DeadLetter], wait: float | None, as_json: bool,
+    edited: bytes | None = None,
+) -> int:  # fmt: skip
+    """Record a request for each letter, and wait for their outcomes if told to."""
+    with servers.database() as database:
+        asked = [each for each in letters if _ask(database, each, what, edited)]
+        code = output.OK if len(asked) == len(letters) else output.FAILED
+        if wait is not None:
+            return max(code, _await(database, asked, wait, as_json))
+    for letter in asked:
+        say(letter, f"{what} requested", as_json)
+    return code
+
+
+def ask_all(servers: Servers, what: str, choice: Choice, as_json: bool) -> int:
+    """Record a request for every letter that a choice names."""
+    with servers.database() as database:
+        for letter in choice.letters(database):
+            if _ask(database, letter, what, None):
+                say(letter, f"{what} requested", as_json)
+    return output.OK
+
+
+def _ask(database: Database, letter: DeadLetter, what: str, edited: bytes | None) -> bool:
+    if deadletter.ask(database, letter, what, edited):
+        return True
+    output.message(f"{letter.id}: was decided meanwhile")
+    return False
+
+
+def say(letter: DeadLetter, outcome: str, as_json: bool) -> None:
+    """Print what became of a letter, or of the request."""
+    if as_json:
+        output.record({"id": letter.id, "lane": letter.lane, "outcome": outcome})
+    else:
+        output.line(f"{letter.id}  {outcome}")
+
+
+def _await(database: Database, letters: list[DeadLetter], wait: float, as_json: bool) -> int:
+    end = time.monotonic() + wait
+    code = output.OK
+    for letter in letters:
+        outcome = _outcome(database, letter, end)
+        say(letter, outcome, as_json)
+        if outcome not in ("applied", "discarded"):
+            code = output.FAILED
+    return code
+
+
+def _outcome(database: Database, letter: DeadLetter, end: float) -> str:
+    while True:
+        found = deadletter.found(database, letter.id)
+        now = next(each for each in found if each.hash == letter.hash)
+        if now.outcome != "dead":
+            return now.outcome
+        if now.request is None:
+            return f"failed again: {now.reason}"
+        if time.monotonic() > end:
+            return f"{now.request} requested, not carried out yet"
+        time.sleep(_LOOK)
+
+
+def edited(letter: DeadLetter, text: str | bytes, limit: int) -> bytes:
+    """The bytes of an edited transaction, checked as at the door. Raises InvalidTransaction."""
+    transaction = Transaction.parse(text)
+    if transaction.id != letter.id:
+        # The id decides the fate of this transaction and of no other.
+        raise InvalidTransaction("id", "is not that of the dead letter", hint=f"write {letter.id}")
+    return transaction.encode(time.time(), limit).body
