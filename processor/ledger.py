@@ -6,6 +6,7 @@ its effect are in one commit. The insert fails on a known id (rule 14).
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import uuid
 from collections.abc import Sequence
@@ -31,6 +32,18 @@ class Ownership:
     lane: str
     epoch: int
     token: str
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """All that the ledger says of one transaction, for people."""
+
+    outcome: str
+    buffer: str
+    lane: str
+    entry_id: str
+    hash: str
+    committed_at: datetime.datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +136,15 @@ def find(database: Database, ids: Sequence[str]) -> dict[str, Known]:
         f" WHERE id = ANY ('{{{','.join(ids)}}}'::uuid[])"
     )
     return {row[0]: Known(row[1], row[2]) for row in rows}
+
+
+def row(database: Database, transaction_id: str) -> Row | None:
+    """The row of one transaction."""
+    rows = database.run(
+        "SELECT outcome, buffer::text, lane, entry, replace(hash::text, '-', ''), committed_at"
+        f" FROM processor.ledger WHERE id = '{transaction_id}'"
+    )
+    return Row(*rows[0]) if rows else None
 
 
 def resolve(transaction_id: str, outcome: str, payload_hash: str) -> str:

@@ -1,0 +1,198 @@
+"""`processor explain`: where a transaction is, why it is not applied, what would release it.
+
+PostgreSQL is asked first, since it decides; Redis tells where the rest waits, and the processors
+what keeps them. With PostgreSQL away the answer is what Redis knows, and says so.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from processor import deadletter, ledger, parked
+from processor.cli import output, overview, search
+from processor.cli.overview import Overview
+from processor.cli.parameters import TransactionId
+from processor.cli.search import Found
+from processor.cli.servers import Servers, with_servers
+from processor.deadletter import DeadLetter
+from processor.errors import DatabaseError, DatabaseUnavailable
+from processor.identity import id_of_key
+from processor.ledger import Row
+from processor.report import timestamp
+
+Answer = dict[str, Any]
+
+
+@click.command()
+@click.argument("id", type=TransactionId(), required=False)
+@click.option("--idempotency-key", "key", help="The one with this idempotency key.")
+@output.json_option
+@with_servers
+def explain(servers: Servers, id: str | None, key: str | None, as_json: bool) -> int:
+    """Say where the transaction ID is, why it is not applied, and what would release it."""
+    if (id is None) == (key is None):
+        raise click.UsageError("give either an ID or --idempotency-key",
+                               click.get_current_context())  # fmt: skip
+    wanted = id or id_of_key(key or "")
+    row, letters, away = _ask_database(servers, wanted)
+    with servers.redis() as redis:
+        seen = overview.look(redis, servers.settings)
+        namespace = servers.settings.namespace
+        found = search.find(redis, namespace, list(seen.lanes), wanted)
+        told = overview.processors(redis, servers.settings)
+    if away is not None and found is None:
+        raise away
+    answer = {"id": wanted} | _answer(row, letters, found, seen, told)
+    if away is not None:
+        output.message(f"{away}; this is what Redis knows")
+    if as_json:
+        output.record(answer)
+    else:
+        output.table(("field", "value"), [(k, v) for k, v in answer.items() if v is not None])
+    return output.FAILED if answer["place"] == "unknown" else output.OK
+
+
+def _ask_database(
+    servers: Servers, wanted: str
+) -> tuple[Row | None, list[DeadLetter], DatabaseUnavailable | None]:
+    try:
+        with servers.database() as database:
+            return ledger.row(database, wanted), deadletter.found(database, wanted), None
+    except DatabaseUnavailable as error:
+        return None, [], error
+    except DatabaseError as error:
+        hint = "see `processor doctor`"
+        return None, [], DatabaseUnavailable(f"the ledger cannot be read: {error}", hint=hint)
+
+
+def _answer(
+    row: Row | None, letters: list[DeadLetter], found: Found | None, seen: Overview,
+    told: list[Answer],
+) -> Answer:  # fmt: skip
+    waiting = next((letter for letter in letters if letter.outcome == "dead"), None)
+    if row is not None and row.outcome != "dead":
+        return _decided(row, found, waiting)
+    if waiting is not None:
+        return _dead(waiting)
+    if found is None:
+        return {
+            "place": "unknown",
+            "why": "neither the buffer nor the ledger knows it: it was never accepted here, or was"
+            " settled longer ago than ledger.retention",
+            "release": "submit it; if it was committed before, see the table itself",
+        }
+    reasons = {"parked": _parked, "scheduled": _scheduled, "stream": _in_stream}
+    return _place(found) | reasons[found.where](found, seen, told)
+
+
+def _decided(row: Row, found: Found | None, clash: DeadLetter | None) -> Answer:
+    answer: Answer = {
+        "place": row.outcome, "lane": row.lane, "entry": row.entry_id,
+        "at": row.committed_at, "buffer": row.buffer, "why": None, "release": None,
+    }  # fmt: skip
+    if found is not None:
+        answer["why"] = f"also in Redis ({found.where}): to be settled by the lane's owner"
+    if clash is not None:
+        answer["why"] = "another payload came with the same id and is a dead letter"
+        answer["release"] = f"see `processor dead show {clash.id}`"
+    return answer
+
+
+def _dead(letter: DeadLetter) -> Answer:
+    release = f"`processor dead retry {letter.id}`, `dead edit` or `dead discard`"
+    if letter.request:
+        release = (f"{letter.request} was requested by {letter.requested_by}:"
+                   " the owner of the lane carries it out in its turn")  # fmt: skip
+    holds = f"; it holds {', '.join(letter.keys)}" if letter.holds else ""
+    return {
+        "place": "dead", "lane": letter.lane, "entry": letter.entry_id, "at": letter.died_at,
+        "attempts": letter.attempts, "why": f"{letter.reason}{holds}", "release": release,
+    }  # fmt: skip
+
+
+def _place(found: Found) -> Answer:
+    return {
+        "place": found.where,
+        "lane": found.lane,
+        "entry": found.entry_id or None,
+        "keys": list(found.keys) or None,
+    }
+
+
+def _parked(found: Found, seen: Overview, told: list[Answer]) -> Answer:
+    answer: Answer = {"attempts": found.attempt}
+    ahead = _ahead(found)
+    if ahead is not None:
+        return answer | ahead
+    if found.retry_at is None:
+        return answer | {
+            "why": "it stands first in its lines and nothing is to try it",
+            "release": "see `processor verify`; a processor that takes the lane tries it",
+        }
+    if found.retry_at <= seen.now:
+        return answer | _lane(found, seen, told, "its next try is due")
+    return answer | {
+        "why": f"it failed {found.attempt} times",
+        "release": f"it is tried again at {timestamp(found.retry_at)}",
+    }
+
+
+def _ahead(found: Found) -> Answer | None:
+    """The one that stands before it, if it shares a key with somebody."""
+    for key, head in found.heads.items():
+        if head.order < parked.order(found.entry_id):
+            return {
+                "waits_behind": head.id,
+                "why": f"{head.id} holds the key {key!r} and came earlier",
+                "release": f"what becomes of that one: `processor explain {head.id}`",
+            }
+    return None
+
+
+def _scheduled(found: Found, seen: Overview, told: list[Answer]) -> Answer:
+    assert found.due is not None
+    due = {"due": timestamp(found.due)}
+    if found.due <= seen.now:
+        return due | _lane(found, seen, told, "it is due and not moved into its lane yet")
+    return due | {"why": "it is delayed until then", "release": "nothing: it comes by itself"}
+
+
+def _in_stream(found: Found, seen: Overview, told: list[Answer]) -> Answer:
+    if found.version.isdigit() and int(found.version) > 1:
+        return {
+            "why": f"a later release wrote it (envelope version {found.version})",
+            "release": "update the processor",
+        }
+    return _ahead(found) or _lane(found, seen, told, "it waits its turn")
+
+
+def _lane(found: Found, seen: Overview, told: list[Answer], else_: str) -> Answer:
+    """What keeps the lane: an operator, an outage, nobody there; else its turn."""
+    queue = overview.queue_of(found.lane)
+    resume = f"`processor queues resume {queue}`"
+    if queue in seen.paused:
+        until = seen.paused[queue]
+        end = f" until {timestamp(until)}" if until else ""
+        return {"why": f"the queue {queue} is paused by an operator{end}", "release": resume}
+    if not told:
+        return {"why": "no processor runs", "release": "`processor run`"}
+    lanes = [state["lanes"][found.lane] for state in told if found.lane in state["lanes"]]
+    owned = next((lane for lane in lanes if lane["owner"]), None)
+    outage = next((lane for lane in lanes if lane["status"] == "outage"), None)
+    if owned is None and outage is None:
+        return {"why": f"no processor owns the lane {found.lane}", "release": "see `drain`, or wait"
+                " for the owner's session to end (database.takeover)"}  # fmt: skip
+    kept = outage if owned is None else owned
+    assert kept is not None
+    if kept["status"] == "outage":
+        return {"why": f"outage: {kept['reason']}", "release": "the return of the server"}
+    if kept["status"] == "paused":
+        return {"why": f"the lane is paused: {kept['reason']}", "release": f"its end, or {resume}"}
+    look = seen.lanes[found.lane]
+    return {
+        "why": f"{else_}: {look.depth} entries in the lane, the oldest is"
+        f" {output.seconds(look.oldest_age)} old",
+        "release": "nothing: it comes by itself",
+    }

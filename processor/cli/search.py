@@ -1,0 +1,130 @@
+"""Looks for one transaction in Redis: streams, delayed, parked.
+
+A stream is not indexed by transaction; ids carry the time at which they were made, so the search
+begins there, and goes through the rest of the lane only if it must. `explain` reads the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from processor import buffer, parked
+from processor.buffer import Lane
+from processor.parked import Place
+from processor.redis_connection import RedisConnection
+
+_PAGE = 100
+_SCANNED = 1000
+#: Clocks differ, and a transaction may be submitted long after it was made, rarely before.
+_EARLIER = 60_000
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Where a transaction lies in Redis; times are Unix seconds."""
+
+    where: str
+    lane: str
+    entry_id: str = ""
+    version: str = "1"
+    due: float | None = None
+    attempt: int = 0
+    retry_at: float | None = None
+    keys: tuple[str, ...] = ()
+    heads: Mapping[str, Place] = field(default_factory=dict)
+
+
+class _Header(msgspec.Struct):
+    """What is read of a transaction, whichever release wrote it."""
+
+    id: str = ""
+    key: str | None = None
+    keys: list[str] | None = None
+
+    def named(self) -> tuple[str, ...]:
+        return (self.key,) if self.key is not None else tuple(self.keys or ())
+
+
+_headers = msgspec.json.Decoder(_Header)
+
+
+def find(redis: RedisConnection, namespace: str, lanes: list[str], wanted: str) -> Found | None:
+    """The place of a transaction in Redis; parked before stream, as moves put first (rule 28)."""
+    for look in (_parked, _scheduled, _in_stream):
+        for name in lanes:
+            found = look(redis, Lane(namespace, name), wanted)
+            if found is not None:
+                return found
+    return None
+
+
+def _parked(redis: RedisConnection, lane: Lane, wanted: str) -> Found | None:
+    record = redis.call("HGET", lane.parked, wanted)
+    if record is None:
+        return None
+    entry_id, attempt, body = record.split(b"\n", 2)
+    keys = _header(body).named()
+    retry = redis.call("ZSCORE", lane.retry, wanted)
+    return Found(
+        "parked", lane.name, entry_id.decode(), attempt=int(attempt), keys=keys,
+        retry_at=None if retry is None else float(retry),
+        heads=parked.first_places(redis, lane, keys),
+    )  # fmt: skip
+
+
+def _scheduled(redis: RedisConnection, lane: Lane, wanted: str) -> Found | None:
+    cursor: Any = b"0"
+    while True:
+        cursor, pairs = redis.call(
+            "ZSCAN", lane.scheduled, cursor, "MATCH", f"*{wanted}*", "COUNT", _SCANNED
+        )
+        for body, due in zip(pairs[::2], pairs[1::2], strict=True):
+            header = _header(body)
+            if header.id == wanted:
+                return Found("scheduled", lane.name, due=float(due), keys=header.named())
+        if cursor == b"0":
+            return None
+
+
+def _in_stream(redis: RedisConnection, lane: Lane, wanted: str) -> Found | None:
+    marker = wanted.encode()
+    for entry_id, version, body, _ in _likely_first(redis, lane, wanted):
+        if body is None or marker not in body:
+            continue
+        header = _header(body)
+        if header.id == wanted:
+            keys = header.named()
+            return Found(
+                "stream", lane.name, entry_id, (version or b"").decode("ascii", "replace"),
+                keys=keys, heads=parked.first_places(redis, lane, keys),
+            )  # fmt: skip
+    return None
+
+
+def _likely_first(redis: RedisConnection, lane: Lane, wanted: str) -> Iterator[buffer.Raw]:
+    if wanted[14] == "7":
+        made = max(0, int(wanted[:8] + wanted[9:13], 16) - _EARLIER)
+        yield from _entries(redis, lane, str(made), "+")
+        yield from _entries(redis, lane, "-", f"({made}")
+    else:
+        yield from _entries(redis, lane, "-", "+")
+
+
+def _entries(redis: RedisConnection, lane: Lane, start: str, end: str) -> Iterator[buffer.Raw]:
+    while True:
+        page = buffer.entries(redis.call("XRANGE", lane.stream, start, end, "COUNT", _PAGE))
+        yield from page
+        if len(page) < _PAGE:
+            return
+        start = f"({page[-1][0]}"
+
+
+def _header(body: bytes) -> _Header:
+    try:
+        return _headers.decode(body)
+    except (msgspec.MsgspecError, RecursionError):
+        return _Header()
