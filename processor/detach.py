@@ -8,18 +8,22 @@ thread.
 
 from __future__ import annotations
 
+import contextlib
 import io
+import logging
 import os
 import select
 import time
 from collections.abc import Callable
 from typing import NoReturn
 
-from daemon import DaemonContext
+from daemon import DaemonContext  # type: ignore[import-untyped]
 
 from processor import errors
 from processor.errors import ProcessorError
 from processor.pidfile import Pidfile
+
+log = logging.getLogger("processor")
 
 Work = Callable[[Callable[[], None]], int]
 
@@ -58,18 +62,15 @@ def _become(work: Work, pidfile: Pidfile, log: int, writing: int) -> NoReturn:
         known = isinstance(error, ProcessorError)
         kind = type(error).__name__ if known else ProcessorError.__name__
         _say(writing, f"{kind}:{error if known else type(error).__name__}")
-        if not known:
-            raise
+        log.critical("the daemon failed", exc_info=True)
     finally:
         os._exit(code)
 
 
 def _say(writing: int, word: str) -> None:
     """One word; those after the first find the other end closed, as does one said too late."""
-    try:
+    with contextlib.suppress(OSError):
         os.write(writing, word.encode())
-    except OSError:
-        pass
 
 
 def _hear(reading: int, patience: float) -> int:

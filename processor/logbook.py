@@ -13,7 +13,6 @@ import logging
 import os
 import re
 import select
-import sys
 import traceback
 from types import TracebackType
 
@@ -54,9 +53,19 @@ def open_file(path: str | os.PathLike[str]) -> int:
                           ) from None
 
 
-def install(settings: Log, file: int | None = None) -> None:
-    """Let all that this process logs go to `file` (standard error) as `settings` say."""
-    handler = Lines(sys.stderr.fileno() if file is None else file)
+def keep_streams() -> None:
+    """See that 0, 1 and 2 are open: a connection that got one of their numbers would be written
+    to by whoever prints."""
+    for stream in (0, 1, 2):
+        try:
+            os.fstat(stream)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
+
+
+def install(settings: Log) -> None:
+    """Let all that this process logs go to standard error as `settings` say."""
+    handler = Lines(2)
     handler.setFormatter(Json() if settings.format == "json" else Text())
     root = logging.getLogger()
     root.handlers[:] = [handler]

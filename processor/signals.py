@@ -33,11 +33,11 @@ class Signals:
         self._before = {each: signal.signal(each, _noted) for each in self._signums}
         return self
 
-    def wait(self, timeout: float) -> list[signal.Signals]:
-        """Those that came, in order; none after `timeout` seconds."""
+    def wait(self, timeout: float) -> signal.Signals | None:
+        """The next that came, in their order; None after `timeout` seconds, or for a stranger."""
         readable, _, _ = select.select([self._noted], [], [], max(0.0, timeout))
-        numbers = self._noted.recv(4096) if readable else b""
-        return [signal.Signals(each) for each in numbers if each in self._signums]
+        number = self._noted.recv(1) if readable else b""
+        return next((each for each in self._signums if number == bytes([each])), None)
 
     def __exit__(
         self,

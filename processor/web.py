@@ -99,18 +99,17 @@ class _Figures:
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
         kinds = {"counter": CounterMetricFamily, "gauge": GaugeMetricFamily}
-        families: dict[tuple[str, tuple[str, ...]], Any] = {}
+        families: dict[str, Any] = {}
         for name, labels, value in metrics.snapshot():
             kind, meaning = metrics.FIGURES[name]
-            names = tuple(label for label, _ in labels)
-            family = families.setdefault(
-                (name, names), kinds[kind](f"processor_{name}", meaning, labels=names)
-            )
-            family.add_metric([content for _, content in labels], value)
+            if name not in families:
+                families[name] = kinds[kind](f"processor_{name}", meaning, labels=dict(labels))
+            families[name].add_metric([content for _, content in labels], value)
         yield from families.values()
-        status = GaugeMetricFamily("processor_status", "1 for the status it is in", labels=["status"])
-        status.add_metric([worker.state()["background_processor"]["status"]], 1)
-        yield status
+        status = worker.state()["background_processor"]["status"]
+        family = GaugeMetricFamily("processor_status", "1: it is in this one", labels=["status"])
+        family.add_metric([status], 1)
+        yield family
 
 
 _PAGES = {
@@ -134,15 +133,16 @@ class Serving:
         # Its complaints about clients are theirs to make at any rate they like.
         logging.getLogger("waitress").setLevel(logging.CRITICAL)
         self._map: dict[int, Any] = {}
-        self._server = create_server(
+        server: Any = create_server(
             _only_local(host) if address.loopback(settings.bind) else application,
             map=self._map, sockets=[listener], threads=2, ident="processor",
             connection_limit=64, channel_timeout=_LIFE, cleanup_interval=1,
             max_request_header_size=16_384, max_request_body_size=1_024,
             log_socket_errors=False, asyncore_use_poll=True,
         )  # fmt: skip
-        self._server.channel_class = _brief()
-        self._thread = threading.Thread(target=self._server.run, name="processor-web", daemon=True)
+        server.channel_class = _brief()
+        self._server = server
+        self._thread = threading.Thread(target=server.run, name="processor-web", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
@@ -163,7 +163,7 @@ _LIFE = 10
 def _brief() -> type:
     from waitress.channel import HTTPChannel
 
-    class Brief(HTTPChannel):  # type: ignore[misc]
+    class Brief(HTTPChannel):
         """A connection that is given up at a certain age, however busy it looks."""
 
         @property
