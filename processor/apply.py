@@ -1,35 +1,31 @@
-"""Apply a batch: fold, render, one string, and if that fails find out exactly what it was.
+"""Apply a batch: fold copies, write one string, and if that fails find out exactly what it was.
 
 Hands the drain an `Outcome`: which entries are committed, which the ledger knew, which failed and
 why, and which wait behind those. Raises what concerns the whole batch: Fenced, Contended, Systemic,
 and the Unavailable of the connection.
 
 DESIGN. The quick way is a string of EXECUTEs behind the fence and the ledger rows. An error in it
-names no entry, so the batch is sent once more through `processor.isolate`, which runs groups in
-subtransactions and, where one fails, its entries alone and unprepared (rules 16 and 17): one more
-round trip, whatever the number of poison. While poison keeps coming, batches go that way at once.
+names no entry, so the batch is sent once more through `isolation`: one more round trip, whatever
+the number of poison. While poison keeps coming, batches go that way at once.
 """
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from processor import crashpoint, ledger, metrics, parking
+from processor import crashpoint, isolation, ledger, metrics
 from processor.deadletter import Reason
 from processor.entry import Entry
 from processor.errors import DatabaseError, DatabaseUnavailable
 from processor.ledger import Known, Ownership
-from processor.literal import quoted
-from processor.render import Unrenderable, tables
+from processor.render import Taken, Unrenderable, tables
 from processor.session import Commit, Session
 from processor.settings import Settings
 from processor.verdict import Failure, Verdict, judge
 
 _REDONE_IN_PLACE = 6
-_GROUP = 10
 #: Batches that go through isolation at once after poison was met.
 _WARY = 8
 
@@ -58,6 +54,22 @@ class Outcome:
     copies: dict[str, list[str]] = field(default_factory=dict)
     commit: Commit | None = None
 
+    @property
+    def clean(self) -> bool:
+        """Whether everything was committed."""
+        return not (self.failed or self.held or self.known or self.clashing)
+
+
+@dataclass(slots=True)
+class Written:
+    """Entries as text, written ahead or just now; good while the renderer's version is the same."""
+
+    entries: list[Entry]
+    taken: list[Taken]
+    text: str
+    unfit: dict[str, Reason]
+    version: int
+
 
 class Applier:
     """Applies batches on one session."""
@@ -68,104 +80,119 @@ class Applier:
         self._settings = settings
         self._wary = 0
         self._isolated = False
-        self._texts: dict[str, str] = {}
 
     def apply(
         self,
         owner: Ownership,
         entries: Sequence[Entry],
+        ahead: Written | None = None,
         meanwhile: Callable[[], None] | None = None,
     ) -> Outcome:
-        """Apply entries of one lane, in order. Raises as the module says."""
+        """Apply entries of one lane, in order. Raises as the module says.
+
+        `ahead` is what `write_ahead` made of the same entries.
+        """
         outcome = Outcome()
         self._session.begin()
         self._isolated = False
-        pending = self._fold(entries, outcome)
+        pending = _without_copies(entries, outcome)
         tries = 0
-        while pending := self._renderable(pending, outcome):
+        while pending:
+            written = self._written(pending, ahead, outcome)
+            pending = written.entries
             crashpoint.reach("batch-rendered")
+            if not pending:
+                break
             tries += 1
             if tries > _REDONE_IN_PLACE:
                 raise Contended("redone in place without success")
             started = time.monotonic()
             try:
-                self._send(owner, pending, outcome, meanwhile)
+                self._send(owner, written, outcome, meanwhile)
                 break
             except DatabaseError as error:
                 pending = self._judge(owner, pending, outcome, error, started)
-            meanwhile = None
+            ahead = meanwhile = None
         return outcome
 
-    def _fold(self, entries: Sequence[Entry], outcome: Outcome) -> list[Entry]:
-        # A lost XADD reply puts one id into the stream twice (rule 14).
-        first: dict[str, Entry] = {}
-        for entry in entries:
-            same = first.setdefault(entry.id, entry)
-            if same is entry:
-                continue
-            if same.hash == entry.hash:
-                outcome.copies.setdefault(same.entry_id, []).append(entry.entry_id)
-            else:
-                outcome.clashing.append(entry)
-        return list(first.values())
+    def write_ahead(self, entries: Sequence[Entry]) -> Written | None:
+        """Write entries while the server works on others; None if a table is not known yet."""
+        if not self._session.knows(names_of(entries)):
+            return None
+        written = self._write(_without_copies(entries, Outcome()))
+        return None if written.unfit else written
 
-    def _renderable(self, entries: list[Entry], outcome: Outcome) -> list[Entry]:
-        names: set[str] = set().union(*map(tables, entries)) if entries else set()
+    def _written(self, entries: list[Entry], ahead: Written | None, outcome: Outcome) -> Written:
+        version = self._session.renderer.version
+        if ahead is not None and ahead.version == version and ahead.entries == entries:
+            return ahead
+        names = names_of(entries)
         self._session.know(names)
-        unfit = self._unfit(entries)
-        if unfit:
+        written = self._write(entries)
+        if written.unfit:
             # The catalog may be older than the table: ask once more before anything is pronounced.
             self._session.know(names, anew=True)
-            unfit = self._unfit(entries)
-        outcome.failed += [(e, unfit[e.id]) for e in entries if e.id in unfit]
-        return self._not_behind(entries, unfit, outcome) if unfit else entries
+            written = self._write(entries)
+        if written.unfit:
+            outcome.failed += [(e, written.unfit[e.id]) for e in entries if e.id in written.unfit]
+            written = self._write(_not_behind(entries, written.unfit, outcome))
+        return written
 
-    def _not_behind(
-        self, entries: list[Entry], unfit: dict[str, Reason], outcome: Outcome
-    ) -> list[Entry]:
-        """Take out what is unfit, and hold what comes behind it in the batch and shares its key."""
-        held_keys: set[str] = set()
-        free: list[Entry] = []
-        for entry in entries:
-            if entry.id in unfit:
-                held_keys.update(entry.keys)
-            elif entry.keys and not held_keys.isdisjoint(entry.keys):
-                held_keys.update(entry.keys)
-                outcome.held.append(entry)
-            else:
-                free.append(entry)
-        return free
-
-    def _unfit(self, entries: Sequence[Entry]) -> dict[str, Reason]:
-        found: dict[str, Reason] = {}
-        self._texts = {}
+    def _write(self, entries: list[Entry]) -> Written:
         renderer = self._session.renderer
-        write = renderer.quick if self._session.prepares else renderer.plain
+        taken: list[Taken] = []
+        unfit: dict[str, Reason] = {}
         for entry in entries:
             try:
-                self._texts[entry.id] = write(entry)
+                taken.append(renderer.take(entry))
             except Unrenderable as error:
-                found[entry.id] = Reason(str(error), error.sqlstate)
-        return found
+                unfit[entry.id] = Reason(str(error), error.sqlstate)
+        text, refused = renderer.batch(taken)
+        unfit |= {i: Reason(str(error), error.sqlstate) for i, error in refused.items()}
+        return Written(entries, taken, text, unfit, renderer.version)
 
     def _send(
-        self, owner: Ownership, entries: list[Entry], outcome: Outcome,
+        self,
+        owner: Ownership,
+        written: Written,
+        outcome: Outcome,
         meanwhile: Callable[[], None] | None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         if self._wary > 0:
             self._wary -= 1
-            crashpoint.reach("isolate-before")
-            self._isolate(owner, entries, outcome, meanwhile)
-            crashpoint.reach("isolate-after")
+            self._isolate(owner, written, outcome, meanwhile)
             return
+        entries = written.entries
         prepared = self._session.prepares
-        body = "".join((
-            ledger.fence(owner, len(entries), last=entries[-1].entry_id),
-            ledger.insert(owner, entries, prepared=prepared),
-            *(self._texts[e.id] for e in entries),
-        ))  # fmt: skip
+        body = (
+            ledger.fence(owner, len(entries), last=entries[-1].entry_id)
+            + ledger.insert(owner, entries, prepared=prepared)
+            + written.text
+        )
         outcome.commit = self._session.commit(body, prepared=prepared, meanwhile=meanwhile)
         outcome.committed += entries
+
+    def _isolate(
+        self,
+        owner: Ownership,
+        written: Written,
+        outcome: Outcome,
+        meanwhile: Callable[[], None] | None,
+    ) -> None:
+        crashpoint.reach("isolate-before")
+        limit = self._settings.database.call_timeout * 0.9
+        outcome.commit = isolation.commit(self._session, owner, written.taken, limit, meanwhile)
+        crashpoint.reach("isolate-after")
+        bad = isolation.failures(outcome.commit)
+        if bad:
+            self._wary = _WARY
+        for place, entry in enumerate(written.entries):
+            if place not in bad:
+                outcome.committed.append(entry)
+            elif (reason := bad[place]) is None:
+                outcome.held.append(entry)
+            else:
+                outcome.failed.append((entry, reason))
 
     def _judge(
         self, owner: Ownership, entries: list[Entry], outcome: Outcome, error: DatabaseError,
@@ -225,47 +252,12 @@ class Applier:
             self._session.forget_names()
         if error.sqlstate == "57014" or self._isolated:
             # A time limit counts for one statement, and isolation is one statement (rule 18).
-            self._session.know(set().union(*map(tables, entries)))
+            self._session.know(names_of(entries))
             self._one_by_one(owner, entries, outcome)
             return []
         metrics.count("isolated")
         self._isolated = True
         return entries
-
-    def _isolate(
-        self, owner: Ownership, entries: list[Entry], outcome: Outcome,
-        meanwhile: Callable[[], None] | None,
-    ) -> None:  # fmt: skip
-        prepared = self._session.prepares
-        plain = [self._session.renderer.plain(e) for e in entries]
-        quick = [self._texts[e.id] for e in entries] if prepared else plain
-        pairs = [(later + 1, earlier + 1) for later, earlier in parking.behind(entries)]
-        limit = int(self._settings.database.call_timeout * 900)
-        body = "".join((
-            f"SET LOCAL statement_timeout = {limit};",
-            ledger.fence(owner, len(entries), last=entries[-1].entry_id),
-            ledger.insert(owner, entries, prepared=prepared),
-            "SELECT set_config('processor.failures', processor.isolate(",
-            f"'{owner.buffer}', {quoted(owner.lane)}, '{{{','.join(e.id for e in entries)}}}',",
-            f"ARRAY[{','.join(map(quoted, quick))}], ARRAY[{','.join(map(quoted, plain))}],",
-            f"'{{{','.join(str(p[0]) for p in pairs)}}}',",
-            f"'{{{','.join(str(p[1]) for p in pairs)}}}', {_GROUP})::text, false);",
-        ))  # fmt: skip
-        outcome.commit = self._session.commit(body, prepared=prepared, meanwhile=meanwhile)
-        self._sort_out(entries, outcome.commit.failures, outcome)
-
-    def _sort_out(self, entries: list[Entry], failures: str, outcome: Outcome) -> None:
-        bad = {failure["at"]: failure for failure in json.loads(failures)}
-        if bad:
-            self._wary = _WARY
-        for place, entry in enumerate(entries):
-            failure = bad.get(place)
-            if failure is None:
-                outcome.committed.append(entry)
-            elif failure.get("held"):
-                outcome.held.append(entry)
-            else:
-                outcome.failed.append((entry, _reason(failure)))
 
     def _one_by_one(self, owner: Ownership, entries: list[Entry], outcome: Outcome) -> None:
         held_keys: set[str] = set()
@@ -301,7 +293,35 @@ class Applier:
         return None
 
 
-def _reason(failure: dict[str, str]) -> Reason:
-    names = [f"{k} {failure[k]}" for k in ("table", "column", "constraint") if failure.get(k)]
-    text = " ".join([f"SQLSTATE {failure['sqlstate']}", *names])
-    return Reason(text, failure["sqlstate"], failure.get("detail") or "")
+def names_of(entries: Sequence[Entry]) -> set[str]:
+    """The tables that these entries name."""
+    return set().union(*map(tables, entries)) if entries else set()
+
+
+def _without_copies(entries: Sequence[Entry], outcome: Outcome) -> list[Entry]:
+    # A lost XADD reply puts one id into the stream twice (rule 14).
+    first: dict[str, Entry] = {}
+    for entry in entries:
+        same = first.setdefault(entry.id, entry)
+        if same is entry:
+            continue
+        if same.hash == entry.hash:
+            outcome.copies.setdefault(same.entry_id, []).append(entry.entry_id)
+        else:
+            outcome.clashing.append(entry)
+    return list(first.values())
+
+
+def _not_behind(entries: list[Entry], unfit: dict[str, Reason], outcome: Outcome) -> list[Entry]:
+    """Take out what is unfit, and hold what comes behind it in the batch and shares its key."""
+    held_keys: set[str] = set()
+    free: list[Entry] = []
+    for entry in entries:
+        if entry.id in unfit:
+            held_keys.update(entry.keys)
+        elif entry.keys and not held_keys.isdisjoint(entry.keys):
+            held_keys.update(entry.keys)
+            outcome.held.append(entry)
+        else:
+            free.append(entry)
+    return free

@@ -8,28 +8,44 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from processor.database import Database
+from processor.database import Database, Row
 from processor.literal import quoted, table
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column's type: name for casts, oid and modifier of its base type, oid of its elements."""
+    """A column's type: name for casts, oid and modifier of its base type, oid of its elements.
+
+    `domain` if a domain stands before the base type, `deterministic` if equal means same bytes.
+    """
 
     name: str
     type: str
     base: int
     modifier: int
     element: int
+    domain: bool = False
+    deterministic: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table that exists; `foldable` if no trigger, rule or policy could see single rows."""
+    """A table that exists: its columns, and what `fold` must know before it joins operations.
+
+    `plain` is false if a trigger, rule, policy, partition, generated column or computed index could
+    see single rows or intermediate values; `unique` are the column sets of unique indexes, `bound`
+    the columns in checks, unique and exclusion indexes or referenced keys; `refers` the tables
+    behind its foreign keys; `counts` tells that a sequence fills a column.
+    """
 
     name: str
     columns: dict[str, Column]
-    foldable: bool
+    oid: int = 0
+    plain: bool = False
+    unique: tuple[frozenset[str], ...] = ()
+    bound: frozenset[str] = frozenset()
+    refers: frozenset[int] = frozenset()
+    counts: bool = False
 
 
 class Catalog:
@@ -59,39 +75,73 @@ class Catalog:
         missing = sorted(name for name in names if name not in self._tables)
         if not missing:
             return
-        rows = database.run(_QUERY.format(",".join(f"({quoted(n)},{quoted(table(n))})"
-                                                   for n in missing)))  # fmt: skip
+        asked = ",".join(f"({quoted(n)},{quoted(table(n))})" for n in missing)
         found: dict[str, dict[str, Column]] = {}
-        foldable: dict[str, bool] = {}
-        for name, column, type_name, base, modifier, element, plain in rows:
-            found.setdefault(name, {})[column] = Column(column, type_name, base, modifier, element)
-            foldable[name] = plain
+        for name, column, *type_ in database.run(_COLUMNS.format(asked)):
+            found.setdefault(name, {})[column] = Column(column, *type_)
+        facts = {row[0]: row[1:] for row in database.run(_FACTS.format(asked))}
         for name in missing:
-            columns = found.get(name)
-            self._tables[name] = Table(name, columns, foldable[name]) if columns else None
+            self._tables[name] = _table(name, found[name], facts[name]) if name in found else None
+
+
+def _table(name: str, columns: dict[str, Column], facts: Row) -> Table:
+    oid, plain, unique, bound, refers, counts = facts
+    return Table(
+        name, columns, oid, plain, tuple(frozenset(names) for names in unique or ()),
+        frozenset(bound or ()), frozenset(refers or ()), bool(counts),
+    )  # fmt: skip
 
 
 # A domain is followed to its base type for the check of values; casts name the domain itself.
 # format_type with -1 gives names that bring no length of their own (bpchar, not character(1)).
-_QUERY = """
+_COLUMNS = """
 WITH RECURSIVE asked (name, quoted) AS (VALUES {}),
 relations AS (
     SELECT name, to_regclass(quoted) AS oid FROM asked
 ), base AS (
     SELECT r.name, a.attname, a.attnum, format_type(a.atttypid, -1) AS type, a.atttypid AS oid,
-           a.atttypmod AS modifier, r.oid AS relation
+           a.atttypmod AS modifier, a.attcollation AS collation, 0 AS depth
       FROM relations r JOIN pg_attribute a ON a.attrelid = r.oid
      WHERE a.attnum > 0 AND NOT a.attisdropped
     UNION ALL
-    SELECT b.name, b.attname, b.attnum, b.type, t.typbasetype, t.typtypmod, b.relation
+    SELECT b.name, b.attname, b.attnum, b.type, t.typbasetype, t.typtypmod, b.collation,
+           b.depth + 1
       FROM base b JOIN pg_type t ON t.oid = b.oid WHERE t.typtype = 'd'
 )
-SELECT b.name, b.attname, b.type, b.oid::bigint::int8, b.modifier,
+SELECT b.name, b.attname, b.type, b.oid::bigint, b.modifier,
        CASE WHEN t.typcategory = 'A' THEN t.typelem::bigint ELSE 0 END,
-       c.relkind = 'r' AND NOT c.relhasrules AND NOT c.relrowsecurity AND NOT c.relispartition
-       AND NOT c.relhassubclass AND NOT EXISTS (
-           SELECT FROM pg_trigger g WHERE g.tgrelid = c.oid AND NOT g.tgisinternal)
-  FROM base b JOIN pg_type t ON t.oid = b.oid JOIN pg_class c ON c.oid = b.relation
+       b.depth > 0, coalesce(l.collisdeterministic, true)
+  FROM base b JOIN pg_type t ON t.oid = b.oid LEFT JOIN pg_collation l ON l.oid = b.collation
  WHERE t.typtype <> 'd'
  ORDER BY b.name, b.attnum
+"""
+
+_FACTS = """
+WITH asked (name, quoted) AS (VALUES {})
+SELECT a.name, c.oid::bigint,
+       c.relkind = 'r' AND NOT c.relhasrules AND NOT c.relrowsecurity AND NOT c.relispartition
+       AND NOT c.relhassubclass
+       AND NOT EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = c.oid AND NOT g.tgisinternal)
+       AND NOT EXISTS (SELECT FROM pg_attribute g WHERE g.attrelid = c.oid AND g.attgenerated <> '')
+       AND NOT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid
+                          AND (i.indexprs IS NOT NULL OR i.indpred IS NOT NULL)),
+       (SELECT jsonb_agg((SELECT jsonb_agg(attname) FROM pg_attribute
+                           WHERE attrelid = c.oid AND attnum = ANY (i.indkey::int2[])))
+          FROM pg_index i WHERE i.indrelid = c.oid AND i.indisunique AND i.indisvalid
+           AND i.indpred IS NULL AND i.indexprs IS NULL AND i.indnkeyatts = i.indnatts),
+       (SELECT jsonb_agg(DISTINCT attname) FROM pg_attribute g
+         WHERE g.attrelid = c.oid AND (
+               EXISTS (SELECT FROM pg_constraint n WHERE n.conrelid = c.oid
+                          AND n.contype IN ('c', 'u', 'p', 'x', 'f') AND g.attnum = ANY (n.conkey))
+            OR EXISTS (SELECT FROM pg_constraint n WHERE n.confrelid = c.oid
+                          AND g.attnum = ANY (n.confkey))
+            OR EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisunique
+                          AND g.attnum = ANY (i.indkey::int2[])))),
+       (SELECT jsonb_agg(n.confrelid::bigint) FROM pg_constraint n
+         WHERE n.conrelid = c.oid AND n.contype = 'f'),
+       EXISTS (SELECT FROM pg_attribute g LEFT JOIN pg_attrdef d
+                   ON d.adrelid = g.attrelid AND d.adnum = g.attnum
+                WHERE g.attrelid = c.oid
+                  AND (g.attidentity <> '' OR pg_get_expr(d.adbin, d.adrelid) LIKE '%nextval%'))
+  FROM asked a JOIN pg_class c ON c.oid = to_regclass(a.quoted)
 """

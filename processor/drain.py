@@ -11,9 +11,10 @@ import logging
 import random
 import time
 from collections.abc import Callable
+from functools import partial
 
 from processor import crashpoint, due, ledger, metrics, parked, schema, troubles
-from processor.apply import Applier, Contended, Fenced, Outcome, Systemic
+from processor.apply import Applier, Contended, Fenced, Outcome, Systemic, Written
 from processor.burial import Burial
 from processor.database import Database
 from processor.deadletter import Reason
@@ -69,6 +70,7 @@ class Drain:
         )
         self._met = float("-inf")
         self._server_answered = False
+        self._unsettled: Callable[[], None] | None = None
 
     def run(self, now: float) -> float:
         """One pass, begun at `now` (monotonic); the seconds to wait before the next one."""
@@ -122,6 +124,7 @@ class Drain:
             self.database.close()
         for lane in self.owners.lanes.values():
             lane.forget()
+        self._unsettled = None
         self._outlook.forget()
         self._met = float("-inf")
 
@@ -132,13 +135,26 @@ class Drain:
         self._taking.fill(self._open_lanes())
         while not self._stopping() and time.monotonic() < end:
             lane = self._taking.choose(self._open_lanes())
-            if lane is None:
-                if not self._retry_parked(time.time()):
-                    break
-            else:
+            if lane is not None:
                 self._batch(lane)
-                self._retry_parked(time.time())
+            elif not self._retry_parked(time.time()):
+                break
             self._taking.fill(self._open_lanes())
+        self._settle_last()
+
+    def _meanwhile(self) -> None:
+        """While PostgreSQL works: settle the batch before, read ahead, write ahead."""
+        self._settle_last()
+        self._taking.fill(self._open_lanes())
+        for lane in self._open_lanes():
+            page = lane.page
+            if page is not None and page.ahead is None:
+                page.ahead = self._applier.write_ahead(page.entries)
+
+    def _settle_last(self) -> None:
+        settle, self._unsettled = self._unsettled, None
+        if settle is not None:
+            settle()
 
     def _rewind(self) -> None:
         for lane in self.owners.owned:
@@ -174,7 +190,7 @@ class Drain:
             if not entries:
                 lane.next_retry = None
                 continue
-            outcome = self._apply(lane, entries, None)
+            outcome = self._apply(lane, entries, None, None)
             if outcome is not None:
                 self._settling.settle_parked(lane, outcome, now)
                 worked = True
@@ -187,16 +203,24 @@ class Drain:
         crashpoint.reach("batch-decoded")
         if page.unreadable:
             self._settling.bury_unreadable(lane, page.unreadable, page.generation)
+        if not page.entries:
+            return
         entries, held = self._not_blocked(lane, page)
         outcome: Outcome | None = Outcome()
         if entries:
-            outcome = self._apply(lane, entries, lambda: self._taking.fill(self._open_lanes()))
+            outcome = self._apply(lane, entries, page.ahead, self._meanwhile)
         if outcome is None:
             return
         outcome.held += held
-        if page.entries:
-            span = (page.entries[0].entry_id, page.entries[-1].entry_id)
-            self._settling.settle(lane, outcome, span, page.generation, time.time())
+        self._settle_last()
+        span = (page.entries[0].entry_id, page.entries[-1].entry_id)
+        settle = partial(self._settling.settle, lane, outcome, span, page.generation, time.time())
+        if outcome.clean and not lane.has_lines:
+            # Removal can wait until PostgreSQL works on the next batch.
+            self._unsettled = settle
+        else:
+            settle()
+            self._retry_parked(time.time())
 
     def _not_blocked(self, lane: OwnedLane, page: Page) -> tuple[list[Entry], list[Entry]]:
         """Part a page into what may run and what waits behind somebody with the same key."""
@@ -238,7 +262,11 @@ class Drain:
         return [e for e in entries if e.id not in doubtful]
 
     def _apply(
-        self, lane: OwnedLane, entries: list[Entry], meanwhile: Callable[[], None] | None
+        self,
+        lane: OwnedLane,
+        entries: list[Entry],
+        ahead: Written | None,
+        meanwhile: Callable[[], None] | None,
     ) -> Outcome | None:
         """Apply a batch; None if it was put off, with the lane paused or another's."""
         assert lane.owner is not None
@@ -249,7 +277,7 @@ class Drain:
         trouble: list[Unavailable] = []
         try:
             outcome = self._applier.apply(
-                lane.owner, entries, meanwhile and self._guarded(meanwhile, trouble)
+                lane.owner, entries, ahead, meanwhile and self._guarded(meanwhile, trouble)
             )
         except Fenced:
             metrics.count("fenced")

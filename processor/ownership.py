@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from processor import buffer, crashpoint, deadletter, ledger, metrics, parked
 from processor.buffer import Lane
@@ -29,11 +30,12 @@ _PAGE = 500
 
 @dataclass(slots=True)
 class Page:
-    """Entries that were read together, on one connection to Redis."""
+    """Entries that were read together, on one connection to Redis; `ahead` is their text."""
 
     generation: int
     entries: list[Entry]
     unreadable: list[tuple[Entry, str]]
+    ahead: Any = None
 
 
 @dataclass(slots=True)

@@ -1,13 +1,16 @@
-"""Operations as SQL text: quick (EXECUTE of a prepared shape) and plain, equal in meaning.
+"""Transactions as SQL text: quick (EXECUTE of what is prepared) and plain, equal in meaning.
 
 Values never decide about SQL: they are always literals of their column's type, and the text of a
-statement comes from the registry alone.
+statement comes from the registry alone. `Renderer.batch` writes many transactions at once and folds
+runs of equal shape (`fold`); `Renderer.plain` writes one out, for the run that pronounces poison.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
+from itertools import groupby
 from typing import Any
 
 import msgspec
@@ -16,6 +19,7 @@ from processor import registry
 from processor.catalog import Catalog, Table
 from processor.columntype import Unfit
 from processor.entry import Entry
+from processor.fold import LEAST, Fold, NotFolded, folds
 from processor.literal import quoted
 from processor.operation import Insert, Operation, Statement
 from processor.shape import Shape, compiled, key_of
@@ -33,81 +37,141 @@ class Unrenderable(Exception):
         self.sqlstate = sqlstate
 
 
-class Renderer:
-    """The shapes of one session."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """How transactions of one make are written: singly by shapes, or folded."""
 
-    def __init__(self, catalog: Catalog, allowed: Sequence[str]) -> None:
+    shapes: list[Shape]
+    folds: list[Fold] | None
+
+
+#: A transaction taken apart: its plan (None if it has statements or rows) and its values.
+Taken = tuple[Entry, Plan | None, list[list[Any]]]
+
+
+class Renderer:
+    """What is compiled and prepared on one session."""
+
+    def __init__(self, catalog: Catalog, allowed: Sequence[str], *, prepares: bool) -> None:
         self._catalog = catalog
         self._allowed = frozenset(allowed)
+        self._prepares = prepares
         self._shapes: dict[tuple[Any, ...], Shape] = {}
-        self._unprepared: list[Shape] = []
+        self._plans: dict[tuple[Any, ...], Plan] = {}
+        self._wanted: list[Shape | Fold] = []
+        self._prepared: list[Shape | Fold] = []
         self._number = 0
+        #: Grows whenever text that was written before may no longer be sent.
+        self.version = 0
 
     def forget(self) -> None:
-        """Compile all shapes anew: the catalog was forgotten. Old names are never used again."""
+        """Compile everything anew: the catalog was forgotten. Old names are never used again."""
+        self.version += 1
         self._shapes.clear()
-        self._unprepared.clear()
+        self._plans.clear()
+        self._wanted.clear()
 
     def unprepare(self) -> None:
-        """None of the shapes is prepared any more."""
-        self._unprepared = list(self._shapes.values())
-        for shape in self._unprepared:
-            shape.prepared = False
+        """Nothing is prepared any more."""
+        self.version += 1
+        for statement in self._prepared:
+            statement.prepared = False
+        self._prepared.clear()
 
     def prepare(self) -> str:
-        """The PREPAREs of shapes that were met since the last call; marks them prepared."""
-        text = "".join(shape.prepare for shape in self._unprepared)
-        for shape in self._unprepared:
-            shape.prepared = True
-        self._unprepared = []
-        return text
+        """The PREPAREs of what was written since the last call and is not prepared; marks it so."""
+        wanted = [s for s in dict.fromkeys(self._wanted) if not s.prepared]
+        self._wanted.clear()
+        for statement in wanted:
+            statement.prepared = True
+        self._prepared += wanted
+        return "".join(statement.prepare for statement in wanted)
 
-    def quick(self, entry: Entry) -> str:
-        """A transaction as EXECUTEs. Raises Unrenderable."""
-        return self._write(entry, quick=True)
+    def take(self, entry: Entry) -> Taken:
+        """Take a transaction apart. Raises Unrenderable for names that do not exist."""
+        if not _is_simple(entry):
+            return entry, None, []
+        pairs = [key_of(operation) for operation in entry.operations]
+        whole = tuple(key for key, _ in pairs)
+        plan = self._plans.get(whole) or self._plan(whole, entry)
+        return entry, plan, [values for _, values in pairs]
+
+    def _plan(self, whole: tuple[Any, ...], entry: Entry) -> Plan:
+        shapes, targets = [], []
+        for place, (key, operation) in enumerate(zip(whole, entry.operations, strict=True)):
+            with _at(place):
+                targets.append(self._table(operation))
+                shapes.append(self._shape(key, operation, targets[-1]))
+        self._number += 1
+        folded = folds(entry.operations, targets, f"processor_f{self._number}")
+        plan = self._plans[whole] = Plan(shapes, folded if self._prepares else None)
+        return plan
+
+    def batch(self, taken: Sequence[Taken]) -> tuple[str, dict[str, Unrenderable]]:
+        """Transactions written in order, and those that cannot be, by id."""
+        parts: list[str] = []
+        unfit: dict[str, Unrenderable] = {}
+        for plan, run in groupby(taken, key=_plan_of):
+            some = list(run)
+            folded = self._fold(plan, some)
+            if folded is not None:
+                parts += folded
+                continue
+            for one in some:
+                try:
+                    parts.append(self._single(one))
+                except Unrenderable as error:
+                    unfit[one[0].id] = error
+        return "".join(parts), unfit
+
+    def _fold(self, plan: Plan | None, run: Sequence[Taken]) -> list[str] | None:
+        if plan is None or plan.folds is None or len(run) < LEAST:
+            return None
+        try:
+            texts = [
+                fold.write([values[place] for _, _, values in run])
+                for place, fold in enumerate(plan.folds)
+            ]
+        except (Unfit, NotFolded):
+            return None
+        self._wanted += plan.folds
+        return texts
+
+    def _single(self, taken: Taken) -> str:
+        entry, plan, values = taken
+        if plan is None or not self._prepares:
+            return self.plain(entry)
+        parts = []
+        for place, shape in enumerate(plan.shapes):
+            with _at(place):
+                parts.append(shape.quick(values[place]))
+        self._wanted += plan.shapes
+        return "".join(parts)
 
     def plain(self, entry: Entry) -> str:
         """A transaction written out. Raises Unrenderable."""
-        return self._write(entry, quick=False)
-
-    def _write(self, entry: Entry, *, quick: bool) -> str:
-        parts = []
+        parts: list[str] = []
         for place, operation in enumerate(entry.operations):
-            try:
-                parts.append(self._operation(operation, quick))
-            except Unfit as error:
-                raise Unrenderable(place, error.sqlstate, str(error)) from None
+            with _at(place):
+                parts += self._operation(operation)
         text = "".join(parts)
-        if entry.timeout is not None:
-            milliseconds = max(1, int(entry.timeout * 1000))
-            return (
-                "SELECT set_config('processor.limit', current_setting('statement_timeout'), true);"
-                f"SET LOCAL statement_timeout = {milliseconds};{text}"
-                "SELECT set_config('statement_timeout', current_setting('processor.limit'), true);"
-            )
-        return text
+        return text if entry.timeout is None else _limited(text, entry.timeout)
 
-    def _operation(self, operation: Operation, quick: bool) -> str:
+    def _operation(self, operation: Operation) -> Iterator[str]:
         if isinstance(operation, Statement):
-            return _statement(operation)
-        if isinstance(operation, Insert) and operation.rows is not None:
-            return "".join(self._row(Insert(operation.table, row), quick) for row in operation.rows)
-        return self._row(operation, quick)
+            yield _statement(operation)
+        elif isinstance(operation, Insert) and operation.rows is not None:
+            for row in operation.rows:
+                yield from self._operation(Insert(operation.table, row))
+        else:
+            key, values = key_of(operation)
+            yield self._shape(key, operation, self._table(operation)).plain(values)
 
-    def _row(self, operation: Operation, quick: bool) -> str:
-        key, values = key_of(operation)
+    def _shape(self, key: tuple[Any, ...], operation: Any, target: Table) -> Shape:
         shape = self._shapes.get(key)
         if shape is None:
-            shape = self._compile(key, operation)
-        return shape.quick(values) if quick else shape.plain(values)
-
-    def _compile(self, key: tuple[Any, ...], operation: Operation) -> Shape:
-        target = self._table(operation)
-        self._number += 1
-        name = f"processor_{self._number}"
-        shape = compiled(name, target, operation)
-        self._shapes[key] = shape
-        self._unprepared.append(shape)
+            self._number += 1
+            shape = self._shapes[key] = compiled(f"processor_{self._number}", target, operation)
         return shape
 
     def _table(self, operation: Any) -> Table:
@@ -119,6 +183,45 @@ class Renderer:
         if found is None:
             raise Unfit("42P01", f"there is no table {operation.table}")
         return found
+
+
+class _at:
+    """Turns Unfit into Unrenderable, with the place of the operation."""
+
+    __slots__ = ("_place",)
+
+    def __init__(self, place: int) -> None:
+        self._place = place
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Unfit):
+            raise Unrenderable(self._place, error.sqlstate, str(error)) from None
+
+
+def _plan_of(taken: Taken) -> Plan | None:
+    return taken[1]
+
+
+def _is_simple(entry: Entry) -> bool:
+    if entry.timeout is not None:
+        return False
+    for operation in entry.operations:
+        kind = type(operation)
+        if kind is Statement or (kind is Insert and operation.rows is not None):  # type: ignore[union-attr]
+            return False
+    return True
+
+
+def _limited(text: str, seconds: float) -> str:
+    """A transaction with a time limit of its own for each of its statements."""
+    return (
+        "SELECT set_config('processor.limit', current_setting('statement_timeout'), true);"
+        f"SET LOCAL statement_timeout = {max(1, int(seconds * 1000))};{text}"
+        "SELECT set_config('statement_timeout', current_setting('processor.limit'), true);"
+    )
 
 
 def tables(entry: Entry) -> set[str]:

@@ -140,7 +140,7 @@ BEGIN
                                      WHERE l BETWEEN first AND last AND e = ANY (bad)) THEN
                 RAISE EXCEPTION USING ERRCODE = 'PR004';
             END IF;
-            EXECUTE array_to_string(quick[first:last], '');
+            EXECUTE quick[(first - 1) / width + 1];
             SET CONSTRAINTS ALL IMMEDIATE;
             SET CONSTRAINTS ALL DEFERRED;
         EXCEPTION WHEN OTHERS THEN

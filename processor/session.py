@@ -42,7 +42,7 @@ class Session:
     def __init__(self, database: Database, settings: Settings) -> None:
         self.database = database
         self.catalog = Catalog()
-        self.renderer = Renderer(self.catalog, settings.tables)
+        self.renderer = Renderer(self.catalog, settings.tables, prepares=settings.prepare)
         self._settings = settings
         self._generation = -1
         self._ledger_prepared = False
@@ -57,9 +57,15 @@ class Session:
         """Make ready for a batch: a new session has nothing prepared and knows no table."""
         if self._generation != self.database.generation:
             self._generation = self.database.generation
-            self.renderer = Renderer(self.catalog, self._settings.tables)
+            self.renderer = Renderer(
+                self.catalog, self._settings.tables, prepares=self._settings.prepare
+            )
             self.catalog.forget()
             self._ledger_prepared = self._stale = False
+
+    def knows(self, tables: set[str]) -> bool:
+        """Whether all of these tables were looked up on this session."""
+        return self._generation == self.database.generation and all(map(self.catalog.known, tables))
 
     def know(self, tables: set[str], *, anew: bool = False) -> None:
         """Look up the tables of a batch that were not met before, or all of them anew."""

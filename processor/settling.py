@@ -7,6 +7,7 @@ on which the entries were read.
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Iterable, Sequence
 
@@ -21,6 +22,8 @@ from processor.redis_connection import Command, RedisConnection
 from processor.session import Commit
 from processor.settings import Settings
 from processor.verdict import backoff, is_final
+
+log = logging.getLogger("processor")
 
 
 class Settling:
@@ -43,9 +46,8 @@ class Settling:
         gone = self._park(lane, outcome, retries, deaths, now)
         gone += [*outcome.committed, *(e for e, _ in outcome.known), *outcome.clashing]
         ids = [i for e in gone for i in (e.entry_id, *outcome.copies.get(e.entry_id, ()))]
-        self._note(lane, outcome, span)
         crashpoint.reach("settle-before")
-        self._remove(lane, ids, generation)
+        self._remove(lane, ids, generation, self._note(lane, outcome, span))
         crashpoint.reach("settle-after")
         self._let_pass(lane, outcome, now)
         self._count(outcome, retries)
@@ -62,11 +64,14 @@ class Settling:
         done = [*outcome.committed, *(e for e, _ in outcome.known), *outcome.clashing]
         holding = {d.entry.id for d in deaths if self._burial.holds(d)}
         done += [d.entry for d in deaths if d.entry.id not in holding]
-        self._note(lane, outcome, None)
+        # Dead already, and its lines were rebuilt from the dead letter: it goes on holding them.
+        holding |= {e.id for e, k in outcome.known if k.outcome == "dead" and e.keys}
+        done = [e for e in done if e.id not in holding]
+        for note in self._note(lane, outcome, None):
+            self._redis.calls([note])
         crashpoint.reach("release-before")
-        for death in deaths:
-            if death.entry.id in holding:
-                self._redis.calls(parked.forget_body(lane.lane, death.entry.id))
+        for transaction_id in holding:
+            self._redis.calls(parked.forget_body(lane.lane, transaction_id))
         if done:
             leaving = [(e.id, e.entry_id, e.keys) for e in done]
             parked.release(self._redis, lane.lane, leaving, now)
@@ -163,31 +168,38 @@ class Settling:
             if refused.code != "OOM":
                 raise
 
-    def _note(self, lane: OwnedLane, outcome: Outcome, span: tuple[str, str] | None) -> None:
-        """A commit note (rule 21); may fail, the ledger answers then."""
+    def _note(
+        self, lane: OwnedLane, outcome: Outcome, span: tuple[str, str] | None
+    ) -> list[Command]:
+        """The commit note (rule 21), if there is anything to tell."""
         done = [*outcome.committed, *(e for e, k in outcome.known if k.outcome == "applied")]
         if not done or outcome.commit is None:
-            return
-        crashpoint.reach("note-before")
-        waiting = [e.id for e, _ in outcome.failed] + [e.id for e in outcome.held]
+            return []
         assert lane.owner is not None
         fields = note_fields(lane.owner.buffer, outcome.commit)
         if span is None:
             fields["also"] = ",".join(e.id for e in done)
         else:
+            waiting = [e.id for e, _ in outcome.failed] + [e.id for e in outcome.held]
             fields |= {"first": span[0], "last": span[1], "not": ",".join(waiting)}
-        # Its refusal is no failure: whoever waits asks the ledger then.
-        self._redis.calls([buffer.note(lane.lane, fields)])
+        crashpoint.reach("note-before")
+        return [buffer.note(lane.lane, fields)]
 
-    def _remove(self, lane: OwnedLane, ids: Sequence[str], generation: int) -> None:
+    def _remove(
+        self, lane: OwnedLane, ids: Sequence[str], generation: int, notes: Sequence[Command] = ()
+    ) -> None:
+        """Send the note, whose refusal is no failure, and behind it the removal (rule 20)."""
         if not ids:
             return
         if not self._redis.alive or self._redis.generation != generation:
             # The ids may be strangers' by now (rule 9).
             raise RedisUnavailable("the connection on which the batch was read is gone")
-        reply = self._redis.call(*buffer.settle(lane.lane, ids))
-        if reply != len(ids):
-            metrics.count("verdicts", verdict="settled by another")
+        removed = self._redis.calls([*notes, buffer.settle(lane.lane, ids)])[-1]
+        if isinstance(removed, RedisRefused):
+            raise RedisUnavailable(f"Redis does not settle: {removed}")
+        if removed != len(ids):
+            log.warning("lane %s: %d entries were removed by others", lane.lane.name,
+                        len(ids) - removed)  # fmt: skip
 
     def _let_pass(self, lane: OwnedLane, outcome: Outcome, now: float) -> None:
         """Whoever was parked behind an entry that ran from the stream gets its turn."""

@@ -1,0 +1,66 @@
+"""A batch in which poison is to be found: groups in subtransactions, their entries alone.
+
+One round trip, whatever the number of poison (rule 16). `processor.isolate` runs each group as it
+would run in the quick way; where a group fails its entries run one by one, unprepared, each in a
+subtransaction of its own, and only that run pronounces poison (rule 17). Followers of a failure by
+key are held, so that order stands.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+
+from processor import ledger, parking
+from processor.deadletter import Reason
+from processor.ledger import Ownership
+from processor.literal import quoted
+from processor.render import Taken
+from processor.session import Commit, Session
+
+#: Entries in a group: small enough that one poison makes few of them run twice.
+_GROUP = 16
+
+
+def commit(
+    session: Session,
+    owner: Ownership,
+    taken: Sequence[Taken],
+    limit: float,
+    meanwhile: Callable[[], None] | None,
+) -> Commit:
+    """Commit what can be committed of a batch; `failures` tells what could not.
+
+    `limit` is how long the server may take for all of it, in seconds. Raises as `Session.commit`.
+    """
+    entries = [entry for entry, _, _ in taken]
+    prepared = session.prepares
+    plain = [session.renderer.plain(entry) for entry in entries]
+    groups = [
+        session.renderer.batch(taken[start : start + _GROUP])[0]
+        for start in range(0, len(taken), _GROUP)
+    ]
+    pairs = parking.behind(entries)
+    body = "".join((
+        f"SET LOCAL statement_timeout = {int(limit * 1000)};",
+        ledger.fence(owner, len(entries), last=entries[-1].entry_id),
+        ledger.insert(owner, entries, prepared=prepared),
+        "SELECT set_config('processor.failures', processor.isolate(",
+        f"'{owner.buffer}', {quoted(owner.lane)}, '{{{','.join(e.id for e in entries)}}}',",
+        f"ARRAY[{','.join(map(quoted, groups))}], ARRAY[{','.join(map(quoted, plain))}],",
+        f"'{{{','.join(str(later + 1) for later, _ in pairs)}}}',",
+        f"'{{{','.join(str(earlier + 1) for _, earlier in pairs)}}}', {_GROUP})::text, false);",
+    ))  # fmt: skip
+    return session.commit(body, prepared=prepared, meanwhile=meanwhile)
+
+
+def failures(done: Commit) -> dict[int, Reason | None]:
+    """By place in the batch: why an entry failed, or None if it waits behind one that did."""
+    found = json.loads(done.failures)
+    return {f["at"]: None if f.get("held") else _reason(f) for f in found}
+
+
+def _reason(failure: dict[str, str]) -> Reason:
+    names = [f"{k} {failure[k]}" for k in ("table", "column", "constraint") if failure.get(k)]
+    text = " ".join([f"SQLSTATE {failure['sqlstate']}", *names])
+    return Reason(text, failure["sqlstate"], failure.get("detail") or "")
