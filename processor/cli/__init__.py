@@ -16,7 +16,7 @@ from typing import NamedTuple
 import click
 
 from processor import __version__
-from processor.cli import output
+from processor.cli import output, shadow
 from processor.errors import ProcessorError
 
 
@@ -54,6 +54,23 @@ SECTIONS: dict[str, dict[str, Place]] = {
 }
 
 
+def with_config(command: click.Command) -> click.Command:
+    """Let -c FILE also stand behind the command, where most people look for it."""
+    if not any("--config" in each.opts for each in command.params):
+        command.params.append(
+            click.Option(["-c", "--config"], metavar="FILE", expose_value=False,
+                         callback=_take_config, help="Settings.")
+        )  # fmt: skip
+    for each in command.commands.values() if isinstance(command, click.Group) else ():
+        with_config(each)
+    return command
+
+
+def _take_config(context: click.Context, _option: click.Parameter, file: str | None) -> None:
+    if file is not None:
+        context.find_root().obj = file
+
+
 class Commands(click.Group):
     """Commands by name, loaded when called."""
 
@@ -63,9 +80,7 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         for section in SECTIONS.values():
             if place := section.get(cmd_name):
-                command = getattr(importlib.import_module(place.module), place.attribute)
-                assert isinstance(command, click.Command)
-                return command
+                return with_config(getattr(importlib.import_module(place.module), place.attribute))
         return None
 
     def resolve_command(
@@ -92,13 +107,13 @@ class Commands(click.Group):
 )  # fmt: skip
 @click.option("-c", "--config", "file", metavar="FILE",
               help="Settings; without it PROCESSOR_CONFIG, REDIS_URL and DATABASE_URL, defaults.")
-@click.option("--version", is_flag=True, help="Print the version.")
+@click.option("--version", is_flag=True, help="Print the version, and from where it is loaded.")
 @click.pass_context
 def processor(context: click.Context, file: str | None, version: bool) -> int | None:
     """Accept transactions in Redis, commit each once in PostgreSQL."""
     context.obj = file
     if version:
-        output.line(f"processor {__version__}")
+        output.line(f"processor {__version__} from {shadow.LOADED}")
         context.exit()
     if context.invoked_subcommand is None:
         print(context.get_help(), file=sys.stderr)

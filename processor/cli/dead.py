@@ -15,7 +15,7 @@ import msgspec
 
 from processor import deadletter
 from processor.cli import output, payload, request
-from processor.cli.parameters import Length, Moment, TransactionId
+from processor.cli.parameters import length, moment, transaction_id, transaction_ids
 from processor.cli.request import Choice, Missing
 from processor.cli.servers import Servers, with_servers
 from processor.deadletter import DeadLetter
@@ -26,10 +26,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 def filters(function: F) -> F:
     """The options that narrow which dead letters are meant."""
     for option in (
-        click.option("--since", type=Moment(), help="Dead since 2h, or 2026-11-21T06:00:00Z."),
+        click.option("--since", metavar="TIME", callback=moment,
+                     help="Dead since 2h, or 2026-11-21T06:00:00Z."),
         click.option("--sqlstate", metavar="STATE", help="With this SQLSTATE or class, as 23."),
         click.option("--lane", help="Of this lane, as default:0."),
-    ):
+    ):  # fmt: skip
         function = option(function)
     return function
 
@@ -38,8 +39,9 @@ def asking(function: F) -> F:
     """The options of every request."""
     for option in (
         output.json_option,
-        click.option("--wait", type=Length(), help="Wait this long for the outcome, as 30s."),
-    ):
+        click.option("--wait", metavar="TIME", callback=length,
+                     help="Wait this long for the outcome, as 30s."),
+    ):  # fmt: skip
         function = option(function)
     return function
 
@@ -78,7 +80,7 @@ def list_(
 
 
 @dead.command()
-@click.argument("id", type=TransactionId())
+@click.argument("id", callback=transaction_id)
 @click.option("--values", is_flag=True, help="With the payload's values and the server's words.")
 @output.json_option
 @with_servers
@@ -97,33 +99,33 @@ def show(servers: Servers, id: str, values: bool, as_json: bool) -> None:
 
 
 @dead.command()
-@click.argument("ids", nargs=-1, type=TransactionId())
+@click.argument("ids", nargs=-1, callback=transaction_ids)
 @filters
 @click.option("--all", "everything", is_flag=True, help="Every dead letter.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--dry-run", is_flag=True, help="Only say which.")
 @asking
 @with_servers
-def retry(servers: Servers, ids: tuple[str, ...], **options: Any) -> int:
+def retry(servers: Servers, ids: list[str], **options: Any) -> int:
     """Have dead letters applied once more, by ID or by filter."""
     return _request(servers, "retry", ids, **options)
 
 
 @dead.command()
-@click.argument("ids", nargs=-1, type=TransactionId())
+@click.argument("ids", nargs=-1, callback=transaction_ids)
 @filters
 @click.option("--all", "everything", is_flag=True, help="Every dead letter.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--dry-run", is_flag=True, help="Only say which.")
 @asking
 @with_servers
-def discard(servers: Servers, ids: tuple[str, ...], **options: Any) -> int:
+def discard(servers: Servers, ids: list[str], **options: Any) -> int:
     """Give dead letters up, by ID or by filter; what waits behind them goes on."""
     return _request(servers, "discard", ids, **options)
 
 
 @dead.command()
-@click.argument("id", type=TransactionId())
+@click.argument("id", callback=transaction_id)
 @click.option("--file", type=click.File("rb"), help="The corrected JSON (-: standard input).")
 @asking
 @with_servers
@@ -139,7 +141,7 @@ def edit(
 
 
 def _request(
-    servers: Servers, what: str, ids: tuple[str, ...], *, lane: str | None, sqlstate: str | None,
+    servers: Servers, what: str, ids: list[str], *, lane: str | None, sqlstate: str | None,
     since: Any, everything: bool, yes: bool, dry_run: bool, wait: float | None, as_json: bool,
 ) -> int:  # fmt: skip
     choice = Choice(lane, sqlstate, since)
@@ -151,7 +153,7 @@ def _request(
     if not ids:
         return _request_all(servers, what, choice, yes, dry_run, wait, as_json)
     with servers.database() as database:
-        letters = [request.the_open_one(database, each) for each in dict.fromkeys(ids)]
+        letters = [request.the_open_one(database, each) for each in ids]
     if dry_run:
         return _only_say(letters, what, as_json)
     if what == "discard":

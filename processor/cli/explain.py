@@ -13,7 +13,7 @@ import click
 from processor import deadletter, ledger, parked
 from processor.cli import output, overview, search
 from processor.cli.overview import Overview
-from processor.cli.parameters import TransactionId
+from processor.cli.parameters import transaction_id
 from processor.cli.search import Found
 from processor.cli.servers import Servers, with_servers
 from processor.deadletter import DeadLetter
@@ -26,7 +26,7 @@ Answer = dict[str, Any]
 
 
 @click.command()
-@click.argument("id", type=TransactionId(), required=False)
+@click.argument("id", callback=transaction_id, required=False)
 @click.option("--idempotency-key", "key", help="The one with this idempotency key.")
 @output.json_option
 @with_servers

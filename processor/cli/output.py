@@ -176,8 +176,6 @@ def _sentences(error: BaseException) -> list[str]:
 
 
 def _help_of(error: click.UsageError) -> str:
-    if getattr(error, "option_name", None) in {"-c", "--config"}:
-        return "it stands before the command: `processor -c FILE ...`"
     path = error.ctx.command_path if error.ctx else "processor"
     return f"see `{path} --help`"
 

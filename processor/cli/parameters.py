@@ -1,6 +1,7 @@
 """What operators write in a command: lengths of time, moments, ids of transactions.
 
-A length is 90, 15m, 2h or 7d; a moment is one ago, or a date with its zone.
+A length is 90, 15m, 2h or 7d; a moment is one ago, or a date with its zone. Each of these is the
+`callback` of an option or argument, and names what would be right.
 """
 
 from __future__ import annotations
@@ -13,62 +14,62 @@ import click
 from processor.errors import InvalidTransaction
 from processor.identity import canonical_id
 
-_LENGTH = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)")
+_LENGTH = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)([smhd]?)")
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 _LONGEST = 100 * 366 * 86_400
 
 
-class Length(click.ParamType[float]):
+def length(
+    context: click.Context, option: click.Parameter, value: str | None
+) -> float | None:  # fmt: skip
     """A length of time, in seconds."""
-
-    name = "length"
-
-    def convert(
-        self, value: str | float, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        if isinstance(value, float):
-            return value
-        found = _LENGTH.fullmatch(value)
-        length = float(found[1]) * _UNITS[found[2]] if found else 0.0
-        if not 0 < length <= _LONGEST:
-            self.fail(f"{value[:40]!r} is no length of time (write 90, 15m, 2h or 7d)", param, ctx)
-        return length
+    if value is None:
+        return None
+    found = _LENGTH.fullmatch(value)
+    seconds = float(found[1]) * _UNITS[found[2]] if found else 0.0
+    if not 0 < seconds <= _LONGEST:
+        raise click.BadParameter(f"{value[:40]!r} is no length of time (write 90, 15m, 2h or 7d)",
+                                 context, option)  # fmt: skip
+    return seconds
 
 
-class Moment(click.ParamType[datetime.datetime]):
+def moment(
+    context: click.Context, option: click.Parameter, value: str | None
+) -> datetime.datetime | None:
     """A moment: a date with its zone, or how long ago."""
-
-    name = "moment"
-
-    def convert(
-        self, value: str | datetime.datetime, param: click.Parameter | None,
-        ctx: click.Context | None,
-    ) -> datetime.datetime:  # fmt: skip
-        if isinstance(value, datetime.datetime):
-            return value
-        if _LENGTH.fullmatch(value):
-            ago = datetime.timedelta(seconds=Length().convert(value, param, ctx))
-            return datetime.datetime.now(datetime.UTC) - ago
-        try:
-            moment = datetime.datetime.fromisoformat(value)
-        except ValueError:
-            self.fail(
-                f"{value[:40]!r} is no moment (write 2h, or 2026-11-21T06:00:00Z)", param, ctx
-            )
-        if moment.tzinfo is None:
-            self.fail(f"{value[:40]!r} has no zone (write 2026-11-21T06:00:00Z)", param, ctx)
-        return moment
+    if value is None:
+        return None
+    if _LENGTH.fullmatch(value):
+        ago = datetime.timedelta(seconds=length(context, option, value) or 0.0)
+        return datetime.datetime.now(datetime.UTC) - ago
+    try:
+        at = datetime.datetime.fromisoformat(value)
+    except ValueError:
+        at = None
+    if at is None or at.tzinfo is None:
+        problem = "is no moment" if at is None else "has no zone"
+        raise click.BadParameter(
+            f"{value[:40]!r} {problem} (write 2h, or 2026-11-21T06:00:00Z)", context, option
+        )
+    return at
 
 
-class TransactionId(click.ParamType[str]):
+def transaction_id(
+    context: click.Context, option: click.Parameter, value: str | None
+) -> str | None:  # fmt: skip
     """The id of a transaction, in the form in which it is printed."""
+    if value is None:
+        return None
+    try:
+        return canonical_id("id", value)
+    except InvalidTransaction:
+        raise click.BadParameter(
+            f"{value[:60]!r} is no id (give a UUID, as `submit` prints it)", context, option
+        ) from None
 
-    name = "id"
 
-    def convert(
-        self, value: str, param: click.Parameter | None, ctx: click.Context | None
-    ) -> str:  # fmt: skip
-        try:
-            return canonical_id("id", value)
-        except InvalidTransaction:
-            self.fail(f"{value[:60]!r} is no id (give a UUID, as `submit` prints it)", param, ctx)
+def transaction_ids(
+    context: click.Context, option: click.Parameter, values: tuple[str, ...]
+) -> list[str]:
+    """Several of them, each once."""
+    return list(dict.fromkeys(transaction_id(context, option, each) or "" for each in values))

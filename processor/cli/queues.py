@@ -13,7 +13,7 @@ import click
 
 from processor.cli import output, overview
 from processor.cli.overview import Overview
-from processor.cli.parameters import Length
+from processor.cli.parameters import length
 from processor.cli.servers import Servers, with_servers
 from processor.report import timestamp
 from processor.settings import Settings
@@ -45,14 +45,15 @@ def list_(servers: Servers, as_json: bool) -> None:
 
 @queues.command()
 @click.argument("queue")
-@click.option("--for", "length", type=Length(), help="End by itself after 90, 15m, 2h ...")
+@click.option("--for", "time", metavar="TIME", callback=length,
+              help="End by itself after 90, 15m, 2h ...")
 @with_servers
-def pause(servers: Servers, queue: str, length: float | None) -> None:
+def pause(servers: Servers, queue: str, time: float | None) -> None:
     """Hold a queue back: it takes entries, and none is applied."""
     with servers.redis() as redis:
         seen = overview.look(redis, servers.settings)
         _lanes_of(seen, queue)
-        until = 0.0 if length is None else seen.now + length
+        until = 0.0 if time is None else seen.now + time
         redis.call("HSET", f"{servers.settings.namespace}:paused", queue, repr(until))
     end = f"until {timestamp(until)}" if until else f"until `processor queues resume {queue}`"
     output.message(f"{queue} is paused {end}")

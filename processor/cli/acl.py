@@ -1,0 +1,50 @@
+"""The Redis users with least privilege: the very commands that each part of the program sends.
+
+Redis takes these lines in its ACL file, and one by one after ACL SETUSER. No scripts, no commands
+for administration; whoever submits can neither read nor remove what lies in the buffer.
+"""
+
+from __future__ import annotations
+
+from urllib.parse import parse_qs, urlsplit
+
+PRODUCER = ("get", "set", "sadd", "xadd", "xlen", "zadd")
+PROCESSOR = (
+    "get", "hdel", "hgetall", "hlen", "hmget", "hset", "hsetnx", "sadd", "set", "smembers", "time",
+    "xadd", "xdel", "xinfo|stream", "xlen", "xrange", "xread", "zadd", "zcard", "zrange",
+    "zrangebylex", "zrangebyscore", "zrem",
+)  # fmt: skip
+OPERATOR = (
+    "acl|whoami", "get", "hdel", "hget", "hgetall", "hincrby", "hlen", "hmget", "hscan", "hset",
+    "info", "ping", "scan", "smembers", "time", "xinfo|stream", "xlen", "xrange", "zcard", "zrange",
+    "zrangebylex", "zscan", "zscore",
+)  # fmt: skip
+
+# What a producer may touch. The identity and the register are shared by all lanes.
+_PRODUCED = ("buffer", "lanes", "{*}:stream", "{*}:scheduled", "{*}:commits")
+_PASSWORD = "CHANGE-ME"
+
+
+def lines(namespace: str, url: str = "") -> list[str]:
+    """One line a user; `url` tells whether a database other than the first is selected."""
+    select = ("select",) if _database(url) else ()
+    produced = [f"{namespace}:{part}" for part in _PRODUCED]
+    every = [f"{namespace}:*"]
+    return [
+        _line(f"{namespace}-producer", produced, (*PRODUCER, *select)),
+        _line(f"{namespace}-processor", every, (*PROCESSOR, *select)),
+        _line(f"{namespace}-operator", every, (*OPERATOR, *select)),
+    ]
+
+
+def _line(user: str, patterns: list[str], commands: tuple[str, ...]) -> str:
+    keys = " ".join(f"~{pattern}" for pattern in patterns)
+    allowed = " ".join(f"+{command}" for command in commands)
+    return f"user {user} reset on >{_PASSWORD} {keys} {allowed}"
+
+
+def _database(url: str) -> bool:
+    parts = urlsplit(url)
+    if parts.scheme == "unix":
+        return parse_qs(parts.query).get("db", ["0"]) != ["0"]
+    return parts.path.strip("/") not in ("", "0")

@@ -1,0 +1,60 @@
+"""`processor run`, and `start`, `stop`, `reload` for machines without systemd.
+
+The work is in `service` and `daemon`; here is only what a person or a unit file says to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from processor import config, daemon, service
+from processor.cli import output
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+pidfile_option = click.option(
+    "--pidfile", type=click.Path(path_type=Path, dir_okay=False),
+    help="Of the daemon; by default one a user and namespace.",
+)  # fmt: skip
+
+
+@click.command()
+@click.pass_context
+def run(context: click.Context) -> int:
+    """Drain in the foreground until SIGTERM or Ctrl-C; SIGHUP reads the settings anew."""
+    source = context.find_root().obj
+    return service.run(config.configure(source), source)
+
+
+@click.command()
+@pidfile_option
+@click.option("--log-file", type=click.Path(path_type=Path, dir_okay=False),
+              help="What the daemon has to say.")
+@click.pass_context
+def start(context: click.Context, pidfile: Path | None, log_file: Path | None) -> None:
+    """Start a daemon; returns after its first pass."""
+    source = context.find_root().obj
+    pid = daemon.start(config.configure(source), source, pidfile=pidfile, log_file=log_file)
+    output.message(f"started, pid {pid}")
+
+
+@click.command()
+@pidfile_option
+@click.pass_context
+def stop(context: click.Context, pidfile: Path | None) -> None:
+    """Stop the daemon; returns when its batch is settled and it is gone."""
+    pid = daemon.stop(config.configure(context.find_root().obj), pidfile=pidfile)
+    output.message(f"stopped, pid {pid}")
+
+
+@click.command()
+@pidfile_option
+@click.pass_context
+def reload(context: click.Context, pidfile: Path | None) -> None:
+    """Have the daemon read its settings anew, after they were checked here."""
+    pid = daemon.reload(config.configure(context.find_root().obj), pidfile=pidfile)
+    output.message(f"reload requested of pid {pid}: see its log")
