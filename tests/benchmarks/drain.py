@@ -26,21 +26,13 @@ def run(options: Options) -> Result:
             stage.empty()
             stage.fill(count)
             figures.append(engine.drain(stage, count, profile=options.profile))
-            _see_all(stage, count)
+            stage.see_all(count)
             note(f"round {turn + 1}: replay {limits[-1].rate:,.0f}/s, "
                  f"drain {figures[-1].rate:,.0f}/s")  # fmt: skip
         return compared(
             [each.rate for each in figures], [each.rate for each in limits], "tx/s", n=count,
             cpu_us=_cpu(figures), limit_cpu_us=_cpu(limits), **stage.programs,
         )  # fmt: skip
-
-
-def _see_all(stage: Stage, count: int) -> None:
-    """A fast drain that loses something is no figure."""
-    orders, amount = stage.execute("SELECT count(*), sum(amount) FROM orders")[0]
-    balance = stage.execute("SELECT sum(balance) FROM account")[0][0]
-    if (orders, amount) != (count, balance):
-        raise RuntimeError(f"{orders} of {count} orders, amounts {amount}, balances {balance}")
 
 
 def _cpu(runs: list[Run]) -> dict[str, float]:

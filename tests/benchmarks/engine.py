@@ -7,11 +7,10 @@ import cProfile
 import pstats
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import processor
-from processor import metrics
 from tests.benchmarks import cpu
 from tests.benchmarks.replay import Run
 from tests.benchmarks.stage import Stage
@@ -65,7 +64,7 @@ def drain(stage: Stage, count: int, *, profile: bool = False) -> Run:
     with meter.on():
         begun = time.perf_counter()
         processor.start()
-        wait_until_empty(stage)
+        wait_until_decided(stage)
         took = time.perf_counter() - begun
         served = cpu.seconds(backend(stage))
         if not processor.stop(30.0):
@@ -73,12 +72,21 @@ def drain(stage: Stage, count: int, *, profile: bool = False) -> Run:
     return Run(count / took, meter.used / count * 1e6, served / count * 1e6)
 
 
-def wait_until_empty(stage: Stage, patience: float = PATIENCE) -> None:
-    """Until no entry is in the buffer: settled, so committed or a dead letter."""
-    deadline = time.monotonic() + patience
-    while stage.depth:
+def wait_until_empty(stage: Stage) -> None:
+    """Until no entry is in the stream: each is committed, parked or a dead letter."""
+    _wait(lambda: stage.depth, "entries are left")
+
+
+def wait_until_decided(stage: Stage) -> None:
+    """Until none is parked either: what failed is a dead letter."""
+    _wait(lambda: stage.depth + stage.parked, "entries are undecided")
+
+
+def _wait(left: Callable[[], int], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while found := left():
         if time.monotonic() > deadline:
-            raise RuntimeError(f"{stage.depth} entries are left: {processor.state()}")
+            raise RuntimeError(f"{found} {what}: {processor.state()}")
         time.sleep(LOOK)
 
 
@@ -88,8 +96,3 @@ def backend(stage: Stage) -> int:
         "SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'processor %'"
     )
     return rows[0][0] if rows else 0
-
-
-def committed() -> int:
-    """Transactions that this process committed so far."""
-    return int(metrics.value("committed"))

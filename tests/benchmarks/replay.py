@@ -31,13 +31,13 @@ class Run:
 
 def replay(stage: Stage, count: int) -> Run:
     """Commit `count` orders in batches; all strings are made before the clock starts."""
-    batches = _batches(list(orders(count)))
+    ready = batches(list(orders(count)))
     connection = stage.connect()
     with connection.cursor() as cursor:
         cursor.execute(PREPARED)
         pid = connection.info.backend_pid
         begun, here, there = time.perf_counter(), time.thread_time(), cpu.seconds(pid)
-        for batch in batches:
+        for batch in ready:
             cursor.execute(batch)
         took, used = time.perf_counter() - begun, time.thread_time() - here
         served = cpu.seconds(pid) - there
@@ -45,7 +45,8 @@ def replay(stage: Stage, count: int) -> Run:
     return Run(count / took, used / count * 1e6, served / count * 1e6)
 
 
-def _batches(all_orders: list[Order]) -> list[str]:
+def batches(all_orders: list[Order]) -> list[str]:
+    """Ready-made strings, one round trip and one commit each."""
     return [
         "BEGIN;" + "".join(map(_executes, all_orders[start : start + BATCH])) + "COMMIT"
         for start in range(0, len(all_orders), BATCH)

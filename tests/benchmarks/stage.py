@@ -16,6 +16,7 @@ from tests.benchmarks import orders
 REDIS = {"appendonly": True, "appendfsync": "everysec"}
 POSTGRES = {"fsync": True, "synchronous_commit": "on"}
 STREAM = "processor:{default:0}:stream"
+PARKED = "processor:{default:0}:parked"
 FILL = 20_000
 
 
@@ -41,9 +42,9 @@ class Stage:
         processor.stop(5.0)
         self._stack.close()
 
-    def connect(self) -> Any:
+    def connect(self, dsn: str = "") -> Any:
         """A connection in autocommit."""
-        connection = psycopg2.connect(self.dsn)
+        connection = psycopg2.connect(dsn or self.dsn)
         self._stack.callback(connection.close)
         connection.autocommit = True
         return connection
@@ -54,7 +55,7 @@ class Stage:
             cursor.execute(sql)
             return cursor.fetchall() if cursor.description else []
 
-    def settings(self, **sections: dict[str, Any]) -> dict[str, Any]:
+    def settings(self, **sections: Any) -> dict[str, Any]:
         """A configuration for these servers; all else is the default."""
         known: dict[str, Any] = {
             "redis": {"url": self.redis_url},
@@ -62,9 +63,11 @@ class Stage:
             "health": {"bind": ""},
             "buffer": {"limit": 100_000_000},
         }
-        return known | {name: known.get(name, {}) | more for name, more in sections.items()}
+        for name, more in sections.items():
+            known[name] = known.get(name, {}) | more if isinstance(more, dict) else more
+        return known
 
-    def configure(self, **sections: dict[str, Any]) -> None:
+    def configure(self, **sections: Any) -> None:
         """Make them the settings of this process."""
         processor.configure(self.settings(**sections))
 
@@ -82,10 +85,24 @@ class Stage:
             chunk = orders.orders(min(FILL, count - start), poison=poison, seed=start)
             processor.submit_many(map(orders.transaction, chunk))
 
+    def see_all(self, count: int) -> None:
+        """Every order is there, once, and the balances agree: else the figure is worth nothing."""
+        found, amount = self.execute("SELECT count(*), coalesce(sum(amount), 0) FROM orders")[0]
+        balance = self.execute("SELECT sum(balance) FROM account")[0][0]
+        if (found, amount) != (count, balance):
+            raise RuntimeError(
+                f"{found} orders of {count}, amounts {amount}, balances {balance}"
+            )
+
     @property
     def depth(self) -> int:
         """Entries in the buffer."""
         return int(self.redis.xlen(STREAM))
+
+    @property
+    def parked(self) -> int:
+        """Entries that wait for a retry."""
+        return int(self.redis.hlen(PARKED))
 
     @property
     def programs(self) -> dict[str, str]:

@@ -1,0 +1,64 @@
+"""`memory`: resident memory that draining a long backlog adds to a processor that stood idle.
+
+The limit is what a tenth of the backlog adds: a ratio near one says that memory is flat.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.benchmarks import engine
+from tests.benchmarks.child import Child
+from tests.benchmarks.options import Options, note
+from tests.benchmarks.result import Result, rounded
+from tests.benchmarks.stage import Stage
+from tests.fix_wait import wait_until
+
+
+def run(options: Options) -> Result:
+    """MB: the peak while it drains, less what it held while it was idle."""
+    count = options.many(200_000)
+    with Stage() as stage:
+        short, _ = _added(stage, max(1, count // 10))
+        added, idle = _added(stage, count)
+        return Result(added, "MB", short, {"idle": rounded(idle), "n": count})
+
+
+def _added(stage: Stage, count: int) -> tuple[float, float]:
+    """MB added by draining `count` entries, and MB before."""
+    stage.empty()
+    child = Child(stage.redis_server.directory, stage.settings())
+    try:
+        idle = _idle(stage, child)
+        child.freeze()
+        stage.fill(count)
+        child.thaw()
+        engine.wait_until_empty(stage)
+        peak = _resident(child.pid, "VmHWM")
+    finally:
+        child.kill()
+    stage.see_all(count)
+    note(f"{count:,} entries: {idle:.1f} MB idle, {peak:.1f} MB at most")
+    return peak - idle, idle
+
+
+def _idle(stage: Stage, child: Child) -> float:
+    """What it holds when its sessions are open and it waits for work."""
+    child.expect("up")
+    wait_until(lambda: engine.backend(stage) and _owned(stage), 30.0)
+    return _resident(child.pid, "VmRSS")
+
+
+def _owned(stage: Stage) -> bool:
+    if not stage.execute("SELECT to_regclass('processor.lane')")[0][0]:
+        return False
+    return bool(stage.execute(
+        "SELECT count(*) FROM processor.lane WHERE lane = 'default:0' AND token IS NOT NULL"
+    )[0][0])  # fmt: skip
+
+
+def _resident(pid: int, name: str) -> float:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(name):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError(f"the kernel tells no {name}")

@@ -1,0 +1,39 @@
+"""`poison`: what 1 % of failing transactions costs the others.
+
+Each breaks a CHECK on its own row and names no key. Its retries follow at once, so that all of them
+fall into the time that is measured; it ends when every one is a dead letter.
+"""
+
+from __future__ import annotations
+
+from tests.benchmarks import engine
+from tests.benchmarks.options import Options, note
+from tests.benchmarks.result import Result, compared
+from tests.benchmarks.stage import Stage
+
+POISON = 0.01
+DELAY = 0.05
+
+
+def run(options: Options) -> Result:
+    """Transactions a second with poison; the limit is the rate without."""
+    count = options.many(100_000)
+    clean, poisoned = [], []
+    with Stage() as stage:
+        stage.configure(retry={"delay": DELAY})
+        for turn in range(options.turns(3)):
+            stage.empty()
+            stage.fill(count)
+            clean.append(engine.drain(stage, count).rate)
+            stage.see_all(count)
+            stage.empty()
+            stage.fill(count, poison=POISON)
+            poisoned.append(engine.drain(stage, count, profile=options.profile).rate)
+            stage.see_all(count - _dead(stage))
+            note(f"round {turn + 1}: clean {clean[-1]:,.0f}/s, poison {poisoned[-1]:,.0f}/s, "
+                 f"{_dead(stage)} dead")  # fmt: skip
+        return compared(poisoned, clean, "tx/s", n=count, dead=_dead(stage))
+
+
+def _dead(stage: Stage) -> int:
+    return int(stage.execute("SELECT count(*) FROM processor.dead_letter")[0][0])
