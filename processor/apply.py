@@ -62,13 +62,13 @@ class Outcome:
 
 @dataclass(slots=True)
 class Written:
-    """Entries as text, written ahead or just now; good while the renderer's version is the same."""
+    """Entries as text, written ahead or just now; good while the session's mark is the same."""
 
     entries: list[Entry]
     taken: list[Taken]
     text: str
     unfit: dict[str, Reason]
-    version: int
+    mark: tuple[int, int]
 
 
 class Applier:
@@ -117,14 +117,14 @@ class Applier:
 
     def write_ahead(self, entries: Sequence[Entry]) -> Written | None:
         """Write entries while the server works on others; None if a table is not known yet."""
-        if not self._session.knows(names_of(entries)):
+        try:
+            written = self._write(_without_copies(entries, Outcome()))
+        except KeyError:
             return None
-        written = self._write(_without_copies(entries, Outcome()))
         return None if written.unfit else written
 
     def _written(self, entries: list[Entry], ahead: Written | None, outcome: Outcome) -> Written:
-        version = self._session.renderer.version
-        if ahead is not None and ahead.version == version and ahead.entries == entries:
+        if ahead is not None and ahead.mark == self._session.mark and ahead.entries == entries:
             return ahead
         names = names_of(entries)
         self._session.know(names)
@@ -149,7 +149,7 @@ class Applier:
                 unfit[entry.id] = Reason(str(error), error.sqlstate)
         text, refused = renderer.batch(taken)
         unfit |= {i: Reason(str(error), error.sqlstate) for i, error in refused.items()}
-        return Written(entries, taken, text, unfit, renderer.version)
+        return Written(entries, taken, text, unfit, self._session.mark)
 
     def _send(
         self,
@@ -300,6 +300,8 @@ def names_of(entries: Sequence[Entry]) -> set[str]:
 
 def _without_copies(entries: Sequence[Entry], outcome: Outcome) -> list[Entry]:
     # A lost XADD reply puts one id into the stream twice (rule 14).
+    if len({entry.id for entry in entries}) == len(entries):
+        return list(entries)
     first: dict[str, Entry] = {}
     for entry in entries:
         same = first.setdefault(entry.id, entry)

@@ -28,6 +28,7 @@ from typing import Any
 
 from processor.entry import VERSION
 from processor.errors import RedisRefused
+from processor.identity import canonical_id
 from processor.redis_connection import Command, RedisConnection
 from processor.transaction import Encoded
 
@@ -94,7 +95,7 @@ def identity(redis: RedisConnection, namespace: str) -> str:
     if found is None:
         redis.call("SET", key, str(uuid.uuid4()), "NX")
         found = redis.call("GET", key)
-    return str(found.decode())
+    return canonical_id(key, found.decode(errors="replace"))
 
 
 def register(namespace: str, lanes: Iterable[str]) -> Command:

@@ -60,7 +60,7 @@ class Catalog:
         return name in self._tables
 
     def find(self, name: str) -> Table | None:
-        """The table, or None if it does not exist; it must be `known`."""
+        """The table, or None if it does not exist. Raises KeyError if it is not `known`."""
         return self._tables[name]
 
     def forget(self) -> None:

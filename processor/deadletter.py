@@ -15,6 +15,7 @@ from typing import Any
 
 from processor.database import Database, Row
 from processor.entry import Entry
+from processor.identity import canonical_id
 from processor.ledger import Ownership
 from processor.literal import quoted
 
@@ -167,10 +168,10 @@ def _conditions(
 
 def found(database: Database, transaction_id: str) -> list[DeadLetter]:
     """The dead letters of one id; more than one if it was used for other payloads."""
+    identity = canonical_id("id", transaction_id)
     return _letters(
         database,
-        f"SELECT {_COLUMNS} FROM processor.dead_letter WHERE id = '{transaction_id}'"
-        " ORDER BY died_at",
+        f"SELECT {_COLUMNS} FROM processor.dead_letter WHERE id = '{identity}' ORDER BY died_at",
     )
 
 

@@ -57,7 +57,9 @@ class Doorbell:
             except ProcessorError:
                 # The drain thread meets the same trouble and reports it.
                 with self._condition:
-                    self._condition.wait(_AWAY)
+                    # `stop` cuts the call: its ring came before this wait.
+                    if not self._stopping:
+                        self._condition.wait(_AWAY)
         self._redis.close()
 
     def _wanted(self) -> bool:

@@ -70,6 +70,7 @@ class Drain:
         )
         self._met = float("-inf")
         self._server_answered = False
+        self._session_is_old = False
         self._unsettled: Callable[[], None] | None = None
 
     def run(self, now: float) -> float:
@@ -87,10 +88,15 @@ class Drain:
             return 0.0 if self._work_left() else self._outlook.delay(time.monotonic(), time.time())
         except Unavailable as error:
             self._away(error)
-            return self.gate.wait(time.monotonic())
+        except (DatabaseError, RedisRefused) as error:
+            # Refused where nothing may be refused: the batch's own refusals never come here.
+            self._away(DatabaseUnavailable(str(error)) if isinstance(error, DatabaseError)
+                       else RedisUnavailable(str(error)))  # fmt: skip
+        return self.gate.wait(time.monotonic())
 
     def _connect(self, now: float) -> None:
         """Both servers answer, and each lane is owned by somebody."""
+        self._session_is_old = self.database.alive
         if not self.database.alive:
             self.owners.lose()
             self.database.connect()
@@ -115,7 +121,8 @@ class Drain:
     def _away(self, error: Unavailable) -> None:
         """An outage, whoever is away: no attempt is spent, nothing read is trusted (P4, rule 9)."""
         now = time.monotonic()
-        if self.gate.shut(now, str(error), random.random()):
+        stale = self._session_is_old and not self.database.alive
+        if self.gate.shut(now, str(error), jitter=random.random(), stale=stale):
             metrics.count("outages")
             log.warning("outage: %s", error)
         if isinstance(error, RedisUnavailable):
@@ -174,16 +181,16 @@ class Drain:
 
     def _move_due(self, now: float) -> None:
         for lane in self._open_lanes():
-            if lane.next_due is not None and lane.next_due <= now:
+            if lane.next_due is not None and lane.next_due <= now and not lane.is_full():
                 try:
                     due.move(self.redis, lane.lane, now)
                 except RedisRefused as refused:
-                    self._refused(refused)
+                    self._full(lane, refused)
 
     def _retry_parked(self, now: float) -> bool:
         worked = False
         for lane in self._open_lanes():
-            if lane.next_retry is None or lane.next_retry > now:
+            if lane.next_retry is None or lane.next_retry > now or lane.is_full():
                 continue
             most = lane.limit or self._settings.batch.entries
             entries = parked.due_entries(self.redis, lane.lane, now, most)
@@ -191,9 +198,13 @@ class Drain:
                 lane.next_retry = None
                 continue
             outcome = self._apply(lane, entries, None, None)
-            if outcome is not None:
+            if outcome is None:
+                continue
+            worked = True
+            try:
                 self._settling.settle_parked(lane, outcome, now)
-                worked = True
+            except RedisRefused as refused:
+                self._full(lane, refused)
         return worked
 
     def _batch(self, lane: OwnedLane) -> None:
@@ -327,9 +338,12 @@ class Drain:
 
         return run
 
-    def _refused(self, refused: RedisRefused) -> None:
+    @staticmethod
+    def _full(lane: OwnedLane, refused: RedisRefused) -> None:
+        """Redis takes nothing new: what adds is left for a second, reading and settling go on."""
         if refused.code != "OOM":
             raise RedisUnavailable(str(refused))
+        lane.full_until = time.monotonic() + 1.0
 
     def leave(self) -> None:
         """Give the lanes to others and close both connections, at a clean stop."""

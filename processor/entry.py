@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
+from hashlib import blake2b
 
 import msgspec
 
 from processor.errors import InvalidTransaction
 from processor.identity import canonical_id
-from processor.operation import Document, Insert, Operation, Update, documents, operations, reason
+from processor.operation import Insert, Operation, Update, documents, operations, reason
 
 #: Version of the envelope that this release writes and reads.
 VERSION = b"1"
 
 
-class Entry(msgspec.Struct, frozen=True):
+class Entry(msgspec.Struct, frozen=True, gc=False):
     """A transaction as the drain works on it: decoded once, never changed."""
 
     entry_id: str
@@ -48,16 +48,16 @@ def decode(entry_id: str, version: bytes | None, body: bytes | None, attempt: in
     try:
         document = documents.decode(body)
         decoded = operations.decode(document.operations)
-        _check_stored(document, decoded)
+        _check(decoded)
+        identity = canonical_id("id", document.id)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise Unreadable(reason(error)) from None
-    keys = (document.key,) if document.key is not None else tuple(document.keys or ())
     return Entry(
         entry_id,
-        canonical_id("id", document.id),
-        hashlib.blake2b(document.operations, digest_size=16).hexdigest(),
+        identity,
+        blake2b(document.operations, digest_size=16).hexdigest(),
         decoded,
-        keys,
+        (document.key,) if document.key is not None else tuple(document.keys or ()),
         body,
         document.attempts,
         document.timeout,
@@ -66,13 +66,14 @@ def decode(entry_id: str, version: bytes | None, body: bytes | None, attempt: in
     )
 
 
-def _check_stored(document: Document, decoded: tuple[Operation, ...]) -> None:
+def _check(decoded: tuple[Operation, ...]) -> None:
     # Anyone with the right to XADD can write here: what the door would refuse is refused again.
-    canonical_id("id", document.id)
     if not decoded:
         raise InvalidTransaction("operations", "none given")
     for number, operation in enumerate(decoded):
-        if isinstance(operation, Insert) and (operation.values is None) == (operation.rows is None):
-            raise InvalidTransaction(f"operations[{number}]", "insert needs either values or rows")
-        if isinstance(operation, Update) and not operation.set and not operation.add:
+        kind = type(operation)
+        if kind is Insert:
+            if (operation.values is None) == (operation.rows is None):  # type: ignore[union-attr]
+                raise InvalidTransaction(f"operations[{number}]", "needs either values or rows")
+        elif kind is Update and not operation.set and not operation.add:  # type: ignore[union-attr]
             raise InvalidTransaction(f"operations[{number}]", "update needs set or add")

@@ -1,8 +1,8 @@
-"""Operations of many transactions as one set-based statement, where nobody can tell them apart.
+"""Operations of many transactions as one set-based statement, where nobody could tell.
 
-A run of transactions of equal shape - the same inserts and additions on the same tables - is written
-as one statement for each of its operations: INSERT ... SELECT from arrays, and UPDATE ... FROM with
-the additions to one row summed up. It costs the server a fraction of single statements.
+A run of transactions of equal shape - the same inserts and additions on the same tables - becomes
+one statement for each of its operations: INSERT ... SELECT from arrays, and UPDATE ... FROM with the
+additions to one row summed up. It costs the server a fraction of single statements.
 
 DESIGN. The rule is: if the folded form succeeds, the single form would have succeeded with the same
 rows. So a shape is folded only if no trigger, rule, policy, check, generated column or computed
@@ -124,14 +124,15 @@ class FoldedAdd:
         """The statement for the values of each transaction. Raises Unfit and NotFolded."""
         width, depth = len(self._added), len(self._keys)
         totals: dict[tuple[Any, ...], list[Any]] = {}
+        end = width + depth
         for row in rows:
-            key = tuple(row[width : width + depth])
+            key = tuple(row[width:end])
             total = totals.get(key)
             if total is None:
                 totals[key] = list(row[:width])
             else:
                 for n in range(width):
-                    total[n] = total[n] + row[n]
+                    total[n] += row[n]
         for n, check in enumerate(self._sums):
             check([row[n] for row in rows], [total[n] for total in totals.values()])
         ordered = sorted(totals) if depth == 1 else list(totals)
@@ -188,6 +189,8 @@ def _folded_add(operation: Update, target: Table, name: str) -> FoldedAdd | None
     keys = [target.columns[n] for n in operation.where]
     names = {c.name for c in added}
     if names & target.bound or names & operation.where.keys():
+        return None
+    if None in operation.where.values():
         return None
     if not all(_carried(c) and c.base in (*WHOLE, NUMERIC) for c in added):
         return None

@@ -8,8 +8,8 @@ from typing import Any
 import msgspec
 
 
-class Insert(msgspec.Struct, frozen=True, tag_field="op", tag="insert", omit_defaults=True,
-             forbid_unknown_fields=True):  # fmt: skip
+class Insert(msgspec.Struct, frozen=True, gc=False, tag_field="op", tag="insert",
+             omit_defaults=True, forbid_unknown_fields=True):  # fmt: skip
     """Insert one row (`values`) or several of the same columns (`rows`)."""
 
     table: str
@@ -17,8 +17,8 @@ class Insert(msgspec.Struct, frozen=True, tag_field="op", tag="insert", omit_def
     rows: list[dict[str, Any]] | None = None
 
 
-class Upsert(msgspec.Struct, frozen=True, tag_field="op", tag="upsert", omit_defaults=True,
-             forbid_unknown_fields=True):  # fmt: skip
+class Upsert(msgspec.Struct, frozen=True, gc=False, tag_field="op", tag="upsert",
+             omit_defaults=True, forbid_unknown_fields=True):  # fmt: skip
     """Insert a row, or set its other columns where the `conflict` columns are taken."""
 
     table: str
@@ -26,8 +26,8 @@ class Upsert(msgspec.Struct, frozen=True, tag_field="op", tag="upsert", omit_def
     conflict: list[str]
 
 
-class Update(msgspec.Struct, frozen=True, tag_field="op", tag="update", omit_defaults=True,
-             forbid_unknown_fields=True):  # fmt: skip
+class Update(msgspec.Struct, frozen=True, gc=False, tag_field="op", tag="update",
+             omit_defaults=True, forbid_unknown_fields=True):  # fmt: skip
     """Set columns, or add to them, in the rows whose columns equal `where`."""
 
     table: str
@@ -37,8 +37,8 @@ class Update(msgspec.Struct, frozen=True, tag_field="op", tag="update", omit_def
     expect: int | None = None
 
 
-class Delete(msgspec.Struct, frozen=True, tag_field="op", tag="delete", omit_defaults=True,
-             forbid_unknown_fields=True):  # fmt: skip
+class Delete(msgspec.Struct, frozen=True, gc=False, tag_field="op", tag="delete",
+             omit_defaults=True, forbid_unknown_fields=True):  # fmt: skip
     """Delete the rows whose columns equal `where`."""
 
     table: str
@@ -46,8 +46,8 @@ class Delete(msgspec.Struct, frozen=True, tag_field="op", tag="delete", omit_def
     expect: int | None = None
 
 
-class Statement(msgspec.Struct, frozen=True, tag_field="op", tag="statement", omit_defaults=True,
-                forbid_unknown_fields=True):  # fmt: skip
+class Statement(msgspec.Struct, frozen=True, gc=False, tag_field="op", tag="statement",
+                omit_defaults=True, forbid_unknown_fields=True):  # fmt: skip
     """Run a registered statement by its name."""
 
     name: str

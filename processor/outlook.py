@@ -51,7 +51,10 @@ class Outlook:
             if lane.paused_until > now:
                 moments.append(lane.paused_until - now)
                 continue
-            moments += [at - wall for at in (lane.next_due, lane.next_retry) if at is not None]
+            full = lane.full_until - now
+            moments += [
+                max(at - wall, full) for at in (lane.next_due, lane.next_retry) if at is not None
+            ]
         if self._owners.owned:
             # An owner touches the server at least every third of the take-over (rule 4).
             moments.append(self._settings.database.takeover / 3)

@@ -7,6 +7,7 @@ at anew - from the head of the stream, with the lines of blocked keys rebuilt fr
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -57,6 +58,7 @@ class OwnedLane:
     later: set[str] = field(default_factory=set)
     stuck: dict[str, Entry] = field(default_factory=dict)
     condemned: str = ""
+    full_until: float = 0.0
     paused_until: float = 0.0
     pauses: int = 0
     reason: str = ""
@@ -66,6 +68,10 @@ class OwnedLane:
     limit: int = 0
     trouble: tuple[str, int] = ("", 0)
     streak: tuple[str, frozenset[str]] = ("", frozenset())
+
+    def is_full(self) -> bool:
+        """Whether Redis refused a moment ago to take anything new (rule 20)."""
+        return self.full_until > time.monotonic()
 
     def forget(self) -> None:
         """Trust nothing that was read: start from the head, and let the ledger say (rule 9)."""

@@ -15,16 +15,18 @@ body, retry last, so that a crash in between leaves something that finds its way
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from processor.buffer import Lane
-from processor.entry import VERSION, Entry, decode
+from processor.entry import VERSION, Entry, Unreadable, decode
 from processor.errors import RedisRefused
 from processor.redis_connection import Command, RedisConnection
 
 _NUL = b"\0"
+_RECORD = re.compile(rb"([0-9]{1,20}-[0-9]{1,20})\n([0-9]{1,9})\n").match
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +108,10 @@ def retry_at(lane: Lane, transaction_id: str, when: float) -> Command:
 
 def record(found: bytes) -> Entry:
     """The entry of a parked record. Raises Unreadable."""
-    entry_id, attempt, stored = found.split(b"\n", 2)
-    return decode(entry_id.decode(), VERSION, stored, int(attempt))
+    head = _RECORD(found)
+    if head is None:
+        raise Unreadable("a parked record without entry id and attempt")
+    return decode(head[1].decode(), VERSION, found[head.end() :], int(head[2]))
 
 
 def due_entries(redis: RedisConnection, lane: Lane, now: float, count: int) -> list[Entry]:

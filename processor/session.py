@@ -63,9 +63,10 @@ class Session:
             self.catalog.forget()
             self._ledger_prepared = self._stale = False
 
-    def knows(self, tables: set[str]) -> bool:
-        """Whether all of these tables were looked up on this session."""
-        return self._generation == self.database.generation and all(map(self.catalog.known, tables))
+    @property
+    def mark(self) -> tuple[int, int]:
+        """Equal as long as text that was written for this session may still be sent."""
+        return self._generation, self.renderer.version
 
     def know(self, tables: set[str], *, anew: bool = False) -> None:
         """Look up the tables of a batch that were not met before, or all of them anew."""

@@ -57,26 +57,46 @@ def compiled(name: str, target: Table, operation: Any) -> Shape:
 
 
 def key_of(operation: Any) -> tuple[tuple[Any, ...], list[Any]]:
+    """What the shape of an operation is told by, and its values in the order of the arguments."""
     kind = type(operation)
     if kind is Insert:
         values = operation.values
-        return (kind, operation.table, *values), list(values.values())
+        return (Insert, operation.table, *values), [*values.values()]
     if kind is Update:
-        given, added, where = operation.set or {}, operation.add or {}, operation.where
-        nulls = tuple(v is None for v in where.values())
-        key = (kind, operation.table, *given, 1, *added, 2, *where, nulls, operation.expect is None)
-        values = [*given.values(), *added.values(), *(v for v in where.values() if v is not None)]
-    elif kind is Delete:
+        return _update_key(operation)
+    if kind is Delete:
         where = operation.where
-        nulls = tuple(v is None for v in where.values())
-        key = (kind, operation.table, *where, nulls, operation.expect is None)
-        values = [v for v in where.values() if v is not None]
+        nulls = _nulls(where)
+        key: tuple[Any, ...] = (Delete, operation.table, *where, nulls, operation.expect is None)
+        values = [v for v in where.values() if v is not None] if nulls else [*where.values()]
+        if operation.expect is not None:
+            values.append(operation.expect)
+        return key, values
+    values = operation.values
+    return (Upsert, operation.table, *values, 1, *operation.conflict), [*values.values()]
+
+
+def _update_key(operation: Update) -> tuple[tuple[Any, ...], list[Any]]:
+    given, added, where = operation.set, operation.add, operation.where
+    nulls = _nulls(where)
+    met = where.values() if not nulls else [v for v in where.values() if v is not None]
+    expect = operation.expect
+    if given is None and added is not None:
+        key = (Update, operation.table, 1, *added, 2, *where, nulls, expect is None)
+        values = [*added.values(), *met]
     else:
-        values = operation.values
-        return (kind, operation.table, *values, 1, *operation.conflict), list(values.values())
-    if operation.expect is not None:
-        values.append(operation.expect)
+        given, added = given or {}, added or {}
+        key = (Update, operation.table, *given, 1, *added, 2, *where, nulls, expect is None)
+        values = [*given.values(), *added.values(), *met]
+    if expect is not None:
+        values.append(expect)
     return key, values
+
+
+def _nulls(where: dict[str, Any]) -> tuple[bool, ...]:
+    """Where the conditions are nulls, which are written IS NULL; empty if there are none."""
+    values = where.values()
+    return tuple(v is None for v in values) if None in values else ()
 
 
 _Built = tuple[list[str], list[Column], list[str]]

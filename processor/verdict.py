@@ -125,12 +125,16 @@ class Gate:
         """Whether work has to wait."""
         return self.since is not None
 
-    def shut(self, now: float, reason: str, jitter: float = 0.0) -> bool:
-        """Note a failed call; True if this began the outage (so that it is logged once)."""
+    def shut(self, now: float, reason: str, *, jitter: float = 0.0, stale: bool = False) -> bool:
+        """Note a failed call; True if this began the outage (so that it is logged once).
+
+        `stale` says that the session was an old one, of which nobody knew that it had ended: then
+        the next probe is due at once, too.
+        """
         began = self.since is None
         if began:
             self.since = now
-        self._next = now if began else now + self.PROBE * (0.8 + 0.2 * jitter)
+        self._next = now if began or stale else now + self.PROBE * (0.8 + 0.2 * jitter)
         self.reason = reason
         return began
 
