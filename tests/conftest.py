@@ -4,4 +4,6 @@ pytest_plugins = (
     "tests.fix_servers",
     "tests.fix_proxy",
     "tests.fix_process",
+    "tests.fix_site",
+    "tests.fix_service",
 )
