@@ -4,7 +4,7 @@
 of JSON with `figure`, `unit`, `limit` and `ratio`; `all` runs every one and prints a table. Figure
 and limit are measured in turns, so that a machine that slows down slows both.
 
-From the ground: `result` (what is printed), `options`, `cpu`; `stage` (servers and tables);
-`orders` (the work), `replay` (the limit), `engine` (a processor in this process); one file for each
-benchmark; `__main__`.
+From the ground: `result` (what is printed), `options`, `cpu`, `commits`, `sentences`; `orders` (the
+work); `stage` (servers and tables); `replay` (the limit of a drain), `engine` (a processor in this
+process), `program` and `child` (one in another); a file for each benchmark; `__main__`.
 """

@@ -25,14 +25,16 @@ def run(options: Options) -> Result:
 
 
 def _added(stage: Stage, count: int) -> tuple[float, float]:
-    """MB added by draining `count` entries, and MB before."""
+    """MB added by draining `count` entries; MB before, sessions open and waiting for work."""
     stage.empty()
+    stage.pause()
     child = Child(stage.redis_server.directory, stage.settings())
     try:
-        idle = _idle(stage, child)
-        child.freeze()
+        child.expect("up")
+        wait_until(lambda: stage.lane_status() == "paused", 30.0)
+        idle = _resident(child.pid, "VmRSS")
         stage.fill(count)
-        child.thaw()
+        stage.resume()
         engine.wait_until_empty(stage)
         peak = _resident(child.pid, "VmHWM")
     finally:
@@ -40,21 +42,6 @@ def _added(stage: Stage, count: int) -> tuple[float, float]:
     stage.see_all(count)
     note(f"{count:,} entries: {idle:.1f} MB idle, {peak:.1f} MB at most")
     return peak - idle, idle
-
-
-def _idle(stage: Stage, child: Child) -> float:
-    """What it holds when its sessions are open and it waits for work."""
-    child.expect("up")
-    wait_until(lambda: engine.backend(stage) and _owned(stage), 30.0)
-    return _resident(child.pid, "VmRSS")
-
-
-def _owned(stage: Stage) -> bool:
-    if not stage.execute("SELECT to_regclass('processor.lane')")[0][0]:
-        return False
-    return bool(stage.execute(
-        "SELECT count(*) FROM processor.lane WHERE lane = 'default:0' AND token IS NOT NULL"
-    )[0][0])  # fmt: skip
 
 
 def _resident(pid: int, name: str) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import ExitStack
 from typing import Any, Self
 
@@ -74,6 +75,7 @@ class Stage:
     def empty(self) -> None:
         """Tables as new, and no checkpoint that begins in the middle of a round."""
         self.execute(orders.EMPTY)
+        self.redis.delete(*self.redis.keys("processor:state:*"), "nothing")
         if self.execute("SELECT to_regclass('processor.ledger')")[0][0]:
             self.execute("TRUNCATE processor.ledger, processor.dead_letter")
         for statement in ("VACUUM ANALYZE account", "CHECKPOINT"):
@@ -103,6 +105,20 @@ class Stage:
     def parked(self) -> int:
         """Entries that wait for a retry."""
         return int(self.redis.hlen(PARKED))
+
+    def pause(self) -> None:
+        """Hold all entries back, as `processor queues pause default` does; see `resume`."""
+        self.redis.hset("processor:paused", "default", 0)
+
+    def resume(self) -> None:
+        self.redis.hdel("processor:paused", "default")
+
+    def lane_status(self) -> str:
+        """What the processor that was heard of last says of the lane; empty if none was."""
+        for key in self.redis.scan_iter("processor:state:*"):
+            told = json.loads(self.redis.get(key) or b"{}")
+            return str(told.get("lanes", {}).get("default:0", {}).get("status", ""))
+        return ""
 
     @property
     def programs(self) -> dict[str, str]:

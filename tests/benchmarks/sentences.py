@@ -1,0 +1,38 @@
+"""Which strings the processor sends to PostgreSQL, and how often: where round trips come from."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from processor.database import Database
+from tests.benchmarks.options import note
+
+WIDTH = 90
+# Values differ from one call to the next, what is asked does not.
+VALUES = re.compile(r"'[^']*(?:'|$)|\d+")
+
+
+@contextlib.contextmanager
+def counted(wanted: bool, title: str) -> Iterator[None]:
+    """If wanted, tell at the end how often each kind of string was sent."""
+    counts: Counter[str] = Counter()
+    send = Database.send
+
+    def counting(self: Database, sql: str, **options: Any) -> None:
+        counts[" ".join(VALUES.sub("?", sql[: 4 * WIDTH]).split())[:WIDTH]] += 1
+        send(self, sql, **options)
+
+    if wanted:
+        Database.send = counting
+    try:
+        yield
+    finally:
+        Database.send = send
+    if wanted:
+        note(f"\n{title}")
+        for start, count in counts.most_common():
+            note(f"{count:6d}  {start}")
