@@ -31,6 +31,9 @@ class Place(NamedTuple):
 #: A command is one line here. Modules are named, not imported: whoever asks for the status should
 #: not wait until everything that `run` needs is loaded.
 SECTIONS: dict[str, dict[str, Place]] = {
+    "First": {
+        "demo": Place("processor.cli.demo", "demo", "See it survive kills, on servers of its own."),
+    },
     "Work": {
         "submit": Place("processor.cli.submit", "submit", "Submit transactions, one JSON a line."),
         "status": Place("processor.cli.status", "status", "Show processors, lanes, dead letters."),

@@ -1,0 +1,58 @@
+"""`processor demo`: see with your own eyes that nothing is lost, on real servers of its own.
+
+The picture goes to standard error; the closing table, the line and --json to standard output.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import click
+
+from processor.cli import output
+from processor.demo import scenario
+from processor.demo.reckoning import Reckoning, Tally
+from processor.demo.screen import screen
+
+
+@click.command()
+@click.option("--seconds", type=click.FloatRange(5, 600), default=30.0, show_default=True,
+              help="About how long it takes.")  # fmt: skip
+@output.json_option
+def demo(seconds: float, as_json: bool) -> int:
+    """Write while PostgreSQL and the processor are killed; exit 1 if any of it is lost or doubled.
+
+    It starts servers of its own and leaves nothing behind.
+    """
+    output.message("starting Redis and PostgreSQL")
+    found = scenario.play(seconds, screen())
+    if as_json:
+        output.record(_record(found))
+    else:
+        _print(found)
+    return output.OK if found.holds else output.FAILED
+
+
+def _print(found: Reckoning) -> None:
+    columns = ("telescope", "submitted", "twice", "committed", "dead", "lost", "doubled")
+    output.table(columns, [(name, *_cells(tally)) for name, tally in found.tallies.items()])
+    if found.reordered:
+        output.message(f"{found.reordered} keys were committed out of order")
+    if not found.sums_agree:
+        output.message("sums in the tables differ from the rows that they count")
+    output.line("")
+    output.line(found.line())
+
+
+def _cells(tally: Tally) -> list[str]:
+    return [str(number) for number in asdict(tally).values()]
+
+
+def _record(found: Reckoning) -> dict[str, object]:
+    return {
+        **asdict(found.total),
+        "reordered": found.reordered,
+        "sums_agree": found.sums_agree,
+        "holds": found.holds,
+        "telescopes": {name: asdict(tally) for name, tally in found.tallies.items()},
+    }

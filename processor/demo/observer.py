@@ -1,0 +1,83 @@
+"""Who looks at everything: the producers' files, Redis, PostgreSQL, the processor's /health.
+
+Each is asked by itself, so what stands on the screen is not what the processor believes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import http.client
+import json
+from pathlib import Path
+from typing import Any
+
+from processor import buffer
+from processor.buffer import Lane
+from processor.database import Database
+from processor.demo.observatory import TELESCOPES
+from processor.demo.producers import LINE, acknowledged
+from processor.errors import DatabaseError, DatabaseUnavailable
+from processor.progress import Progress
+from processor.redis_connection import RedisConnection
+from processor.settings import Settings
+
+# The session ends with the demo; nobody waits for it to be given up.
+_IDLE = 3600.0
+_ASKED = "SELECT coalesce(sum(applied), 0)::bigint FROM processor.lane"
+
+
+class Observer:
+    """Connections of its own to both servers; what cannot be asked now stays as it was."""
+
+    def __init__(self, settings: Settings, directory: Path) -> None:
+        self._settings = settings
+        self._directory = directory
+        wanted = dataclasses.replace(settings.database, takeover=_IDLE)
+        self._database = Database(wanted, Progress(), application="processor demo")
+        self._redis = RedisConnection(settings.redis.url, settings.redis.timeout)
+        self._committed = 0
+
+    def database(self) -> Database:
+        """The session, opened where there is none."""
+        if not self._database.alive:
+            self._database.connect()
+        return self._database
+
+    def accepted(self) -> int:
+        """Transactions that a producer holds a receipt for."""
+        paths = [acknowledged(self._directory, name) for name in TELESCOPES]
+        return sum(path.stat().st_size for path in paths if path.exists()) // LINE
+
+    def buffered(self) -> int:
+        """Entries in all lanes."""
+        names = buffer.registered(self._redis, self._settings.namespace)
+        lanes = [Lane(self._settings.namespace, name) for name in names]
+        replies = self._redis.calls(buffer.look(self._settings.namespace, lanes))
+        _, looks = buffer.looked(lanes, replies)
+        return sum(look.depth + look.scheduled + look.parked for look in looks)
+
+    def committed(self) -> tuple[int, bool]:
+        """Transactions whose effect PostgreSQL has; False if it was away and did not say."""
+        try:
+            self._committed = int(self.database().run(_ASKED)[0][0])
+        except (DatabaseUnavailable, DatabaseError):
+            return self._committed, False
+        return self._committed, True
+
+    def health(self) -> str:
+        """The status word of the processor's /health; empty while nobody answers there."""
+        host, _, port = self._settings.health.bind.rpartition(":")
+        # Not urllib, which would ask a proxy that the environment names.
+        asking = http.client.HTTPConnection(host, int(port), timeout=0.5)
+        try:
+            asking.request("GET", "/health")
+            answer: dict[str, Any] = json.load(asking.getresponse())
+            return str(answer["background_processor"]["status"])
+        except (OSError, http.client.HTTPException, ValueError):
+            return ""
+        finally:
+            asking.close()
+
+    def close(self) -> None:
+        self._database.close()
+        self._redis.close()

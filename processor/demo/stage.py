@@ -1,0 +1,169 @@
+"""Everything that the demo starts: two servers, the telescopes, the processor, their directory.
+
+All of it ends with the `with` block, and also where the demo itself is killed with -9: producers
+read the end of their standard input, and a guardian ends the rest. Nothing of the user's own
+environment reaches it, or a PROCESSOR_REDIS_URL would lead the demo into somebody's real buffer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+
+from processor import config, schema
+from processor.demo.figures import Figures
+from processor.demo.observatory import TABLES, TELESCOPES
+from processor.demo.observer import Observer
+from processor.demo.processes import Child
+from processor.demo.producers import SETTINGS
+from processor.embedded import PostgresServer, RedisServer, guardian
+from processor.embedded.server import HOST, free_port
+from processor.errors import ProcessorError
+from processor.settings import Settings
+
+_THEIRS = (
+    config.PREFIX, "PG", "NOTIFY_SOCKET", "WATCHDOG_", *config.HISTORIC, *config.URLS
+)  # fmt: skip
+_KEPT = ("PROCESSOR_REDIS_SERVER", "PROCESSOR_POSTGRES_BIN")
+_SETTINGS = """\
+site: observatory
+redis: {{url: "{redis}"}}
+database: {{dsn: "{dsn}"}}
+health: {{bind: "{bind}"}}
+"""
+
+
+class Stage:
+    """The servers and processes of one demo; `rate` is in transactions a second and telescope."""
+
+    def __init__(self, rate: float) -> None:
+        self._rate = rate
+        self._exit = contextlib.ExitStack()
+        self._telescopes: list[Child] = []
+        self._processor: Child | None = None
+        self._absent = "stopped"
+        self._began = 0.0
+
+    def __enter__(self) -> Stage:
+        try:
+            self._set_up()
+        except BaseException:
+            self._exit.close()
+            raise
+        self._began = time.monotonic()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._exit.close()
+
+    def _set_up(self) -> None:
+        for name in [each for each in os.environ if each.startswith(_THEIRS) and each not in _KEPT]:
+            del os.environ[name]
+        self.directory = self._make_directory()
+        self._redis = self._exit.enter_context(RedisServer({"appendonly": True}))
+        self._postgres = self._exit.enter_context(PostgresServer())
+        self._settings = self._write_settings()
+        self._observer = Observer(self._settings, self.directory)
+        self._exit.callback(self._observer.close)
+        self._exit.callback(self._end_children)
+        database = self._observer.database()
+        database.run(TABLES)
+        schema.create(database)
+
+    def _make_directory(self) -> Path:
+        directory = Path(tempfile.mkdtemp(prefix="processor-demo-"))
+        guardian.watch(directory, [os.path.basename(os.readlink("/proc/self/exe"))])
+        self._exit.callback(shutil.rmtree, directory, ignore_errors=True)
+        return directory
+
+    def _write_settings(self) -> Settings:
+        path = self.directory / SETTINGS
+        bind = f"{HOST}:{free_port()}"
+        path.write_text(_SETTINGS.format(redis=self._redis.url, dsn=self._postgres.dsn, bind=bind))
+        return config.load(path, {})
+
+    def _end_children(self) -> None:
+        for child in filter(None, [*self._telescopes, self._processor]):
+            child.kill()
+
+    # What happens on it.
+
+    def start_telescopes(self) -> None:
+        """Let the producers begin."""
+        for name in TELESCOPES:
+            arguments = (name, str(self.directory), str(self._rate))
+            child = Child(name, self.directory, "processor.demo.producers", *arguments)
+            self._telescopes.append(child)
+
+    def stop_telescopes(self) -> None:
+        """Let the producers end after the transaction in hand."""
+        for telescope in self._telescopes:
+            telescope.end_input()
+        while self._telescopes:
+            self._telescopes[0].wait()
+            del self._telescopes[0]
+
+    def start_processor(self) -> None:
+        """Start the service as systemd would; it gets ready by itself."""
+        environ = {config.FILE: str(self.directory / SETTINGS)}
+        self._processor = Child(
+            "processor", self.directory, "processor", "run", environ=environ
+        )  # fmt: skip
+
+    def kill_processor(self) -> None:
+        """kill -9."""
+        if self._processor is not None:
+            self._processor.kill()
+            self._processor, self._absent = None, "killed"
+
+    def stop_processor(self) -> None:
+        """SIGTERM: it finishes what it has in hand and leaves."""
+        if self._processor is not None:
+            self._processor.terminate()
+            self._processor.wait(self._settings.stop_timeout)
+            self._processor, self._absent = None, "stopped"
+
+    def kill_postgres(self) -> None:
+        """kill -9, to all its processes."""
+        self._postgres.kill()
+
+    def start_postgres(self) -> None:
+        """Start it on what it has on its disk."""
+        self._postgres.start()
+
+    # What one sees of it.
+
+    @property
+    def observer(self) -> Observer:
+        return self._observer
+
+    def look(self) -> Figures:
+        """Count everything once. Raises ProcessorError where a process has ended by itself."""
+        for child in filter(None, [*self._telescopes, self._processor]):
+            child.must_run()
+        committed, answered = self._observer.committed()
+        return Figures(
+            time.monotonic() - self._began, self._observer.accepted(), self._observer.buffered(),
+            committed, "up" if answered else "away", self._status(),
+        )  # fmt: skip
+
+    def _status(self) -> str:
+        if self._processor is None:
+            return self._absent
+        return self._observer.health() or "starting"
+
+    def stuck(self, problem: str) -> ProcessorError:
+        """The error of a processor that does not get on, with the end of its log."""
+        if self._processor is None:
+            return ProcessorError(f"no processor runs: {problem}")
+        return self._processor.failure(problem)
