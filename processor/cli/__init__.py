@@ -10,13 +10,13 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Sequence
-from difflib import get_close_matches
 from typing import NamedTuple
 
 import click
 
 from processor import __version__
 from processor.cli import output, shadow
+from processor.cli.group import Group
 from processor.errors import ProcessorError
 
 
@@ -63,7 +63,7 @@ def with_config(command: click.Command) -> click.Command:
         command.params.append(
             click.Option(["-c", "--config"], metavar="FILE", expose_value=False,
                          callback=_take_config, help="Settings.")
-        )  # fmt: skip
+        )
     for each in command.commands.values() if isinstance(command, click.Group) else ():
         with_config(each)
     return command
@@ -74,7 +74,7 @@ def _take_config(context: click.Context, _option: click.Parameter, file: str | N
         context.find_root().obj = file
 
 
-class Commands(click.Group):
+class Commands(Group):
     """Commands by name, loaded when called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -85,16 +85,6 @@ class Commands(click.Group):
             if place := section.get(cmd_name):
                 return with_config(getattr(importlib.import_module(place.module), place.attribute))
         return None
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        name = args[0]
-        if name.startswith("-") or name in self.list_commands(ctx):
-            return super().resolve_command(ctx, args)
-        near = get_close_matches(name, self.list_commands(ctx), 1)
-        guess = f", did you mean {near[0]}?" if near else ""
-        raise click.UsageError(f"no such command: {name[:60]}{guess}", ctx)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for title, section in SECTIONS.items():
@@ -107,7 +97,7 @@ class Commands(click.Group):
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 ok, 1 what was asked for did not hold, 2 usage, 69 a server is "
     "unavailable, 78 configuration.",
-)  # fmt: skip
+)
 @click.option("-c", "--config", "file", metavar="FILE",
               help="Settings; without it PROCESSOR_CONFIG, REDIS_URL and DATABASE_URL, defaults.")
 @click.option("--version", is_flag=True, help="Print the version, and from where it is loaded.")

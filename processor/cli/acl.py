@@ -13,12 +13,12 @@ PROCESSOR = (
     "get", "hdel", "hgetall", "hlen", "hmget", "hset", "hsetnx", "sadd", "set", "smembers", "time",
     "xadd", "xdel", "xinfo|stream", "xlen", "xrange", "xread", "zadd", "zcard", "zrange",
     "zrangebylex", "zrangebyscore", "zrem",
-)  # fmt: skip
+)
 OPERATOR = (
     "acl|whoami", "get", "hdel", "hget", "hgetall", "hincrby", "hlen", "hmget", "hscan", "hset",
     "info", "ping", "scan", "smembers", "time", "xinfo|stream", "xlen", "xrange", "zcard", "zrange",
     "zrangebylex", "zscan", "zscore",
-)  # fmt: skip
+)
 
 # What a producer may touch. The identity and the register are shared by all lanes.
 _PRODUCED = ("buffer", "lanes", "{*}:stream", "{*}:scheduled", "{*}:commits")

@@ -15,6 +15,7 @@ import msgspec
 
 from processor import deadletter
 from processor.cli import output, payload, request
+from processor.cli.group import Group
 from processor.cli.parameters import length, moment, transaction_id, transaction_ids
 from processor.cli.request import Choice, Missing
 from processor.cli.servers import Servers, with_servers
@@ -30,7 +31,7 @@ def filters(function: F) -> F:
                      help="Dead since 2h, or 2026-11-21T06:00:00Z."),
         click.option("--sqlstate", metavar="STATE", help="With this SQLSTATE or class, as 23."),
         click.option("--lane", help="Of this lane, as default:0."),
-    ):  # fmt: skip
+    ):
         function = option(function)
     return function
 
@@ -41,12 +42,12 @@ def asking(function: F) -> F:
         output.json_option,
         click.option("--wait", metavar="TIME", callback=length,
                      help="Wait this long for the outcome, as 30s."),
-    ):  # fmt: skip
+    ):
         function = option(function)
     return function
 
 
-@click.group()
+@click.group(cls=Group)
 def dead() -> None:
     """Show, retry, edit and discard dead letters."""
 
@@ -60,7 +61,7 @@ def dead() -> None:
 def list_(
     servers: Servers, lane: str | None, sqlstate: str | None, since: Any, everything: bool,
     limit: int, as_json: bool,
-) -> None:  # fmt: skip
+) -> None:
     """List dead letters, oldest first."""
     choice = Choice(lane, sqlstate, since, everything)
     with servers.database() as database:
@@ -74,7 +75,7 @@ def list_(
             ("id", "lane", "died", "attempts", "keys", "holds", "outcome", "reason"),
             [(x.id, x.lane, x.died_at, x.attempts, x.keys, x.holds, _outcome(x), x.reason)
              for x in letters],
-        )  # fmt: skip
+        )
     if total > len(letters):
         output.message(f"{len(letters)} of {total} dead letters: see --limit")
 
@@ -131,7 +132,7 @@ def discard(servers: Servers, ids: list[str], **options: Any) -> int:
 @with_servers
 def edit(
     servers: Servers, id: str, file: BinaryIO | None, wait: float | None, as_json: bool
-) -> int:  # fmt: skip
+) -> int:
     """Correct a dead letter in the editor or from a file, and have it applied."""
     with servers.database() as database:
         letter = request.the_open_one(database, id)
@@ -143,7 +144,7 @@ def edit(
 def _request(
     servers: Servers, what: str, ids: list[str], *, lane: str | None, sqlstate: str | None,
     since: Any, everything: bool, yes: bool, dry_run: bool, wait: float | None, as_json: bool,
-) -> int:  # fmt: skip
+) -> int:
     choice = Choice(lane, sqlstate, since)
     if bool(ids) == (choice.narrows or everything):
         raise click.UsageError(
@@ -164,7 +165,7 @@ def _request(
 def _request_all(
     servers: Servers, what: str, choice: Choice, yes: bool, dry_run: bool, wait: float | None,
     as_json: bool,
-) -> int:  # fmt: skip
+) -> int:
     with servers.database() as database:
         count = choice.count(database)
         letters = list(choice.letters(database)) if dry_run or wait is not None else []
@@ -187,7 +188,7 @@ def _only_say(letters: list[DeadLetter], what: str, as_json: bool) -> int:
 def _in_editor(letter: DeadLetter) -> str:
     if not output.terminal(sys.stdin):
         raise click.UsageError("no terminal for an editor: give --file",
-                               click.get_current_context())  # fmt: skip
+                               click.get_current_context())
     body = (letter.edited or letter.body).decode("utf-8", "backslashreplace")
     try:
         body = msgspec.json.format(body, indent=2)

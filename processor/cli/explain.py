@@ -34,7 +34,7 @@ def explain(servers: Servers, id: str | None, key: str | None, as_json: bool) ->
     """Say where the transaction ID is, why it is not applied, and what would release it."""
     if (id is None) == (key is None):
         raise click.UsageError("give either an ID or --idempotency-key",
-                               click.get_current_context())  # fmt: skip
+                               click.get_current_context())
     wanted = id or id_of_key(key or "")
     row, letters, away = _ask_database(servers, wanted)
     with servers.redis() as redis:
@@ -70,7 +70,7 @@ def _ask_database(
 def _answer(
     row: Row | None, letters: list[DeadLetter], found: Found | None, seen: Overview,
     told: list[Answer],
-) -> Answer:  # fmt: skip
+) -> Answer:
     waiting = next((letter for letter in letters if letter.outcome == "dead"), None)
     if row is not None and row.outcome != "dead":
         return _decided(row, found, waiting)
@@ -91,7 +91,7 @@ def _decided(row: Row, found: Found | None, clash: DeadLetter | None) -> Answer:
     answer: Answer = {
         "place": row.outcome, "lane": row.lane, "entry": row.entry_id,
         "at": row.committed_at, "buffer": row.buffer, "why": None, "release": None,
-    }  # fmt: skip
+    }
     if found is not None:
         answer["why"] = f"also in Redis ({found.where}): to be settled by the lane's owner"
     if clash is not None:
@@ -104,12 +104,12 @@ def _dead(letter: DeadLetter) -> Answer:
     release = f"`processor dead retry {letter.id}`, `dead edit` or `dead discard`"
     if letter.request:
         release = (f"{letter.request} was requested by {letter.requested_by}:"
-                   " the owner of the lane carries it out in its turn")  # fmt: skip
+                   " the owner of the lane carries it out in its turn")
     holds = f"; it holds {', '.join(letter.keys)}" if letter.holds else ""
     return {
         "place": "dead", "lane": letter.lane, "entry": letter.entry_id, "at": letter.died_at,
         "attempts": letter.attempts, "why": f"{letter.reason}{holds}", "release": release,
-    }  # fmt: skip
+    }
 
 
 def _place(found: Found) -> Answer:
@@ -183,7 +183,7 @@ def _lane(found: Found, seen: Overview, told: list[Answer], else_: str) -> Answe
     outage = next((lane for lane in lanes if lane["status"] == "outage"), None)
     if owned is None and outage is None:
         return {"why": f"no processor owns the lane {found.lane}", "release": "see `drain`, or wait"
-                " for the owner's session to end (database.takeover)"}  # fmt: skip
+                " for the owner's session to end (database.takeover)"}
     kept = outage if owned is None else owned
     assert kept is not None
     if kept["status"] == "outage":

@@ -60,6 +60,12 @@ def _lanes(redis: RedisConnection, settings: Settings) -> list[str]:
     return sorted(configured | set(buffer.registered(redis, settings.namespace)))
 
 
+def clock(redis: RedisConnection) -> float:
+    """The time by the clock of Redis, Unix seconds."""
+    whole, micro = redis.call("TIME")
+    return int(whole) + int(micro) / 1e6
+
+
 def queue_of(lane: str) -> str:
     """The queue of which a lane is a partition."""
     return lane.rpartition(":")[0]

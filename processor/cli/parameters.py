@@ -21,7 +21,7 @@ _LONGEST = 100 * 366 * 86_400
 
 def length(
     context: click.Context, option: click.Parameter, value: str | None
-) -> float | None:  # fmt: skip
+) -> float | None:
     """A length of time, in seconds."""
     if value is None:
         return None
@@ -29,7 +29,7 @@ def length(
     seconds = float(found[1]) * _UNITS[found[2]] if found else 0.0
     if not 0 < seconds <= _LONGEST:
         raise click.BadParameter(f"{value[:40]!r} is no length of time (write 90, 15m, 2h or 7d)",
-                                 context, option)  # fmt: skip
+                                 context, option)
     return seconds
 
 
@@ -56,7 +56,7 @@ def moment(
 
 def transaction_id(
     context: click.Context, option: click.Parameter, value: str | None
-) -> str | None:  # fmt: skip
+) -> str | None:
     """The id of a transaction, in the form in which it is printed."""
     if value is None:
         return None

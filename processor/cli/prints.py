@@ -15,12 +15,13 @@ import click
 
 from processor import config, schema
 from processor.cli import acl, output
+from processor.cli.group import Group
 from processor.cli.shipped import shipped
 
 _PROGRAM = "/usr/bin/processor"
 
 
-@click.group("print")
+@click.group("print", cls=Group)
 def prints() -> None:
     """Print unit, config, schema or ACL."""
 
@@ -54,7 +55,7 @@ def acl_(context: click.Context) -> None:
         output.line(line)
     if output.terminal(sys.stdout):
         output.message("set passwords of your own; each line goes into the ACL file of Redis, or"
-                       " after ACL SETUSER without its first word")  # fmt: skip
+                       " after ACL SETUSER without its first word")
 
 
 def _this_program() -> str:

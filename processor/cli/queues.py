@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from processor.cli import output, overview
+from processor.cli.group import Group
 from processor.cli.overview import Overview
 from processor.cli.parameters import length
 from processor.cli.servers import Servers, with_servers
@@ -19,7 +20,7 @@ from processor.report import timestamp
 from processor.settings import Settings
 
 
-@click.group()
+@click.group(cls=Group)
 def queues() -> None:
     """List, pause and resume queues."""
 
@@ -40,7 +41,7 @@ def list_(servers: Servers, as_json: bool) -> None:
         ("lane", "weight", "entries", "scheduled", "parked", "oldest", "paused"),
         [(r["lane"], r["weight"], r["depth"], r["scheduled"], r["parked"],
           output.seconds(r["oldest_age"]), _until(r)) for r in rows],
-    )  # fmt: skip
+    )
 
 
 @queues.command()

@@ -42,7 +42,7 @@ class Choice:
         return deadletter.count_listed(
             database, lane=self.lane, sqlstate=self.sqlstate, since=self.since,
             everything=self.everything,
-        )  # fmt: skip
+        )
 
     def letters(self, database: Database, limit: int | None = None) -> Iterator[DeadLetter]:
         """Those letters, oldest first, a page in memory at a time."""
@@ -52,7 +52,7 @@ class Choice:
             page = deadletter.listed(
                 database, lane=self.lane, sqlstate=self.sqlstate, since=self.since,
                 everything=self.everything, limit=count, after=after,
-            )  # fmt: skip
+            )
             yield from page
             if len(page) < count:
                 return
@@ -69,7 +69,7 @@ def the_open_one(database: Database, transaction_id: str) -> DeadLetter:
     waiting = [letter for letter in letters if letter.outcome == "dead"]
     if not letters:
         raise Missing(f"{transaction_id} is no dead letter",
-                      hint=f"see `processor explain {transaction_id}`")  # fmt: skip
+                      hint=f"see `processor explain {transaction_id}`")
     if not waiting:
         raise Missing(f"{transaction_id} is {letters[-1].outcome} already")
     if len(waiting) > 1:
@@ -81,7 +81,7 @@ def the_open_one(database: Database, transaction_id: str) -> DeadLetter:
 def ask(
     servers: Servers, what: str, letters: list[DeadLetter], wait: float | None, as_json: bool,
     edited: bytes | None = None,
-) -> int:  # fmt: skip
+) -> int:
     """Record a request for each letter, and wait for their outcomes if told to."""
     with servers.database() as database:
         asked = [each for each in letters if _ask(database, each, what, edited)]

@@ -19,7 +19,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 pidfile_option = click.option(
     "--pidfile", type=click.Path(path_type=Path, dir_okay=False),
     help="Of the daemon; by default one a user and namespace.",
-)  # fmt: skip
+)
 
 
 @click.command()

@@ -73,7 +73,7 @@ def _parked(redis: RedisConnection, lane: Lane, wanted: str) -> Found | None:
         "parked", lane.name, entry_id.decode(), attempt=int(attempt), keys=keys,
         retry_at=None if retry is None else float(retry),
         heads=parked.first_places(redis, lane, keys),
-    )  # fmt: skip
+    )
 
 
 def _scheduled(redis: RedisConnection, lane: Lane, wanted: str) -> Found | None:
@@ -101,7 +101,7 @@ def _in_stream(redis: RedisConnection, lane: Lane, wanted: str) -> Found | None:
             return Found(
                 "stream", lane.name, entry_id, (version or b"").decode("ascii", "replace"),
                 keys=keys, heads=parked.first_places(redis, lane, keys),
-            )  # fmt: skip
+            )
     return None
 
 

@@ -29,12 +29,12 @@ class Servers:
     """Settings and servers of one call of the command line."""
 
     def __init__(self, source: str | None = None) -> None:
-        self._source = source
+        self.source = source
 
     @cached_property
     def settings(self) -> Settings:
         """The settings, also for whoever asks `config.current`. Raises ConfigError."""
-        return config.configure(self._source)
+        return config.configure(self.source)
 
     @contextmanager
     def redis(self) -> Iterator[RedisConnection]:

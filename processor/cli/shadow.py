@@ -36,4 +36,4 @@ def warning() -> str | None:
     if not files:
         return None
     return (f"{files[0]} is found before this program, which is {LOADED},"
-            " by Python started here: rename it")  # fmt: skip
+            " by Python started here: rename it")

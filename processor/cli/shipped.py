@@ -21,4 +21,4 @@ def shipped(folder: str, name: str) -> str:
         return beside.read_text("utf-8")
     except OSError as error:
         raise ProcessorError(f"{folder}/{name} did not come with this program: {error.strerror}",
-                             hint="install the package anew") from None  # fmt: skip
+                             hint="install the package anew") from None

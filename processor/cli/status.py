@@ -69,14 +69,14 @@ def _print(summary: dict[str, Any], told: list[dict[str, Any]]) -> None:
         [(each["instance"], each["site"], p["status"], p["last_run"], p["transactions_processed"],
           p["retried"], p["dead"], p["reason"])
          for each in told for p in [each["background_processor"]]],
-    )  # fmt: skip
+    )
     output.line("")
     output.table(
         ("lane", "entries", "scheduled", "parked", "oldest", "paused", "owner", "reason"),
         [(name, lane["depth"], lane["scheduled"], lane["parked"],
           output.seconds(lane["oldest_age"]), lane["paused"], lane["owner"], lane["reason"])
          for name, lane in summary["lanes"].items()],
-    )  # fmt: skip
+    )
     if summary["dead_letters"]:
         count = output.count(summary["dead_letters"], "dead letter")
         output.message(f"{count}: see `processor dead list`")

@@ -41,7 +41,7 @@ Line = tuple[int, bytes]
 @with_servers
 def submit(
     servers: Servers, file: BinaryIO, keep_going: bool, first: int, wait: bool, as_json: bool
-) -> int:  # fmt: skip
+) -> int:
     """Submit the transactions in FILE (-: standard input), one JSON a line; print their ids."""
     longest = servers.settings.buffer.transaction_bytes * _LOOSE
     submission = Submission(keep_going, wait, as_json)
@@ -125,7 +125,7 @@ class Submission:
         self._next = number + 1
         if self._as_json:
             output.record({"line": number, "id": receipt.id, "lane": receipt.lane,
-                           "entry": receipt.entry_id, "buffer": receipt.buffer})  # fmt: skip
+                           "entry": receipt.entry_id, "buffer": receipt.buffer})
         else:
             print(receipt.id)
 
@@ -195,7 +195,7 @@ def _bar(file: BinaryIO) -> Iterator[Callable[[int], object]]:
         total = os.fstat(file.fileno()).st_size or None
     bar = Progress("submit", BarColumn(), DownloadColumn(), TimeRemainingColumn(),
                    console=Console(stderr=True), redirect_stdout=output.terminal(sys.stdout),
-                   redirect_stderr=True, transient=True)  # fmt: skip
+                   redirect_stderr=True, transient=True)
     with bar:
         task = bar.add_task("submit", total=total)
         yield lambda size: bar.advance(task, size)

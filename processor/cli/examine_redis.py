@@ -1,0 +1,182 @@
+"""`doctor`, Redis: whether what is accepted stays, and who may do what to it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+from processor import address
+from processor.cli import output
+from processor.cli.finding import FAIL, OK, WARN, Finding
+from processor.cli.overview import Overview
+from processor.errors import RedisRefused
+from processor.redis_connection import RedisConnection
+from processor.settings import Settings
+
+_LEAST = (6, 2)
+_SLOW = 0.010
+_FULL = 0.8
+_ADMIN = "run doctor once as an administrator: PROCESSOR_REDIS_URL=..."
+
+
+def examine(redis: RedisConnection, settings: Settings, seen: Overview) -> Iterator[Finding]:
+    """All checks of Redis."""
+    info = _info(redis)
+    if info is None:
+        yield _finding("info", WARN, "INFO is not permitted, so little can be seen", _ADMIN)
+        info = {}
+    yield from _server(info)
+    yield _persistence(redis, info)
+    yield from _writes(info)
+    yield from _memory(info)
+    yield _user(redis)
+    yield _link(settings)
+    yield _latency(redis)
+    yield from _lanes(settings, seen)
+
+
+def _finding(check: str, level: str, found: str, remedy: str = "") -> Finding:
+    return Finding("redis", check, level, found, remedy)
+
+
+def _info(redis: RedisConnection) -> dict[str, str] | None:
+    try:
+        text = redis.call("INFO").decode()
+    except RedisRefused:
+        return None
+    return dict(row.split(":", 1) for row in text.splitlines() if ":" in row)
+
+
+def _server(info: dict[str, str]) -> Iterator[Finding]:
+    version = info.get("redis_version")
+    if version:
+        name = f"valkey {info['valkey_version']}" if "valkey_version" in info else "redis"
+        new = tuple(int(part) for part in version.split(".")[:2]) >= _LEAST
+        yield _finding("version", OK if new else FAIL, f"{name}, speaks {version}",
+                       "" if new else "use Redis 6.2 or later")
+    if info.get("role", "master") != "master":
+        yield _finding("role", FAIL, "this is a replica and takes no writes",
+                       "point redis.url at the primary")
+
+
+def _persistence(redis: RedisConnection, info: dict[str, str]) -> Finding:
+    append = _setting(redis, "appendonly") or {"1": "yes", "0": "no"}.get(
+        info.get("aof_enabled", "")
+    )
+    saves = _setting(redis, "save")
+    if append is None:
+        return _finding("persistence", WARN, "cannot be seen", _ADMIN)
+    if append == "yes":
+        return _fsync(_setting(redis, "appendfsync"))
+    if saves:
+        return _finding("persistence", WARN, "snapshots alone: minutes of accepted transactions"
+                        " are lost with the server", "set appendonly yes")
+    return _finding("persistence", WARN if saves is None else FAIL,
+                    "appendonly no: what is accepted is lost with the server",
+                    "set appendonly yes, appendfsync everysec or always")
+
+
+def _fsync(policy: str | None) -> Finding:
+    if policy == "always":
+        return _finding("persistence", OK, "appendfsync always: what is accepted is on disk")
+    if policy == "everysec":
+        return _finding("persistence", OK, "appendfsync everysec: up to two seconds of accepted"
+                        " transactions are lost with the machine")
+    if policy is None:
+        return _finding("persistence", WARN, "appendonly yes; appendfsync cannot be seen", _ADMIN)
+    return _finding("persistence", WARN, f"appendfsync {policy}: half a minute may be lost",
+                    "set appendfsync everysec or always")
+
+
+def _setting(redis: RedisConnection, name: str) -> str | None:
+    try:
+        reply = redis.call("CONFIG", "GET", name)
+    except RedisRefused:
+        return None
+    return str(reply[1].decode()) if reply else None
+
+
+def _writes(info: dict[str, str]) -> Iterator[Finding]:
+    for field, what in (
+        ("aof_last_write_status", "write to its log"), ("rdb_last_bgsave_status", "snapshot"),
+    ):
+        if info.get(field, "ok") != "ok":
+            yield _finding("disk", FAIL, f"the last {what} failed: Redis refuses what is submitted",
+                           "see the disk and the log of Redis")
+
+
+def _memory(info: dict[str, str]) -> Iterator[Finding]:
+    policy = info.get("maxmemory_policy")
+    if policy is None:
+        return
+    if policy.startswith("allkeys"):
+        yield _finding("eviction", FAIL, f"{policy}: Redis throws accepted transactions away",
+                       "set maxmemory-policy noeviction")
+    elif policy != "noeviction":
+        yield _finding("eviction", WARN, f"{policy}: it may throw away what processors tell",
+                       "set maxmemory-policy noeviction")
+    else:
+        yield _finding("eviction", OK, "noeviction: a full Redis refuses, and loses nothing")
+    yield _room(int(info.get("maxmemory", 0)), int(info.get("used_memory", 0)))
+
+
+def _room(most: int, used: int) -> Finding:
+    if not most:
+        return _finding("memory", WARN, "no maxmemory: a long outage may end with the system"
+                        " killing Redis", "set maxmemory, and size buffer.limit by it")
+    share = used / most
+    return _finding("memory", WARN if share > _FULL else OK, f"{share:.0%} of maxmemory in use",
+                    "give it more, or see why nothing is drained" if share > _FULL else "")
+
+
+def _user(redis: RedisConnection) -> Finding:
+    try:
+        name = redis.call("ACL", "WHOAMI").decode()
+    except RedisRefused:
+        return _finding("user", OK, "a user of few rights: it may not even ask for its name")
+    if name == "default":
+        return _finding("user", WARN, "the user `default`, who may do everything",
+                        "make users of few rights from `processor print acl`")
+    return _finding("user", OK, f"the user {name}")
+
+
+def _link(settings: Settings) -> Finding:
+    parts = urlsplit(settings.redis.url)
+    if parts.scheme in ("unix", "rediss"):
+        return _finding("link", OK, "a socket of this machine" if parts.scheme == "unix" else "TLS")
+    if address.loopback(f"{_host(parts.hostname)}:{parts.port or 6379}"):
+        return _finding("link", OK, "loopback")
+    return _finding("link", WARN, f"unencrypted to {parts.hostname}",
+                    "use rediss://, or an encrypted network")
+
+
+def _host(name: str | None) -> str:
+    return f"[{name}]" if name and ":" in name else name or "localhost"
+
+
+def _latency(redis: RedisConnection) -> Finding:
+    spans = []
+    for _ in range(9):
+        started = time.monotonic()
+        redis.call("TIME")
+        spans.append(time.monotonic() - started)
+    typical = sorted(spans)[len(spans) // 2]
+    text = f"{typical * 1000:.2f} ms for a call, and so for a submit"
+    if typical > _SLOW:
+        return _finding("latency", WARN, text, "put Redis beside the application")
+    return _finding("latency", OK, text)
+
+
+def _lanes(settings: Settings, seen: Overview) -> Iterator[Finding]:
+    for queue in seen.paused:
+        yield _finding("queues", WARN, f"{queue} is paused",
+                       f"`processor queues resume {queue}`")
+    entries = sum(look.depth for look in seen.lanes.values())
+    full = [name for name, look in seen.lanes.items()
+            if look.depth > _FULL * settings.buffer.limit]
+    if full:
+        yield _finding("lanes", WARN, f"nearly full: {', '.join(full)}",
+                       "see `processor status`; raise buffer.limit if Redis has room")
+    else:
+        yield _finding("lanes", OK, f"{output.count(len(seen.lanes), 'lane')}, {entries} entries")
