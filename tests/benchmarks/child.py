@@ -1,4 +1,4 @@
-"""Starts `program`, a processor in a process of its own, and reads what it says."""
+"""Starts processors in processes of their own: `program`, or the real `processor run`."""
 
 from __future__ import annotations
 
@@ -16,14 +16,24 @@ class Child(Process):
     """One such process; its configuration and its output lie in `directory`."""
 
     def __init__(self, directory: Path, settings: dict[str, Any], *flags: str) -> None:
+        self._start(directory, settings, "-m", "tests.benchmarks.program", "{config}", *flags)
+
+    def _start(self, directory: Path, settings: dict[str, Any], *arguments: str) -> None:
         stem = f"child-{time.monotonic_ns()}"
         config = directory / f"{stem}.json"
         config.write_text(json.dumps(settings))
-        command = [sys.executable, "-m", "tests.benchmarks.program", str(config), *flags]
+        command = [sys.executable, *(each.format(config=config) for each in arguments)]
         environ = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
-        super().__init__(command, directory / f"{stem}.out", environ, ROOT)
+        Process.__init__(self, command, directory / f"{stem}.out", environ, ROOT)
 
     @property
     def commits(self) -> list[float]:
-        """Times of its commits so far (monotonic)."""
+        """Times of its commits so far (monotonic), where it was told to print them."""
         return [float(line.split()[1]) for line in self.lines if line.startswith("commit ")]
+
+
+class Service(Child):
+    """`processor run`, as systemd starts it."""
+
+    def __init__(self, directory: Path, settings: dict[str, Any]) -> None:
+        self._start(directory, settings, "-m", "processor", "run", "-c", "{config}")
