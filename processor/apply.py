@@ -12,7 +12,7 @@ the number of poison. While poison keeps coming, batches go that way at once.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 
 from processor import crashpoint, isolation, ledger, metrics
@@ -51,13 +51,14 @@ class Outcome:
     clashing: list[Entry] = field(default_factory=list)
     failed: list[tuple[Entry, Reason]] = field(default_factory=list)
     held: list[Entry] = field(default_factory=list)
+    placed: list[Entry] = field(default_factory=list)
     copies: dict[str, list[str]] = field(default_factory=dict)
     commit: Commit | None = None
 
     @property
     def clean(self) -> bool:
         """Whether everything was committed."""
-        return not (self.failed or self.held or self.known or self.clashing)
+        return not (self.failed or self.held or self.placed or self.known or self.clashing)
 
 
 @dataclass(slots=True)
@@ -134,6 +135,8 @@ class Applier:
             self._session.know(names, anew=True)
             written = self._write(entries)
         if written.unfit:
+            # Committed before its table was changed is no failure: the ledger is asked first.
+            entries = self._look_up(entries, outcome)
             outcome.failed += [(e, written.unfit[e.id]) for e in entries if e.id in written.unfit]
             written = self._write(_not_behind(entries, written.unfit, outcome))
         return written
@@ -231,17 +234,23 @@ class Applier:
         )  # fmt: skip
 
     def _look_up(self, entries: list[Entry], outcome: Outcome) -> list[Entry]:
+        """Part off what the ledger knows; the entries that are new to it."""
         found = ledger.find(self._database, [e.id for e in entries])
+        holding: set[str] = set()
         rest = []
         for entry in entries:
             known = found.get(entry.id)
             if known is None:
                 rest.append(entry)
-            elif known.hash == entry.hash:
-                outcome.known.append((entry, known))
-            else:
+            elif known.hash != entry.hash:
                 outcome.clashing.append(entry)
-        return rest
+            else:
+                outcome.known.append((entry, known))
+                if known.outcome == "dead" and self._settings.dead_letter.hold == "named":
+                    # It died before a crash, and goes on holding what comes behind it.
+                    holding.add(entry.id)
+                    rest.append(entry)
+        return _not_behind(rest, holding, outcome)
 
     def _find_poison(
         self, owner: Ownership, entries: list[Entry], outcome: Outcome, error: DatabaseError
@@ -314,7 +323,7 @@ def _without_copies(entries: Sequence[Entry], outcome: Outcome) -> list[Entry]:
     return list(first.values())
 
 
-def _not_behind(entries: list[Entry], unfit: dict[str, Reason], outcome: Outcome) -> list[Entry]:
+def _not_behind(entries: list[Entry], unfit: Container[str], outcome: Outcome) -> list[Entry]:
     """Take out what is unfit, and hold what comes behind it in the batch and shares its key."""
     held_keys: set[str] = set()
     free: list[Entry] = []

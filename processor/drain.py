@@ -222,7 +222,7 @@ class Drain:
             outcome = self._apply(lane, entries, page.ahead, self._meanwhile)
         if outcome is None:
             return
-        outcome.held += held
+        self._set_aside(lane, outcome, held)
         self._settle_last()
         span = (page.entries[0].entry_id, page.entries[-1].entry_id)
         settle = partial(self._settling.settle, lane, outcome, span, page.generation, time.time())
@@ -256,6 +256,25 @@ class Drain:
             )
 
         return split(entries, blocked)
+
+    def _set_aside(self, lane: OwnedLane, outcome: Outcome, held: list[Entry]) -> None:
+        """Note who waits; a copy of one that is parked or decided has its place already.
+
+        In line a second time it would stand there for ever, with nobody to release it.
+        """
+        if not held:
+            return
+        ids = [e.id for e in held]
+        places = {i: known.hash for i, known in ledger.find(self.database, ids).items()}
+        places |= parked.hashes(self.redis, lane.lane, ids)
+        for entry in held:
+            if entry.id not in places:
+                outcome.held.append(entry)
+                places[entry.id] = entry.hash
+            elif places[entry.id] == entry.hash:
+                outcome.placed.append(entry)
+            else:
+                outcome.clashing.append(entry)
 
     def _certain(self, lane: OwnedLane, entries: list[Entry], generation: int) -> list[Entry]:
         """After Redis went back: what is older than the ledger's memory may have been applied.

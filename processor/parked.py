@@ -186,6 +186,11 @@ def holders(
     return heads, members[-1] if len(members) == count else b""
 
 
+def hashes(redis: RedisConnection, lane: Lane, ids: Sequence[str]) -> dict[str, str]:
+    """The payload hashes of those of these transactions that are parked with their body."""
+    return {i: entry.hash for i, entry in _bodies(redis, lane, ids).items()}
+
+
 def has_bodies(redis: RedisConnection, lane: Lane, ids: Sequence[str]) -> set[str]:
     """Which of these transactions are parked with their body."""
     if not ids:

@@ -33,6 +33,7 @@ class Settling:
         self._settings = settings
         self._redis = redis
         self._burial = burial
+        self._hold = settings.dead_letter.hold == "named"
 
     def settle(
         self, lane: OwnedLane, outcome: Outcome, span: tuple[str, str], generation: int, now: float
@@ -45,6 +46,7 @@ class Settling:
         self._bury(lane, deaths)
         gone = self._park(lane, outcome, retries, deaths, now)
         gone += [*outcome.committed, *(e for e, _ in outcome.known), *outcome.clashing]
+        gone += outcome.placed
         ids = [i for e in gone for i in (e.entry_id, *outcome.copies.get(e.entry_id, ()))]
         crashpoint.reach("settle-before")
         self._remove(lane, ids, generation, self._note(lane, outcome, span))
@@ -65,7 +67,7 @@ class Settling:
         holding = {d.entry.id for d in deaths if self._burial.holds(d)}
         done += [d.entry for d in deaths if d.entry.id not in holding]
         # Dead already, and its lines were rebuilt from the dead letter: it goes on holding them.
-        holding |= {e.id for e, k in outcome.known if k.outcome == "dead" and e.keys}
+        holding |= {e.id for e in _dead(outcome) if self._hold and e.keys}
         done = [e for e in done if e.id not in holding]
         for note in self._note(lane, outcome, None):
             self._redis.calls([note])
@@ -120,7 +122,7 @@ class Settling:
     ) -> list[Entry]:  # fmt: skip
         """Put what waits into its place; the entries that may now leave the stream."""
         holding = [d.entry for d in deaths if self._burial.holds(d)]
-        holding += [e for e, known in outcome.known if known.outcome == "dead" and e.keys]
+        holding += [e for e in _dead(outcome) if self._hold and e.keys]
         crashpoint.reach("park-before")
         left = []
         for entry, attempt, wait in retries:
@@ -180,7 +182,8 @@ class Settling:
         if span is None:
             fields["also"] = ",".join(e.id for e in done)
         else:
-            waiting = [e.id for e, _ in outcome.failed] + [e.id for e in outcome.held]
+            waiting = [e.id for e, _ in outcome.failed]
+            waiting += [e.id for e in (*outcome.held, *outcome.placed, *_dead(outcome))]
             fields |= {"first": span[0], "last": span[1], "not": ",".join(waiting)}
         crashpoint.reach("note-before")
         return [buffer.note(lane.lane, fields)]
@@ -214,6 +217,11 @@ class Settling:
             metrics.count("known", len(outcome.known))
         if retries:
             metrics.count("retried", len(retries))
+
+
+def _dead(outcome: Outcome) -> list[Entry]:
+    """Entries that the ledger knew as dead."""
+    return [entry for entry, known in outcome.known if known.outcome == "dead"]
 
 
 def note_fields(buffer_id: str, commit: Commit) -> dict[str, str]:
