@@ -14,19 +14,26 @@ from processor import crashpoint
 POINT = "batch-committed"
 
 
-def note_commits(tell: Callable[[float], None]) -> None:
-    """From now on `tell` the time (monotonic, the same for all processes) of each commit."""
+def note_points(tell: Callable[[str, float], None]) -> None:
+    """From now on `tell` each crash point that is passed, and when.
+
+    Monotonic time, which is the same for all processes of a machine.
+    """
     reach = crashpoint.reach
 
     def noting(name: str) -> None:
-        if name == POINT:
-            tell(time.monotonic())
+        tell(name, time.monotonic())
         reach(name)
 
     crashpoint.reach = noting
 
 
-def waits(submitted: Sequence[float], committed: Sequence[float]) -> list[float]:
-    """Seconds from each submit to the first commit after it."""
-    ends = sorted(committed)
-    return [ends[bisect.bisect(ends, begun)] - begun for begun in submitted]
+def note_commits(tell: Callable[[float], None]) -> None:
+    """From now on `tell` the time of each commit."""
+    note_points(lambda name, at: tell(at) if name == POINT else None)
+
+
+def waits(begun: Sequence[float], ended: Sequence[float]) -> list[float]:
+    """Seconds from each beginning to the first end after it."""
+    ends = sorted(ended)
+    return [ends[bisect.bisect(ends, at)] - at for at in begun if at < ends[-1]]

@@ -7,13 +7,14 @@ Each takes its turn, as the direct commits do, so that the processor of neither 
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from statistics import median, quantiles
 from typing import Any
 
 import processor
 from tests.benchmarks.child import Child
-from tests.benchmarks.commits import note_commits, waits
+from tests.benchmarks.commits import POINT, note_points, waits
 from tests.benchmarks.options import Options, note
 from tests.benchmarks.orders import Order, orders, transaction
 from tests.benchmarks.result import Result, rounded
@@ -30,8 +31,9 @@ def run(options: Options) -> Result:
     """Milliseconds, p50 of all samples of all rounds."""
     count, turns = options.many(40), options.turns(5)
     direct, near, far = [], [], []
-    commits: list[float] = []
-    note_commits(commits.append)
+    points: dict[str, list[float]] = defaultdict(list)
+    note_points(lambda name, at: points[name].append(at))
+    commits = points[POINT]
     with Stage() as stage:
         stage.empty()
         child = Child(stage.redis_server.directory, stage.settings(namespace="far"), "--commits")
@@ -39,6 +41,8 @@ def run(options: Options) -> Result:
             for turn in range(turns):
                 direct += _direct(stage, count)
                 near += _near(stage, count, commits)
+                if options.profile:
+                    _tell(points)
                 far += _submitted(stage, "far", count, lambda: child.commits)
                 note(f"round {turn + 1} of {turns}: p50 {1e3 * median(direct):.2f} ms direct,"
                      f" {1e3 * median(near):.2f} near, {1e3 * median(far):.2f} far")  # fmt: skip
@@ -50,6 +54,14 @@ def run(options: Options) -> Result:
          "doorbell_ratio": rounded(median(far) / median(direct)), "doorbell_p99": _p99(far),
          "n": len(near)},
     )  # fmt: skip
+
+
+def _tell(points: dict[str, list[float]]) -> None:
+    """When a transaction passed the crash points, counted from the one before its XADD."""
+    begun = points["submit-before-add"]
+    for name, at in points.items():
+        if name.startswith(("submit-after", "pass", "batch", "settle")):
+            note(f"{1e3 * median(waits(begun, at)):8.3f} ms  {name}")
 
 
 def _direct(stage: Stage, count: int) -> list[float]:
