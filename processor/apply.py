@@ -56,20 +56,22 @@ class Outcome:
     commit: Commit | None = None
 
     @property
-    def clean(self) -> bool:
-        """Whether everything was committed."""
-        return not (self.failed or self.held or self.placed or self.known or self.clashing)
+    def keyless(self) -> bool:
+        """Whether nothing that failed or was known has a key behind which others wait."""
+        troubled = [*(e for e, _ in self.failed), *self.held, *(e for e, _ in self.known)]
+        return not any(entry.keys for entry in troubled)
 
 
 @dataclass(slots=True)
 class Written:
-    """Entries as text, written ahead or just now; good while the session's mark is the same."""
+    """Entries as text, or as parts for isolation; good while the session's mark is the same."""
 
     entries: list[Entry]
     taken: list[Taken]
     text: str
     unfit: dict[str, Reason]
     mark: tuple[int, int]
+    parts: isolation.Parts | None = None
 
 
 class Applier:
@@ -150,6 +152,10 @@ class Applier:
                 taken.append(renderer.take(entry))
             except Unrenderable as error:
                 unfit[entry.id] = Reason(str(error), error.sqlstate)
+        if self._wary > 0 and not unfit:
+            written = isolation.parts(renderer, taken)
+            if written is not None:
+                return Written(entries, taken, "", unfit, self._session.mark, written)
         text, refused = renderer.batch(taken)
         unfit |= {i: Reason(str(error), error.sqlstate) for i, error in refused.items()}
         return Written(entries, taken, text, unfit, self._session.mark)
@@ -161,9 +167,9 @@ class Applier:
         outcome: Outcome,
         meanwhile: Callable[[], None] | None,
     ) -> None:
-        if self._wary > 0:
+        if written.parts is not None:
             self._wary -= 1
-            self._isolate(owner, written, outcome, meanwhile)
+            self._isolate(owner, written, written.parts, outcome, meanwhile)
             return
         entries = written.entries
         prepared = self._session.prepares
@@ -179,12 +185,15 @@ class Applier:
         self,
         owner: Ownership,
         written: Written,
+        parts: isolation.Parts,
         outcome: Outcome,
         meanwhile: Callable[[], None] | None,
     ) -> None:
         crashpoint.reach("isolate-before")
         limit = self._settings.database.call_timeout * 0.9
-        outcome.commit = isolation.commit(self._session, owner, written.taken, limit, meanwhile)
+        outcome.commit = isolation.commit(
+            self._session, owner, written.entries, parts, limit, meanwhile
+        )
         crashpoint.reach("isolate-after")
         bad = isolation.failures(outcome.commit)
         if bad:

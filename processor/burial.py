@@ -53,15 +53,14 @@ class Burial:
         self._session.begin()
         self._session.settle_down()
         mortal = [d.entry for d in deaths if not d.clashing]
-        known = ledger.find(self._session.database, [e.id for e in mortal])
-        mortal = [e for e in mortal if e.id not in known]
         body = ledger.fence(owner, 0, len(deaths))
         if mortal:
-            body += ledger.insert(owner, mortal, "dead")
+            body += ledger.insert_dead(owner, mortal)
         for death in deaths:
             body += deadletter.insert(
-                owner, death.entry, death.reason, attempts=death.attempts, holds=self.holds(death)
-            )
+                owner, death.entry, death.reason, attempts=death.attempts,
+                holds=self.holds(death), clashing=death.clashing,
+            )  # fmt: skip
         self._session.commit(body)
         metrics.count("dead", len(deaths))
         crashpoint.reach("dead-after")

@@ -253,7 +253,8 @@ def _phrase(error: Exception) -> str:
         return f"SQLSTATE {code}"
     text = str(error).strip().splitlines()
     # Before a session exists libpq's sentence holds no row's value; it says host, role or reason.
-    return text[0][:200] if text and "connect" in text[0] else type(error).__name__
+    known = text and ("connect" in text[0] or text[0].startswith("FATAL"))
+    return text[0][:200] if known else type(error).__name__
 
 
 def _detail(error: psycopg2.Error) -> str:

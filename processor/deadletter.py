@@ -59,18 +59,25 @@ _COLUMNS = (
 )
 
 
-def insert(owner: Ownership, entry: Entry, reason: Reason, *, attempts: int, holds: bool) -> str:
-    """File a transaction; one that lies there already keeps its first reason."""
+def insert(
+    owner: Ownership, entry: Entry, reason: Reason, *, attempts: int, holds: bool, clashing: bool
+) -> str:
+    """File a transaction; one that lies there already keeps its first reason.
+
+    Unless its id is `clashing` with another payload, it is filed only if the ledger says dead.
+    """
     keys = ",".join(quoted(key) for key in entry.keys)
     values = (
-        f"'{entry.id}', '{entry.hash}', '{owner.buffer}', {quoted(owner.lane)},"
-        f" {quoted(entry.entry_id)}, ARRAY[{keys}]::text[], '\\x{entry.body.hex()}',"
+        f"'{entry.id}'::uuid, '{entry.hash}'::uuid, '{owner.buffer}'::uuid, {quoted(owner.lane)},"
+        f" {quoted(entry.entry_id)}, ARRAY[{keys}]::text[], '\\x{entry.body.hex()}'::bytea,"
         f" {quoted(reason.text)}, {quoted(reason.sqlstate)}, {quoted(reason.detail)}, {attempts},"
         f" {'true' if holds else 'false'}, {'NULL' if entry.trace is None else quoted(entry.trace)}"
     )
+    known = f"SELECT FROM processor.ledger WHERE id = '{entry.id}' AND outcome = 'dead'"
+    condition = "" if clashing else f" WHERE EXISTS ({known})"
     return (
         "INSERT INTO processor.dead_letter (id, hash, buffer, lane, entry, keys, body, reason,"
-        f" sqlstate, detail, attempts, holds, trace) VALUES ({values})"
+        f" sqlstate, detail, attempts, holds, trace) SELECT {values}{condition}"
         " ON CONFLICT (id, hash) DO NOTHING;"
     )
 

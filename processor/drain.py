@@ -11,7 +11,6 @@ import logging
 import random
 import time
 from collections.abc import Callable
-from functools import partial
 
 from processor import crashpoint, due, ledger, metrics, parked, schema, troubles
 from processor.apply import Applier, Contended, Fenced, Outcome, Systemic, Written
@@ -225,12 +224,12 @@ class Drain:
         self._set_aside(lane, outcome, held)
         self._settle_last()
         span = (page.entries[0].entry_id, page.entries[-1].entry_id)
-        settle = partial(self._settling.settle, lane, outcome, span, page.generation, time.time())
-        if outcome.clean and not lane.has_lines:
-            # Removal can wait until PostgreSQL works on the next batch.
-            self._unsettled = settle
+        carry = self._settling.settle(lane, outcome, span, page.generation, time.time())
+        if outcome.keyless and not lane.has_lines:
+            # Nobody waits for it: Redis can be told while PostgreSQL works on the next batch.
+            self._unsettled = carry
         else:
-            settle()
+            carry()
             self._retry_parked(time.time())
 
     def _not_blocked(self, lane: OwnedLane, page: Page) -> tuple[list[Entry], list[Entry]]:

@@ -1,8 +1,8 @@
 """Operations of many transactions as one set-based statement, where nobody could tell.
 
-A run of transactions of equal shape - the same inserts and additions on the same tables - becomes
-one statement for each of its operations: INSERT ... SELECT from arrays, and UPDATE ... FROM with the
-additions to one row summed up. It costs the server a fraction of single statements.
+A run of transactions of equal shape - the same inserts and additions on the same tables - is made
+one statement for each of its operations: INSERT ... SELECT from arrays, and UPDATE ... FROM with
+the additions to one row summed up. It costs the server a fraction of single statements.
 
 DESIGN. The rule is: if the folded form succeeds, the single form would have succeeded with the same
 rows. So a shape is folded only if no trigger, rule, policy, check, generated column or computed

@@ -10,22 +10,44 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from processor import ledger, parking
 from processor.deadletter import Reason
+from processor.entry import Entry
 from processor.ledger import Ownership
 from processor.literal import quoted
-from processor.render import Taken
+from processor.render import Renderer, Taken
 from processor.session import Commit, Session
 
 #: Entries in a group: small enough that one poison makes few of them run twice.
-_GROUP = 16
+_GROUP = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """A batch as texts: groups as in the quick way, and each entry written out."""
+
+    groups: list[str]
+    plain: list[str]
+
+
+def parts(renderer: Renderer, taken: Sequence[Taken]) -> Parts | None:
+    """Write a batch for isolation; None if a value does not fit its column."""
+    groups = []
+    for start in range(0, len(taken), _GROUP):
+        text, unfit = renderer.batch(taken[start : start + _GROUP])
+        if unfit:
+            return None
+        groups.append(text)
+    return Parts(groups, [renderer.written_out(one) for one in taken])
 
 
 def commit(
     session: Session,
     owner: Ownership,
-    taken: Sequence[Taken],
+    entries: Sequence[Entry],
+    written: Parts,
     limit: float,
     meanwhile: Callable[[], None] | None,
 ) -> Commit:
@@ -33,13 +55,7 @@ def commit(
 
     `limit` is how long the server may take for all of it, in seconds. Raises as `Session.commit`.
     """
-    entries = [entry for entry, _, _ in taken]
     prepared = session.prepares
-    plain = [session.renderer.plain(entry) for entry in entries]
-    groups = [
-        session.renderer.batch(taken[start : start + _GROUP])[0]
-        for start in range(0, len(taken), _GROUP)
-    ]
     pairs = parking.behind(entries)
     body = "".join((
         f"SET LOCAL statement_timeout = {int(limit * 1000)};",
@@ -47,7 +63,8 @@ def commit(
         ledger.insert(owner, entries, prepared=prepared),
         "SELECT set_config('processor.failures', processor.isolate(",
         f"'{owner.buffer}', {quoted(owner.lane)}, '{{{','.join(e.id for e in entries)}}}',",
-        f"ARRAY[{','.join(map(quoted, groups))}], ARRAY[{','.join(map(quoted, plain))}],",
+        f"ARRAY[{','.join(map(quoted, written.groups))}],",
+        f"ARRAY[{','.join(map(quoted, written.plain))}],",
         f"'{{{','.join(str(later + 1) for later, _ in pairs)}}}',",
         f"'{{{','.join(str(earlier + 1) for _, earlier in pairs)}}}', {_GROUP})::text, false);",
     ))  # fmt: skip

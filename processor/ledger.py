@@ -122,9 +122,9 @@ def insert(
     )
 
 
-def remove(ids: Sequence[str]) -> str:
-    """Take back the rows of transactions that failed in the same commit."""
-    return f"DELETE FROM processor.ledger WHERE id = ANY ('{{{','.join(ids)}}}'::uuid[]);"
+def insert_dead(owner: Ownership, entries: Sequence[Entry]) -> str:
+    """Write ids as dead, unless they have an outcome already; no effect stands behind it."""
+    return insert(owner, entries, "dead").rstrip(";") + " ON CONFLICT (id) DO NOTHING;"
 
 
 def find(database: Database, ids: Sequence[str]) -> dict[str, Known]:

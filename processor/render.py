@@ -148,6 +148,13 @@ class Renderer:
         self._wanted += plan.shapes
         return "".join(parts)
 
+    def written_out(self, taken: Taken) -> str:
+        """A transaction written out whose values were found to fit."""
+        entry, plan, values = taken
+        if plan is None:
+            return self.plain(entry)
+        return "".join([shape.plain(v) for shape, v in zip(plan.shapes, values, strict=True)])
+
     def plain(self, entry: Entry) -> str:
         """A transaction written out. Raises Unrenderable."""
         parts: list[str] = []

@@ -144,7 +144,7 @@ BEGIN
             SET CONSTRAINTS ALL IMMEDIATE;
             SET CONSTRAINTS ALL DEFERRED;
         EXCEPTION WHEN OTHERS THEN
-            IF sqlstate ~ '^(40|53|55P|57|58|XX)' THEN
+            IF sqlstate ~ '^(40|53[^4]|55P|57|58[^P]|XX)' THEN
                 RAISE;
             END IF;
             FOR k IN first..last LOOP

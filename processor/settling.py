@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 from processor import buffer, crashpoint, metrics, parked
 from processor.apply import Outcome
@@ -37,13 +38,27 @@ class Settling:
 
     def settle(
         self, lane: OwnedLane, outcome: Outcome, span: tuple[str, str], generation: int, now: float
-    ) -> None:
+    ) -> Callable[[], None]:
         """Settle a batch read from the stream: `span` is its first and last entry id.
 
-        `generation` is that of the connection on which it was read; `now` is in Unix seconds.
+        `generation` is that of the connection on which it was read; `now` is in Unix seconds. What
+        concerns PostgreSQL is done at once; the answer does what concerns Redis, and may be called
+        while PostgreSQL works on the next batch if no keys are at stake.
         """
         retries, deaths = self._sort(outcome)
         self._bury(lane, deaths)
+        return partial(self._carry, lane, outcome, retries, deaths, span, generation, now)
+
+    def _carry(
+        self,
+        lane: OwnedLane,
+        outcome: Outcome,
+        retries: Sequence[tuple[Entry, int, float]],
+        deaths: Sequence[Death],
+        span: tuple[str, str],
+        generation: int,
+        now: float,
+    ) -> None:
         gone = self._park(lane, outcome, retries, deaths, now)
         gone += [*outcome.committed, *(e for e, _ in outcome.known), *outcome.clashing]
         gone += outcome.placed

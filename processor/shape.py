@@ -18,15 +18,16 @@ from processor.operation import Delete, Insert, Update, Upsert
 class Shape:
     """One kind of statement: its prepared name and text, and how each argument is written."""
 
-    __slots__ = ("_columns", "_plain", "_types", "_writers", "name", "prepare", "prepared")
+    __slots__ = ("_plain", "_writers", "name", "prepare", "prepared")
 
     def __init__(self, name: str, template: Sequence[str], columns: Sequence[Column],
                  types: Sequence[str]) -> None:  # fmt: skip
         """`template` has the SQL between the arguments, one piece more than there are arguments."""
         self.name = name
-        self._columns = columns
-        self._types = types
-        self._plain = template
+        casts = [
+            f"%s::{type_name}".replace("%", "%%").replace("%%s", "%s", 1) for type_name in types
+        ]
+        self._plain = _weave([piece.replace("%", "%%") for piece in template], casts) + ";"
         self._writers = [_literal(c, t) for c, t in zip(columns, types, strict=True)]
         places = [f"${n}" for n in range(1, len(types) + 1)]
         self.prepare = f"PREPARE {name} ({', '.join(types)}) AS {_weave(template, places)};"
@@ -43,11 +44,9 @@ class Shape:
 
     def plain(self, values: Sequence[Any]) -> str:
         """The same statement written out."""
-        written = [
-            f"{_cast_text(w(v))}::{t}"
-            for w, v, t in zip(self._writers, values, self._types, strict=True)
-        ]
-        return _weave(self._plain, written) + ";"
+        written = [w(v) for w, v in zip(self._writers, values, strict=True)]
+        # A bare negative number would be cast before it is negated.
+        return self._plain % tuple(f"'{a}'" if a[0] == "-" else a for a in written)
 
 
 def compiled(name: str, target: Table, operation: Any) -> Shape:
@@ -212,11 +211,6 @@ def _literal(column: Column, type_name: str) -> Writer:
             raise Unfit(error.sqlstate, f"column {column.name}: {error}") from None
 
     return literal
-
-
-def _cast_text(text: str) -> str:
-    """A written argument fit for a cast: bare numbers in quotes, so that a minus sign binds."""
-    return text if text == "NULL" or text.startswith("'") else f"'{text}'"
 
 
 def _weave(pieces: Sequence[str], arguments: Sequence[str]) -> str:
