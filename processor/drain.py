@@ -87,10 +87,13 @@ class Drain:
             return 0.0 if self._work_left() else self._outlook.delay(time.monotonic(), time.time())
         except Unavailable as error:
             self._away(error)
-        except (DatabaseError, RedisRefused) as error:
-            # Refused where nothing may be refused: the batch's own refusals never come here.
-            self._away(DatabaseUnavailable(str(error)) if isinstance(error, DatabaseError)
-                       else RedisUnavailable(str(error)))  # fmt: skip
+        except RedisRefused as error:
+            self._away(RedisUnavailable(str(error)))
+        except DatabaseError as error:
+            # Refused where nothing may be refused: the batch's own refusals never come here. The
+            # next session looks first whether schema and lanes are still there.
+            self.database.close()
+            self._away(DatabaseUnavailable(str(error)))
         return self.gate.wait(time.monotonic())
 
     def _connect(self, now: float) -> None:

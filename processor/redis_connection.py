@@ -210,7 +210,8 @@ _CODES = {
 def _sentence(error: Exception) -> str:
     # Error replies of Redis name commands, keys and modes; arguments are only quoted by ERR.
     code = _code(error)
-    return f"Redis refused: {code}" if code == "ERR" else f"Redis refused: {str(error)[:160]}"
+    text = "" if code == "ERR" else str(error)[:160].removeprefix(code)
+    return f"Redis refused: {code} {text.strip()}".strip()
 
 
 def _unavailable(error: Exception) -> RedisUnavailable:
