@@ -21,7 +21,7 @@ from processor.render import Renderer, Taken
 from processor.session import Commit, Session
 
 #: Entries in a group: small enough that one poison makes few of them run twice.
-_GROUP = 32
+_GROUP = 16
 
 
 @dataclass(frozen=True, slots=True)
