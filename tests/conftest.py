@@ -6,4 +6,5 @@ pytest_plugins = (
     "tests.fix_process",
     "tests.fix_site",
     "tests.fix_service",
+    "tests.fix_cli",
 )

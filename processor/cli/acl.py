@@ -16,7 +16,7 @@ PROCESSOR = (
 )
 OPERATOR = (
     "acl|whoami", "get", "hdel", "hget", "hgetall", "hincrby", "hlen", "hmget", "hscan", "hset",
-    "info", "ping", "scan", "smembers", "time", "xinfo|stream", "xlen", "xrange", "zcard", "zrange",
+    "info", "scan", "smembers", "time", "xinfo|stream", "xlen", "xrange", "zcard", "zrange",
     "zrangebylex", "zscan", "zscore",
 )
 
@@ -40,7 +40,7 @@ def lines(namespace: str, url: str = "") -> list[str]:
 def _line(user: str, patterns: list[str], commands: tuple[str, ...]) -> str:
     keys = " ".join(f"~{pattern}" for pattern in patterns)
     allowed = " ".join(f"+{command}" for command in commands)
-    return f"user {user} reset on >{_PASSWORD} {keys} {allowed}"
+    return f"user {user} reset resetchannels on >{_PASSWORD} {keys} {allowed}"
 
 
 def _database(url: str) -> bool:

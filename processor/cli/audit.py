@@ -15,6 +15,7 @@ from processor import buffer, parked
 from processor.buffer import Lane
 from processor.database import Database
 from processor.entry import Entry, UnknownVersion, Unreadable, decode
+from processor.errors import RedisRefused
 from processor.literal import quoted
 from processor.redis_connection import RedisConnection
 
@@ -150,9 +151,11 @@ def _gone_back(
 
 
 def _last_generated(redis: RedisConnection, lane: Lane) -> str:
-    if not redis.call("EXISTS", lane.stream):
-        return "0-0"
-    reply = redis.call("XINFO", "STREAM", lane.stream)
+    reply = redis.calls([("XINFO", "STREAM", lane.stream)])[0]
+    if isinstance(reply, RedisRefused):
+        if reply.code == "ERR":  # no such key: never written, or lost
+            return "0-0"
+        raise reply
     pairs = dict(zip(reply[::2], reply[1::2], strict=True))
     return str(pairs[b"last-generated-id"].decode())
 

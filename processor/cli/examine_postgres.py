@@ -23,7 +23,7 @@ _STRONG = ("pg_execute_server_program", "pg_write_server_files", "pg_read_server
 def examine(database: Database, settings: Settings, identity: str | None) -> Iterator[Finding]:
     """All checks of PostgreSQL, on a session that was opened as the drain opens its own."""
     version = database.server_version
-    yield _finding("session", OK, f"PostgreSQL {version // 10000}, a session of its own and no pooler, writable")
+    yield _finding("session", OK, f"PostgreSQL {version // 10000}, writable, no pooler between")
     yield from _schema(database)
     yield _role(database)
     yield from _tables(database, settings)

@@ -6,6 +6,7 @@ what keeps them. With PostgreSQL away the answer is what Redis knows, and says s
 
 from __future__ import annotations
 
+import datetime
 from typing import Any
 
 import click
@@ -23,6 +24,9 @@ from processor.ledger import Row
 from processor.report import timestamp
 
 Answer = dict[str, Any]
+
+#: A pass takes a second or two at most unless something hangs.
+_SILENT = 10.0
 
 
 @click.command()
@@ -168,6 +172,24 @@ def _in_stream(found: Found, seen: Overview, told: list[Answer]) -> Answer:
     return _ahead(found) or _lane(found, seen, told, "it waits its turn")
 
 
+def _who_keeps(lane: str, now: float, told: list[Answer]) -> Answer | None:
+    """What the processor says that owns the lane, or one that would if its server were there."""
+    says = [
+        state["lanes"][lane] | {
+            "instance": state["instance"],
+            "silent": now - (_moment(state["background_processor"]["last_run"]) or now),
+        }
+        for state in told if lane in state["lanes"]
+    ]
+    says.sort(key=lambda each: (not each["owner"] or each["silent"] > _SILENT,
+                                each["status"] != "outage", each["silent"]))
+    return says[0] if says and (says[0]["owner"] or says[0]["status"] == "outage") else None
+
+
+def _moment(text: str | None) -> float | None:
+    return None if text is None else datetime.datetime.fromisoformat(text).timestamp()
+
+
 def _lane(found: Found, seen: Overview, told: list[Answer], else_: str) -> Answer:
     """What keeps the lane: an operator, an outage, nobody there; else its turn."""
     queue = overview.queue_of(found.lane)
@@ -178,14 +200,13 @@ def _lane(found: Found, seen: Overview, told: list[Answer], else_: str) -> Answe
         return {"why": f"the queue {queue} is paused by an operator{end}", "release": resume}
     if not told:
         return {"why": "no processor runs", "release": "`processor run`"}
-    lanes = [state["lanes"][found.lane] for state in told if found.lane in state["lanes"]]
-    owned = next((lane for lane in lanes if lane["owner"]), None)
-    outage = next((lane for lane in lanes if lane["status"] == "outage"), None)
-    if owned is None and outage is None:
+    kept = _who_keeps(found.lane, seen.now, told)
+    if kept is None:
         return {"why": f"no processor owns the lane {found.lane}", "release": "see `drain`, or wait"
                 " for the owner's session to end (database.takeover)"}
-    kept = outage if owned is None else owned
-    assert kept is not None
+    if kept["silent"] > _SILENT:
+        return {"why": f"its owner {kept['instance']} has finished no pass for"
+                f" {output.seconds(kept['silent'])}", "release": "see its log; end it if it hangs"}
     if kept["status"] == "outage":
         return {"why": f"outage: {kept['reason']}", "release": "the return of the server"}
     if kept["status"] == "paused":

@@ -25,6 +25,8 @@ from processor.producer import Receipt
 from processor.transaction import Transaction
 
 _READ = 256 * 1024
+#: One write each, so that a refusal is known before anything of it was sent.
+_AT_ONCE = 500
 #: JSON may be written with blanks and escapes: as bytes it may be this many times as long.
 _LOOSE = 8
 
@@ -54,6 +56,8 @@ def submit(
                 submission.leave(lines)
                 raise
             advance(size)
+            # Who reads our pipe learns what was accepted when it was, not at the end.
+            print(end="", flush=True)
             if submission.ended:
                 break
     return submission.close()
@@ -88,8 +92,11 @@ class Submission:
         self._send(good)
 
     def _send(self, good: list[tuple[int, Transaction]]) -> None:
-        if not good:
-            return
+        for start in range(0, len(good), _AT_ONCE):
+            if not self.ended:
+                self._write(good[start : start + _AT_ONCE])
+
+    def _write(self, good: list[tuple[int, Transaction]]) -> None:
         try:
             receipts = producer.submit_many([transaction for _, transaction in good])
         except ProcessorError:

@@ -1,0 +1,224 @@
+"""The command line as an operator meets it: its words, its exit codes, its manners."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+import processor
+from processor import config, schema
+from processor.cli import SECTIONS, examine_host, shadow
+from processor.cli import processor as root
+from processor.settings import Settings
+from tests.fix_cli import Cli, Program, lines
+from tests.fix_process import ROOT
+
+COMMANDS = [name for section in SECTIONS.values() for name in section]
+
+
+def every_command(group: click.Group, path: str = "") -> dict[str, click.Command]:
+    """All commands that do something, by what is typed for them."""
+    context = click.Context(group)
+    found: dict[str, click.Command] = {}
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        typed = f"{path} {name}".strip()
+        found |= every_command(command, typed) if isinstance(command, click.Group) else {
+            typed: command
+        }
+    return found
+
+
+def test_the_overview_loads_no_command_no_driver_and_no_yaml() -> None:
+    code = (
+        "import sys; from processor.cli import main; main(['--help']); print(sorted("
+        "{'yaml', 'redis', 'psycopg2', 'msgspec', 'rich', 'processor.cli.status'}"
+        " & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT,
+                          check=True)
+    assert done.stderr.strip() == "[]"
+    assert all(re.search(rf"^  {name} ", done.stdout, re.MULTILINE) for name in COMMANDS)
+
+
+@pytest.mark.parametrize("typed", sorted(every_command(root)))
+def test_every_command_says_what_it_is_for(cli: Cli, typed: str) -> None:
+    said = cli(*typed.split(), "--help")
+    assert said.code == 0
+    assert said.lines[2].strip().endswith((".", ":")) or len(said.lines) > 4
+    assert "-c, --config FILE" in said.out
+
+
+def test_everything_that_prints_data_prints_it_as_json() -> None:
+    # `print`, `init-db --print` and `run` print no data but files and nothing.
+    wanted = {"status", "submit", "queues list", "dead list", "dead show", "dead retry",
+              "dead discard", "dead edit", "explain", "verify", "doctor", "check-config"}
+    have = {typed for typed, command in every_command(root).items()
+            if any("--json" in each.opts for each in command.params)}
+    assert wanted <= have
+
+
+def test_without_a_command_it_shows_the_commands_and_exits_as_misused(cli: Cli) -> None:
+    said = cli()
+    assert said.code == 2
+    assert not said.out
+    assert "submit" in said.err
+
+
+def test_the_version_names_the_path_that_is_loaded(cli: Cli) -> None:
+    said = cli("--version")
+    assert said.out == f"processor {processor.__version__} from {ROOT / 'processor'}\n"
+
+
+@pytest.mark.parametrize("place", ["before", "behind"])
+def test_the_settings_may_be_named_before_or_behind_the_command(
+    cli: Cli, tmp_path: Path, place: str
+) -> None:
+    path = tmp_path / "its.yml"
+    path.write_text("site: here")
+    head, tail = (["-c", str(path)], []) if place == "before" else ([], ["-c", str(path)])
+    said = cli(*head, "check-config", "--show", *tail)
+    assert "site: here\n" in said.out
+
+
+def test_a_reader_that_goes_away_gets_no_traceback(program: Program) -> None:
+    process = program("print", "config")
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.wait(20) == 141
+    assert process.stderr is not None
+    assert process.stderr.read() == b""
+
+
+def test_a_full_disk_behind_stdout_is_one_line(program: Program) -> None:
+    with open("/dev/full", "wb") as full:
+        process = program("print", "config", stdout=full)
+        _, err = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert err == b"processor: output: No space left on device\n"
+
+
+def test_a_closed_stdout_is_no_trouble(program: Program) -> None:
+    process = program("check-config", preexec_fn=lambda: os.close(1))
+    _, err = process.communicate(timeout=20)
+    assert (process.returncode, err) == (0, b"processor: the settings: good\n")
+
+
+def test_ctrl_c_is_quiet(program: Program, redis_url: str) -> None:
+    environ = os.environ | {"PROCESSOR_REDIS_URL": redis_url}
+    process = program("submit", "-", env=environ)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(lines(1).encode())
+    process.stdin.flush()
+    assert process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 130
+    assert process.stderr is not None
+    assert process.stderr.read() == b""
+
+
+def test_an_argument_that_is_no_text_is_shown_harmless(program: Program) -> None:
+    process = program(b"ex\xffplain\x1b[31m")
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 2
+    assert err.startswith(b"processor: no such command: ex\\udcffplain\\x1b[31m (")
+    assert err.count(b"\n") == 1
+
+
+# A module of the user's in our place.
+
+
+def test_a_processor_py_in_the_way_is_named_with_the_path_that_is_loaded(
+    program: Program, tmp_path: Path
+) -> None:
+    (tmp_path / "processor.py").write_text("raise SystemExit('the wrong one')")
+    environ = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1"}
+    process = program("check-config", cwd=tmp_path, env=environ)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 0
+    first, second = err.decode().splitlines()
+    assert str(tmp_path / "processor.py") in first
+    assert str(ROOT / "processor") in first
+    assert second == "processor: the settings: good"
+
+
+def test_the_doctor_finds_a_processor_py_in_the_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "processor.py").touch()
+    monkeypatch.chdir(tmp_path)
+    (found,) = (each for each in examine_host.settings_and_program(Settings(), None)
+                if each.check == "shadow")
+    assert found.level == "fail"
+    assert str(tmp_path / "processor.py") in found.found
+    monkeypatch.chdir(ROOT)
+    assert shadow.warning() is None
+
+
+# check-config, init-db, print
+
+
+def test_good_settings_are_good_and_shown_without_passwords(cli: Cli) -> None:
+    cli.use({"database": {"dsn": "postgresql://me:canary@db/app"}})
+    assert cli("check-config").code == 0
+    for form in ("--show", "--json"):
+        said = cli("check-config", form)
+        assert "canary" not in said.out
+        assert "postgresql://me:****@db/app" in said.out
+
+
+def test_settings_that_the_unit_would_kill_are_refused(cli: Cli, tmp_path: Path) -> None:
+    cli.use({"database": {"call_timeout": 45.0}})
+    assert cli("check-config").code == 0
+    unit = tmp_path / "its.service"
+    unit.write_text("[Service]\nWatchdogSec=30s\nTimeoutStopSec=20\n")
+    said = cli("check-config", "--unit", str(unit))
+    assert said.code == 78
+    assert "database.call_timeout: 45 is not below WatchdogSec=30" in said.err
+    assert "stop_timeout: 25 is not below TimeoutStopSec=20" in said.err
+    unit.write_text("[Service]\nWatchdogSec=1min 30s\nTimeoutStopSec=infinity\n")
+    assert cli("check-config", "--unit", str(unit)).code == 0
+
+
+def test_init_db_makes_the_schema_and_may_be_run_again(cli: Cli, database: Any) -> None:
+    cli.use({"database": {"dsn": database.dsn}})
+    for _ in range(2):
+        assert cli("init-db").code == 0
+    assert database.execute("select processor.version()") == [(schema.VERSION,)]
+
+
+def test_what_init_db_prints_makes_the_schema_by_hand(cli: Cli, database: Any) -> None:
+    said = cli("init-db", "--print")
+    assert said.code == 0
+    name = f"printed_{os.getpid()}"
+    text = said.out.replace("ROLE processor ", f"ROLE {name} ")
+    text = text.replace("TO processor;", f"TO {name};")
+    try:
+        database.execute(text)
+        assert database.execute("select processor.version()") == [(schema.VERSION,)]
+        assert "+xadd" in said.out
+    finally:
+        database.execute(f"drop owned by {name}; drop role {name}")
+
+
+def test_the_printed_unit_calls_this_program_and_the_printed_sample_is_good(
+    cli: Cli, tmp_path: Path
+) -> None:
+    unit = cli("print", "unit")
+    assert f"ExecStart={sys.executable} -m processor run -c " in unit.out
+    assert "/usr/bin/processor" not in unit.out
+    assert "%i" in cli("print", "unit", "--instances").out
+    sample = tmp_path / "sample.yml"
+    sample.write_text(cli("print", "config").out)
+    assert config.load(sample, {}) == Settings()
+    assert cli("print", "schema").out == f"{schema.DDL}\n{schema.ROLE}"

@@ -1,0 +1,77 @@
+"""`processor queues` and `processor status`: what holds a queue back, and who drains it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from processor import worker
+from tests.fix_cli import Cli
+from tests.fix_site import Site, merged, write
+from tests.fix_wait import wait_until
+
+
+def test_a_paused_queue_takes_entries_and_applies_none_until_it_is_resumed(
+    at_site: Cli, site: Site
+) -> None:
+    site.start()
+    said = at_site("queues", "pause", "default")
+    assert (said.code, said.error) == (
+        0, "default is paused until `processor queues resume default`"
+    )
+    wait_until(lambda: worker.state()["lanes"]["default:0"]["status"] == "paused")
+    site.submit(write(1))
+    site.submit(write(2, queue="high"))
+    site.commits(2)
+    row = next(r for r in at_site.json("queues", "list") if r["lane"] == "default:0")
+    assert (row["depth"], row["paused"], row["paused_until"]) == (1, True, None)
+    assert at_site("queues", "resume", "default").code == 0
+    site.commits(2, 1)
+
+
+def test_a_pause_with_an_end_lifts_itself(at_site: Cli, site: Site) -> None:
+    site.start()
+    assert at_site("queues", "pause", "default", "--for", "3s").code == 0
+    wait_until(lambda: worker.state()["lanes"]["default:0"]["status"] == "paused")
+    (row,) = (r for r in at_site.json("queues", "list") if r["queue"] == "default")
+    assert row["paused_until"]
+    site.submit(write(1))
+    site.commits(1)
+    assert not any(r["paused"] for r in at_site.json("queues", "list"))
+
+
+def test_lanes_that_left_the_settings_are_still_listed(at_site: Cli, site: Site) -> None:
+    site.redis.sadd("processor:lanes", "old:0")
+    row = next(r for r in at_site.json("queues", "list") if r["queue"] == "old")
+    assert row["configured"] is False
+    assert "old:0" in at_site("queues", "list").out
+
+
+# status
+
+
+def test_status_tells_who_drains_what_and_fails_if_nobody_does(at_site: Cli, site: Site) -> None:
+    said = at_site("status")
+    assert said.code == 1
+    assert "start one with `processor run`" in said.err
+    site.start()
+    site.submit(write(1))
+    site.commits(1)
+
+    def told() -> Any:
+        summary = at_site("status", "--json").records[0]
+        return summary if summary["lanes"]["default:0"]["owner"] else None
+
+    summary = wait_until(told)
+    (only,) = summary["processors"]
+    assert only["background_processor"]["status"] == "running"
+    assert summary["lanes"]["default:0"]["owner"] == only["instance"]
+    said = at_site("status")
+    assert said.code == 0
+    assert only["instance"] in said.out
+
+
+def test_status_works_while_postgresql_is_away(cli: Cli, site: Site) -> None:
+    site.start()
+    wait_until(lambda: site.redis.keys("processor:state:*"))
+    away = {"database": {"dsn": "host=127.0.0.1 port=1 dbname=x"}}
+    assert cli.use(merged(site.mapping, away))("status").code == 0
