@@ -23,8 +23,6 @@ from processor import errors
 from processor.errors import ProcessorError
 from processor.pidfile import Pidfile
 
-log = logging.getLogger("processor")
-
 Work = Callable[[Callable[[], None]], int]
 
 
@@ -47,7 +45,7 @@ def daemon(work: Work, pidfile: Pidfile, log: int, patience: float) -> int:
 
 
 def _become(work: Work, pidfile: Pidfile, log: int, writing: int) -> NoReturn:
-    code = 1
+    code, answer = 1, _Answer(writing)
     try:
         output = io.FileIO(log, "a")
         # Each of these is given, since the defaults would guess whether to detach, lose all output
@@ -56,21 +54,30 @@ def _become(work: Work, pidfile: Pidfile, log: int, writing: int) -> NoReturn:
             detach_process=True, working_directory="/", umask=0o077, signal_map={},
             stdin=None, stdout=output, stderr=output, files_preserve=[writing], pidfile=pidfile,
         ):  # fmt: skip
-            code = work(lambda: _say(writing, f"ready:{os.getpid()}"))
-            _say(writing, f"ProcessorError:it ended at once with exit code {code}")
+            output.close()  # it is standard output and error now
+            code = work(lambda: answer.give(f"ready:{os.getpid()}"))
+            answer.give(f"ProcessorError:it ended at once with exit code {code}")
     except BaseException as error:
         known = isinstance(error, ProcessorError)
         kind = type(error).__name__ if known else ProcessorError.__name__
-        _say(writing, f"{kind}:{error if known else type(error).__name__}")
-        log.critical("the daemon failed", exc_info=True)
+        answer.give(f"{kind}:{error if known else type(error).__name__}")
+        logging.getLogger("processor").critical("the daemon failed", exc_info=True)
     finally:
         os._exit(code)
 
 
-def _say(writing: int, word: str) -> None:
-    """One word; those after the first find the other end closed, as does one said too late."""
-    with contextlib.suppress(OSError):
-        os.write(writing, word.encode())
+class _Answer:
+    """The first word that is given goes to the terminal, if that still listens; no other."""
+
+    def __init__(self, writing: int) -> None:
+        self._writing = writing
+
+    def give(self, word: str) -> None:
+        writing, self._writing = self._writing, -1
+        if writing >= 0:
+            with contextlib.suppress(OSError):
+                os.write(writing, word.encode())
+            os.close(writing)
 
 
 def _hear(reading: int, patience: float) -> int:

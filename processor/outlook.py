@@ -55,9 +55,9 @@ class Outlook:
             moments += [
                 max(at - wall, full) for at in (lane.next_due, lane.next_retry) if at is not None
             ]
-        if self._owners.owned:
-            # An owner touches the server at least every third of the take-over (rule 4).
-            moments.append(self._settings.database.takeover / 3)
+        # An owner touches the server at least every third of the take-over (rule 4), and a standby
+        # comes as often to see whether it is wanted; both would be taken for frozen otherwise.
+        moments.append(self._settings.database.takeover / 3)
         return max(0.0, min(moments))
 
     def _look(self) -> None:

@@ -10,6 +10,11 @@ ends the connection, and its `generation` tells that ids read before are no long
 from __future__ import annotations
 
 import contextlib
+
+# Connecting needs these two, and they are loaded here so that no thread loads them: a fork during
+# an import leaves the lock of that module held in the child, for ever.
+import email.parser  # noqa: F401
+import encodings.idna  # noqa: F401
 import os
 import socket
 from collections import deque
