@@ -140,6 +140,8 @@ class Drain:
     def _drain(self, now: float) -> None:
         end = now + _BUDGET
         self._move_due(time.time())
+        # Also while the streams never run empty: what is due has its turn once a pass.
+        self._retry_parked(time.time())
         self._rewind()
         self._taking.fill(self._open_lanes())
         while not self._stopping() and time.monotonic() < end:
