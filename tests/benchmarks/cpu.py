@@ -1,13 +1,23 @@
-"""CPU time that another process has used, from the kernel's own account in nanoseconds."""
+"""CPU time that another process has used or was kept from, by the kernel's own account."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 
-def seconds(pid: int) -> float:
-    """CPU seconds of the main thread of `pid`; zero where the kernel does not tell."""
+@dataclass(frozen=True)
+class Account:
+    """Seconds on a core, and seconds in which it could have run and there was none."""
+
+    used: float = 0.0
+    waited: float = 0.0
+
+
+def account(pid: int) -> Account:
+    """The main thread of `pid`; zeros where the kernel does not tell."""
     try:
-        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
-    except (OSError, ValueError, IndexError):
-        return 0.0
+        used, waited, _ = Path(f"/proc/{pid}/schedstat").read_text().split()
+    except (OSError, ValueError):
+        return Account()
+    return Account(int(used) / 1e9, int(waited) / 1e9)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import processor
 from tests.benchmarks import cpu
-from tests.benchmarks.replay import Run
+from tests.benchmarks.result import Run
 from tests.benchmarks.stage import Stage
 
 PATIENCE = 600.0
@@ -66,10 +66,12 @@ def drain(stage: Stage, count: int, *, profile: bool = False) -> Run:
         processor.start()
         wait_until_decided(stage)
         took = time.perf_counter() - begun
-        served = cpu.seconds(backend(stage))
+        served = cpu.account(backend(stage))
         if not processor.stop(30.0):
             raise RuntimeError("the processor did not stop")
-    return Run(count / took, meter.used / count * 1e6, served / count * 1e6)
+    return Run(
+        count / took, meter.used / count * 1e6, served.used / count * 1e6, served.waited / took
+    )
 
 
 def wait_until_empty(stage: Stage) -> None:

@@ -1,7 +1,8 @@
 """`poison`: what 1 % of failing transactions costs the others.
 
-Each breaks a CHECK on its own row and names no key. Its retries follow at once, so that all of them
-fall into the time that is measured; it ends when every one is a dead letter.
+Each breaks a CHECK on its own row and names no key. Where the policy retries such a failure, it
+does so at once, so that all of it falls into the time that is measured; that ends when every one is
+a dead letter.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from tests.benchmarks import engine
 from tests.benchmarks.options import Options, note
 from tests.benchmarks.result import Result, compared
+from tests.benchmarks.sentences import counted
 from tests.benchmarks.stage import Stage
 
 POISON = 0.01
@@ -24,15 +26,16 @@ def run(options: Options) -> Result:
         for turn in range(options.turns(3)):
             stage.empty()
             stage.fill(count)
-            clean.append(engine.drain(stage, count).rate)
+            clean.append(engine.drain(stage, count))
             stage.see_all(count)
             stage.empty()
             stage.fill(count, poison=POISON)
-            poisoned.append(engine.drain(stage, count, profile=options.profile).rate)
+            with counted(options.profile, "with poison"):
+                poisoned.append(engine.drain(stage, count, profile=options.profile))
             stage.see_all(count - _dead(stage))
-            note(f"round {turn + 1}: clean {clean[-1]:,.0f}/s, poison {poisoned[-1]:,.0f}/s, "
-                 f"{_dead(stage)} dead")  # fmt: skip
-        return compared(poisoned, clean, "tx/s", n=count, dead=_dead(stage))
+            note(f"round {turn + 1}: clean {clean[-1].rate:,.0f}/s, "
+                 f"poison {poisoned[-1].rate:,.0f}/s, {_dead(stage)} dead")  # fmt: skip
+        return compared(poisoned, clean, n=count, dead=_dead(stage))
 
 
 def _dead(stage: Stage) -> int:

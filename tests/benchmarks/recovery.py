@@ -8,11 +8,12 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from statistics import median
 
 from tests.benchmarks import engine
 from tests.benchmarks.child import Service
 from tests.benchmarks.options import Options, note
-from tests.benchmarks.result import Result, compared
+from tests.benchmarks.result import Result, rounded, spread
 from tests.benchmarks.stage import Stage
 from tests.fix_wait import wait_until
 
@@ -53,7 +54,10 @@ def run(options: Options) -> Result:
         finally:
             service.kill()
         stage.see_all(count)
-    return compared(figures, limits, "s", worst=round(max(figures), 3), n=count)
+    return Result(
+        median(figures), "s", median(limits),
+        {"worst": rounded(max(figures)), "spread": spread(figures), "rounds": len(figures)},
+    )  # fmt: skip
 
 
 def _drained(stage: Stage, service: Service, depth: int) -> None:

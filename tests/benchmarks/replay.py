@@ -7,10 +7,10 @@ costs nothing.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 
 from tests.benchmarks import cpu
 from tests.benchmarks.orders import Order, orders
+from tests.benchmarks.result import Run
 from tests.benchmarks.stage import Stage
 
 BATCH = 500
@@ -20,15 +20,6 @@ PREPARED = """
 """
 
 
-@dataclass(frozen=True)
-class Run:
-    """How a run went: transactions a second; CPU microseconds a transaction, here and there."""
-
-    rate: float
-    client: float
-    server: float
-
-
 def replay(stage: Stage, count: int) -> Run:
     """Commit `count` orders in batches; all strings are made before the clock starts."""
     ready = batches(list(orders(count)))
@@ -36,13 +27,16 @@ def replay(stage: Stage, count: int) -> Run:
     with connection.cursor() as cursor:
         cursor.execute(PREPARED)
         pid = connection.info.backend_pid
-        begun, here, there = time.perf_counter(), time.thread_time(), cpu.seconds(pid)
+        begun, here, there = time.perf_counter(), time.thread_time(), cpu.account(pid)
         for batch in ready:
             cursor.execute(batch)
         took, used = time.perf_counter() - begun, time.thread_time() - here
-        served = cpu.seconds(pid) - there
+        served = cpu.account(pid)
     connection.close()
-    return Run(count / took, used / count * 1e6, served / count * 1e6)
+    return Run(
+        count / took, used / count * 1e6, (served.used - there.used) / count * 1e6,
+        (served.waited - there.waited) / took,
+    )  # fmt: skip
 
 
 def batches(all_orders: list[Order]) -> list[str]:

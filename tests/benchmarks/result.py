@@ -44,7 +44,35 @@ def spread(values: Sequence[float]) -> str:
     return f"{100 * (min(values) / middle - 1):+.0f}..{100 * (max(values) / middle - 1):+.0f} %"
 
 
-def compared(figures: Sequence[float], limits: Sequence[float], unit: str, **extra: Any) -> Result:
-    """The medians of rounds that took turns."""
-    more = {"spread": spread(figures), "limit_spread": spread(limits), "rounds": len(figures)}
-    return Result(median(figures), unit, median(limits), more | extra)
+@dataclass(frozen=True)
+class Run:
+    """How one drain went.
+
+    `client` and `server` are CPU microseconds a transaction: of the thread that sends, of the
+    PostgreSQL process that it sends to. `waited` is the share of the time in which that process
+    could have run and had no core: what others on the machine took away.
+    """
+
+    rate: float
+    client: float
+    server: float
+    waited: float
+
+
+def compared(figures: Sequence[Run], limits: Sequence[Run], **extra: Any) -> Result:
+    """The median rates of runs that took turns; `best_ratio` is that of the best of each."""
+    rates, most = [each.rate for each in figures], [each.rate for each in limits]
+    more = {
+        "best_ratio": rounded(max(rates) / max(most)),
+        "spread": spread(rates), "limit_spread": spread(most), "rounds": len(rates),
+        "cpu_us": _cpu(figures), "limit_cpu_us": _cpu(limits),
+    }  # fmt: skip
+    return Result(median(rates), "tx/s", median(most), more | extra)
+
+
+def _cpu(runs: Sequence[Run]) -> dict[str, float]:
+    return {
+        "client": rounded(median(each.client for each in runs)),
+        "backend": rounded(median(each.server for each in runs)),
+        "waited": rounded(median(each.waited for each in runs)),
+    }
