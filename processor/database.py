@@ -114,7 +114,7 @@ class Database:
             raise PoolerDetected
         self._session = (pid, started)
         takeover = int(self._settings.takeover * 1000)
-        self.run(
+        rows = self.run(
             "SET DateStyle = 'ISO, YMD'; SET IntervalStyle = 'iso_8601'; SET TimeZone = 'UTC';"
             " SET standard_conforming_strings = on; SET extra_float_digits = 1;"
             f" SET search_path = {self._search_path()};"
@@ -123,8 +123,11 @@ class Database:
             f" SET idle_session_timeout = {takeover};"
             f" SET idle_in_transaction_session_timeout = {takeover};"
             " SET client_connection_check_interval = 1000;"
-            " SET default_transaction_isolation = 'read committed'; SET row_security = on"
+            " SET default_transaction_isolation = 'read committed'; SET row_security = on;"
+            " SELECT pg_backend_pid()"
         )
+        if rows[0][0] != pid:
+            raise PoolerDetected
 
     def _search_path(self) -> str:
         names = [name.strip() for name in self._settings.search_path.split(",") if name.strip()]

@@ -105,7 +105,8 @@ class Drain:
             self._check_schema()
             self._server_answered = True
             self._met = float("-inf")
-        if not self.redis.alive or now - self._met >= _MEET:
+        often = min(_MEET, self._settings.database.takeover / 3)
+        if not self.redis.alive or now - self._met >= often:
             self.owners.meet(self.redis)
             self.owners.take(self.database, self.redis)
             self._met = now

@@ -5,6 +5,7 @@ pytest_plugins = (
     "tests.fix_proxy",
     "tests.fix_process",
     "tests.fix_site",
+    "tests.fix_pooler",
     "tests.fix_service",
     "tests.fix_cli",
 )

@@ -32,10 +32,10 @@ from tests.fix_servers import Database, execute
 from tests.fix_wait import wait_until
 
 TAPE = """
-create table tape (
+create table if not exists tape (
     place bigint generated always as identity, n int not null, scope text,
     xid xid8 not null default pg_current_xact_id());
-create table account (id int primary key, balance bigint not null default 0);
+create table if not exists account (id int primary key, balance bigint not null default 0);
 """
 
 #: Short deadlines, so that what has to time out does so while a test waits.
