@@ -84,6 +84,7 @@ class Drain:
             self._sweeps.run(time.monotonic())
             self._opened(now)
             self._outlook.last_run = time.time()
+            metrics.gauge("last_pass", self._outlook.last_run)
             return 0.0 if self._work_left() else self._outlook.delay(time.monotonic(), time.time())
         except Unavailable as error:
             self._away(error)

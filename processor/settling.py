@@ -227,6 +227,7 @@ class Settling:
                 self.promote(lane, keyed, now)
 
     def _count(self, outcome: Outcome, retries: Sequence[object]) -> None:
+        metrics.count("batches")
         metrics.count("committed", len(outcome.committed))
         if outcome.known:
             metrics.count("known", len(outcome.known))

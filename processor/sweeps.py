@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 
-from processor import deadletter, ledger, parked
+from processor import deadletter, ledger, metrics, parked
 from processor.burial import Burial
 from processor.database import Database
 from processor.deadletter import DeadLetter
@@ -52,7 +52,9 @@ class Sweeps:
             self._requests()
         if now - self._counted >= _COUNT_EVERY:
             self._counted = now
-            self._outlook.dead_letters = deadletter.count_open(self._database, self._owners.buffer)
+            letters = deadletter.count_open(self._database, self._owners.buffer)
+            self._outlook.dead_letters = letters
+            metrics.gauge("dead_letters", letters)
         if now - self._pruned >= _PRUNE_EVERY:
             self._pruned = now
             for lane in self._owners.owned:

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Iterator
 from decimal import Decimal
@@ -329,6 +330,33 @@ def test_health_has_what_the_readme_shows(reader: Reader):
     shown, told = json.loads(block("health-page")), json.loads(program.lines[-1])
 
     contained(shown, told)
+
+
+METRICS = """
+import time, processor
+from processor import web
+processor.start()
+processor.submit({"operations": [{"op": "insert", "table": "no_such_table", "values": {"a": 1}}]})
+def page():
+    return b"".join(web.application({"REQUEST_METHOD": "GET", "PATH_INFO": "/metrics"},
+                                    lambda *_: None)).decode()
+while "processor_dead_letters 1.0" not in page():
+    time.sleep(0.05)
+processor.submit({"operations": [{"op": "delete", "table": "orders", "where": {"account": 1}}]})
+while "processor_batches_total" not in page() or "processor_oldest_age{" not in page():
+    time.sleep(0.05)
+print(page())
+"""
+
+
+def test_what_to_alert_on_is_in_the_metrics(reader: Reader):
+    reader.does("processor init-db")
+
+    program = reader.python(METRICS)
+
+    assert program.wait(30) == 0, program.output
+    seen = float(re.search(r"^processor_last_pass (\S+)", program.output, re.M)[1])
+    assert abs(time.time() - seen) < 60
 
 
 def contained(shown: Any, told: Any, at: str = "") -> None:
