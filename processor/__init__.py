@@ -37,7 +37,8 @@ if TYPE_CHECKING:
         WaitTimeout,
     )
     from processor.identity import new_id
-    from processor.producer import Receipt, submit, submit_many
+    from processor.producer import submit, submit_many
+    from processor.receipt import Receipt
     from processor.registry import statement
     from processor.transaction import Transaction
     from processor.worker import hooks, singleton, start, state, stop
@@ -49,7 +50,7 @@ _HOMES = {
     "new_id": "processor.identity",
     "statement": "processor.registry",
     "Transaction": "processor.producer",
-    "Receipt": "processor.producer",
+    "Receipt": "processor.receipt",
     "submit": "processor.producer",
     "submit_many": "processor.producer",
     "singleton": "processor.worker",

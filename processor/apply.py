@@ -116,6 +116,8 @@ class Applier:
             except DatabaseError as error:
                 pending = self._judge(owner, pending, outcome, error, started)
             ahead = meanwhile = None
+        if outcome.known and outcome.commit is None:
+            outcome.commit = self._session.here()
         return outcome
 
     def write_ahead(self, entries: Sequence[Entry]) -> Written | None:

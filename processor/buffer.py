@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import uuid
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,8 +34,6 @@ from processor.transaction import Encoded
 
 #: A stream entry as it was read: its id, envelope version and body, either absent if malformed.
 Raw = tuple[str, bytes | None, bytes | None, bytes]
-
-_NOTES_KEPT = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,12 +135,6 @@ def _odd(entry_id: str, fields: Sequence[bytes]) -> Raw:
 def settle(lane: Lane, entry_ids: Sequence[str]) -> Command:
     """Remove entries whose outcome is committed (rule 20)."""
     return ("XDEL", lane.stream, *entry_ids)
-
-
-def note(lane: Lane, fields: Mapping[str, str]) -> Command:
-    """A commit note: which range of ids a batch committed, and where (rule 21)."""
-    flat = [part for item in fields.items() for part in item]
-    return ("XADD", lane.commits, "MAXLEN", "~", _NOTES_KEPT, "*", *flat)
 
 
 _ASKED = 7

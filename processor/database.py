@@ -51,6 +51,7 @@ class Database:
         self._session: tuple[int, str] | None = None
         self.generation = 0
         self.server_version = 0
+        self.system = ""
         self.last_call = 0.0
         self.calls = 0
 
@@ -96,9 +97,10 @@ class Database:
         rows = self.run(
             "SELECT current_setting('server_version_num')::int, pg_is_in_recovery(),"
             " current_setting('default_transaction_read_only')::bool, pg_backend_pid(),"
-            " (SELECT backend_start::text FROM pg_stat_activity WHERE pid = pg_backend_pid())"
+            " (SELECT backend_start::text FROM pg_stat_activity WHERE pid = pg_backend_pid()),"
+            " (SELECT system_identifier::text FROM pg_control_system())"
         )
-        version, in_recovery, read_only, pid, started = rows[0]
+        version, in_recovery, read_only, pid, started, self.system = rows[0]
         self.server_version = version
         if version < _LEAST_VERSION:
             raise DatabaseUnavailable(

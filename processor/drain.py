@@ -222,16 +222,17 @@ class Drain:
             self._settling.bury_unreadable(lane, page.unreadable, page.generation)
         if not page.entries:
             return
-        entries, held = self._not_blocked(lane, page)
+        entries, aside = self._not_blocked(lane, page)
         outcome: Outcome | None = Outcome()
         if entries:
             outcome = self._apply(lane, entries, page.ahead, self._meanwhile)
         if outcome is None:
             return
-        self._set_aside(lane, outcome, held)
+        outcome.held += aside.held
+        outcome.placed += aside.placed
+        outcome.clashing += aside.clashing
         self._settle_last()
-        span = (page.entries[0].entry_id, page.entries[-1].entry_id)
-        carry = self._settling.settle(lane, outcome, span, page.generation, time.time())
+        carry = self._settling.settle(lane, outcome, page, time.time())
         if outcome.keyless and not lane.has_lines:
             # Nobody waits for it: Redis can be told while PostgreSQL works on the next batch.
             self._unsettled = carry
@@ -239,13 +240,13 @@ class Drain:
             carry()
             self._retry_parked(time.time())
 
-    def _not_blocked(self, lane: OwnedLane, page: Page) -> tuple[list[Entry], list[Entry]]:
+    def _not_blocked(self, lane: OwnedLane, page: Page) -> tuple[list[Entry], Outcome]:
         """Part a page into what may run and what waits behind somebody with the same key."""
         entries = [e for e in page.entries if e.id not in lane.stuck]
         if lane.suspect_to is not None:
             entries = self._certain(lane, entries, page.generation)
         if not any(e.keys for e in entries):
-            return entries, []
+            return entries, Outcome()
         first = {}
         if lane.has_lines:
             keys = (key for e in entries for key in e.keys)
@@ -261,26 +262,32 @@ class Drain:
                 and (head.id == entry.id or head.order < parked.order(entry.entry_id))
             )
 
-        return split(entries, blocked)
+        free, held = split(entries, blocked)
+        aside = self._copies(lane, entries, held) if held else Outcome()
+        if aside.placed or aside.clashing:
+            # Nobody waits behind a copy.
+            copies = {e.entry_id for e in (*aside.placed, *aside.clashing)}
+            free, held = split([e for e in entries if e.entry_id not in copies], blocked)
+        aside.held = held
+        return free, aside
 
-    def _set_aside(self, lane: OwnedLane, outcome: Outcome, held: list[Entry]) -> None:
-        """Note who waits; a copy of one that is parked or decided has its place already.
+    def _copies(self, lane: OwnedLane, entries: list[Entry], held: list[Entry]) -> Outcome:
+        """Of those that would wait, the copies of what is parked or decided, or of one before them.
 
-        In line a second time it would stand there for ever, with nobody to release it.
+        They have their place already. In line once more a copy would stand for ever, with nobody to
+        release it.
         """
-        if not held:
-            return
         ids = [e.id for e in held]
         places = {i: known.hash for i, known in ledger.find(self.database, ids).items()}
         places |= parked.hashes(self.redis, lane.lane, ids)
-        for entry in held:
-            if entry.id not in places:
-                outcome.held.append(entry)
-                places[entry.id] = entry.hash
-            elif places[entry.id] == entry.hash:
-                outcome.placed.append(entry)
-            else:
-                outcome.clashing.append(entry)
+        waits = {e.entry_id for e in held}
+        found = Outcome()
+        for entry in entries:
+            first = places.get(entry.id)
+            places.setdefault(entry.id, entry.hash)
+            if first is not None and entry.entry_id in waits:
+                (found.placed if first == entry.hash else found.clashing).append(entry)
+        return found
 
     def _certain(self, lane: OwnedLane, entries: list[Entry], generation: int) -> list[Entry]:
         """After Redis went back: what is older than the ledger's memory may have been applied.

@@ -60,7 +60,7 @@ Operation = Insert | Upsert | Update | Delete | Statement
 class Document(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """The JSON form, as `processor submit` reads it and as it lies in the stream."""
 
-    id: str = ""
+    id: str | None = None
     idempotency_key: str | None = None
     queue: str | None = None
     key: str | None = None

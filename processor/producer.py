@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -22,6 +21,7 @@ from processor.errors import (
     RedisUnavailable,
     SubmitUnknown,
 )
+from processor.receipt import Receipt
 from processor.redis_connection import Command, RedisConnection, RedisPool
 from processor.settings import Settings
 from processor.transaction import Encoded, Transaction
@@ -30,19 +30,6 @@ Submittable = Transaction | Mapping[str, Any] | str | bytes
 
 _TRIES = 2
 _AT_ONCE = 500
-
-
-@dataclass(frozen=True, slots=True)
-class Receipt:
-    """What submit returns: which transaction was accepted, and where it lies.
-
-    `entry_id` is empty for a delayed transaction until it is due.
-    """
-
-    id: str
-    lane: str
-    entry_id: str
-    buffer: str
 
 
 class Producer:

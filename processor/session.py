@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 from processor import crashpoint, ledger
 from processor.catalog import Catalog
-from processor.database import Database
+from processor.database import Database, Row
 from processor.errors import DatabaseError, DatabaseUnavailable
+from processor.position import Position, after_commit
 from processor.render import Renderer
 from processor.settings import Database as Settings
 
@@ -27,12 +28,9 @@ _TAIL = (
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """Where a batch was committed: LSNs as text, timeline, and failures that were isolated."""
+    """Where a batch was committed, and the failures that were isolated in it, as JSON."""
 
-    lsn: str
-    insert_lsn: str
-    synchronous: str
-    timeline: str
+    position: Position
     failures: str
 
 
@@ -116,7 +114,16 @@ class Session:
             self.database.close()
             raise DatabaseUnavailable("the end of the batch did not come back")
         crashpoint.reach("batch-committed")
-        return Commit(rows[0][1], rows[0][2], rows[0][3], rows[0][5], rows[0][4] or "")
+        return self._commit(rows[0])
+
+    def here(self) -> Commit:
+        """The position of now: an upper bound for what the ledger knows already (rule 21)."""
+        return self._commit(self.database.run(_TAIL.format(""))[0])
+
+    def _commit(self, row: Row) -> Commit:
+        _, current, insert, synchronous, failures, timeline = row
+        lsn = after_commit(current, insert, synchronous)
+        return Commit(Position(self.database.system, int(timeline, 16), lsn), failures or "")
 
     def _preparations(self) -> str:
         text = ""

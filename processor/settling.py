@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import logging
 import random
+import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 
-from processor import buffer, crashpoint, metrics, parked
+from processor import buffer, crashpoint, metrics, notes, parked
 from processor.apply import Outcome
 from processor.burial import Burial, Death
 from processor.deadletter import Reason
 from processor.entry import Entry
 from processor.errors import RedisRefused, RedisUnavailable
-from processor.ownership import OwnedLane
+from processor.notes import Note
+from processor.ownership import OwnedLane, Page
 from processor.redis_connection import Command, RedisConnection
-from processor.session import Commit
 from processor.settings import Settings
 from processor.verdict import backoff, is_final
 
@@ -37,17 +39,16 @@ class Settling:
         self._hold = settings.dead_letter.hold == "named"
 
     def settle(
-        self, lane: OwnedLane, outcome: Outcome, span: tuple[str, str], generation: int, now: float
+        self, lane: OwnedLane, outcome: Outcome, page: Page, now: float
     ) -> Callable[[], None]:
-        """Settle a batch read from the stream: `span` is its first and last entry id.
+        """Settle a batch read from the stream as a page; `now` is in Unix seconds.
 
-        `generation` is that of the connection on which it was read; `now` is in Unix seconds. What
-        concerns PostgreSQL is done at once; the answer does what concerns Redis, and may be called
-        while PostgreSQL works on the next batch if no keys are at stake.
+        What concerns PostgreSQL is done at once; the answer does what concerns Redis, and may be
+        called while PostgreSQL works on the next batch if no keys are at stake.
         """
         retries, deaths = self._sort(outcome)
         self._bury(lane, deaths)
-        return partial(self._carry, lane, outcome, retries, deaths, span, generation, now)
+        return partial(self._carry, lane, outcome, retries, deaths, page, now)
 
     def _carry(
         self,
@@ -55,8 +56,7 @@ class Settling:
         outcome: Outcome,
         retries: Sequence[tuple[Entry, int, float]],
         deaths: Sequence[Death],
-        span: tuple[str, str],
-        generation: int,
+        page: Page,
         now: float,
     ) -> None:
         gone = self._park(lane, outcome, retries, deaths, now)
@@ -64,7 +64,7 @@ class Settling:
         gone += outcome.placed
         ids = [i for e in gone for i in (e.entry_id, *outcome.copies.get(e.entry_id, ()))]
         crashpoint.reach("settle-before")
-        self._remove(lane, ids, generation, self._note(lane, outcome, span))
+        self._remove(lane, ids, page.generation, self._note(lane, outcome, deaths, page))
         crashpoint.reach("settle-after")
         self._let_pass(lane, outcome, now)
         self._count(outcome, retries)
@@ -84,7 +84,7 @@ class Settling:
         # Dead already, and its lines were rebuilt from the dead letter: it goes on holding them.
         holding |= {e.id for e in _dead(outcome) if self._hold and e.keys}
         done = [e for e in done if e.id not in holding]
-        for note in self._note(lane, outcome, None):
+        for note in self._note(lane, outcome, deaths, None):
             self._redis.calls([note])
         crashpoint.reach("release-before")
         for transaction_id in holding:
@@ -186,22 +186,27 @@ class Settling:
                 raise
 
     def _note(
-        self, lane: OwnedLane, outcome: Outcome, span: tuple[str, str] | None
+        self, lane: OwnedLane, outcome: Outcome, deaths: Sequence[Death], page: Page | None
     ) -> list[Command]:
         """The commit note (rule 21), if there is anything to tell."""
-        done = [*outcome.committed, *(e for e, k in outcome.known if k.outcome == "applied")]
-        if not done or outcome.commit is None:
+        done = {*(e.id for e in outcome.committed)}
+        done |= {e.id for e, known in outcome.known if known.outcome == "applied"}
+        if not done and not deaths:
             return []
         assert lane.owner is not None
-        fields = note_fields(lane.owner.buffer, outcome.commit)
-        if span is None:
-            fields["also"] = ",".join(e.id for e in done)
-        else:
-            waiting = [e.id for e, _ in outcome.failed]
-            waiting += [e.id for e in (*outcome.held, *outcome.placed, *_dead(outcome))]
-            fields |= {"first": span[0], "last": span[1], "not": ",".join(waiting)}
+        note = Note(
+            lane.owner.buffer, time.time(), outcome.commit.position if outcome.commit else None,
+            dead={d.entry.id: (d.entry.entry_id, d.reason.text) for d in deaths},
+        )  # fmt: skip
+        if page is None:
+            note = replace(note, also=frozenset(done))
+        elif done:
+            # Whatever lies in the range and was not committed by this batch, for any reason.
+            absent = {e.id for e in page.entries if e.id not in done} | lane.later
+            first, last = page.entries[0].entry_id, page.entries[-1].entry_id
+            note = replace(note, first=first, last=last, absent=frozenset(absent))
         crashpoint.reach("note-before")
-        return [buffer.note(lane.lane, fields)]
+        return [notes.write(lane.lane, note)]
 
     def _remove(
         self, lane: OwnedLane, ids: Sequence[str], generation: int, notes: Sequence[Command] = ()
@@ -238,9 +243,3 @@ class Settling:
 def _dead(outcome: Outcome) -> list[Entry]:
     """Entries that the ledger knew as dead."""
     return [entry for entry, known in outcome.known if known.outcome == "dead"]
-
-
-def note_fields(buffer_id: str, commit: Commit) -> dict[str, str]:
-    """What every commit note says: whose, where."""
-    lsn = commit.lsn if commit.synchronous != "off" else commit.insert_lsn
-    return {"buffer": buffer_id, "lsn": lsn, "timeline": commit.timeline}

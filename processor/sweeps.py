@@ -9,11 +9,12 @@ from __future__ import annotations
 import logging
 import time
 
-from processor import deadletter, ledger, metrics, parked
+from processor import deadletter, ledger, metrics, notes, parked
 from processor.burial import Burial
 from processor.database import Database
 from processor.deadletter import DeadLetter
 from processor.errors import DatabaseError
+from processor.notes import Note
 from processor.outlook import Outlook
 from processor.ownership import OwnedLane, Owners
 from processor.redis_connection import RedisConnection
@@ -82,6 +83,11 @@ class Sweeps:
             log.warning("dead letter %s: %s failed, it stays", letter.id, letter.request)
             return
         log.info("dead letter %s: %s done", letter.id, letter.request)
+        if letter.request != "discard":
+            note = Note(
+                lane.owner.buffer, time.time(), commit.position, also=frozenset({letter.id})
+            )
+            self._redis.calls([notes.write(lane.lane, note)])
         leaving = [(letter.id, letter.entry_id, letter.keys)]
         parked.release(self._redis, lane.lane, leaving, time.time())
         lane.next_retry = 0.0

@@ -7,6 +7,7 @@ records that travel are in `operation`, what the drain reads of them is in `entr
 from __future__ import annotations
 
 import datetime
+import json
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
@@ -15,6 +16,7 @@ from typing import Any, ClassVar, Self
 
 import msgspec
 
+from processor.complaint import explained
 from processor.errors import InvalidTransaction
 from processor.identity import canonical_id, id_of_key, new_id
 from processor.operation import (
@@ -27,10 +29,9 @@ from processor.operation import (
     Upsert,
     documents,
     encoder,
-    reason,
 )
 from processor.operation import operations as operation_decoder
-from processor.values import identifier, key_text, plain_mapping
+from processor.values import identifier, key_text, plain, plain_mapping
 
 
 class Encoded(msgspec.Struct, frozen=True):
@@ -95,7 +96,7 @@ class Transaction:
             delay=_seconds("delay", delay),
             due=_due(due),
             attempts=_whole("attempts", attempts, 1),
-            timeout=_seconds("timeout", timeout),
+            timeout=_seconds("timeout", timeout, 0.001),
             batch=_text("batch", batch),
             trace=_text("trace", trace),
         )
@@ -185,17 +186,17 @@ class Transaction:
 
         Raises InvalidTransaction, naming the field.
         """
+        raw = _json(source) if isinstance(source, Mapping) else source
         try:
-            raw = encoder.encode(source) if isinstance(source, Mapping) else source
             document = documents.decode(raw)
         except (msgspec.MsgspecError, TypeError, ValueError, RecursionError) as error:
-            raise _explain(error, "") from None
+            raise explained(error) from None
         try:
             operations = operation_decoder.decode(document.operations)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-            raise _explain(error, "operations") from None
+            raise explained(error, "operations") from None
         made = cls(
-            id=document.id or None,
+            id=document.id,
             **{name: getattr(document, name) for name in _OPTIONS},
         )
         for operation in operations:
@@ -266,8 +267,19 @@ class Transaction:
             self.statement(op.name, op.params)
 
 
+_MOMENT = "write 2026-11-21T06:00:00Z, or an aware datetime"
 _OPTIONS = ("idempotency_key", "queue", "key", "keys", "delay", "due", "attempts", "timeout",
             "batch", "trace")  # fmt: skip
+
+
+def _json(source: Mapping[str, Any]) -> str | bytes:
+    """The JSON form of a mapping, with its values as the builder makes them."""
+    try:
+        # The quick way, for what is JSON already. Our encoder would make null of NaN, and base64
+        # of bytes.
+        return json.dumps(source, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        return encoder.encode({str(name): plain(str(name), each) for name, each in source.items()})
 
 
 def _decide_id(given: str | uuid.UUID | None, idempotency_key: str | None) -> str:
@@ -283,7 +295,7 @@ def _decide_id(given: str | uuid.UUID | None, idempotency_key: str | None) -> st
 def _rows(at: str, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     checked = [plain_mapping(f"{at}[{n}]", row) for n, row in enumerate(rows)]
     if not checked:
-        raise InvalidTransaction(at, "no rows")
+        raise InvalidTransaction(at, "is empty", hint="give at least one row")
     for number, row in enumerate(checked):
         if row.keys() != checked[0].keys():
             raise InvalidTransaction(f"{at}[{number}]", "has other columns than the first row")
@@ -298,13 +310,13 @@ def _require_key(field: str, value: object) -> str:
     return key_text(field, value)
 
 
-def _seconds(field: str, value: float | None) -> float | None:
+def _seconds(field: str, value: float | None, least: float = 0) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float, Decimal)):
-        raise InvalidTransaction(field, f"{type(value).__name__} is not a number of seconds")
-    if not 0 <= value <= 3_155_760_000:
-        raise InvalidTransaction(field, "must be between 0 and 100 years, in seconds")
+        raise InvalidTransaction(field, f"is a {type(value).__name__}", hint="give seconds")
+    if not least <= value <= 3_155_760_000:
+        raise InvalidTransaction(field, f"must be between {least:g} and 100 years, in seconds")
     return float(value)
 
 
@@ -321,21 +333,13 @@ def _due(value: datetime.datetime | str | None) -> str | None:
         return None
     try:
         moment = datetime.datetime.fromisoformat(value) if isinstance(value, str) else value
-        naive = moment.tzinfo is None
-    except (ValueError, AttributeError):
-        raise InvalidTransaction(
-            "due", "not a date and time", hint="2026-11-21T06:00:00Z"
-        ) from None
-    if naive:
-        raise InvalidTransaction("due", "has no time zone", hint="2026-11-21T06:00:00Z")
-    return moment.astimezone(datetime.UTC).isoformat()
+        there = moment.astimezone(datetime.UTC) if moment.tzinfo else None
+    except (ValueError, AttributeError, OverflowError):
+        raise InvalidTransaction("due", "not a date and time", hint=_MOMENT) from None
+    if there is None:
+        raise InvalidTransaction("due", "has no time zone", hint=_MOMENT)
+    return there.isoformat()
 
 
 def _instant(due: str | None) -> float | None:
     return None if due is None else datetime.datetime.fromisoformat(due).timestamp()
-
-
-def _explain(error: Exception, within: str) -> InvalidTransaction:
-    problem, _, path = reason(error).partition(" - at `$")
-    field = (within + path.rstrip("`")).lstrip(".")
-    return InvalidTransaction(field or "transaction", problem)

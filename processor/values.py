@@ -18,14 +18,17 @@ from processor.errors import InvalidTransaction
 _DEEPEST = 64
 _LONGEST_KEY = 512
 _LONGEST_NAME = 63
+_KEY = f"give a text of 1 to {_LONGEST_KEY} characters"
 
 
 def plain_mapping(at: str, mapping: Mapping[str, Any]) -> dict[str, Any]:
     """Column names and their values, each checked. Raises InvalidTransaction."""
     if not isinstance(mapping, Mapping):
-        raise InvalidTransaction(at, f"{type(mapping).__name__} is not a mapping of columns")
+        raise InvalidTransaction(
+            at, f"is a {type(mapping).__name__}", hint='write {"column": value}'
+        )
     if not mapping:
-        raise InvalidTransaction(at, "is empty")
+        raise InvalidTransaction(at, "is empty", hint="name at least one column")
     return {_column(at, name): plain(f"{at}.{name}", value) for name, value in mapping.items()}
 
 
@@ -37,7 +40,9 @@ def plain(at: str, value: Any, depth: int = 0) -> Any:
     if kind is int or value is None or kind is bool:
         return value
     if depth > _DEEPEST:
-        raise InvalidTransaction(at, f"nested deeper than {_DEEPEST} levels")
+        raise InvalidTransaction(
+            at[:60] + "...", "nested too deeply", hint=f"at most {_DEEPEST} levels"
+        )
     if isinstance(value, (list, tuple)):
         return [plain(f"{at}[{n}]", item, depth + 1) for n, item in enumerate(value)]
     if isinstance(value, Mapping):
@@ -90,7 +95,7 @@ def _name(at: str, name: object) -> str:
 
 def _column(at: str, name: object) -> str:
     if not isinstance(name, str) or not name:
-        raise InvalidTransaction(at, "a column name is not a text")
+        raise InvalidTransaction(at, "has a column without a name", hint="names are texts")
     if len(name) > _LONGEST_NAME or "\0" in name:
         raise InvalidTransaction(f"{at}.{name[:20]}", f"a column name has at most {_LONGEST_NAME} "
                                  "characters and no NUL")  # fmt: skip
@@ -100,7 +105,7 @@ def _column(at: str, name: object) -> str:
 def identifier(at: str, name: object) -> str:
     """A table's name, optionally schema.table. Raises InvalidTransaction."""
     if not isinstance(name, str) or not name or "\0" in name:
-        raise InvalidTransaction(at, "is not the name of a table")
+        raise InvalidTransaction(at, "is not the name of a table", hint="table or schema.table")
     parts = name.split(".")
     if len(parts) > 2 or not all(0 < len(part) <= _LONGEST_NAME for part in parts):
         raise InvalidTransaction(at, "is not a table name", hint="table or schema.table")
@@ -110,13 +115,13 @@ def identifier(at: str, name: object) -> str:
 def key_text(at: str, value: object) -> str:
     """A key or another short text that travels with a transaction. Raises InvalidTransaction."""
     if not isinstance(value, str):
-        raise InvalidTransaction(at, f"a {type(value).__name__} is not a text")
+        raise InvalidTransaction(at, f"is a {type(value).__name__}", hint=_KEY)
     if not value.strip():
-        raise InvalidTransaction(at, "is empty")
+        raise InvalidTransaction(at, "is empty", hint=f"leave it out, or {_KEY}")
     if "\0" in value or len(value) > _LONGEST_KEY:
-        raise InvalidTransaction(at, f"has a NUL or more than {_LONGEST_KEY} characters")
+        raise InvalidTransaction(at, "has a NUL or is too long", hint=_KEY)
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise InvalidTransaction(at, "has a lone surrogate") from None
+        raise InvalidTransaction(at, "has a lone surrogate", hint=_KEY) from None
     return value
