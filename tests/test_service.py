@@ -368,6 +368,23 @@ def test_a_taken_port_holds_up_no_work_and_is_served_once_it_is_free(
     assert running.health()["status"] == "running"
 
 
+def test_a_standby_with_a_long_interval_is_not_taken_for_frozen_and_takes_over_soon(
+    service: Start
+) -> None:
+    patient = {"interval": 50.0, "database": {"takeover": 0.6}}
+    owner = service(environ={"NOTIFY_SOCKET": ""}, **patient)
+    owner.process.expect("started: running")
+    standby = service(**patient).started()
+    begun = time.monotonic()
+    wait_until(lambda: time.monotonic() - begun > 2.0)
+    assert standby.systemd.status.startswith("standby")
+    assert "outage" not in standby.process.output
+
+    owner.process.kill()
+
+    wait_until(lambda: standby.systemd.status.startswith("running"), 4.0)
+
+
 # What it shows.
 
 
