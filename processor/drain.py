@@ -81,7 +81,7 @@ class Drain:
         try:
             self._connect(now)
             self._drain(now)
-            self._sweeps.run(time.monotonic())
+            self._sweeps.run(time.monotonic(), busy=self._work_left())
             self._opened(now)
             self._outlook.last_run = time.time()
             metrics.gauge("last_pass", self._outlook.last_run)

@@ -27,6 +27,9 @@ _LETTERS = 100
 _PRUNED = 5_000
 _PRUNE_EVERY = 60.0
 _COUNT_EVERY = 10.0
+#: Operators' requests are asked for this often, idle and busy.
+_ASK = 1.0
+_ASK_BUSY = 5.0
 
 
 class Sweeps:
@@ -44,11 +47,13 @@ class Sweeps:
         self._outlook = outlook
         self._touched = self._pruned = self._counted = float("-inf")
 
-    def run(self, now: float) -> None:
-        """Do what is due at `now` (monotonic)."""
+    def run(self, now: float, *, busy: bool) -> None:
+        """Do what is due at `now` (monotonic); `busy` if batches keep the session warm anyway."""
         if not self._owners.owned:
             return
-        if now - self._touched >= min(1.0, self._settings.database.takeover / 3) * 0.9:
+        # Over a long link each question takes the time of a batch.
+        often = _ASK_BUSY if busy else min(_ASK, self._settings.database.takeover / 3) * 0.9
+        if now - self._touched >= often:
             self._touched = now
             self._requests()
         if now - self._counted >= _COUNT_EVERY:
