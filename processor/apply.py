@@ -82,7 +82,7 @@ class Applier:
         self._database = session.database
         self._settings = settings
         self._wary = 0
-        self._isolated = False
+        self._isolated = self._replanned = False
 
     def apply(
         self,
@@ -97,7 +97,7 @@ class Applier:
         """
         outcome = Outcome()
         self._session.begin()
-        self._isolated = False
+        self._isolated = self._replanned = False
         pending = _without_copies(entries, outcome)
         tries = 0
         while pending:
@@ -154,7 +154,7 @@ class Applier:
                 taken.append(renderer.take(entry))
             except Unrenderable as error:
                 unfit[entry.id] = Reason(str(error), error.sqlstate)
-        if self._wary > 0 and not unfit:
+        if self._wary > 0 and not unfit and not _limited(entries):
             written = isolation.parts(renderer, taken)
             if written is not None:
                 return Written(entries, taken, "", unfit, self._session.mark, written)
@@ -218,13 +218,15 @@ class Applier:
             rest = self._look_up(entries, outcome)
             if len(rest) < len(entries):
                 return rest
-        verdict = judge(self._facts(error, entries, started))
+        prepared = self._session.prepares
+        verdict = judge(self._facts(error, entries, started, prepared=prepared))
         metrics.count("verdicts", verdict=verdict.value)
         self._session.settle_down()
         if verdict is Verdict.APPLIED:
             return self._look_up(entries, outcome)
-        if verdict is Verdict.STALE_PLAN:
+        if verdict is Verdict.STALE_PLAN and not self._replanned:
             self._session.forget_names()
+            self._replanned = True
             return entries
         if verdict is Verdict.CONTENTION:
             return entries
@@ -236,12 +238,14 @@ class Applier:
             raise Systemic(str(error))
         return self._find_poison(owner, entries, outcome, error)
 
-    def _facts(self, error: DatabaseError, entries: Sequence[Entry], started: float) -> Failure:
+    def _facts(
+        self, error: DatabaseError, entries: Sequence[Entry], started: float, *, prepared: bool
+    ) -> Failure:
         limits = [e.timeout for e in entries if e.timeout is not None]
         limit = min([self._settings.database.statement_timeout, *limits])
         return Failure(
             error.sqlstate, error.schema, error.table, True,
-            over_limit=time.monotonic() - started >= limit, prepared=self._session.prepares,
+            over_limit=time.monotonic() - started >= limit, prepared=prepared,
         )  # fmt: skip
 
     def _look_up(self, entries: list[Entry], outcome: Outcome) -> list[Entry]:
@@ -270,7 +274,7 @@ class Applier:
         if error.sqlstate[:2] == "42":
             # The names behind it may have changed since they were looked up.
             self._session.forget_names()
-        if error.sqlstate == "57014" or self._isolated:
+        if error.sqlstate == "57014" or self._isolated or _limited(entries):
             # A time limit counts for one statement, and isolation is one statement (rule 18).
             self._session.know(names_of(entries))
             self._one_by_one(owner, entries, outcome)
@@ -302,7 +306,7 @@ class Applier:
         try:
             outcome.commit = self._session.commit(body)
         except DatabaseError as error:
-            verdict = judge(self._facts(error, [entry], started))
+            verdict = judge(self._facts(error, [entry], started, prepared=False))
             if verdict is not Verdict.POISON:
                 if self._judge(owner, [entry], outcome, error, started):
                     raise Contended("an entry met contention alone") from None
@@ -316,6 +320,11 @@ class Applier:
 def names_of(entries: Sequence[Entry]) -> set[str]:
     """The tables that these entries name."""
     return set().union(*map(tables, entries)) if entries else set()
+
+
+def _limited(entries: Sequence[Entry]) -> bool:
+    """Whether one of these has a time limit of its own."""
+    return any(entry.timeout is not None for entry in entries)
 
 
 def _without_copies(entries: Sequence[Entry], outcome: Outcome) -> list[Entry]:

@@ -82,10 +82,10 @@ class Burial:
             self._session.know(tables(entry), anew=True)
             effect = self._session.renderer.plain(entry)
         except Unreadable as error:
-            self._fail(owner, letter, Reason(f"unreadable: {error}"))
+            self.fail(owner, letter, Reason(f"unreadable: {error}"))
             return None
         except Unrenderable as error:
-            self._fail(owner, letter, Reason(str(error), error.sqlstate))
+            self.fail(owner, letter, Reason(str(error), error.sqlstate))
             return None
         return self._apply(owner, letter, entry, effect)
 
@@ -108,14 +108,15 @@ class Burial:
                 raise DatabaseUnavailable(f"PostgreSQL takes no work: {error}") from None
             if verdict is not Verdict.POISON:
                 raise
-            self._fail(owner, letter, Reason(str(error), error.sqlstate, error.detail))
+            self.fail(owner, letter, Reason(str(error), error.sqlstate, error.detail))
             return None
 
     def _is_resolved(self, letter: DeadLetter) -> bool:
         found = ledger.find(self._session.database, [letter.id])
         return letter.id in found and found[letter.id].outcome != "dead"
 
-    def _fail(self, owner: Ownership, letter: DeadLetter, reason: Reason) -> None:
+    def fail(self, owner: Ownership, letter: DeadLetter, reason: Reason) -> None:
+        """A request could not be fulfilled: the dead letter stays, with this reason."""
         self._session.commit(ledger.fence(owner, 0) + deadletter.failed_again(letter, reason))
         metrics.count("retried")
 

@@ -314,9 +314,14 @@ class Drain:
         """Apply a batch; None if it was put off, with the lane paused or another's."""
         assert lane.owner is not None
         if lane.condemned == entries[0].id:
+            if len(entries) > 1:
+                # Read it again, alone: nobody else's fate is decided by this.
+                lane.limit = 1
+                lane.forget()
+                return None
             lane.condemned = ""
             reason = Reason("it ended its session each time it was tried alone", ENDS_SESSION_STATE)
-            return Outcome(failed=[(entries[0], reason)], held=entries[1:])
+            return Outcome(failed=[(entries[0], reason)])
         trouble: list[Unavailable] = []
         try:
             outcome = self._applier.apply(

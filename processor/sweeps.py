@@ -12,14 +12,16 @@ import time
 from processor import deadletter, ledger, metrics, notes, parked
 from processor.burial import Burial
 from processor.database import Database
-from processor.deadletter import DeadLetter
-from processor.errors import DatabaseError
+from processor.deadletter import DeadLetter, Reason
+from processor.errors import DatabaseError, DatabaseUnavailable
+from processor.ledger import Ownership
 from processor.notes import Note
 from processor.outlook import Outlook
 from processor.ownership import OwnedLane, Owners
 from processor.redis_connection import RedisConnection
+from processor.session import Commit
 from processor.settings import Settings
-from processor.verdict import FENCED_STATE
+from processor.verdict import ENDS_SESSION_STATE, FENCED_STATE
 
 log = logging.getLogger("processor")
 
@@ -46,6 +48,7 @@ class Sweeps:
         self._burial = burial
         self._outlook = outlook
         self._touched = self._pruned = self._counted = float("-inf")
+        self._ended: dict[str, int] = {}
 
     def run(self, now: float, *, busy: bool) -> None:
         """Do what is due at `now` (monotonic); `busy` if batches keep the session warm anyway."""
@@ -76,7 +79,7 @@ class Sweeps:
         if lane.owner is None:
             return
         try:
-            commit = self._burial.fulfil(lane.owner, letter)
+            commit = self._fulfilled(lane.owner, letter)
         except DatabaseError as error:
             if error.sqlstate == FENCED_STATE:
                 lane.owner = None
@@ -97,6 +100,19 @@ class Sweeps:
         parked.release(self._redis, lane.lane, leaving, time.time())
         lane.next_retry = 0.0
         self._outlook.forget()
+
+    def _fulfilled(self, owner: Ownership, letter: DeadLetter) -> Commit | None:
+        """Try it again, but not for ever if that ends the session each time."""
+        times = self._ended.pop(letter.id, 0)
+        if times >= self._settings.retry.attempts:
+            reason = Reason("it ended its session each time it was tried", ENDS_SESSION_STATE)
+            self._burial.fail(owner, letter, reason)
+            return None
+        try:
+            return self._burial.fulfil(owner, letter)
+        except DatabaseUnavailable:
+            self._ended[letter.id] = times + 1
+            raise
 
     def _prune(self, lane: OwnedLane) -> None:
         """Remove ledger rows that are old and whose entries are known settled (rule 23)."""

@@ -11,14 +11,16 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from typing import Any
 
 import psycopg2
 import pytest
 import redis as redis_driver
 
-from processor import config, metrics, registry, schema, worker
+from processor import config, deadletter, metrics, registry, schema, worker
 from processor.buffer import Lane
+from processor.database import Database as Session
 from processor.drain import Drain
 from processor.embedded import PostgresServer, RedisServer
 from processor.errors import BufferFull, RedisUnavailable
@@ -179,6 +181,16 @@ class Site:
         worker.singleton.event.set()
         return str(entry_id.decode())
 
+    def ask(self, transaction_id: str, request: str, edited: Transaction | None = None) -> None:
+        """Ask for what an operator can ask of a dead letter."""
+        session = Session(self.settings.database, Progress(), application="operator")
+        session.connect()
+        with closing(session):
+            letter = deadletter.found(session, transaction_id)[0]
+            body = edited and edited.encode(time.time(), 1_000_000).body
+            assert deadletter.ask(session, letter, request, body)
+        worker.singleton.event.set()
+
     # What a test sees.
 
     @property
@@ -272,6 +284,16 @@ class Site:
         self._producer.pool.close()
         self.redis.close()
         registry._statements.clear()
+
+
+#: A pass that is made so much later than the one before it looks for lanes again, and finds the
+#: gate ready for its probe.
+_later = itertools.count(2.0, 2.0)
+
+
+def step(drain: Drain, *, looks: bool = True) -> None:
+    """One pass; `looks`: at a time when lanes are looked for again."""
+    drain.run(time.monotonic() + (next(_later) if looks else 0.0))
 
 
 def write(n: int, scope: str | None = None, **options: Any) -> Transaction:

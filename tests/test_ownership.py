@@ -6,7 +6,6 @@ their passes one by one.
 
 from __future__ import annotations
 
-import itertools
 import json
 import time
 from contextlib import closing
@@ -21,7 +20,7 @@ from processor.errors import DatabaseError
 from processor.ledger import Ownership
 from processor.transaction import Transaction
 from tests.fix_process import Process
-from tests.fix_site import Site, counted, write
+from tests.fix_site import Site, counted, step, write
 from tests.fix_wait import wait_until
 
 LANES = {"high:0", "default:0", "low:0"}
@@ -39,15 +38,6 @@ def told(site: Site, process: Process) -> str:
         if f":{process.pid}:" in key.decode():
             return str(json.loads(site.redis.get(key) or "{}")["background_processor"]["status"])
     return ""
-
-
-#: A pass that is made so much later than the one before it looks for lanes again.
-_later = itertools.count(2.0, 2.0)
-
-
-def step(drain: Drain, *, looks: bool = True) -> None:
-    """One pass; `looks`: at a time when lanes are looked for again."""
-    drain.run(time.monotonic() + (next(_later) if looks else 0.0))
 
 
 def owned(drain: Drain) -> set[str]:
