@@ -245,6 +245,27 @@ def test_without_a_daemon_there_is_nothing_to_tell(verb: str, daemon: Daemon) ->
     assert told.output.startswith("NotRunning no processor runs here (looked at ")
 
 
+def test_the_commands_start_reload_and_stop_a_daemon(daemon: Daemon, spawn: Spawn) -> None:
+    def command(verb: str, *options: str) -> Process:
+        process = spawn("-m", "processor", "-c", str(daemon.path), verb,
+                        "--pidfile", str(daemon.pidfile), *options)  # fmt: skip
+        process.wait(20)
+        return process
+
+    started = command("start", "--log-file", str(daemon.log))
+    pid = int(daemon.pidfile.read_text())
+    assert (started.returncode, started.output) == (0, f"processor: started, pid {pid}\n")
+    assert command("reload").returncode == 0
+    wait_until(lambda: "reloaded" in daemon.log.read_text())
+
+    # Settings that nobody can read keep nobody from stopping it.
+    daemon.path.write_text("intervall: 3\n")
+    assert command("reload").returncode == 78
+    stopped = command("stop")
+    assert (stopped.returncode, stopped.output) == (0, f"processor: stopped, pid {pid}\n")
+    assert command("stop").returncode == 1
+
+
 # Failures reach the terminal that asked.
 
 

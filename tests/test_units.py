@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,20 @@ def test_a_unit_is_exposed_by_no_more_than_one_and_a_half_of_ten(
     said = analyze("security", "--offline=true", "--threshold=15", f"./{name}", cwd=installed)
 
     assert said.returncode == 0, said.stdout
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_program_understands_the_commands_of_a_unit(name: str, tmp_path: Path) -> None:
+    lines = values(name, "ExecStart") + values(name, "ExecReload")
+    ours = [line.split()[1:] for line in lines if line.startswith("/usr/bin/processor ")]
+    assert [words[0] for words in ours] == ["run", "check-config"]
+
+    for words in ours:
+        missing = [word.replace("/etc/processor", str(tmp_path)) for word in words]
+        said = subprocess.run([sys.executable, "-m", "processor", *missing], cwd=UNITS.parent,
+                              capture_output=True, text=True, timeout=30)  # fmt: skip
+        # Wrong settings, and not a wrong command line.
+        assert said.returncode == 78, said.stderr
 
 
 @pytest.mark.parametrize("name", NAMES)

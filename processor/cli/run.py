@@ -13,6 +13,8 @@ import click
 
 from processor import config, daemon, service
 from processor.cli import output
+from processor.errors import ConfigError
+from processor.settings import Settings
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -47,8 +49,14 @@ def start(context: click.Context, pidfile: Path | None, log_file: Path | None) -
 @click.pass_context
 def stop(context: click.Context, pidfile: Path | None) -> None:
     """Stop the daemon; returns when its batch is settled and it is gone."""
-    pid = daemon.stop(config.configure(context.find_root().obj), pidfile=pidfile)
-    output.message(f"stopped, pid {pid}")
+    try:
+        settings = config.configure(context.find_root().obj)
+    except ConfigError:
+        # They name the pidfile where nobody else does, and are of no use to a stop but for that.
+        if pidfile is None:
+            raise
+        settings = Settings()
+    output.message(f"stopped, pid {daemon.stop(settings, pidfile=pidfile)}")
 
 
 @click.command()
