@@ -127,6 +127,9 @@ class Outlook:
     def _lane(self, lane: OwnedLane, now: float, gate: Gate) -> LaneState:
         look = self._looks.get(lane.lane.name)
         status, reason = "running", lane.reason
+        if lane.later and not reason:
+            # They stay in the stream for a newer processor; the lane goes on and says so (rule 10).
+            reason = f"{len(lane.later)} entries of a later release wait: update this processor"
         if gate.is_shut:
             status, reason = "outage", gate.reason
         elif lane.owner is None:
