@@ -171,6 +171,18 @@ def test_a_line_of_json_from_the_shell_is_committed(reader: Reader):
     wait_until(lambda: reader.balance() == 5)
 
 
+def test_a_receipt_tells_how_far_the_write_got(reader: Reader):
+    reader.drains()
+
+    told = reader.python("import processor\n" + block("receipt"))
+
+    assert told.wait(20) == 0, told.output
+    first, *others = told.lines
+    assert first in ("accepted", "committed")
+    assert others == ["committed", "committed"]
+    assert reader.balance() == 1
+
+
 # In an application.
 
 FLASK = """
