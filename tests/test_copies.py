@@ -72,6 +72,20 @@ def test_a_copy_of_one_that_waits_for_its_retry_does_not_stop_the_line(lane: Sit
     wait_until(lambda: nothing_is_left(lane), message=lane.tale)
 
 
+def test_nobody_waits_behind_a_copy(lane: Site) -> None:
+    done, late = write(1, keys=["k", "other"]), child(2)
+    lane.submit(done, late)
+    lane.start()
+    wait_until(lambda: lane.depth() == 0 and lane.parked() == 1)
+
+    lane.submit(done, write(3, key="other"), write(4))
+
+    lane.commits(1, 3, 4)
+    lane.execute("insert into parent values (1)")
+    lane.commits(1, 3, 4, 2)
+    wait_until(lambda: nothing_is_left(lane), message=lane.tale)
+
+
 @pytest.mark.parametrize("request_", ["discard", "retry"])
 def test_a_copy_of_a_dead_letter_does_not_stop_the_line(lane: Site, request_: str) -> None:
     lane.execute("alter table tape add constraint small check (n < 10)")

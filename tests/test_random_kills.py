@@ -36,7 +36,7 @@ class Load:
 
     def _run(self, number: int, chance: random.Random) -> None:
         for turn in itertools.count():
-            if self._ending.wait(chance.uniform(0, 0.02)):
+            if self._ending.wait(chance.uniform(0, 0.04)):
                 return
             some = [self._make(number, turn, n, chance) for n in range(chance.randrange(1, 12))]
             receipts = self.site.producer.submit_many([self.site.encoded(one) for one in some])
@@ -48,13 +48,13 @@ class Load:
 
     @staticmethod
     def _make(number: int, turn: int, n: int, chance: random.Random) -> Work:
-        keys = [f"{number}-{chance.randrange(4)}" for _ in range(chance.choice([0, 0, 1, 1, 2]))]
+        keys = [f"{number}-{chance.randrange(20)}" for _ in range(chance.choice([0, 0, 1, 1, 2]))]
         kind = chance.random()
-        if kind < 0.01:
+        if kind < 0.005:
             return poison(*[f"poison-{number}-{turn % 5}"] * chance.randrange(2))
-        if kind < 0.03:
+        if kind < 0.006:
             return child(0, *keys)
-        if kind < 0.06:
+        if kind < 0.03:
             return plain(*keys, f"poison-{number}-{turn % 5}")
         return plain(*dict.fromkeys(keys), **({"delay": 0.1} if kind > 0.97 else {}))
 
@@ -71,6 +71,13 @@ def site(database: Database, redis_url: str) -> Iterator[Site]:
     workload.prepare(database)
     # Those that wait for a parent do so for most of the run.
     yield from workload.sites(redis_url, database, retry={"delay": 0.1, "max_delay": 0.5})
+
+
+def discarded_until_empty(site: Site) -> bool:
+    """Discard what is dead; who waited behind it may die in turn."""
+    asked = "SELECT id::text FROM processor.dead_letter WHERE outcome = 'dead' AND request IS NULL"
+    site.ask("discard", [row[0] for row in site.database.execute(asked)])
+    return site.left() == 0
 
 
 def kill_at_random(site: Site, spawn: Spawn, seed: int, kills: int) -> None:
@@ -91,9 +98,7 @@ def kill_at_random(site: Site, spawn: Spawn, seed: int, kills: int) -> None:
     wait_until(lambda: everything - site.decided() == site.parked(), 60, poll=0.05)
     assert not site.findings(site.parked()), site.findings(site.parked())
 
-    dead = [one.transaction.id for one in itertools.chain(*load.work) if one.poison]
-    site.ask("discard", dead)
-    site.wait_empty(60)
+    wait_until(lambda: discarded_until_empty(site), 60, poll=0.1)
     assert last.terminate() == 0
     assert not site.findings(), site.findings()
     assert len(site.history) > 50 * kills, "too little work to show anything"

@@ -21,7 +21,7 @@ from processor.identity import new_id
 from processor.producer import Producer, Receipt
 from processor.progress import Progress
 from processor.schema import DDL
-from processor.transaction import Transaction
+from processor.transaction import Encoded, Transaction
 from tests.checker import Dead, Effect, Findings, Known, Submitted, check
 from tests.fix_process import Process, Spawn
 from tests.fix_servers import Database
@@ -175,13 +175,16 @@ class Site:
     def submit(self, work: Iterable[Work]) -> list[Receipt]:
         """Submit in order and remember what was told."""
         work = list(work)
-        limit = self.settings.buffer.transaction_bytes
-        encoded = [one.transaction.encode(time.time(), limit) for one in work]
+        encoded = [self.encoded(one) for one in work]
         receipts = []
         for start in range(0, len(encoded), 500):
             receipts += self.producer.submit_many(encoded[start : start + 500])
         self.history += map(told, work, receipts)
         return receipts
+
+    def encoded(self, work: Work) -> Encoded:
+        """As it goes into the buffer."""
+        return work.transaction.encode(time.time(), self.settings.buffer.transaction_bytes)
 
     # Processors.
 
