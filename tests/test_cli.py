@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 import pytest
+import yaml
 
 import processor
 from processor import config, schema
@@ -19,7 +20,9 @@ from processor.cli import SECTIONS, examine_host, shadow
 from processor.cli import processor as root
 from processor.settings import Settings
 from tests.fix_cli import Cli, Program, lines
-from tests.fix_process import ROOT
+from tests.fix_process import ROOT, Spawn
+from tests.fix_site import Site, write
+from tests.fix_wait import wait_until
 
 COMMANDS = [name for section in SECTIONS.values() for name in section]
 
@@ -222,3 +225,45 @@ def test_the_printed_unit_calls_this_program_and_the_printed_sample_is_good(
     sample.write_text(cli("print", "config").out)
     assert config.load(sample, {}) == Settings()
     assert cli("print", "schema").out == f"{schema.DDL}\n{schema.ROLE}"
+
+
+# run, start, stop, reload
+
+
+@pytest.fixture
+def settings_file(site: Site, tmp_path: Path) -> Path:
+    path = tmp_path / "processor.yml"
+    path.write_text(yaml.safe_dump(site.mapping))
+    return path
+
+
+def test_run_drains_until_it_is_told_to_end(
+    spawn: Spawn, site: Site, settings_file: Path
+) -> None:
+    process = spawn("-m", "processor", "run", "-c", str(settings_file), cwd=ROOT)
+    site.submit(write(1))
+    site.commits(1)
+    assert process.terminate(20) == 0
+
+
+def test_a_daemon_is_started_reloaded_and_stopped(
+    cli: Cli, spawn: Spawn, site: Site, settings_file: Path, tmp_path: Path
+) -> None:
+    head = ["-c", str(settings_file)]
+    pidfile = ["--pidfile", str(tmp_path / "p.pid")]
+    said = cli("stop", *head, *pidfile)
+    assert said.code == 1
+    assert said.error.startswith("no processor runs here: ")
+    log = ["--log-file", str(tmp_path / "log")]
+    # `spawn` knows its descendants, should the test end before the daemon does.
+    process = spawn("-m", "processor", "start", *head, *pidfile, *log, cwd=ROOT)
+    assert process.wait(30) == 0, process.output
+    assert process.output.startswith("processor: started, pid ")
+    site.submit(write(1))
+    site.commits(1)
+    assert cli("reload", *head, *pidfile).code == 0
+    wait_until(lambda: "reloaded" in (tmp_path / "log").read_text())
+    said = cli("stop", *head, *pidfile)
+    assert (said.code, said.out) == (0, "")
+    assert said.error.startswith("stopped, pid ")
+    assert not spawn.left()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -78,17 +79,39 @@ def test_a_printed_user_has_these_commands_and_is_refused_every_other(
             client.execute_command("get", "elsewhere:x")
 
 
-def test_a_printed_producer_can_neither_read_nor_remove_what_lies_in_the_buffer(
-    server: Any,
-) -> None:
+def test_a_printed_producer_can_remove_nothing_and_hold_nothing_back(server: Any) -> None:
     stream = "processor:{default:0}:stream"
     with redis_driver.Redis.from_url(as_user(server.url, "producer")) as client:
         assert client.xadd(stream, {"v": "1", "tx": "{}"})
-        for arguments in (("xrange", stream, "-", "+"), ("xdel", stream, "1-1"),
-                          ("zrange", "processor:{default:0}:scheduled", 0, -1),
+        for arguments in (("xdel", stream, "1-1"), ("hdel", "processor:{default:0}:parked", "x"),
+                          ("zrem", "processor:{default:0}:scheduled", "x"),
+                          ("zadd", "processor:{default:0}:blocked", "0", "x"),
                           ("set", "processor:state:x", "y"), ("get", "processor:paused")):
             with pytest.raises(redis_driver.exceptions.NoPermissionError):
                 client.execute_command(*arguments)
+
+
+PRODUCER = """
+import json, sys
+import processor
+processor.configure(json.loads(sys.argv[1]))
+insert = {"op": "insert", "table": "tape", "values": {"n": 1}}
+receipts = [processor.submit({"operations": [insert], **more})
+            for more in ({"key": "k"}, {"delay": 0.1})]
+print(*(receipt.status().state for receipt in receipts))
+print(*(receipt.wait(timeout=20).state for receipt in receipts))
+"""
+
+
+def test_a_printed_producer_hears_what_became_of_its_transactions(
+    spawn: Any, site_of: Any, server: Any
+) -> None:
+    site = site_of(server)
+    mapping = merged(site.mapping, {"redis": {"url": as_user(server.url, "producer")}})
+    process = spawn(PRODUCER, json.dumps(mapping))
+    process.expect("accepted")
+    site.start()
+    process.expect("committed committed")
 
 
 def test_the_printed_users_have_the_very_commands_that_the_code_sends() -> None:
@@ -102,7 +125,10 @@ def test_the_printed_users_have_the_very_commands_that_the_code_sends() -> None:
                          "hlen", "zrange", "info", "acl"}
     assert {name.partition("|")[0] for name in acl.OPERATOR} == sent["operator"]
     assert {name.partition("|")[0] for name in acl.PROCESSOR} == sent["processor"]
-    assert set(acl.PRODUCER) <= sent["processor"]
+    asking = ("producer", "receipt", "whereabouts", "watcher")
+    produced = set().union(*(commands_in(ROOT / "processor" / f"{name}.py") for name in asking))
+    # What `buffer` and `due` say for the producer.
+    assert set(acl.PRODUCER) == produced | {"get", "set", "sadd", "xadd", "xlen", "zadd"}
 
 
 def commands_in(path: Path) -> set[str]:

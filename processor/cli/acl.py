@@ -1,18 +1,21 @@
 """The Redis users with least privilege: the very commands that each part of the program sends.
 
 Redis takes these lines in its ACL file, and one by one after ACL SETUSER. No scripts, no commands
-for administration; whoever submits can neither read nor remove what lies in the buffer.
+for administration. A producer can remove nothing from the buffer; it reads what its receipts ask
+for. The processor's user also serves an application that submits and drains in one process.
 """
 
 from __future__ import annotations
 
 from urllib.parse import parse_qs, urlsplit
 
-PRODUCER = ("get", "set", "sadd", "xadd", "xlen", "zadd")
+PRODUCER = (
+    "get", "hget", "sadd", "set", "xadd", "xlen", "xrange", "xread", "xrevrange", "zadd", "zscore",
+)  # fmt: skip
 PROCESSOR = (
-    "get", "hdel", "hgetall", "hlen", "hmget", "hset", "hsetnx", "sadd", "set", "smembers", "time",
-    "xadd", "xdel", "xinfo|stream", "xlen", "xrange", "xread", "zadd", "zcard", "zrange",
-    "zrangebylex", "zrangebyscore", "zrem",
+    "get", "hdel", "hget", "hgetall", "hlen", "hmget", "hset", "hsetnx", "sadd", "set", "smembers",
+    "time", "xadd", "xdel", "xinfo|stream", "xlen", "xrange", "xread", "xrevrange", "zadd", "zcard",
+    "zrange", "zrangebylex", "zrangebyscore", "zrem", "zscore",
 )
 OPERATOR = (
     "acl|whoami", "get", "hdel", "hget", "hgetall", "hincrby", "hlen", "hmget", "hscan", "hset",
@@ -21,7 +24,8 @@ OPERATOR = (
 )
 
 # What a producer may touch. The identity and the register are shared by all lanes.
-_PRODUCED = ("buffer", "lanes", "{*}:stream", "{*}:scheduled", "{*}:commits")
+_PRODUCED = ("buffer", "lanes", "{*}:stream", "{*}:scheduled", "{*}:commits", "{*}:parked",
+             "{*}:retry")
 _PASSWORD = "CHANGE-ME"
 
 
