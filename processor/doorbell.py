@@ -7,6 +7,7 @@ does nothing else: without it work would be found at the next interval.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Mapping
 
 from processor import metrics
@@ -47,8 +48,11 @@ class Doorbell:
         with self._condition:
             self._stopping = True
             self._condition.notify()
-        self._redis.abort()
-        self._thread.join(timeout)
+        end = time.monotonic() + timeout
+        while self._thread.is_alive() and time.monotonic() < end:
+            # More than once: the call that is to be cut may be just about to begin.
+            self._redis.abort()
+            self._thread.join(0.02)
 
     def _run(self) -> None:
         while self._wanted():

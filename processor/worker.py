@@ -69,6 +69,7 @@ class Run:
         self.doorbell = Doorbell(event, bell)
         self.bell = bell
         self.drain = self.new_drain()
+        self.thread = threading.Thread(target=_live, args=(self,), name="processor", daemon=True)
 
     def new_drain(self) -> Drain:
         """A drain by the settings of now."""
@@ -101,13 +102,12 @@ def start(settings: Settings | None = None) -> Singleton:
         chosen = settings or config.current()
         registry.register(chosen.statements)
         _warn_uwsgi()
-        _run, _revive = Run(chosen, singleton.event), False
-        singleton.state = State(status="standby", instance=_run.instance, site=chosen.site)
-        singleton.thread = threading.Thread(
-            target=_live, args=(_run,), name="processor", daemon=True
-        )
+        run = Run(chosen, singleton.event)
+        singleton.state = State(status="standby", instance=run.instance, site=chosen.site)
         singleton.event.set()
-        singleton.thread.start()
+        run.thread.start()
+        # Shown when it can be joined: a stop in between has not seen this start.
+        _run, singleton.thread, _revive = run, run.thread, False
     return singleton
 
 
@@ -116,15 +116,15 @@ def stop(timeout: float | None = None) -> bool:
 
     May be called twice, or before start.
     """
-    run, thread = _run, singleton.thread
-    if run is None or thread is None:
+    run = _run
+    if run is None:
         return True
     run.stopping = True
     singleton.event.set()
-    if thread is threading.current_thread():
+    if run.thread is threading.current_thread():
         return False
-    thread.join(run.settings.stop_timeout if timeout is None else timeout)
-    return not thread.is_alive()
+    run.thread.join(run.settings.stop_timeout if timeout is None else timeout)
+    return not run.thread.is_alive()
 
 
 def abort() -> None:
