@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 import processor
+from processor import pidfile
 from processor.config import configure
 from processor.errors import AlreadyRunning, ConfigError
 from processor.pidfile import Pidfile
@@ -401,6 +402,23 @@ except AlreadyRunning as error:
     # They may also come one after the other, but never two at once.
     assert {each.output.split()[0] for each in many} == {"held", "refused"}
     assert not path.exists()
+
+
+def test_a_pidfile_that_is_given_up_while_it_is_taken_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "p.pid"
+    locked, removed = pidfile._locked, []
+
+    def lock_late(file: int, **options: bool) -> bool:
+        if not removed:
+            removed.append(path.unlink())  # its holder, who ends between our open and our lock
+        return locked(file, **options)
+
+    monkeypatch.setattr(pidfile, "_locked", lock_late)
+    with Pidfile(path):
+        assert path.read_text() == f"{os.getpid()}\n"
+        assert Pidfile(path).running() == os.getpid()
 
 
 def test_asking_who_runs_disturbs_nobody(tmp_path: Path) -> None:
