@@ -151,10 +151,9 @@ class Site:
 
     def __init__(self, redis_url: str, database: Database, **settings: Any) -> None:
         self.database = database
-        self.namespace = f"test-{new_id()}"
         # Waits are short so that tests are; the rest is as shipped.
         self.mapping: dict[str, Any] = {
-            "namespace": self.namespace,
+            "namespace": f"test-{new_id()}",
             "redis": {"url": redis_url},
             "database": {"dsn": database.dsn, "takeover": 1.5},
             "interval": 0.2,
@@ -163,7 +162,7 @@ class Site:
         self.settings = config.load(self.mapping)
         self.producer = Producer(self.settings)
         self.redis = redis_driver.Redis.from_url(redis_url)
-        self.lane = Lane(self.namespace, "default:0")
+        self.lane = Lane(self.settings.namespace, "default:0")
         self.history: list[Submitted] = []
 
     def close(self) -> None:
@@ -239,10 +238,9 @@ class Site:
 
 
 def told(work: Work, receipt: Receipt) -> Submitted:
-    """What a producer knows after an acknowledged submit."""
-    return Submitted(
-        receipt.id, work.keys, receipt.lane, receipt.entry_id, fails=work.fails,
-    )  # fmt: skip
+    """What a producer knows after an acknowledged submit; a lane is one only in its buffer."""
+    lane = f"{receipt.lane} of {receipt.buffer}"
+    return Submitted(receipt.id, work.keys, lane, receipt.entry_id, fails=work.fails)
 
 
 def findings(database: Database, history: list[Submitted], waiting: Iterable[str] = ()) -> Findings:
