@@ -71,12 +71,17 @@ class Burial:
         Raises what the session raises, and DatabaseError for anything but poison.
         """
         self._session.begin()
+        known = ledger.find(self._session.database, [letter.id]).get(letter.id)
+        own = known is not None and (known.outcome, known.hash) == ("dead", letter.hash)
         if letter.request == "discard":
             return self._session.commit(
                 ledger.fence(owner, 0)
-                + ledger.resolve(letter.id, "discarded", letter.hash)
+                + (ledger.resolve(letter.id, letter.hash, "discarded", letter.hash) if own else "")
                 + deadletter.resolved(letter, "discarded")
             )
+        if not own:
+            self.fail(owner, letter, Reason("its id has another outcome: submit it under a new id"))
+            return None
         try:
             entry = _revived(letter)
             self._session.know(tables(entry), anew=True)
@@ -95,7 +100,7 @@ class Burial:
         try:
             return self._session.commit(
                 ledger.fence(owner, 1, last=None)
-                + ledger.resolve(letter.id, "applied", entry.hash)
+                + ledger.resolve(letter.id, letter.hash, "applied", entry.hash)
                 + deadletter.resolved(letter, "applied")
                 + effect
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from hashlib import blake2b
 
 import msgspec
@@ -29,6 +30,9 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     trace: str | None = None
 
 
+_STRANGE = re.compile(r"(unknown field|Invalid (?:enum )?value) (['`]).*?\2(?= - at `\$|$)", re.S)
+
+
 class Unreadable(Exception):
     """The bytes are not a transaction; they go to the dead letters as they are (rule 10)."""
 
@@ -42,22 +46,26 @@ def decode(entry_id: str, version: bytes | None, body: bytes | None, attempt: in
     if version is None or body is None:
         raise Unreadable("the fields v and tx are missing")
     if version != VERSION:
-        if version.isdigit() and int(version) > int(VERSION):
+        if version.isdigit() and len(version) < 10 and int(version) > int(VERSION):
             raise UnknownVersion(version.decode())
         raise Unreadable("envelope version is not a number of a release")
     try:
         document = documents.decode(body)
         decoded = operations.decode(document.operations)
         _check(decoded)
+        keys = (document.key,) if document.key is not None else tuple(document.keys or ())
+        if any(not key or "\0" in key for key in keys):
+            raise InvalidTransaction("key", "is empty or has a NUL")
         identity = canonical_id("id", document.id)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise Unreadable(reason(error)) from None
+        # The parser quotes what it did not expect, and that can be a value (rule 19).
+        raise Unreadable(_STRANGE.sub(r"\1", reason(error))) from None
     return Entry(
         entry_id,
         identity,
         blake2b(document.operations, digest_size=16).hexdigest(),
         decoded,
-        (document.key,) if document.key is not None else tuple(document.keys or ()),
+        keys,
         body,
         document.attempts,
         document.timeout,
@@ -75,5 +83,7 @@ def _check(decoded: tuple[Operation, ...]) -> None:
         if kind is Insert:
             if (operation.values is None) == (operation.rows is None):  # type: ignore[union-attr]
                 raise InvalidTransaction(f"operations[{number}]", "needs either values or rows")
+            if not (operation.values or (operation.rows and all(operation.rows))):  # type: ignore[union-attr]
+                raise InvalidTransaction(f"operations[{number}]", "has no columns")
         elif kind is Update and not operation.set and not operation.add:  # type: ignore[union-attr]
             raise InvalidTransaction(f"operations[{number}]", "update needs set or add")

@@ -25,6 +25,8 @@ from processor.operation import Insert, Operation, Statement
 from processor.shape import Shape, compiled, key_of
 
 _json = msgspec.json.Encoder(decimal_format="number")
+#: What statement_timeout holds, milliseconds: 24 days.
+_LONGEST = 2**31 - 1
 _NOT_FOR_TRANSACTIONS = frozenset({"processor", "pg_catalog", "information_schema"})
 
 
@@ -226,7 +228,7 @@ def _limited(text: str, seconds: float) -> str:
     """A transaction with a time limit of its own for each of its statements."""
     return (
         "SELECT set_config('processor.limit', current_setting('statement_timeout'), true);"
-        f"SET LOCAL statement_timeout = {max(1, int(seconds * 1000))};{text}"
+        f"SET LOCAL statement_timeout = {int(min(max(1, seconds * 1000), _LONGEST))};{text}"
         "SELECT set_config('statement_timeout', current_setting('processor.limit'), true);"
     )
 

@@ -241,6 +241,9 @@ class Site:
         """Wait until the tape is exactly this."""
         wait_until(lambda: self.tape() == list(numbers), timeout, lambda: self.tale())
 
+    def parks(self, count: int, timeout: float = 10.0) -> None:
+        wait_until(lambda: self.parked() == count, timeout, lambda: f"{count}: {self.tale()}")
+
     def resumes(self, within: float = 2.0, since: float | None = None) -> None:
         """A batch that began after `since` (now) is committed in time."""
         since = time.time() if since is None else since

@@ -32,12 +32,12 @@ def owner_of(site: Site, lane: str = "default:0") -> tuple[int, int]:
     return (int(rows[0][0].split(":")[1]), rows[0][1]) if rows else (0, 0)
 
 
-def told(site: Site, process: Process) -> str:
-    """The status that a processor tells in Redis."""
+def told(site: Site, process: Process, figure: str = "status") -> Any:
+    """What a processor tells in Redis."""
     for key in site.redis.scan_iter("processor:state:*"):
-        if f":{process.pid}:" in key.decode():
-            return str(json.loads(site.redis.get(key) or "{}")["background_processor"]["status"])
-    return ""
+        if f":{process.pid}:" in key.decode() and (found := site.redis.get(key)):
+            return json.loads(found)["background_processor"][figure]
+    return None
 
 
 def owned(drain: Drain) -> set[str]:
@@ -102,9 +102,9 @@ def test_an_owner_frozen_in_a_batch_that_commits_without_it(site_of) -> None:
 
         frozen.freeze()
     site.commits(*range(1, 11))
-    assert site.depth() == 10
-
     site.empties(timeout=4.0)
+    wait_until(lambda: told(site, standby, "already_applied") == 10)
+
     frozen.thaw()
     site.submit(*(write(n) for n in range(11, 21)))
     site.whole(20)
