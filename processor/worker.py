@@ -81,7 +81,7 @@ event = singleton.event
 hooks = Hooks()
 
 #: Settings that a running processor keeps: they say which buffer it drains, and for whom.
-KEPT = ("namespace", "site", "redis.url", "health.bind", "drain")
+KEPT = ("namespace", "site", "redis.url", "redis.timeout", "health.bind", "drain")
 
 _lock = threading.Lock()
 _run: Run | None = None

@@ -45,6 +45,8 @@ except ConfigError as error:
 # A hook that holds the drain thread for as long as a file is there.
 HOLD = """
 def hold():
+    if os.path.exists({path!r}):
+        print("the drain thread is held", flush=True)
     while os.path.exists({path!r}):
         time.sleep(0.01)
 
@@ -131,7 +133,8 @@ class Service:
     def change(self, **changes: Any) -> None:
         """Write other settings into its file, at once for whoever reads it."""
         new = self.path.with_suffix(".new")
-        new.write_text(yaml.safe_dump(yaml.safe_load(self.path.read_text()) | changes))
+        settings = changed(yaml.safe_load(self.path.read_text()), changes)
+        new.write_text(yaml.safe_dump(settings))
         os.replace(new, self.path)
 
     def reload(self) -> None:
@@ -171,14 +174,18 @@ QUICK: dict[str, Any] = {
 }
 
 
+def changed(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """The settings with changes, section by section."""
+    return settings | {
+        name: settings[name] | value if isinstance(settings.get(name), dict) else value
+        for name, value in changes.items()
+    }
+
+
 def settings_of(redis_url: str, dsn: str, changes: dict[str, Any]) -> dict[str, Any]:
-    """Quick settings for these servers, with changes section by section."""
-    settings = QUICK | {"redis": QUICK["redis"] | {"url": redis_url},
-                        "database": QUICK["database"] | {"dsn": dsn}}  # fmt: skip
-    for name, value in changes.items():
-        old = settings.get(name)
-        settings[name] = old | value if isinstance(old, dict) else value
-    return settings
+    """Quick settings for these servers, with changes."""
+    servers = {"redis": {"url": redis_url}, "database": {"dsn": dsn}}
+    return changed(changed(QUICK, servers), changes)
 
 
 @pytest.fixture

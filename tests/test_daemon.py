@@ -185,6 +185,7 @@ def test_stop_ends_a_daemon_that_hangs_and_says_so_in_its_log(
     daemon.path.write_text(yaml.safe_dump(settings))
     pid = daemon.start(HOLD.format(path=str(hang)))
     hang.touch()
+    wait_until(lambda: "the drain thread is held" in daemon.log.read_text())
 
     assert daemon.call("stop").returncode == 0
     assert not alive(pid)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import signal
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -68,14 +70,17 @@ def test_systemd_hears_once_that_it_is_ready_and_how_it_stands(
     assert running.systemd.words == ["READY", "STOPPING"]
 
 
-def test_it_is_ready_while_postgresql_is_away_since_that_is_no_fault_of_its_own(
-    service: Start, free_address: str
+@pytest.mark.parametrize("away", ["postgresql", "redis"])
+def test_it_is_ready_while_a_server_is_away_since_that_is_no_fault_of_its_own(
+    away: str, service: Start, free_address: str
 ) -> None:
-    dsn = f"postgresql://{free_address}/app"
-    running = service(database={"dsn": dsn}).started()
+    changes = {"database": {"dsn": f"postgresql://{free_address}/app"}} if away == "postgresql" \
+        else {"redis": {"url": f"redis://{free_address}/0"}}  # fmt: skip
+    running = service(**changes).started()
 
     assert running.systemd.status.startswith("outage")
-    assert running.process.running
+    assert running.process.terminate() == 0
+    assert running.systemd.words == ["READY", "STOPPING"]
 
 
 def test_without_systemd_it_tells_nobody(service: Start, submit: Submit) -> None:
@@ -236,6 +241,19 @@ def test_a_second_sigterm_cuts_the_call_and_the_next_start_does_the_work_once(
     assert ledger == [(receipt.id, "applied")]
 
 
+def test_sigterm_ends_it_well_while_the_network_swallows_all(
+    service: Start, postgres_server: Any, database: Any, proxy_to: Callable[..., Proxy]
+) -> None:
+    proxy = proxy_to(postgres_server)
+    running = service(database={**BRISK, "dsn": proxy.dsn_of(database.name)}).started()
+    proxy.hold()
+    wait_until(lambda: running.systemd.status.startswith("outage"))
+    begun = time.monotonic()
+
+    assert running.process.terminate() == 0
+    assert time.monotonic() - begun < BRISK["call_timeout"] + 1.5
+
+
 def test_two_sigterms_at_once_end_it_too(service: Start) -> None:
     running = service().started()
 
@@ -252,8 +270,7 @@ def test_a_thread_that_hangs_does_not_keep_the_service_beyond_its_stop_timeout(
     limits = {"statement_timeout": 0.3, "lock_timeout": 0.1}
     running = service(HOLD.format(path=str(hang)), database=limits, stop_timeout=0.5).started()
     hang.touch()
-    seen = len(running.systemd.heard)
-    wait_until(lambda: len(running.systemd.heard) >= seen)
+    running.process.expect("the drain thread is held")
 
     assert running.process.terminate() == 1
     assert "not finished within stop_timeout" in running.process.output
@@ -278,7 +295,8 @@ def test_sighup_puts_new_settings_to_use_and_says_which_want_a_restart(
     service: Start, submit: Submit, systemd: Systemd
 ) -> None:
     running = service(log={"format": "text"}).started()
-    running.change(statements=SLOW, namespace="other", log={"format": "json"})
+    running.change(statements=SLOW, namespace="other", redis={"timeout": 1.5},
+                   log={"format": "json"})  # fmt: skip
 
     running.reload()
     submit(slow(7, 0.0))
@@ -287,7 +305,8 @@ def test_sighup_puts_new_settings_to_use_and_says_which_want_a_restart(
     assert systemd.words == ["READY", "RELOADING", "READY"]
     assert re.fullmatch(r"\d+", next(m["MONOTONIC_USEC"] for _, m in systemd.heard
                                      if "RELOADING" in m))  # fmt: skip
-    assert '"message": "these change with a restart only: namespace"' in running.process.output
+    kept = '"message": "these change with a restart only: namespace, redis.timeout"'
+    assert kept in running.process.output
 
 
 @pytest.mark.parametrize(("text", "said"), [
@@ -405,6 +424,33 @@ def test_pages_log_and_status_hold_no_password_and_no_value(
 
     assert not [text for text in told if "canary-word" in text or "4111" in text]
     assert "processor_committed_total 1.0" in told[2]
+
+
+def test_a_thousand_slow_clients_of_the_pages_hold_up_no_work(
+    service: Start, submit: Submit, free_address: str
+) -> None:
+    running = service(health={"bind": free_address}).started()
+    host, _, port = free_address.partition(":")
+    assert running.page("/health")[0] == 200
+    slow_ones = []
+    try:
+        for _ in range(1000):
+            client = socket.socket()
+            slow_ones.append(client)
+            client.setblocking(False)
+            client.connect_ex((host, int(port)))
+        for client in slow_ones:
+            with contextlib.suppress(OSError):
+                client.send(b"GET /health HTTP/1.1\r\nX: ")
+        begun = time.monotonic()
+        for n in range(100):
+            submit(insert(n))
+        wait_until(lambda: running.effects() == list(range(100)))
+        assert time.monotonic() - begun < 3.0
+    finally:
+        for client in slow_ones:
+            client.close()
+    assert running.page("/health")[0] == 200
 
 
 def test_an_outage_is_told_on_the_pages_and_is_over_when_the_server_is_back(
