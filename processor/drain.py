@@ -16,7 +16,6 @@ from processor import crashpoint, due, ledger, metrics, parked, schema, troubles
 from processor.apply import Applier, Contended, Fenced, Outcome, Systemic, Written
 from processor.burial import Burial
 from processor.database import Database
-from processor.deadletter import Reason
 from processor.entry import Entry
 from processor.errors import (
     DatabaseError,
@@ -36,7 +35,7 @@ from processor.settings import Settings
 from processor.settling import Settling
 from processor.sweeps import Sweeps
 from processor.taking import Taking
-from processor.verdict import ENDS_SESSION_STATE, Gate
+from processor.verdict import Gate
 
 log = logging.getLogger("processor")
 
@@ -314,7 +313,7 @@ class Drain:
         """Apply a batch; None if it was put off, with the lane paused or another's."""
         assert lane.owner is not None
         if lane.condemned == entries[0].id:
-            return self._condemned(lane, entries)
+            return troubles.condemned(lane, entries)
         trouble: list[Unavailable] = []
         try:
             outcome = self._applier.apply(
@@ -340,17 +339,6 @@ class Drain:
         if trouble:
             raise trouble[0]
         return outcome if self._is_their_own(lane, entries, outcome) else None
-
-    @staticmethod
-    def _condemned(lane: OwnedLane, entries: list[Entry]) -> Outcome | None:
-        if len(entries) > 1:
-            # Read it again, alone: nobody else's fate is decided by this.
-            lane.limit = 1
-            lane.forget()
-            return None
-        lane.condemned = ""
-        reason = Reason("it ended its session each time it was tried alone", ENDS_SESSION_STATE)
-        return Outcome(failed=[(entries[0], reason)])
 
     def _is_their_own(self, lane: OwnedLane, entries: list[Entry], outcome: Outcome) -> bool:
         """Whether the failures are the entries' doing; if not, the lane is paused (systemic)."""

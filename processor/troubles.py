@@ -12,9 +12,10 @@ import time
 from collections.abc import Sequence
 
 from processor.apply import Outcome
+from processor.deadletter import Reason
 from processor.entry import Entry
 from processor.ownership import OwnedLane
-from processor.verdict import backoff
+from processor.verdict import ENDS_SESSION_STATE, backoff
 
 log = logging.getLogger("processor")
 
@@ -72,3 +73,15 @@ def ended_session(
     elif len(entries) > 1 and times >= _CRASHES:
         lane.limit = max(1, len(entries) // 2)
         lane.trouble = (entries[0].id, 0)
+
+
+def condemned(lane: OwnedLane, entries: Sequence[Entry]) -> Outcome | None:
+    """The end of a crasher, which stands first. None if it is to be read again, alone."""
+    if len(entries) > 1:
+        # Nobody else's fate is decided by this.
+        lane.limit = 1
+        lane.forget()
+        return None
+    lane.condemned = ""
+    reason = Reason("it ended its session each time it was tried alone", ENDS_SESSION_STATE)
+    return Outcome(failed=[(entries[0], reason)])
