@@ -33,8 +33,11 @@ from processor.settings import Settings
 from processor.watcher import Waiter, watcher
 from processor.whereabouts import UNKNOWN, Whereabouts
 
-#: A waiter that heard nothing looks for itself: a full Redis refuses notes, and they are bounded.
+#: A waiter that heard nothing looks for itself, less and less often: a full Redis refuses notes.
 _LOOK = 2.0
+_LOOK_LEAST = 30.0
+#: Threads that ask at the same time: a thousand would leave the drain thread no turn at the GIL.
+_ASKING = 4
 _UNTIL = ("committed",)
 
 
@@ -98,13 +101,15 @@ class Answers:
         self._pool = RedisPool(settings.redis.url, settings.redis.timeout)
         self._watcher = watcher(lambda: RedisConnection(settings.redis.url, settings.redis.timeout))
         self._ledger = _Ledger(settings)
+        self._asking = threading.BoundedSemaphore(_ASKING)
 
     def status(self, receipt: Receipt) -> Whereabouts:
         """How far a transaction got: what Redis knows, else what the ledger knows."""
-        found = self._in_redis(receipt)
-        if found is not None:
-            return found
-        return self._ledger.ask(receipt.id) or (UNKNOWN if receipt.entry_id else _DELAYED)
+        with self._asking:
+            found = self._in_redis(receipt)
+            if found is not None:
+                return found
+            return self._ledger.ask(receipt.id) or (UNKNOWN if receipt.entry_id else _DELAYED)
 
     def _in_redis(self, receipt: Receipt) -> Whereabouts | None:
         connection = self._pool.take()
@@ -122,11 +127,13 @@ class Answers:
         end = None if timeout is None else time.monotonic() + timeout
         lane = self._lane(receipt)
         waiter = Waiter(lane, receipt.buffer, receipt.id, receipt.entry_id)
+        look = _LOOK
         with self._watcher.waiting(waiter, self._last_note(lane)):
             while True:
                 # Asked after the watcher listens: a note is either found here or heard there.
                 reached = self.status(receipt)
-                left = _LOOK if end is None else min(_LOOK, end - time.monotonic())
+                left = look if end is None else min(look, end - time.monotonic())
+                look = min(_LOOK_LEAST, look * 2)
                 if reached.decided or left <= 0:
                     return reached
                 told = waiter.wait(left)
@@ -134,6 +141,10 @@ class Answers:
                     return whereabouts.from_told(told)
 
     def _last_note(self, lane: Lane) -> str:
+        with self._asking:
+            return self._newest(lane)
+
+    def _newest(self, lane: Lane) -> str:
         connection = self._pool.take()
         try:
             found = connection.call("XREVRANGE", lane.commits, "+", "-", "COUNT", 1)
@@ -146,10 +157,17 @@ class Answers:
     def _lane(self, receipt: Receipt) -> Lane:
         return Lane(self.settings.namespace, receipt.lane)
 
+    def close(self) -> None:
+        """Close what nobody uses at the moment."""
+        self._watcher.close()
+        self._pool.close()
+        self._ledger.close()
+
     def drop(self) -> None:
         """Forget all connections without closing them, in a forked child."""
         self._pool.drop()
         self._ledger.drop()
+        self._asking = threading.BoundedSemaphore(_ASKING)
 
 
 class _Ledger:
@@ -178,6 +196,10 @@ class _Ledger:
                     raise DatabaseUnavailable(f"the ledger cannot be read: {error}") from None
         return None
 
+    def close(self) -> None:
+        with self._lock:
+            self._database.close()
+
     def drop(self) -> None:
         self._database.drop()
         self._lock = threading.Lock()
@@ -192,8 +214,15 @@ def _answers() -> Answers:
     global _current
     settings = config.current()
     if _current is None or _current.settings is not settings:
+        close()
         _current = Answers(settings)
     return _current
+
+
+def close() -> None:
+    """Close the connections over which receipts were asked; the next question opens others."""
+    if _current is not None:
+        _current.close()
 
 
 def _after_fork() -> None:

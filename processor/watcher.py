@@ -6,6 +6,7 @@ seconds after the last; a fork leaves it behind.
 
 from __future__ import annotations
 
+import bisect
 import os
 import threading
 import time
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from processor import notes
+from processor import notes, parked
 from processor.buffer import Lane
 from processor.errors import ProcessorError
 from processor.notes import Note, Told
@@ -28,19 +29,20 @@ _LINGER = 5.0
 class Waiter:
     """One transaction that somebody waits for."""
 
-    __slots__ = ("_entry_id", "_event", "_id", "buffer", "lane", "told")
+    __slots__ = ("_entry_id", "_event", "buffer", "id", "lane", "order", "told")
 
     def __init__(self, lane: Lane, buffer_id: str, transaction_id: str, entry_id: str) -> None:
         self.lane = lane
         self.buffer = buffer_id
         self.told: Told | None = None
-        self._id = transaction_id
+        self.id = transaction_id
+        self.order = parked.order(entry_id) if entry_id else b""
         self._entry_id = entry_id
         self._event = threading.Event()
 
     def hear(self, note: Note) -> None:
         """Take what a note says."""
-        told = note.tells(self._id, self._entry_id) if note.buffer == self.buffer else None
+        told = note.tells(self.id, self._entry_id) if note.buffer == self.buffer else None
         if told is not None:
             self.told = told
             self._event.set()
@@ -51,13 +53,48 @@ class Waiter:
         return self.told
 
 
+class Crowd:
+    """The waiters of one lane, so sorted that a note finds its own among thousands."""
+
+    def __init__(self) -> None:
+        self._by_id: dict[str, list[Waiter]] = {}
+        self._in_order: list[tuple[bytes, int, Waiter]] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._by_id)
+
+    def add(self, waiter: Waiter) -> None:
+        """Let a waiter hear."""
+        self._by_id.setdefault(waiter.id, []).append(waiter)
+        if waiter.order:
+            bisect.insort(self._in_order, (waiter.order, id(waiter), waiter))
+
+    def remove(self, waiter: Waiter) -> None:
+        """It heard, or waits no longer."""
+        same = self._by_id[waiter.id]
+        same.remove(waiter)
+        if not same:
+            del self._by_id[waiter.id]
+        if waiter.order:
+            del self._in_order[bisect.bisect_left(self._in_order, (waiter.order, id(waiter)))]
+
+    def concerned(self, note: Note) -> list[Waiter]:
+        """Those for whom a note may answer."""
+        found = [w for i in (*note.also, *note.dead) for w in self._by_id.get(i, ())]
+        if note.first:
+            start = bisect.bisect_left(self._in_order, (parked.order(note.first),))
+            end = bisect.bisect_left(self._in_order, (parked.order(note.last) + b"~",))
+            found += [waiter for _, _, waiter in self._in_order[start:end]]
+        return found
+
+
 class Watcher:
     """Reads the notes of all lanes on which somebody waits."""
 
     def __init__(self, connect: Callable[[], RedisConnection]) -> None:
         self._connect = connect
         self._lock = threading.Lock()
-        self._waiters: dict[Lane, set[Waiter]] = {}
+        self._waiters: dict[Lane, Crowd] = {}
         self._cursors: dict[Lane, str] = {}
         self._thread: threading.Thread | None = None
         self._redis: RedisConnection | None = None
@@ -73,13 +110,13 @@ class Watcher:
             yield waiter
         finally:
             with self._lock:
-                self._waiters[waiter.lane].discard(waiter)
+                self._waiters[waiter.lane].remove(waiter)
                 self._left = time.monotonic()
 
     def _join(self, waiter: Waiter, cursor: str) -> None:
         with self._lock:
             new = waiter.lane not in self._cursors
-            self._waiters.setdefault(waiter.lane, set()).add(waiter)
+            self._waiters.setdefault(waiter.lane, Crowd()).add(waiter)
             self._cursors.setdefault(waiter.lane, cursor)
             alive = self._thread is not None and self._thread.is_alive()
             if not alive:
@@ -93,17 +130,17 @@ class Watcher:
                 self._redis.abort()
 
     def _run(self) -> None:
-        self._redis = self._connect()
+        redis = self._redis = self._connect()
         try:
             while cursors := self._wanted():
                 try:
-                    self._listen(cursors)
+                    self._listen(redis, cursors)
                 except ProcessorError:
                     if not self._joined:
                         self._pause.wait(_AWAY)
                     self._joined = False
         finally:
-            self._redis.close()
+            redis.close()
 
     def _wanted(self) -> dict[Lane, str]:
         with self._lock:
@@ -114,10 +151,9 @@ class Watcher:
                 self._thread = None
             return dict(self._cursors)
 
-    def _listen(self, cursors: dict[Lane, str]) -> None:
-        assert self._redis is not None
+    def _listen(self, redis: RedisConnection, cursors: dict[Lane, str]) -> None:
         streams = [lane.commits for lane in cursors]
-        reply = self._redis.calls(
+        reply = redis.calls(
             [("XREAD", "COUNT", 500, "BLOCK", int(_BLOCK * 1000), "STREAMS", *streams,
               *cursors.values())],
             block=_BLOCK,
@@ -129,17 +165,30 @@ class Watcher:
             self._hear(lanes[stream.decode()], entries)
 
     def _hear(self, lane: Lane, entries: list[Any]) -> None:
-        with self._lock:
-            waiters = tuple(self._waiters.get(lane, ()))
-            if lane in self._cursors:
-                self._cursors[lane] = entries[-1][0].decode()
+        found = []
         for _, fields in entries:
             try:
-                note = notes.read(fields)
+                found.append(notes.read(fields))
             except (KeyError, ValueError):
                 continue
-            for waiter in waiters:
-                waiter.hear(note)
+        with self._lock:
+            if lane in self._cursors:
+                self._cursors[lane] = entries[-1][0].decode()
+            crowd = self._waiters.get(lane)
+            heard = [(w, note) for note in found for w in (crowd.concerned(note) if crowd else ())]
+        for waiter, note in heard:
+            waiter.hear(note)
+
+    def close(self) -> None:
+        """End the thread if nobody waits; it would end by itself some seconds later."""
+        with self._lock:
+            self._left = float("-inf")
+            thread, redis = self._thread, self._redis
+            if any(self._waiters.values()) or thread is None or redis is None:
+                return
+            self._joined = True
+            redis.abort()
+        thread.join(1.0)
 
     def forget(self) -> None:
         """In a forked child: the parent's thread and connection are not ours."""

@@ -18,6 +18,7 @@ MODULES = {
     "submit": "submit",
     "recovery": "recovery",
     "import": "importing",
+    "receipt": "receipt",
 }
 
 

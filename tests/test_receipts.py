@@ -1,0 +1,241 @@
+"""Receipts: how far a write got, by asking and by waiting, here and in other processes."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+import processor
+from processor import config, notes
+from processor import receipt as receipt_module
+from processor.notes import Note
+from processor.position import Position
+from processor.receipt import Receipt
+from processor.watcher import Crowd, Waiter
+from tests.fix_process import Spawn
+from tests.fix_servers import Database
+from tests.fix_site import Site, write
+from tests.fix_wait import wait_until
+
+BAD = "alter table tape add constraint positive check (n > 0)"
+
+
+@pytest.fixture
+def told(site: Site) -> Iterator[Site]:
+    """A site whose settings are those of `import processor`."""
+    config.configure(site.settings)
+    yield site
+    receipt_module.close()
+    config.configure({})
+
+
+def test_a_write_is_accepted_then_committed_with_its_position(told: Site) -> None:
+    (receipt,) = told.submit(write(1))
+    assert receipt.status().state == "accepted"
+    told.start()
+    reached = receipt.wait(timeout=10)
+    assert reached.state == "committed"
+    assert reached.position is not None
+    current = told.one("select pg_current_wal_lsn() - '0/0'::pg_lsn")
+    assert 0 < reached.position.lsn <= current
+    assert receipt.status() == reached
+    assert receipt.result(timeout=1) == reached
+
+
+def test_a_wait_that_ends_in_time_out_returns_what_was_reached(told: Site) -> None:
+    (receipt,) = told.submit(write(1))
+    assert receipt.wait(timeout=0.2).state == "accepted"
+    with pytest.raises(processor.WaitTimeout, match="accepted"):
+        receipt.result(timeout=0.1)
+
+
+def test_a_dead_write_is_told_with_its_reason_and_without_its_values(told: Site) -> None:
+    told.execute(BAD)
+    told.start()
+    (receipt,) = told.submit(write(-4711))
+    reached = receipt.wait(timeout=10)
+    assert (reached.state, "23514" in reached.reason) == ("dead", True)
+    assert "4711" not in reached.reason
+    with pytest.raises(processor.TransactionDead, match="23514"):
+        receipt.result(timeout=1)
+
+
+def test_neighbours_of_poison_in_one_batch_are_told_apart(told: Site) -> None:
+    told.execute(BAD)
+    receipts = told.submit(*(write(n) for n in (1, 2, -3, 4)))
+    told.start()
+    states = [receipt.wait(timeout=10).state for receipt in receipts]
+    assert states == ["committed", "committed", "dead", "committed"]
+
+
+def test_a_retried_write_and_its_follower_tell_attempt_and_next_try(told: Site) -> None:
+    told.execute("create table parent (id int primary key)")
+    told.execute("create table child (parent int references parent)")
+    told.start(told.changed(retry={"delay": 3.0, "max_delay": 3.0}))
+    orphan = processor.Transaction(key="k").insert("child", {"parent": 1})
+    follower = processor.Transaction(key="k").insert("parent", {"id": 2})
+    first, second = told.submit(orphan, follower)
+    told.parks(2)
+    wait_until(lambda: first.status().state == "retrying")
+    reached = first.status()
+    assert reached.attempt == 1
+    assert reached.next_try is not None
+    assert 0 < reached.next_try - time.time() <= 3.5
+    assert second.status().state == "parked"
+    told.execute("insert into parent values (1)")
+    assert [r.wait(timeout=10).state for r in (first, second)] == ["committed", "committed"]
+
+
+def test_a_status_outlives_its_note_by_way_of_the_ledger(told: Site) -> None:
+    told.execute(BAD)
+    told.start()
+    good, bad = told.submit(write(1), write(-1))
+    assert (good.wait(timeout=10).state, bad.wait(timeout=10).state) == ("committed", "dead")
+    told.redis.delete(told.lane().commits)
+    assert good.status().state == "committed"
+    dead = bad.status()
+    assert (dead.state, "23514" in dead.reason) == ("dead", True)
+
+
+def test_a_dead_write_that_an_operator_retries_is_told_as_committed(told: Site) -> None:
+    told.execute(BAD)
+    told.start()
+    (receipt,) = told.submit(write(-1))
+    assert receipt.wait(timeout=10).state == "dead"
+    told.execute("alter table tape drop constraint positive")
+    told.ask(receipt.id, "retry")
+    wait_until(lambda: receipt.status().state == "committed")
+
+
+def test_a_delayed_write_is_scheduled_and_then_committed(told: Site) -> None:
+    told.start()
+    (receipt,) = told.submit(write(1, delay=0.5))
+    assert receipt.entry_id == ""
+    assert receipt.status().state == "scheduled"
+    assert receipt.wait(timeout=10).state == "committed"
+
+
+def test_a_known_write_is_told_by_a_note_of_the_look_up(told: Site) -> None:
+    """Rule 21: what the ledger knew already gets a note with the position of the look-up."""
+    told.start()
+    transaction = write(1)
+    first, again = told.submit(transaction)[0], None
+    assert first.wait(timeout=10).state == "committed"
+    (again,) = told.submit(transaction)
+    reached = again.wait(timeout=10)
+    assert reached.state == "committed"
+    assert reached.position is not None
+
+
+def test_a_thousand_waiters_cost_one_thread_and_one_connection(told: Site) -> None:
+    receipts = told.submit(*(write(n) for n in range(1, 1001)))
+    reached: list[str] = []
+    threads = [
+        threading.Thread(target=lambda r=r: reached.append(r.wait(timeout=60).state))
+        for r in receipts
+    ]
+    for thread in threads:
+        thread.start()
+    watchers = [t for t in threading.enumerate() if t.name == "processor-watcher"]
+    assert len(watchers) == 1
+    clients = [c["cmd"] for c in told.redis.client_list()]
+    assert len(clients) < 20, clients
+    told.start()
+    for thread in threads:
+        thread.join()
+    assert reached == ["committed"] * 1000
+
+
+def test_a_receipt_travels_as_text_to_a_process_that_only_reaches_redis(
+    told: Site, spawn: Spawn, database: Database
+) -> None:
+    told.start()
+    (receipt,) = told.submit(write(1))
+    program = (
+        "import sys, processor\n"
+        "processor.configure({'redis': {'url': sys.argv[1]},"
+        " 'database': {'dsn': 'host=/nowhere dbname=none'}})\n"
+        "print(processor.Receipt.parse(sys.argv[2]).wait(timeout=10).state)\n"
+    )
+    process = spawn(program, told.settings.redis.url, str(receipt))
+    process.expect("committed", 20)
+
+
+def test_texts_of_receipts_sort_as_their_entries_do() -> None:
+    ids = [f"{ms}-{n}" for ms in (5, 50, 1_700_000_000_000) for n in (0, 2, 11)]
+    made = [Receipt(processor.new_id(), "default:0", i, processor.new_id()) for i in ids]
+    texts = [str(receipt) for receipt in made]
+    assert sorted(texts) == texts
+    assert [Receipt.parse(text) for text in texts] == made
+
+
+@pytest.mark.parametrize("text", ["", "x", "~~~", "1-1~no~ids~default%3A0", "a~b~c~d~e", "\0"])
+def test_what_is_no_receipt_is_refused_in_one_line(text: str) -> None:
+    with pytest.raises(processor.InvalidTransaction, match="receipt: is not the text of a receipt"):
+        Receipt.parse(text)
+
+
+def test_waiting_for_a_stage_that_does_not_exist_is_refused() -> None:
+    receipt = Receipt(processor.new_id(), "default:0", "1-1", processor.new_id())
+    with pytest.raises(processor.InvalidTransaction, match="until"):
+        receipt.wait(until="done")
+
+
+POSITION = Position("7", 1, 100)
+BUFFER, OTHER = processor.new_id(), processor.new_id()
+
+
+def _note(**fields: object) -> Note:
+    note = Note(BUFFER, 1.0, POSITION, **fields)  # type: ignore[arg-type]
+    command = notes.write(Site_lane, note)
+    parts = [str(p).encode() if not isinstance(p, bytes) else p for p in command[6:]]
+    assert notes.read(parts) == note
+    return note
+
+
+Site_lane = notes.Lane("processor", "default:0")
+
+
+@pytest.mark.parametrize(
+    ("fields", "state"),
+    [
+        ({"first": "1-0", "last": "9-0"}, "committed"),
+        ({"first": "5-1", "last": "9-0"}, None),
+        ({"first": "1-0", "last": "4-9"}, None),
+        ({"first": "1-0", "last": "9-0", "absent": frozenset({"me"})}, None),
+        ({"first": "1-0", "last": "9-0", "absent": frozenset({"5-0"})}, None),
+        ({"also": frozenset({"me"})}, "committed"),
+        ({"dead": {"me": ["5-0", "why"]}}, "dead"),
+        ({"dead": {"me": ["6-0", "another payload"]}, "first": "1-0", "last": "9-0"}, "committed"),
+    ],
+)
+def test_a_note_answers_only_for_its_own_range(fields: dict[str, object], state: str) -> None:
+    """Rule 21: the last id of a batch covers what was parked, held or dead inside it, too."""
+    told = _note(**fields).tells("me", "5-0")
+    assert (told.state if told else None) == state
+
+
+def test_a_crowd_finds_those_whom_a_note_concerns_and_no_others() -> None:
+    crowd = Crowd()
+    waiters = [Waiter(Site_lane, BUFFER, f"id{n}", f"{n}-0") for n in range(100)]
+    delayed = Waiter(Site_lane, BUFFER, "late", "")
+    for waiter in (*waiters, delayed):
+        crowd.add(waiter)
+    heard: Callable[[Note], list[str]] = lambda note: [w.id for w in crowd.concerned(note)]  # noqa: E731
+    assert heard(_note(first="10-0", last="12-0")) == ["id10", "id11", "id12"]
+    assert heard(_note(also=frozenset({"late"}))) == ["late"]
+    assert heard(_note(dead={"id7": ["7-0", "why"]})) == ["id7"]
+    for waiter in (*waiters, delayed):
+        crowd.remove(waiter)
+    assert not crowd
+    assert heard(_note(first="0-0", last="99-0")) == []
+
+
+def test_a_note_of_another_buffer_is_not_heard() -> None:
+    """Rule 21: after a Redis rollback the same entry ids are other people's."""
+    waiter = Waiter(Site_lane, OTHER, "me", "5-0")
+    waiter.hear(_note(first="1-0", last="9-0"))
+    assert waiter.wait(0) is None
