@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -148,6 +149,9 @@ def program(tmp_path: Path) -> Iterator[Program]:
     def start(*arguments: str | bytes, **options: Any) -> subprocess.Popen[bytes]:
         for name in ("stdin", "stdout", "stderr"):
             options.setdefault(name, subprocess.PIPE)
+        # As an operator has it: what goes into a pipe is kept back until it is told to go.
+        options["env"] = dict(options.get("env") or os.environ)
+        options["env"].pop("PYTHONUNBUFFERED", None)
         command = [sys.executable, "-m", "processor", *arguments]
         process = subprocess.Popen(command, cwd=options.pop("cwd", ROOT), **options)
         started.append(process)

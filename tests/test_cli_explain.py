@@ -128,10 +128,13 @@ def test_what_nobody_knows_is_said_to_be_unknown(at_site: Cli, site: Site) -> No
     assert said.records[0]["place"] == "unknown"
 
 
-def test_an_old_id_is_found_among_many(at_site: Cli, site: Site) -> None:
+def test_an_id_of_any_time_is_found_among_many(at_site: Cli, site: Site) -> None:
+    ahead = Transaction(id=UNKNOWN.replace("01a2", "01ff")).insert("tape", {"n": 0})
     old = Transaction(id=UNKNOWN.replace("01a2", "0190")).insert("tape", {"n": 0})
     named = Transaction(idempotency_key="x").insert("tape", {"n": 0})
-    site.submit(*(write(n) for n in range(250)), old, named, *(write(n) for n in range(250)))
+    many = [write(n) for n in range(500)]
+    site.submit(*many[:250], ahead, old, named, *many[250:])
+    assert explained(at_site, ahead.id)["place"] == "stream"
     assert explained(at_site, old.id)["place"] == "stream"
     assert explained(at_site, named.id)["place"] == "stream"
     assert explained(at_site, site.submit(write(1))[0].id)["place"] == "stream"
