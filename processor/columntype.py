@@ -25,6 +25,7 @@ WHOLE = {INT2: 1 << 15, INT4: 1 << 31, INT8: 1 << 63}
 NUMBERS = frozenset({INT2, INT4, INT8, FLOAT4, FLOAT8, NUMERIC})
 TIMES = frozenset({DATE, TIME, TIMESTAMP, TIMESTAMPTZ, INTERVAL, TIMETZ})
 
+_MOST_DIGITS = 1 << 20
 _FRACTION = re.compile(r":\d\d\.(\d+)")
 _json = msgspec.json.Encoder(decimal_format="number")
 
@@ -65,6 +66,9 @@ def _whole(limit: int) -> Writer:
                 return str(value)
             raise Unfit("22003", "the number is out of the column's range")
         if isinstance(value, Decimal):
+            if value.adjusted() > 20:
+                # Before it is written out: 1E+999999999 is eleven bytes in the stream.
+                raise Unfit("22003", "the number is out of the column's range")
             if value == value.to_integral_value():
                 return write(int(value))
             raise Unfit("22P02", "the number has a fraction, the column holds whole numbers")
@@ -75,7 +79,7 @@ def _whole(limit: int) -> Writer:
 
 def _float(value: Any) -> str:
     if type(value) is int:
-        if abs(value) > 1 << 53 and int(float(value)) != value:
+        if abs(value) > 1 << 53 and (abs(value) >> 1024 or int(float(value)) != value):
             raise Unfit("22003", "the number is too large to be held exactly by a float")
         return str(value)
     return str(value) if isinstance(value, Decimal) else _string(value)
@@ -112,8 +116,12 @@ def _scale(modifier: int) -> int:
 
 
 def _digits(value: Decimal) -> int:
-    exponent = value.normalize().as_tuple().exponent
-    return -exponent if isinstance(exponent, int) else 0
+    """Decimals that count. Not by normalize(), which rounds to the precision of its context."""
+    _, digits, exponent = value.as_tuple()
+    if not value or not isinstance(exponent, int):
+        return -_MOST_DIGITS
+    zeros = next(n for n, digit in enumerate(reversed(digits)) if digit)
+    return -exponent - zeros
 
 
 def _document(value: Any) -> str:

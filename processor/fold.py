@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from decimal import Decimal
+from decimal import Context, Decimal, Inexact, InvalidOperation, Overflow, localcontext
 from typing import Any
 
 from processor.catalog import Column, Table
@@ -50,6 +50,8 @@ _CARRIED = frozenset({
     *WHOLE, BOOL, BYTEA, DATE, FLOAT4, FLOAT8, INTERVAL, JSON, JSONB, NUMERIC, TEXT, TIME,
     TIMESTAMP, TIMESTAMPTZ, TIMETZ, UUID, VARCHAR,
 })  # fmt: skip
+#: Sums of decimals are exact or not made.
+_EXACT = Context(prec=1000, traps=[Inexact, InvalidOperation, Overflow])
 _CANONICAL = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}").fullmatch
 
 
@@ -122,6 +124,14 @@ class FoldedAdd:
 
     def write(self, rows: Sequence[Sequence[Any]]) -> str:
         """The statement for the values of each transaction. Raises Unfit and NotFolded."""
+        try:
+            with localcontext(_EXACT):
+                return self._write(rows)
+        except (TypeError, ArithmeticError):
+            # Values that cannot be added, or compared, or not exactly: see what each is singly.
+            raise NotFolded from None
+
+    def _write(self, rows: Sequence[Sequence[Any]]) -> str:
         width, depth = len(self._added), len(self._keys)
         totals: dict[tuple[Any, ...], list[Any]] = {}
         end = width + depth

@@ -220,6 +220,12 @@ class Transaction:
             body = encoder.encode(document)
         except UnicodeEncodeError:
             raise InvalidTransaction("operations", "text with a lone surrogate") from None
+        except ValueError:
+            # Python writes no longer ones: the time for it grows with the square.
+            raise InvalidTransaction(
+                "operations", "a whole number of more than 4300 digits",
+                hint="send it as Decimal or text",
+            ) from None  # fmt: skip
         if len(body) > limit:
             raise InvalidTransaction(
                 "operations", f"{len(body)} bytes; the limit is {limit} (buffer.transaction_bytes)",

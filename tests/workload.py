@@ -149,13 +149,13 @@ def held(work: Iterable[Work]) -> set[str]:
 class Site:
     """One buffer in a namespace of its own, and the database behind it."""
 
-    def __init__(self, redis_url: str, database: Database, **settings: Any) -> None:
-        self.database = database
+    def __init__(self, redis_url: str, tables: Database, /, **settings: Any) -> None:
+        self.database = tables
         # Waits are short so that tests are; the rest is as shipped.
         self.mapping: dict[str, Any] = {
             "namespace": f"test-{new_id()}",
             "redis": {"url": redis_url},
-            "database": {"dsn": database.dsn, "takeover": 1.5},
+            "database": {"dsn": tables.dsn, "takeover": 1.5},
             "interval": 0.2,
             "retry": {"delay": 0.05, "max_delay": 1.0},
         } | settings  # fmt: skip
@@ -270,8 +270,8 @@ def empty(database: Database) -> None:
     )
 
 
-def sites(redis_url: str, database: Database, **settings: Any) -> Iterator[Site]:
+def sites(redis_url: str, tables: Database, /, **settings: Any) -> Iterator[Site]:
     """A site that is closed at the end; for fixtures."""
-    site = Site(redis_url, database, **settings)
+    site = Site(redis_url, tables, **settings)
     yield site
     site.close()
