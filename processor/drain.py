@@ -12,7 +12,8 @@ import random
 import time
 from collections.abc import Callable
 
-from processor import crashpoint, due, ledger, metrics, parked, schema, troubles
+from processor import crashpoint, due, metrics, parked, schema, troubles
+from processor.admission import Admission
 from processor.apply import Applier, Contended, Fenced, Outcome, Systemic, Written
 from processor.burial import Burial
 from processor.database import Database
@@ -25,8 +26,7 @@ from processor.errors import (
     Unavailable,
 )
 from processor.outlook import Outlook
-from processor.ownership import OwnedLane, Owners, Page
-from processor.parking import split
+from processor.ownership import OwnedLane, Owners
 from processor.progress import Progress
 from processor.redis_connection import RedisConnection
 from processor.report import State
@@ -60,6 +60,7 @@ class Drain:
         self._applier = Applier(self._session, settings)
         burial = Burial(self._session, hold=settings.dead_letter.hold == "named")
         self._settling = Settling(settings, self.redis, burial)
+        self._admission = Admission(self.database, self.redis, self._settling)
         self.owners = Owners(settings, instance)
         self._taking = Taking(settings, self.redis)
         self._outlook = Outlook(settings, self.redis, self.owners, instance)
@@ -221,7 +222,7 @@ class Drain:
             self._settling.bury_unreadable(lane, page.unreadable, page.generation)
         if not page.entries:
             return
-        entries, aside = self._not_blocked(lane, page)
+        entries, aside = self._admission.admit(lane, page)
         outcome: Outcome | None = Outcome()
         if entries:
             outcome = self._apply(lane, entries, page.ahead, self._meanwhile)
@@ -238,70 +239,6 @@ class Drain:
         else:
             carry()
             self._retry_parked(time.time())
-
-    def _not_blocked(self, lane: OwnedLane, page: Page) -> tuple[list[Entry], Outcome]:
-        """Part a page into what may run and what waits behind somebody with the same key."""
-        entries = [e for e in page.entries if e.id not in lane.stuck]
-        if lane.suspect_to is not None:
-            entries = self._certain(lane, entries, page.generation)
-        if not any(e.keys for e in entries):
-            return entries, Outcome()
-        first = {}
-        if lane.has_lines:
-            keys = (key for e in entries for key in e.keys)
-            first = parked.first_places(self.redis, lane.lane, keys)
-        stuck = {key for e in lane.stuck.values() for key in e.keys}
-
-        def blocked(entry: Entry, key: str) -> bool:
-            head = first.get(key)
-            # Whoever stands first came later: then it waits for this entry, which stayed in the
-            # stream while Redis was full.
-            return key in stuck or (
-                head is not None
-                and (head.id == entry.id or head.order < parked.order(entry.entry_id))
-            )
-
-        free, held = split(entries, blocked)
-        aside = self._copies(lane, entries, held) if held else Outcome()
-        if aside.placed or aside.clashing:
-            # Nobody waits behind a copy.
-            copies = {e.entry_id for e in (*aside.placed, *aside.clashing)}
-            free, held = split([e for e in entries if e.entry_id not in copies], blocked)
-        aside.held = held
-        return free, aside
-
-    def _copies(self, lane: OwnedLane, entries: list[Entry], held: list[Entry]) -> Outcome:
-        """Of those that would wait, the copies of what is parked or decided, or of one before them.
-
-        They have their place already. In line once more a copy would stand for ever, with nobody to
-        release it.
-        """
-        ids = [e.id for e in held]
-        places = {i: known.hash for i, known in ledger.find(self.database, ids).items()}
-        places |= parked.hashes(self.redis, lane.lane, ids)
-        waits = {e.entry_id for e in held}
-        found = Outcome()
-        for entry in entries:
-            first = places.get(entry.id)
-            places.setdefault(entry.id, entry.hash)
-            if first is not None and entry.entry_id in waits:
-                (found.placed if first == entry.hash else found.clashing).append(entry)
-        return found
-
-    def _certain(self, lane: OwnedLane, entries: list[Entry], generation: int) -> list[Entry]:
-        """After Redis went back: what is older than the ledger's memory may have been applied.
-
-        Such an entry becomes a dead letter for an operator to judge, not an effect (rule 23).
-        """
-        assert lane.suspect_to is not None
-        mark = lane.suspect_to * 1000
-        old = [e for e in entries if int(e.entry_id.partition("-")[0]) <= mark]
-        if not old:
-            return entries
-        known = ledger.find(self.database, [e.id for e in old])
-        doubtful = {e.id for e in old if e.id not in known}
-        self._settling.bury_doubtful(lane, [e for e in old if e.id in doubtful], generation)
-        return [e for e in entries if e.id not in doubtful]
 
     def _apply(
         self,

@@ -33,6 +33,7 @@ FLOORS = (
     ("what goes wrong in a batch, what is told of it", "burial isolation receipt"),
     ("a batch", "apply sweeps"),
     ("after a batch", "settling troubles"),
+    ("before a batch", "admission"),
     ("the pass", "drain"),
     ("the thread", "worker"),
     ("faces", "producer web"),
@@ -81,7 +82,7 @@ PUBLIC = {
 
 MODULE_LINES, FUNCTION_LINES = 300, 40
 # These may only shrink.
-LARGER = {"apply": 360, "drain": 410, "transaction": 345, "drain._apply": 45}
+LARGER = {"apply": 360, "drain": 340, "transaction": 345, "drain._apply": 45}
 
 SAYS_NOTHING = {"utils", "util", "helpers", "helper", "common", "manager", "base", "misc"}
 

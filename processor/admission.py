@@ -1,0 +1,89 @@
+"""Which entries of a page may run now, and which have or get another place.
+
+Hands the drain what may run, and an `Outcome` with the rest: what waits behind somebody with the
+same key, and copies of what has its place already.
+"""
+
+from __future__ import annotations
+
+from processor import ledger, parked
+from processor.apply import Outcome
+from processor.database import Database
+from processor.entry import Entry
+from processor.ownership import OwnedLane, Page
+from processor.parking import split
+from processor.redis_connection import RedisConnection
+from processor.settling import Settling
+
+
+class Admission:
+    """Looks at pages for one processor."""
+
+    def __init__(self, database: Database, redis: RedisConnection, settling: Settling) -> None:
+        self._database = database
+        self._redis = redis
+        self._settling = settling
+
+    def admit(self, lane: OwnedLane, page: Page) -> tuple[list[Entry], Outcome]:
+        """Part a page into what may run and what waits behind somebody with the same key."""
+        entries = [e for e in page.entries if e.id not in lane.stuck]
+        if lane.suspect_to is not None:
+            entries = self._certain(lane, entries, page.generation)
+        if not any(e.keys for e in entries):
+            return entries, Outcome()
+        first = {}
+        if lane.has_lines:
+            keys = (key for e in entries for key in e.keys)
+            first = parked.first_places(self._redis, lane.lane, keys)
+        stuck = {key for e in lane.stuck.values() for key in e.keys}
+
+        def blocked(entry: Entry, key: str) -> bool:
+            head = first.get(key)
+            # Whoever stands first came later: then it waits for this entry, which stayed in the
+            # stream while Redis was full.
+            return key in stuck or (
+                head is not None
+                and (head.id == entry.id or head.order < parked.order(entry.entry_id))
+            )
+
+        free, held = split(entries, blocked)
+        aside = self._copies(lane, entries, held) if held else Outcome()
+        if aside.placed or aside.clashing:
+            # Nobody waits behind a copy.
+            copies = {e.entry_id for e in (*aside.placed, *aside.clashing)}
+            free, held = split([e for e in entries if e.entry_id not in copies], blocked)
+        aside.held = held
+        return free, aside
+
+    def _copies(self, lane: OwnedLane, entries: list[Entry], held: list[Entry]) -> Outcome:
+        """Of those that would wait, the copies of what is parked or decided, or of one before them.
+
+        They have their place already. In line once more a copy would stand for ever, with nobody to
+        release it.
+        """
+        ids = [e.id for e in held]
+        places = {i: known.hash for i, known in ledger.find(self._database, ids).items()}
+        places |= parked.hashes(self._redis, lane.lane, ids)
+        waits = {e.entry_id for e in held}
+        found = Outcome()
+        for entry in entries:
+            first = places.get(entry.id)
+            places.setdefault(entry.id, entry.hash)
+            if first is not None and entry.entry_id in waits:
+                (found.placed if first == entry.hash else found.clashing).append(entry)
+        return found
+
+    def _certain(self, lane: OwnedLane, entries: list[Entry], generation: int) -> list[Entry]:
+        """After Redis went back: what is older than the ledger's memory may have been applied.
+
+        Such an entry becomes a dead letter for an operator to judge, not an effect (rule 23).
+        """
+        assert lane.suspect_to is not None
+        mark = lane.suspect_to * 1000
+        old = [e for e in entries if int(e.entry_id.partition("-")[0]) <= mark]
+        if not old:
+            return entries
+        known = ledger.find(self._database, [e.id for e in old])
+        doubtful = {e.id for e in old if e.id not in known}
+        self._settling.bury_doubtful(lane, [e for e in old if e.id in doubtful], generation)
+        return [e for e in entries if e.id not in doubtful]
