@@ -9,7 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from processor.database import Database, Row
+from processor.errors import InvalidTransaction
 from processor.literal import quoted, table
+from processor.values import identifier
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,9 @@ class Catalog:
             self.forget()
             self._generation = database.generation
         missing = sorted(name for name in names if name not in self._tables)
+        # PostgreSQL refuses to look for what cannot be a name, and with it for all others.
+        self._tables.update((name, None) for name in missing if not _is_name(name))
+        missing = [name for name in missing if name not in self._tables]
         if not missing:
             return
         asked = ",".join(f"({quoted(n)},{quoted(table(n))})" for n in missing)
@@ -82,6 +87,13 @@ class Catalog:
         facts = {row[0]: row[1:] for row in database.run(_FACTS.format(asked))}
         for name in missing:
             self._tables[name] = _table(name, found[name], facts[name]) if name in found else None
+
+
+def _is_name(name: str) -> bool:
+    try:
+        return bool(identifier("table", name))
+    except InvalidTransaction:
+        return False
 
 
 def _table(name: str, columns: dict[str, Column], facts: Row) -> Table:

@@ -9,7 +9,15 @@ import msgspec
 
 from processor.errors import InvalidTransaction
 from processor.identity import canonical_id
-from processor.operation import Insert, Operation, Update, documents, operations, reason
+from processor.operation import (
+    Delete,
+    Insert,
+    Operation,
+    Update,
+    documents,
+    operations,
+    reason,
+)
 
 #: Version of the envelope that this release writes and reads.
 VERSION = b"1"
@@ -31,6 +39,8 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
 
 
 _STRANGE = re.compile(r"(unknown field|Invalid (?:enum )?value) (['`]).*?\2(?= - at `\$|$)", re.S)
+#: Not the text backslash-u0000, whose backslash is escaped.
+_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000").search
 
 
 class Unreadable(Exception):
@@ -49,6 +59,8 @@ def decode(entry_id: str, version: bytes | None, body: bytes | None, attempt: in
         if version.isdigit() and len(version) < 10 and int(version) > int(VERSION):
             raise UnknownVersion(version.decode())
         raise Unreadable("envelope version is not a number of a release")
+    if b"\\u0000" in body and _NUL(body):
+        raise Unreadable("text with a NUL character, which PostgreSQL does not store")
     try:
         document = documents.decode(body)
         decoded = operations.decode(document.operations)
@@ -87,3 +99,6 @@ def _check(decoded: tuple[Operation, ...]) -> None:
                 raise InvalidTransaction(f"operations[{number}]", "has no columns")
         elif kind is Update and not operation.set and not operation.add:  # type: ignore[union-attr]
             raise InvalidTransaction(f"operations[{number}]", "update needs set or add")
+        if (kind is Update or kind is Delete) and not operation.where:  # type: ignore[union-attr]
+            # It would be every row.
+            raise InvalidTransaction(f"operations[{number}].where", "is empty")

@@ -76,7 +76,8 @@ def _scalar(at: str, value: Any) -> Any:
 
 
 def _infinite(value: float | Decimal) -> str:
-    if value != value:
+    # A signalling one may not even be compared.
+    if value.is_nan() if isinstance(value, Decimal) else math.isnan(value):
         return "NaN"
     return "Infinity" if value > 0 else "-Infinity"
 
