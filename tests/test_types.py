@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from processor.drain import Drain
 from processor.embedded import PostgresServer, RedisServer
 from processor.errors import InvalidTransaction
+from processor.fold import FoldedInsert
 from processor.progress import Progress
 from processor.transaction import Transaction
 from tests import workload
@@ -130,6 +131,22 @@ def plain(redis_server: RedisServer, tables: Database) -> Iterator[Way]:
     way.close()
 
 
+def test_several_of_one_shape_are_folded_in_the_quick_way(
+    quick: Way, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise the properties below would hold two ways against each other and not three."""
+    folded = []
+    write = FoldedInsert.write
+    monkeypatch.setattr(
+        FoldedInsert, "write", lambda self, rows: folded.append(len(rows)) or write(self, rows)
+    )
+    quick.fill()
+
+    assert quick.run([Transaction().insert("quick", {"id": n, "i4": n}) for n in range(6)])
+
+    assert folded == [6]
+
+
 # What is sent comes back.
 
 UTC, EAST = datetime.UTC, datetime.timezone(datetime.timedelta(hours=5, minutes=45))
@@ -198,7 +215,8 @@ def like(value: Any) -> Any:
 def test_not_a_number_is_one_too(quick: Way, plain: Way) -> None:
     for way in (quick, plain):
         way.fill()
-        row = {"id": 1, "f4": math.nan, "f8": math.nan, "n": Decimal("NaN"), "an": [math.nan]}
+        row = {"id": 1, "f4": math.nan, "f8": Decimal("sNaN"), "n": Decimal("NaN"),
+               "an": [math.nan]}  # fmt: skip
         assert way.run([Transaction().insert(way.table, row)]) == [""]
 
         read = [way.value(name, 1) for name in ("f4", "f8", "n")] + way.value("an", 1)
