@@ -13,7 +13,7 @@ from processor.entry import Entry
 from processor.ownership import OwnedLane, Page
 from processor.parking import split
 from processor.redis_connection import RedisConnection
-from processor.settling import Settling
+from processor.settling import DOUBTFUL, Settling
 
 
 class Admission:
@@ -27,8 +27,9 @@ class Admission:
     def admit(self, lane: OwnedLane, page: Page) -> tuple[list[Entry], Outcome]:
         """Part a page into what may run and what waits behind somebody with the same key."""
         entries = [e for e in page.entries if e.id not in lane.stuck]
-        if lane.suspect_to is not None:
-            entries = self._certain(lane, entries, page.generation)
+        if doubtful := self._doubtful(lane, entries):
+            self._settling.bury_doubtful(lane, doubtful, page.generation)
+            entries = [e for e in entries if e not in doubtful]
         if not any(e.keys for e in entries):
             return entries, Outcome()
         first = {}
@@ -73,17 +74,19 @@ class Admission:
                 (found.placed if first == entry.hash else found.clashing).append(entry)
         return found
 
-    def _certain(self, lane: OwnedLane, entries: list[Entry], generation: int) -> list[Entry]:
+    def ended(self, lane: OwnedLane, entries: list[Entry]) -> Outcome | None:
+        """The end of parked entries of which nobody knows whether they were applied, if any."""
+        doubtful = self._doubtful(lane, entries)
+        return Outcome(failed=[(e, DOUBTFUL) for e in doubtful]) if doubtful else None
+
+    def _doubtful(self, lane: OwnedLane, entries: list[Entry]) -> list[Entry]:
         """After Redis went back: what is older than the ledger's memory may have been applied.
 
         Such an entry becomes a dead letter for an operator to judge, not an effect (rule 23).
         """
-        assert lane.suspect_to is not None
-        mark = lane.suspect_to * 1000
+        mark = lane.suspect_to
+        if mark is None:
+            return []
         old = [e for e in entries if int(e.entry_id.partition("-")[0]) <= mark]
-        if not old:
-            return entries
         known = ledger.find(self._database, [e.id for e in old])
-        doubtful = {e.id for e in old if e.id not in known}
-        self._settling.bury_doubtful(lane, [e for e in old if e.id in doubtful], generation)
-        return [e for e in entries if e.id not in doubtful]
+        return [e for e in old if e.id not in known]

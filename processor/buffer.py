@@ -15,6 +15,7 @@ namespace; those of a lane carry its hash tag, so that a lane lives on one node 
 <ns>:{<lane>}:blocked          zset     lines of the blocked keys, in order (`parked`)
 <ns>:{<lane>}:retry            zset     id -> when it is to be applied from parked (`parked`)
 <ns>:{<lane>}:commits          stream   one note a committed batch, bounded; what receipts wait on
+<ns>:{<lane>}:pruned           string   accept time (ms) up to which the ledger forgot (rule 23)
 ============================== ======== ===========================================================
 """
 
@@ -48,9 +49,10 @@ class Lane:
     blocked: str = field(init=False)
     retry: str = field(init=False)
     commits: str = field(init=False)
+    pruned: str = field(init=False)
 
     def __post_init__(self) -> None:
-        for part in ("stream", "scheduled", "parked", "blocked", "retry", "commits"):
+        for part in ("stream", "scheduled", "parked", "blocked", "retry", "commits", "pruned"):
             object.__setattr__(self, part, f"{self.namespace}:{{{self.name}}}:{part}")
 
     @property

@@ -80,6 +80,7 @@ class Drain:
             return self.gate.wait(now)
         try:
             self._connect(now)
+            self._outlook.heed(time.monotonic())
             self._drain(now)
             self._sweeps.run(time.monotonic(), busy=self._work_left())
             self._opened(now)
@@ -203,7 +204,7 @@ class Drain:
             if not entries:
                 lane.next_retry = None
                 continue
-            outcome = self._apply(lane, entries, None, None)
+            outcome = self._admission.ended(lane, entries) or self._apply(lane, entries)
             if outcome is None:
                 continue
             worked = True
@@ -244,8 +245,8 @@ class Drain:
         self,
         lane: OwnedLane,
         entries: list[Entry],
-        ahead: Written | None,
-        meanwhile: Callable[[], None] | None,
+        ahead: Written | None = None,
+        meanwhile: Callable[[], None] | None = None,
     ) -> Outcome | None:
         """Apply a batch; None if it was put off, with the lane paused or another's."""
         assert lane.owner is not None

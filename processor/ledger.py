@@ -161,20 +161,19 @@ def resolve(dead: str, dead_hash: str, outcome: str, payload_hash: str) -> str:
 
 
 def old(
-    database: Database, owner: Ownership, retention: float, oldest: str, count: int
-) -> list[str]:
-    """Ids of this lane that are older than the retention (seconds) and settled (rule 23).
+    database: Database, owner: Ownership, retention: float, oldest: int, count: int
+) -> list[tuple[str, int]]:
+    """Ids and accept times of this lane older than the retention (seconds) and settled (rule 23).
 
-    `oldest` is the oldest entry that lies in the stream: what came before it is settled.
+    `oldest` is the accept time (ms) of the oldest entry in the stream: what came before is settled.
     """
-    milliseconds = int(oldest.partition("-")[0])
-    rows = database.run(
-        f"SELECT id::text FROM processor.ledger WHERE buffer = '{owner.buffer}'"
+    return [(row[0], row[1]) for row in database.run(
+        "SELECT id::text, split_part(entry, '-', 1)::bigint FROM processor.ledger"
+        f" WHERE buffer = '{owner.buffer}'"
         f" AND lane = {quoted(owner.lane)} AND outcome <> 'dead'"
         f" AND committed_at < now() - interval '{retention} seconds'"
-        f" AND split_part(entry, '-', 1)::bigint < {milliseconds} LIMIT {count}"
-    )
-    return [row[0] for row in rows]
+        f" AND split_part(entry, '-', 1)::bigint < {oldest} LIMIT {count}"
+    )]  # fmt: skip
 
 
 def prune(owner: Ownership, ids: Sequence[str]) -> str:

@@ -33,7 +33,7 @@ class Outlook:
         self._owners = owners
         self._instance = instance
         self._looks: dict[str, Look] = {}
-        self._looked = self._told = float("-inf")
+        self._looked = self._told = self._heeded = float("-inf")
         self.paused: set[str] = set()
         self.dead_letters = 0
         self.last_run: float | None = None
@@ -60,6 +60,13 @@ class Outlook:
         moments.append(self._settings.database.takeover / 3)
         return max(0.0, min(moments))
 
+    def heed(self, now: float) -> None:
+        """Learn what is paused: before the first entry is read, and while the work never ends."""
+        if now - self._heeded >= _PUBLISHED:
+            asked = self._redis.calls(buffer.look(self._settings.namespace, []))
+            self.paused, _ = buffer.looked([], asked)
+            self._heeded = now
+
     def _look(self) -> None:
         lanes = list(self._owners.lanes.values())
         try:
@@ -82,14 +89,9 @@ class Outlook:
         metrics.gauge("oldest_age", look.oldest_age or 0.0, lane=name)
         metrics.gauge("owner", float(lane.owner is not None), lane=name)
 
-    def oldest(self, lane: OwnedLane) -> str | None:
-        """The oldest entry of a lane at the last look, None if it was empty."""
-        look = self._looks.get(lane.lane.name)
-        return look.oldest if look else None
-
     def forget(self) -> None:
         """Look again at once."""
-        self._looked = float("-inf")
+        self._looked = self._heeded = float("-inf")
 
     def tell(self, state: State, now: float) -> None:
         """Let other processes read the state (`status`), at most once a second."""

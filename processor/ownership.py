@@ -62,7 +62,8 @@ class OwnedLane:
     paused_until: float = 0.0
     pauses: int = 0
     reason: str = ""
-    suspect_to: float | None = None
+    #: After Redis went back: the accept time (ms) up to which the ledger may have forgotten.
+    suspect_to: int | None = None
     credit: float = 0.0
     age: float = 0.0
     limit: int = 0
@@ -151,18 +152,21 @@ class Owners:
     ) -> None:
         assert lane.owner is not None
         rows = database.run(
-            "SELECT last_entry, extract(epoch FROM pruned_to)::float8 FROM processor.lane"
+            "SELECT last_entry, (extract(epoch FROM pruned_to) * 1000)::bigint FROM processor.lane"
             f" WHERE buffer = '{self.buffer}' AND lane = {quoted(lane.lane.name)}"
         )
         last, pruned_to = rows[0]
-        if last is None:
-            return
         generated = _last_generated(redis, lane.lane)
-        if _order(generated) < _order(last):
+        if last is not None and _order(generated) < _order(last):
             # Redis was restored or failed over to a replica that lacked the end (rule 23).
             self._report(f"lane {lane.lane.name}: Redis went back from entry {last} to {generated}:"
                          " what was accepted between them and not committed is lost")  # fmt: skip
-            lane.suspect_to = pruned_to
+        # A producer's new entry hides that the stream is old, but not that Redis' own mark is.
+        mark = int(redis.call("GET", lane.lane.pruned) or 0)
+        lane.suspect_to = pruned_to if pruned_to is not None and mark < pruned_to else None
+        if lane.suspect_to is not None:
+            self._report(f"lane {lane.lane.name}: Redis went back to before the ledger was pruned:"
+                         " what it brings back from then becomes dead letters")  # fmt: skip
 
     def _report(self, text: str) -> None:
         self.loss = text

@@ -24,9 +24,14 @@ from processor.notes import Note
 from processor.ownership import OwnedLane, Page
 from processor.redis_connection import Command, RedisConnection
 from processor.settings import Settings
-from processor.verdict import backoff, is_final
+from processor.verdict import DOUBTFUL_STATE, backoff, is_final
 
 log = logging.getLogger("processor")
+
+#: The end of what nobody can tell of whether it was applied (rule 23).
+DOUBTFUL = Reason(
+    "possibly applied: older than the ledger's memory, back after a restore", DOUBTFUL_STATE
+)
 
 
 class Settling:
@@ -104,8 +109,7 @@ class Settling:
 
     def bury_doubtful(self, lane: OwnedLane, entries: Sequence[Entry], generation: int) -> None:
         """File entries of which nobody can tell any more whether they were applied (rule 23)."""
-        reason = Reason("possibly applied: older than the ledger's memory, back after a restore")
-        self._bury(lane, [Death(e, reason, 1) for e in entries])
+        self._bury(lane, [Death(e, DOUBTFUL, e.attempt + 1) for e in entries])
         for entry in entries:
             if entry.keys:
                 self._put(lane, entry, [])

@@ -7,13 +7,14 @@ session is not taken for a frozen one (rule 4).
 from __future__ import annotations
 
 import logging
+import sys
 import time
 
-from processor import deadletter, ledger, metrics, notes, parked
+from processor import buffer, deadletter, ledger, metrics, notes, parked
 from processor.burial import Burial
 from processor.database import Database
 from processor.deadletter import DeadLetter, Reason
-from processor.errors import DatabaseError, DatabaseUnavailable
+from processor.errors import DatabaseError, DatabaseUnavailable, RedisRefused
 from processor.ledger import Ownership
 from processor.notes import Note
 from processor.outlook import Outlook
@@ -27,6 +28,7 @@ log = logging.getLogger("processor")
 
 _LETTERS = 100
 _PRUNED = 5_000
+_AT_ONCE = 500
 _PRUNE_EVERY = 60.0
 _COUNT_EVERY = 10.0
 #: Operators' requests are asked for this often, idle and busy.
@@ -118,15 +120,30 @@ class Sweeps:
         """Remove ledger rows that are old and whose entries are known settled (rule 23)."""
         if lane.owner is None:
             return
-        oldest = self._outlook.oldest(lane) or f"{int(time.time() * 1000)}-0"
-        ids = ledger.old(
-            self._database, lane.owner, self._settings.ledger.retention, oldest, _PRUNED
-        )
-        for start in range(0, len(ids), 500):
-            some = ids[start : start + 500]
-            waiting = parked.has_bodies(self._redis, lane.lane, some)
-            gone = [i for i in some if i not in waiting]
-            if gone:
-                self._database.run(ledger.prune(lane.owner, gone))
-        if ids:
-            log.info("lane %s: pruned %d rows of the ledger", lane.lane.name, len(ids))
+        keys = lane.lane
+        head, waiting, mark = parked.whole(self._redis.calls([
+            buffer.read(keys, "-", 1), ("HLEN", keys.parked), ("GET", keys.pruned)
+        ]))  # fmt: skip
+        oldest = int(head[0][0].partition(b"-")[0]) if head else sys.maxsize
+        if lane.suspect_to is not None and (waiting or oldest <= lane.suspect_to):
+            return  # Some of what Redis brought back is not judged yet.
+        rows = self._forgettable(lane.owner, lane, oldest)
+        newest = max([int(mark or 0), lane.suspect_to or 0, *(at for _, at in rows)])
+        # Redis first: one that is restored to before this moment must not know of it.
+        if isinstance(self._redis.calls([("SET", keys.pruned, newest)])[0], RedisRefused):
+            return
+        lane.suspect_to = None
+        for start in range(0, len(rows), _AT_ONCE):
+            gone = [i for i, _ in rows[start : start + _AT_ONCE]]
+            self._database.run(ledger.prune(lane.owner, gone))
+        if rows:
+            log.info("lane %s: pruned %d rows of the ledger", keys.name, len(rows))
+
+    def _forgettable(self, owner: Ownership, lane: OwnedLane, oldest: int) -> list[tuple[str, int]]:
+        retention = self._settings.ledger.retention
+        rows = ledger.old(self._database, owner, retention, oldest, _PRUNED)
+        waiting: set[str] = set()
+        for start in range(0, len(rows), _AT_ONCE):
+            ids = [i for i, _ in rows[start : start + _AT_ONCE]]
+            waiting |= parked.has_bodies(self._redis, lane.lane, ids)
+        return [row for row in rows if row[0] not in waiting]

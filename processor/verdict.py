@@ -27,6 +27,7 @@ class Verdict(enum.Enum):
 FENCED_STATE = "PR001"
 EXPECT_STATE = "PR002"
 ENDS_SESSION_STATE = "PR003"
+DOUBTFUL_STATE = "PR005"
 
 _CONTENTION = frozenset({"40001", "40P01", "55P03"})
 _STALE_PLAN = frozenset({"26000", "42P05", "0A000"})
@@ -93,7 +94,7 @@ def is_final(sqlstate: str) -> bool:
     return (
         sqlstate[:2] in ("22", "23")
         or sqlstate in _UNKNOWN_NAMES
-        or (sqlstate == ENDS_SESSION_STATE)
+        or sqlstate in (ENDS_SESSION_STATE, DOUBTFUL_STATE)
     )
 
 
