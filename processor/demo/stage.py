@@ -147,6 +147,11 @@ class Stage:
     def observer(self) -> Observer:
         return self._observer
 
+    @property
+    def drains(self) -> bool:
+        """Whether there is a processor."""
+        return self._processor is not None
+
     def look(self) -> Figures:
         """Count everything once. Raises ProcessorError where a process has ended by itself."""
         for child in filter(None, [*self._telescopes, self._processor]):
