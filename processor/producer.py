@@ -28,6 +28,9 @@ from processor.transaction import Encoded, Transaction
 
 Submittable = Transaction | Mapping[str, Any] | str | bytes
 
+#: A command that asks how full a part of a lane is.
+Fullness = tuple[str, str]
+
 _TRIES = 2
 _AT_ONCE = 500
 
@@ -39,13 +42,15 @@ class Producer:
         self.settings = settings
         self.pool = RedisPool(settings.redis.url, settings.redis.timeout)
         self._lanes: dict[str, Lane] = {}
-        self._depth: dict[str, int] = {}
+        self._depth: dict[Fullness, int] = {}
 
     def submit(self, encoded: Encoded) -> Receipt:
         """Add one transaction. Raises as `processor.submit` says."""
         lane = self._lane(encoded)
         crashpoint.reach("submit-before-add")
-        replies, identity = self._calls([lane], [self._add(lane, encoded)], encoded.id)
+        replies, identity = self._calls(
+            [lane], [self._add(lane, encoded)], [_fullness(lane, encoded)], encoded.id
+        )
         crashpoint.reach("submit-after-add")
         return self._receipt(encoded, lane, replies[0], identity)
 
@@ -53,8 +58,8 @@ class Producer:
         """Add transactions in order in one write."""
         lanes = [self._lane(encoded) for encoded in many]
         commands = [self._add(lane, one) for lane, one in zip(lanes, many, strict=True)]
-        distinct = list(dict.fromkeys(lanes))
-        replies, identity = self._calls(distinct, commands, many[0].id)
+        asked = dict.fromkeys(map(_fullness, lanes, many))
+        replies, identity = self._calls([*dict.fromkeys(lanes)], commands, [*asked], many[0].id)
         return [
             self._receipt(one, lane, reply, identity)
             for one, lane, reply in zip(many, lanes, replies, strict=True)
@@ -71,20 +76,21 @@ class Producer:
         lane = self._lanes.get(name)
         if lane is None:
             lane = self._lanes[name] = Lane(self.settings.namespace, name)
-        if self._depth.get(name, 0) >= self.settings.buffer.limit:
-            self._see_room(lane)
+        asked = _fullness(lane, encoded)
+        if self._depth.get(asked, 0) >= self.settings.buffer.limit:
+            self._see_room(lane, asked)
         return lane
 
-    def _see_room(self, lane: Lane) -> None:
+    def _see_room(self, lane: Lane, asked: Fullness) -> None:
         """The lane was full when last seen: look before adding (soft by one for each thread)."""
         connection = self.pool.take()
         try:
-            depth = connection.call("XLEN", lane.stream)
+            depth = connection.call(*asked)
         except RedisRefused as refused:
             raise _refusal(refused) from None
         finally:
             self.pool.give(connection)
-        self._depth[lane.name] = depth
+        self._depth[asked] = depth
         if depth >= self.settings.buffer.limit:
             metrics.count("refused")
             raise BufferFull(
@@ -99,25 +105,31 @@ class Producer:
         return buffer.add(lane, encoded.body)
 
     def _calls(
-        self, lanes: Sequence[Lane], adds: Sequence[Command], transaction_id: str
-    ) -> tuple[list[Any], str]:
-        """Send the adds, and after them ask the lanes' depth; replies and the buffer's identity."""
-        lengths: list[Command] = [("XLEN", lane.stream) for lane in lanes]
+        self, lanes: Sequence[Lane], adds: Sequence[Command], asked: Sequence[Fullness],
+        transaction_id: str,
+    ) -> tuple[list[Any], str]:  # fmt: skip
+        """Send the adds, and behind them what is asked; replies and the buffer's identity."""
         sent = False
         for attempt in range(1, _TRIES + 1):
             connection = self.pool.take()
+            adding = False
             try:
                 identity = self._introduce(connection, lanes)
-                replies = connection.calls([*adds, *lengths])
-                self._note_depths(lanes, replies[len(adds) :])
+                adding = True
+                replies = connection.calls([*adds, *asked])
+                self._note_depths(asked, replies[len(adds) :])
+                if sent:
+                    _see_all_added(replies[: len(adds)], transaction_id)
                 return replies[: len(adds)], identity
             except RedisUnavailable as error:
-                sent = sent or error.sent
+                sent = sent or (adding and error.sent)
                 if attempt == _TRIES:
                     if sent:
                         raise SubmitUnknown(transaction_id, str(error)) from None
                     raise
             except RedisRefused as refused:
+                if sent:
+                    raise SubmitUnknown(transaction_id, str(refused)) from None
                 raise _refusal(refused) from None
             finally:
                 self.pool.give(connection)
@@ -137,10 +149,10 @@ class Producer:
             memory["lanes"].update(new)
         return str(memory["identity"])
 
-    def _note_depths(self, lanes: Sequence[Lane], replies: Sequence[Any]) -> None:
-        for lane, depth in zip(lanes, replies, strict=True):
+    def _note_depths(self, asked: Sequence[Fullness], replies: Sequence[Any]) -> None:
+        for question, depth in zip(asked, replies, strict=True):
             if isinstance(depth, int):
-                self._depth[lane.name] = depth
+                self._depth[question] = depth
 
     @staticmethod
     def _receipt(encoded: Encoded, lane: Lane, reply: Any, identity: str) -> Receipt:
@@ -201,6 +213,18 @@ def _current() -> Producer:
             _producer.pool.close()
         _producer = Producer(settings)
     return _producer
+
+
+def _fullness(lane: Lane, encoded: Encoded) -> Fullness:
+    """What delayed work fills is another part of the lane."""
+    return ("XLEN", lane.stream) if encoded.due is None else ("ZCARD", lane.scheduled)
+
+
+def _see_all_added(replies: Sequence[Any], transaction_id: str) -> None:
+    """The first try's reply was lost: a refusal of the second one says nothing of the first."""
+    for reply in replies:
+        if isinstance(reply, RedisRefused):
+            raise SubmitUnknown(transaction_id, str(reply))
 
 
 def _refusal(refused: RedisRefused) -> Exception:

@@ -115,6 +115,9 @@ class RedisConnection:
     def _open(self) -> Any:
         if self._connection is None:
             connection = self._kind(**self._options)
+            # redis-py would tell the server its own name: two more round trips, and NOPERM in the
+            # log of a user with least privilege.
+            connection.lib_name = connection.lib_version = connection.driver_info = None
             try:
                 connection.connect()
             except (redis.RedisError, OSError) as error:
@@ -185,6 +188,9 @@ def _options(url: str, timeout: float) -> tuple[Any, dict[str, Any]]:
         del options["socket_connect_timeout"]
     else:
         options["socket_keepalive"] = True
+    if kind is redis.SSLConnection and options.get("ssl_cert_reqs", "required") == "required":
+        # Older releases of redis-py take any certificate of a known authority.
+        options.setdefault("ssl_check_hostname", True)
     return kind, options
 
 

@@ -4,6 +4,7 @@ pytest_plugins = (
     "tests.fix_servers",
     "tests.fix_proxy",
     "tests.fix_process",
+    "tests.fix_tls",
     "tests.fix_site",
     "tests.fix_pooler",
     "tests.fix_service",

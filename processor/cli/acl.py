@@ -10,7 +10,8 @@ from __future__ import annotations
 from urllib.parse import parse_qs, urlsplit
 
 PRODUCER = (
-    "get", "hget", "sadd", "set", "xadd", "xlen", "xrange", "xread", "xrevrange", "zadd", "zscore",
+    "get", "hget", "sadd", "set", "xadd", "xlen", "xrange", "xread", "xrevrange", "zadd", "zcard",
+    "zscore",
 )  # fmt: skip
 PROCESSOR = (
     "get", "hdel", "hget", "hgetall", "hlen", "hmget", "hset", "hsetnx", "sadd", "set", "smembers",
