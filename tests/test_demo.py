@@ -206,6 +206,13 @@ def test_a_sum_that_was_added_to_twice_does_not_hold(session, tmp_path):
     assert not found.holds
 
 
+def test_what_still_waits_does_not_hold():
+    tallies = {"condor": Tally(2, 0, 2, 0, 0, 0)}
+
+    assert Reckoning(tallies, 0, True).holds
+    assert not Reckoning(tallies, 0, True, waiting=1).holds
+
+
 def test_nothing_submitted_does_not_hold():
     assert not Reckoning({}, 0, True).holds
 

@@ -38,6 +38,8 @@ def _print(found: Reckoning) -> None:
     output.table(columns, [(name, *_cells(tally)) for name, tally in found.tallies.items()])
     if found.reordered:
         output.message(f"{found.reordered} keys were committed out of order")
+    if found.waiting:
+        output.message(f"{found.waiting} entries still wait, and count as lost")
     if not found.sums_agree:
         output.message("sums in the tables differ from the rows that they count")
     output.line("")
@@ -52,6 +54,7 @@ def _record(found: Reckoning) -> dict[str, object]:
     return {
         **asdict(found.total),
         "reordered": found.reordered,
+        "waiting": found.waiting,
         "sums_agree": found.sums_agree,
         "holds": found.holds,
         "telescopes": {name: asdict(tally) for name, tally in found.tallies.items()},

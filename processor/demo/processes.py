@@ -39,7 +39,7 @@ class Child:
     def must_run(self) -> None:
         """Raises ProcessorError if it has ended by itself."""
         if self._process.poll() is not None:
-            raise self.failure(f"ended by itself with {self._process.returncode}")
+            raise self._failure(f"ended by itself with {self._process.returncode}")
 
     def end_input(self) -> None:
         assert self._process.stdin is not None
@@ -54,11 +54,11 @@ class Child:
         try:
             code = self._process.wait(_PATIENCE + longer)
         except subprocess.TimeoutExpired:
-            raise self.failure("did not end when it was told to") from None
+            raise self._failure("did not end when it was told to") from None
         finally:
             self.end_input()
         if code:
-            raise self.failure(f"ended with {code}")
+            raise self._failure(f"ended with {code}")
 
     def kill(self) -> None:
         """kill -9."""
@@ -66,7 +66,10 @@ class Child:
         self._process.wait()
         self.end_input()
 
-    def failure(self, problem: str) -> ProcessorError:
-        """The error of a program that did not do as it should, with the end of its log."""
-        tail = self._log.read_text(errors="replace").splitlines()[-_TAIL:]
-        return ProcessorError("\n".join([f"{self.name} {problem}; its log ends with:", *tail]))
+    def tail(self) -> str:
+        """The end of its log."""
+        lines = self._log.read_text(errors="replace").splitlines()[-_TAIL:]
+        return "\n".join([f"the log of {self.name} ends with:", *lines])
+
+    def _failure(self, problem: str) -> ProcessorError:
+        return ProcessorError(f"{self.name} {problem}; {self.tail()}")

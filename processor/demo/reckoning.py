@@ -44,11 +44,15 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class Reckoning:
-    """The tallies by producer; keys out of order; whether sums agree with the rows they count."""
+    """The tallies by producer; keys out of order; whether sums agree with the rows they count.
+
+    `waiting` entries were still in the buffer; what is not there yet counts as lost.
+    """
 
     tallies: Mapping[str, Tally]
     reordered: int
     sums_agree: bool
+    waiting: int = 0
 
     @property
     def total(self) -> Tally:
@@ -60,7 +64,7 @@ class Reckoning:
         total = self.total
         return (
             total.committed == total.submitted > 0
-            and not (total.dead or total.lost or total.doubled or self.reordered)
+            and not (total.dead or total.lost or total.doubled or self.reordered or self.waiting)
             and self.sums_agree
         )
 
@@ -73,7 +77,7 @@ class Reckoning:
         )
 
 
-def reckon(directory: Path, database: Database) -> Reckoning:
+def reckon(directory: Path, database: Database, waiting: int = 0) -> Reckoning:
     """Read both sides and compare."""
     rows = database.run("SELECT transaction::text, count(*) FROM effect GROUP BY transaction")
     effects = {row[0]: int(row[1]) for row in rows}
@@ -85,7 +89,8 @@ def reckon(directory: Path, database: Database) -> Reckoning:
         ids = path.read_text().split() if path.exists() else []
         tallies[name] = tally(ids, effects, dead)
     added = database.run(_ADDED)[0]
-    return Reckoning(tallies, len(database.run(_REORDERED)), list(added[::2]) == list(added[1::2]))
+    agree = list(added[::2]) == list(added[1::2])
+    return Reckoning(tallies, len(database.run(_REORDERED)), agree, waiting)
 
 
 def tally(ids: list[str], effects: Mapping[str, int], dead: set[str]) -> Tally:

@@ -10,12 +10,17 @@ from processor.demo.figures import Figures
 from processor.demo.reckoning import Reckoning, reckon
 from processor.demo.screen import Screen
 from processor.demo.stage import Stage
+from processor.errors import ProcessorError
 
 #: What a telescope submits in a second; the demo is about losing nothing, not about speed.
 RATE = 400.0
 _LOOK = 0.1
 #: Entries may wait for this long, seconds, and none be committed.
 _PATIENCE = 30.0
+
+
+class Stuck(ProcessorError):
+    """The processor does not get on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +64,14 @@ class Play:
         self._kill_in_the_middle(began + _LATEST_KILL * self._seconds)
         self._watch(began + _LAST_SUBMIT * self._seconds)
         self._do("the telescopes stop; what lies in Redis is drained", Stage.stop_telescopes)
-        self._until(lambda now: not now.buffered)
+        try:
+            self._until(lambda now: not now.buffered)
+        except Stuck as stuck:
+            # That is worth knowing, but no reason to keep the reckoning back.
+            self._screen.say(str(stuck))
         self._do("SIGTERM: the processor settles its batch and leaves", Stage.stop_processor)
-        self._look()
-        return reckon(self._stage.directory, self._stage.observer.database())
+        waiting = self._look().buffered
+        return reckon(self._stage.directory, self._stage.observer.database(), waiting)
 
     def _kill_in_the_middle(self, latest: float) -> None:
         """While the backlog is being drained is when a batch is in doubt."""
@@ -93,14 +102,16 @@ class Play:
         self._until(lambda now: now.at >= moment)
 
     def _until(self, condition: Callable[[Figures], bool]) -> None:
-        """Look on until it is so. Raises ProcessorError if entries wait and none is committed."""
+        """Look on until it is so. Raises Stuck if entries wait and none is committed."""
         committed, since = -1, time.monotonic()
         while not condition(now := self._look()):
             idle = not now.buffered or now.postgres == "away" or not self._stage.drains
             if idle or now.committed != committed:
                 committed, since = now.committed, time.monotonic()
             elif time.monotonic() - since > _PATIENCE:
-                raise self._stage.stuck(f"commits nothing, and {now.buffered} entries wait")
+                raise Stuck(
+                    f"{now.buffered} entries wait, and none was committed for {_PATIENCE:g} s"
+                )
             time.sleep(_LOOK)
 
 

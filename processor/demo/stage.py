@@ -23,7 +23,6 @@ from processor.demo.processes import Child
 from processor.demo.producers import SETTINGS
 from processor.embedded import PostgresServer, RedisServer, guardian
 from processor.embedded.server import HOST, free_port
-from processor.errors import ProcessorError
 from processor.settings import Settings
 
 _THEIRS = (
@@ -152,6 +151,10 @@ class Stage:
         """Whether there is a processor."""
         return self._processor is not None
 
+    def told(self) -> str:
+        """What the processor said last."""
+        return self._processor.tail() if self._processor else "no processor runs"
+
     def look(self) -> Figures:
         """Count everything once. Raises ProcessorError where a process has ended by itself."""
         for child in filter(None, [*self._telescopes, self._processor]):
@@ -166,9 +169,3 @@ class Stage:
         if self._processor is None:
             return self._absent
         return self._observer.health() or "starting"
-
-    def stuck(self, problem: str) -> ProcessorError:
-        """The error of a processor that does not get on, with the end of its log."""
-        if self._processor is None:
-            return ProcessorError(f"no processor runs: {problem}")
-        return self._processor.failure(problem)
