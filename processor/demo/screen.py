@@ -138,11 +138,12 @@ class LiveScreen:
 
     def _events(self) -> RenderableType:
         from rich.table import Table
+        from rich.text import Text
 
         grid = Table.grid(padding=(0, 2))
         grid.add_column(justify="right", style="dim", no_wrap=True)
         for at, sentence in self._said:
-            grid.add_row(f"{at:.1f}", sentence)
+            grid.add_row(f"{at:.1f}", Text(sentence))
         return grid
 
 
