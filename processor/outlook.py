@@ -61,10 +61,12 @@ class Outlook:
         return max(0.0, min(moments))
 
     def heed(self, now: float) -> None:
-        """Learn what is paused: before the first entry is read, and while the work never ends."""
+        """Look before the first entry is read, and while the work never ends.
+
+        Otherwise nobody would be paused, nothing delayed be due, and no lane grow old.
+        """
         if now - self._heeded >= _PUBLISHED:
-            asked = self._redis.calls(buffer.look(self._settings.namespace, []))
-            self.paused, _ = buffer.looked([], asked)
+            self._look()
             self._heeded = now
 
     def _look(self) -> None:
