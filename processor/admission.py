@@ -7,9 +7,9 @@ same key, and copies of what has its place already.
 from __future__ import annotations
 
 from processor import ledger, parked
-from processor.apply import Outcome
 from processor.database import Database
 from processor.entry import Entry
+from processor.outcome import Outcome
 from processor.ownership import OwnedLane, Page
 from processor.parking import split
 from processor.redis_connection import RedisConnection

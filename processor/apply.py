@@ -13,53 +13,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Container, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from processor import crashpoint, isolation, ledger, metrics
 from processor.deadletter import Reason
 from processor.entry import Entry
 from processor.errors import DatabaseError, DatabaseUnavailable
-from processor.ledger import Known, Ownership
-from processor.render import Taken, Unrenderable, tables
-from processor.session import Commit, Session
+from processor.ledger import Ownership
+from processor.outcome import Contended, Fenced, Outcome, Systemic
+from processor.render import UNFORESEEN, Taken, Unrenderable, tables
+from processor.session import Session
 from processor.settings import Settings
 from processor.verdict import Failure, Verdict, judge
 
 _REDONE_IN_PLACE = 6
+#: No time limit of a transaction prolongs the deadline of its call by more a statement, seconds.
+_LONGEST = 3600.0
 #: Batches that go through isolation at once after poison was met.
 _WARY = 8
-
-
-class Fenced(Exception):
-    """Another processor owns the lane; drop the batch and become standby."""
-
-
-class Contended(Exception):
-    """Locks or serialization stand in the way; never the entries' fault."""
-
-
-class Systemic(Exception):
-    """The server reports trouble of its own (class XX)."""
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What became of the entries of a batch; every entry is in exactly one place."""
-
-    committed: list[Entry] = field(default_factory=list)
-    known: list[tuple[Entry, Known]] = field(default_factory=list)
-    clashing: list[Entry] = field(default_factory=list)
-    failed: list[tuple[Entry, Reason]] = field(default_factory=list)
-    held: list[Entry] = field(default_factory=list)
-    placed: list[Entry] = field(default_factory=list)
-    copies: dict[str, list[str]] = field(default_factory=dict)
-    commit: Commit | None = None
-
-    @property
-    def keyless(self) -> bool:
-        """Whether nothing that failed or was known has a key behind which others wait."""
-        troubled = [*(e for e, _ in self.failed), *self.held, *(e for e, _ in self.known)]
-        return not any(entry.keys for entry in troubled)
 
 
 @dataclass(slots=True)
@@ -154,6 +125,8 @@ class Applier:
                 taken.append(renderer.take(entry))
             except Unrenderable as error:
                 unfit[entry.id] = Reason(str(error), error.sqlstate)
+            except UNFORESEEN as error:
+                unfit[entry.id] = Reason(f"cannot be written: {type(error).__name__}", "22000")
         if self._wary > 0 and not unfit and not _limited(entries):
             written = isolation.parts(renderer, taken)
             if written is not None:
@@ -180,7 +153,9 @@ class Applier:
             + ledger.insert(owner, entries, prepared=prepared)
             + written.text
         )
-        outcome.commit = self._session.commit(body, prepared=prepared, meanwhile=meanwhile)
+        outcome.commit = self._session.commit(
+            body, prepared=prepared, extra=_extra(entries), meanwhile=meanwhile
+        )
         outcome.committed += entries
 
     def _isolate(
@@ -304,8 +279,10 @@ class Applier:
             + self._session.renderer.plain(entry)
         )
         try:
-            outcome.commit = self._session.commit(body)
+            outcome.commit = self._session.commit(body, extra=_extra([entry]))
         except DatabaseError as error:
+            if not error.in_transaction and not self._look_up([entry], outcome):
+                return None
             verdict = judge(self._facts(error, [entry], started, prepared=False))
             if verdict is not Verdict.POISON:
                 if self._judge(owner, [entry], outcome, error, started):
@@ -315,6 +292,12 @@ class Applier:
             return Reason(f"{error}", error.sqlstate, error.detail)
         outcome.committed.append(entry)
         return None
+
+
+def _extra(entries: Sequence[Entry]) -> float:
+    """Seconds that entries with a time limit of their own may take beside all others."""
+    limits = [(e.timeout, len(e.operations)) for e in entries if e.timeout is not None]
+    return sum(min(max(limit, 0.0), _LONGEST) * statements for limit, statements in limits)
 
 
 def names_of(entries: Sequence[Entry]) -> set[str]:

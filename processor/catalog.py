@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from processor.database import Database, Row
-from processor.errors import InvalidTransaction
+from processor.errors import DatabaseError, InvalidTransaction
 from processor.literal import quoted, table
 from processor.values import identifier
 
@@ -28,6 +28,13 @@ class Column:
     element: int
     domain: bool = False
     deterministic: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A table that may not even be looked up; the SQLSTATE that PostgreSQL gave."""
+
+    sqlstate: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,19 +57,22 @@ class Table:
     counts: bool = False
 
 
+_ABOUT_NAMES = ("42", "0A", "3F", "22")
+
+
 class Catalog:
     """The tables that this session has met."""
 
     def __init__(self) -> None:
-        self._tables: dict[str, Table | None] = {}
+        self._tables: dict[str, Table | Refused | None] = {}
         self._generation = -1
 
     def known(self, name: str) -> bool:
         """Whether the table was looked up already."""
         return name in self._tables
 
-    def find(self, name: str) -> Table | None:
-        """The table, or None if it does not exist. Raises KeyError if it is not `known`."""
+    def find(self, name: str) -> Table | Refused | None:
+        """The table, None if it does not exist. Raises KeyError if it is not `known`."""
         return self._tables[name]
 
     def forget(self) -> None:
@@ -80,12 +90,25 @@ class Catalog:
         missing = [name for name in missing if name not in self._tables]
         if not missing:
             return
-        asked = ",".join(f"({quoted(n)},{quoted(table(n))})" for n in missing)
+        try:
+            self._ask(database, missing)
+        except DatabaseError as error:
+            if error.sqlstate[:2] not in _ABOUT_NAMES:
+                raise
+            if len(missing) == 1:
+                self._tables[missing[0]] = Refused(error.sqlstate)
+            else:
+                # A schema that the role may not use fails the question for all of them.
+                for name in missing:
+                    self.load(database, {name})
+
+    def _ask(self, database: Database, names: list[str]) -> None:
+        asked = ",".join(f"({quoted(n)},{quoted(table(n))})" for n in names)
         found: dict[str, dict[str, Column]] = {}
         for name, column, *type_ in database.run(_COLUMNS.format(asked)):
             found.setdefault(name, {})[column] = Column(column, *type_)
         facts = {row[0]: row[1:] for row in database.run(_FACTS.format(asked))}
-        for name in missing:
+        for name in names:
             self._tables[name] = _table(name, found[name], facts[name]) if name in found else None
 
 
@@ -136,7 +159,16 @@ SELECT a.name, c.oid::bigint,
        AND NOT EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = c.oid AND NOT g.tgisinternal)
        AND NOT EXISTS (SELECT FROM pg_attribute g WHERE g.attrelid = c.oid AND g.attgenerated <> '')
        AND NOT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid
-                          AND (i.indexprs IS NOT NULL OR i.indpred IS NOT NULL)),
+                          AND (i.indexprs IS NOT NULL OR i.indpred IS NOT NULL))
+       -- A function of the user's own may read other rows, in a default or in a check.
+       AND NOT EXISTS (SELECT FROM pg_attrdef g JOIN pg_depend p
+                          ON p.classid = 'pg_attrdef'::regclass AND p.objid = g.oid
+                       WHERE g.adrelid = c.oid AND p.refclassid = 'pg_proc'::regclass)
+       AND NOT EXISTS (SELECT FROM pg_constraint n LEFT JOIN pg_depend p
+                          ON p.classid = 'pg_constraint'::regclass AND p.objid = n.oid
+                         AND p.refclassid = 'pg_proc'::regclass
+                       WHERE n.conrelid = c.oid AND n.contype = 'c'
+                         AND (p.objid IS NOT NULL OR n.conkey IS NULL OR 0 = ANY (n.conkey))),
        (SELECT jsonb_agg((SELECT jsonb_agg(attname) FROM pg_attribute
                            WHERE attrelid = c.oid AND attnum = ANY (i.indkey::int2[])))
           FROM pg_index i WHERE i.indrelid = c.oid AND i.indisunique AND i.indisvalid

@@ -22,6 +22,8 @@ DATE, TIME, TIMESTAMP, TIMESTAMPTZ, INTERVAL, TIMETZ = 1082, 1083, 1114, 1184, 1
 NUMERIC, UUID, JSONB, NAME = 1700, 2950, 3802, 19
 
 WHOLE = {INT2: 1 << 15, INT4: 1 << 31, INT8: 1 << 63}
+#: Types without equality: json, xml, point, polygon, path... a PREPARE with them would fail.
+UNCOMPARED = frozenset({JSON, 142, 600, 604, 602})
 NUMBERS = frozenset({INT2, INT4, INT8, FLOAT4, FLOAT8, NUMERIC})
 TIMES = frozenset({DATE, TIME, TIMESTAMP, TIMESTAMPTZ, INTERVAL, TIMETZ})
 

@@ -215,7 +215,9 @@ class Database:
 
     def _cut(self) -> None:
         self.abort()
-        self._previous, self._session = self._session, None
+        if self._session is not None:
+            # A connect that times out must not make us forget whom it was to follow.
+            self._previous, self._session = self._session, None
         self.close()
 
     def _translate(self, error: psycopg2.Error) -> DatabaseError | DatabaseUnavailable:

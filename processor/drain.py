@@ -12,9 +12,9 @@ import random
 import time
 from collections.abc import Callable
 
-from processor import crashpoint, due, metrics, parked, schema, troubles
+from processor import crashpoint, due, ledger, metrics, parked, schema, troubles
 from processor.admission import Admission
-from processor.apply import Applier, Contended, Fenced, Outcome, Systemic, Written
+from processor.apply import Applier, Written
 from processor.burial import Burial
 from processor.database import Database
 from processor.entry import Entry
@@ -25,6 +25,7 @@ from processor.errors import (
     RedisUnavailable,
     Unavailable,
 )
+from processor.outcome import Contended, Fenced, Outcome, Systemic
 from processor.outlook import Outlook
 from processor.ownership import OwnedLane, Owners
 from processor.progress import Progress
@@ -86,7 +87,9 @@ class Drain:
             self._opened(now)
             self._outlook.last_run = time.time()
             metrics.gauge("last_pass", self._outlook.last_run)
-            return 0.0 if self._work_left() else self._outlook.delay(time.monotonic(), time.time())
+            # Also with work left: pauses and what is due are learnt from this look.
+            delay = self._outlook.delay(time.monotonic(), time.time())
+            return 0.0 if self._work_left() else delay
         except Unavailable as error:
             self._away(error)
         except RedisRefused as error:
@@ -250,9 +253,10 @@ class Drain:
     ) -> Outcome | None:
         """Apply a batch; None if it was put off, with the lane paused or another's."""
         assert lane.owner is not None
-        if lane.condemned == entries[0].id:
+        if lane.condemned == entries[0].id and self._is_crasher(lane, entries[0]):
             return troubles.condemned(lane, entries)
         trouble: list[Unavailable] = []
+        started = time.monotonic()
         try:
             outcome = self._applier.apply(
                 lane.owner, entries, ahead, meanwhile and self._guarded(meanwhile, trouble)
@@ -270,17 +274,38 @@ class Drain:
         except DatabaseUnavailable:
             # Its own doing, if the server answered in between.
             troubles.ended_session(
-                lane, entries, self._settings.retry.attempts, answered=self._server_answered
-            )
+                lane, entries, self._settings.retry.attempts, answered=self._server_answered,
+                slow=self._share(started) >= 1.0,
+            )  # fmt: skip
             self._server_answered = False
             raise
         if trouble:
             raise trouble[0]
-        return outcome if self._is_their_own(lane, entries, outcome) else None
+        share = self._share(started)
+        return outcome if self._is_their_own(lane, entries, outcome, share) else None
 
-    def _is_their_own(self, lane: OwnedLane, entries: list[Entry], outcome: Outcome) -> bool:
+    def _share(self, started: float) -> float:
+        return (time.monotonic() - started) / self._settings.database.call_timeout
+
+    def _is_crasher(self, lane: OwnedLane, entry: Entry) -> bool:
+        """Whether the server takes a batch without it, and never took it (rule 13, P4).
+
+        A server that answers and cannot commit - it waits for a standby - is an outage.
+        """
+        assert lane.owner is not None
+        lane.condemned = ""
+        self._session.begin()
+        self._session.commit(ledger.fence(lane.owner, 0))
+        if ledger.find(self.database, [entry.id]):
+            return False
+        lane.condemned = entry.id
+        return True
+
+    def _is_their_own(
+        self, lane: OwnedLane, entries: list[Entry], outcome: Outcome, share: float
+    ) -> bool:
         """Whether the failures are the entries' doing; if not, the lane is paused (systemic)."""
-        state = troubles.well(lane, entries, outcome, self._settings.batch.entries)
+        state = troubles.well(lane, entries, outcome, self._settings.batch.entries, share)
         if state is None or self._allowed(lane):
             return True
         troubles.pause(lane, f"systemic: SQLSTATE {state} from one transaction after the other")

@@ -131,8 +131,21 @@ class FoldedAdd:
             # Values that cannot be added, or compared, or not exactly: see what each is singly.
             raise NotFolded from None
 
+    def _comparable(self, rows: Sequence[Sequence[Any]]) -> None:
+        """See that keys equal in Python are equal in PostgreSQL, and the other way round.
+
+        True, 1 and 1.0 are one key of a dict; 7 and "7" are two that are one text.
+        """
+        for place, column in enumerate(self._keys, start=len(self._added)):
+            kind = int if column.base in WHOLE else str
+            if any(type(row[place]) is not kind for row in rows):
+                raise NotFolded
+        if self._expect and any(row[-1] != 1 for row in rows):
+            raise NotFolded
+
     def _write(self, rows: Sequence[Sequence[Any]]) -> str:
         width, depth = len(self._added), len(self._keys)
+        self._comparable(rows)
         totals: dict[tuple[Any, ...], list[Any]] = {}
         end = width + depth
         for row in rows:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from processor.database import Database
 from processor.entry import Entry
 from processor.errors import DatabaseError
+from processor.identity import canonical_id
 from processor.literal import quoted
 
 PREPARED = (
@@ -131,6 +132,7 @@ def find(database: Database, ids: Sequence[str]) -> dict[str, Known]:
     """What the ledger knows of these ids, on a session that is in no transaction."""
     if not ids:
         return {}
+    ids = [canonical_id("id", i) for i in ids]
     rows = database.run(
         "SELECT id::text, outcome, replace(hash::text, '-', '') FROM processor.ledger"
         f" WHERE id = ANY ('{{{','.join(ids)}}}'::uuid[])"
@@ -142,7 +144,7 @@ def row(database: Database, transaction_id: str) -> Row | None:
     """The row of one transaction."""
     rows = database.run(
         "SELECT outcome, buffer::text, lane, entry, replace(hash::text, '-', ''), committed_at"
-        f" FROM processor.ledger WHERE id = '{transaction_id}'"
+        f" FROM processor.ledger WHERE id = '{canonical_id('id', transaction_id)}'"
     )
     return Row(*rows[0]) if rows else None
 

@@ -15,6 +15,7 @@ body, retry last, so that a crash in between leaves something that finds its way
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,9 @@ from processor.errors import RedisRefused
 from processor.redis_connection import Command, RedisConnection
 
 _NUL = b"\0"
+_MEMBER = re.compile(
+    rb"(.*)\0([0-9]{16}-[0-9]{20})\0([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})", re.S
+).fullmatch
 _RECORD = re.compile(rb"([0-9]{1,20}-[0-9]{1,20})\n([0-9]{1,9})\n").match
 
 
@@ -49,10 +53,17 @@ def member(key: str, entry_id: str, transaction_id: str) -> bytes:
     return _NUL.join((key.encode(), order(entry_id), transaction_id.encode()))
 
 
-def place(found: bytes) -> Place:
-    """A member of `:blocked`, taken apart."""
-    key, order, transaction_id = found.split(_NUL)
-    return Place(key.decode(), order, transaction_id.decode())
+def place(found: bytes) -> Place | None:
+    """A member of `:blocked`, taken apart; None if it was put there by somebody else."""
+    parts = _MEMBER(found)
+    if parts is None:
+        return None
+    return Place(parts[1].decode(errors="replace"), parts[2], parts[3].decode())
+
+
+def places(members: Iterable[bytes]) -> list[Place]:
+    """The members of `:blocked` that are places in line."""
+    return [found for found in map(place, members) if found is not None]
 
 
 def line(lane: Lane, key: str, count: int) -> Command:
@@ -73,7 +84,8 @@ def first_places(redis: RedisConnection, lane: Lane, keys: Iterable[str]) -> dic
     """Who stands first in the lines of these keys, for those that have one."""
     asked = list(dict.fromkeys(keys))
     replies = redis.calls([line(lane, key, 1) for key in asked]) if asked else []
-    return {k: place(reply[0]) for k, reply in zip(asked, whole(replies), strict=True) if reply}
+    heads = ((k, places(reply)) for k, reply in zip(asked, whole(replies), strict=True))
+    return {key: head[0] for key, head in heads if head}
 
 
 def order(entry_id: str) -> bytes:
@@ -144,7 +156,7 @@ def release(
     asked = list(dict.fromkeys(key for _, _, keys in done for key in keys))
     replies = redis.calls([line(lane, k, len(done) + 1) for k in asked]) if asked else []
     for reply in whole(replies):
-        heir = next((p for p in map(place, reply) if p.id not in leaving), None)
+        heir = next((p for p in places(reply) if p.id not in leaving), None)
         if heir is not None:
             redis.call("ZADD", lane.retry, "NX", repr(now), heir.id)
     members = [member(key, entry_id, i) for i, entry_id, keys in done for key in keys]
@@ -177,9 +189,13 @@ def holders(
     """
     start = b"(" + after if after else b"-"
     members = redis.call("ZRANGEBYLEX", lane.blocked, start, "+", "LIMIT", 0, count)
+    strange = [m for m in members if place(m) is None]
+    if strange:
+        redis.call("ZREM", lane.blocked, *strange)
     heads: list[Place] = []
-    key = place(after).key if after else None
-    for found in map(place, members):
+    last = place(after) if after else None
+    key = last.key if last else None
+    for found in places(members):
         if found.key != key:
             heads.append(found)
             key = found.key
@@ -211,7 +227,12 @@ def _bodies(redis: RedisConnection, lane: Lane, ids: Sequence[str]) -> dict[str,
     if not ids:
         return {}
     found = redis.call("HMGET", lane.parked, *ids)
-    return {i: record(stored) for i, stored in zip(ids, found, strict=True) if stored is not None}
+    bodies = {}
+    for i, stored in zip(ids, found, strict=True):
+        with contextlib.suppress(Unreadable):
+            if stored is not None:
+                bodies[i] = record(stored)
+    return bodies
 
 
 def _standing_first(
@@ -222,7 +243,7 @@ def _standing_first(
     behind = {
         entry.id
         for (entry, _), reply in zip(asked, replies, strict=True)
-        if reply and place(reply[0]).id != entry.id
+        if any(first.id != entry.id for first in places(reply))
     }
     return [e for e in heads if e.id not in behind], sorted(behind)
 
@@ -235,9 +256,7 @@ def _followers(
     for key in dict.fromkeys(key for entry in heads for key in entry.keys):
         if room <= len(found):
             break
-        waiting = [
-            place(m) for m in whole([redis.call(*line(lane, key, room - len(found) + 1))])[0]
-        ]
+        waiting = places(redis.call(*line(lane, key, room - len(found) + 1)))
         ids = [p.id for p in waiting if p.id not in taken]
         bodies = _bodies(redis, lane, ids)
         for transaction_id in ids:

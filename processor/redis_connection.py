@@ -71,8 +71,9 @@ class RedisConnection:
                 packed = connection.pack_commands(commands)
             connection.send_packed_command(packed, check_health=False)
             if block:
-                return [self._reply(connection, timeout=self._timeout + block) for _ in commands]
-            return [self._reply(connection) for _ in commands]
+                replies = [self._reply(connection, timeout=self._timeout + block) for _ in commands]
+            else:
+                replies = [self._reply(connection) for _ in commands]
         except (redis.RedisError, OSError, RedisUnavailable) as error:
             self.close()
             unavailable = error if isinstance(error, RedisUnavailable) else _unavailable(error)
@@ -82,6 +83,10 @@ class RedisConnection:
             # A reply may still be on its way to whoever would use this connection next.
             self.close()
             raise
+        if any(isinstance(r, RedisRefused) and r.code in _ELSEWHERE for r in replies):
+            # A name may lead to another server by now: the next call asks anew.
+            self.close()
+        return replies
 
     @staticmethod
     def _reply(connection: Any, **options: float) -> Reply:
@@ -165,6 +170,8 @@ class RedisPool:
 
 
 _inherited: list[Any] = []
+
+_ELSEWHERE = frozenset({"READONLY", "MASTERDOWN", "NOAUTH", "CLUSTERDOWN"})
 
 
 def _options(url: str, timeout: float) -> tuple[Any, dict[str, Any]]:

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from processor import registry
-from processor.catalog import Catalog, Table
+from processor.catalog import Catalog, Refused, Table
 from processor.columntype import Unfit
 from processor.entry import Entry
 from processor.fold import LEAST, Fold, NotFolded, folds
@@ -28,6 +28,10 @@ _json = msgspec.json.Encoder(decimal_format="number")
 #: What statement_timeout holds, milliseconds: 24 days.
 _LONGEST = 2**31 - 1
 _NOT_FOR_TRANSACTIONS = frozenset({"processor", "pg_catalog", "information_schema"})
+
+
+#: What a value that nobody thought of may raise: it must be one entry's end, not the lane's.
+UNFORESEEN = (ValueError, TypeError, ArithmeticError, RecursionError)
 
 
 class Unrenderable(Exception):
@@ -65,6 +69,11 @@ class Renderer:
         self._number = 0
         #: Grows whenever text that was written before may no longer be sent.
         self.version = 0
+
+    @property
+    def size(self) -> int:
+        """How many shapes and plans are kept."""
+        return len(self._shapes) + len(self._plans)
 
     def forget(self) -> None:
         """Compile everything anew: the catalog was forgotten. Old names are never used again."""
@@ -124,6 +133,9 @@ class Renderer:
                     parts.append(self._single(one))
                 except Unrenderable as error:
                     unfit[one[0].id] = error
+                except UNFORESEEN as error:
+                    problem = f"cannot be written: {type(error).__name__}"
+                    unfit[one[0].id] = Unrenderable(0, "22000", problem)
         return "".join(parts), unfit
 
     def _fold(self, plan: Plan | None, run: Sequence[Taken]) -> list[str] | None:
@@ -134,7 +146,7 @@ class Renderer:
                 fold.write([values[place] for _, _, values in run])
                 for place, fold in enumerate(plan.folds)
             ]
-        except (Unfit, NotFolded):
+        except (Unfit, NotFolded, *UNFORESEEN):
             return None
         self._wanted += plan.folds
         return texts
@@ -191,6 +203,8 @@ class Renderer:
         found = self._catalog.find(operation.table)
         if found is None:
             raise Unfit("42P01", f"there is no table {operation.table}")
+        if isinstance(found, Refused):
+            raise Unfit(found.sqlstate, f"table {operation.table} cannot be looked up")
         return found
 
 

@@ -104,7 +104,10 @@ LANGUAGE plpgsql AS $function$
 BEGIN
     UPDATE processor.lane
        SET applied = applied + in_applied, dead = dead + in_dead,
-           last_entry = coalesce(in_last, last_entry), seen_at = clock_timestamp()
+           last_entry = CASE WHEN last_entry IS NULL OR string_to_array(in_last, '-')::numeric[]
+                                  > string_to_array(last_entry, '-')::numeric[]
+                             THEN coalesce(in_last, last_entry) ELSE last_entry END,
+           seen_at = clock_timestamp()
      WHERE buffer = in_buffer AND lane = in_lane AND epoch = in_epoch AND token = in_token;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'fenced: another processor owns lane %', in_lane USING ERRCODE = 'PR001';

@@ -8,6 +8,7 @@ came back: psycopg2 reports success when a comment swallowed the COMMIT (rule 12
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -24,6 +25,10 @@ _TAIL = (
     " current_setting('synchronous_commit'), current_setting('processor.failures', true),"
     " left(pg_walfile_name(pg_current_wal_insert_lsn()), 8)"
 )
+
+#: Names are not looked up anew more often than this, seconds, nor more shapes kept than this.
+_OFTEN = 1.0
+_SHAPES = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +50,7 @@ class Session:
         self._generation = -1
         self._ledger_prepared = False
         self._stale = False
+        self._renewed = float("-inf")
 
     @property
     def prepares(self) -> bool:
@@ -53,6 +59,9 @@ class Session:
 
     def begin(self) -> None:
         """Make ready for a batch: a new session has nothing prepared and knows no table."""
+        if self.renderer.size > _SHAPES:
+            # Producers that leave columns out make ever new shapes.
+            self.forget_names()
         if self._generation != self.database.generation:
             self._generation = self.database.generation
             self.renderer = Renderer(
@@ -68,7 +77,7 @@ class Session:
 
     def know(self, tables: set[str], *, anew: bool = False) -> None:
         """Look up the tables of a batch that were not met before, or all of them anew."""
-        if anew:
+        if anew and time.monotonic() - self._renewed >= _OFTEN:
             self.forget_names()
         if not all(map(self.catalog.known, tables)):
             self.settle_down()
@@ -78,6 +87,9 @@ class Session:
         """The catalog may have changed: look tables up anew, compile and prepare anew."""
         self.catalog.forget()
         self.renderer.forget()
+        # Nobody calls the old names any more.
+        self._stale = True
+        self._renewed = time.monotonic()
 
     def settle_down(self) -> None:
         """Leave a failed transaction."""
@@ -85,12 +97,18 @@ class Session:
             self.database.run("ROLLBACK")
 
     def commit(
-        self, body: str, *, prepared: bool = False, meanwhile: Callable[[], None] | None = None
+        self,
+        body: str,
+        *,
+        prepared: bool = False,
+        extra: float = 0.0,
+        meanwhile: Callable[[], None] | None = None,
     ) -> Commit:
         """Commit the statements of `body` as one transaction.
 
         `prepared` says that the body EXECUTEs what the renderer and the ledger prepare;
-        `meanwhile` is called while the server works. Raises DatabaseError with the transaction not
+        `extra` are seconds on top of the deadline of a call, `meanwhile` is called while the server
+        works. Raises DatabaseError with the transaction not
         committed (or unknown, see `in_transaction`), DatabaseUnavailable with the outcome unknown.
         """
         nonce = os.urandom(8).hex()
@@ -100,7 +118,7 @@ class Session:
             "BEGIN;", body, "COMMIT;", _TAIL.format(nonce),
         ))  # fmt: skip
         try:
-            self.database.send(string)
+            self.database.send(string, deadline=self._settings.call_timeout + extra)
             crashpoint.reach("batch-sent")
             if meanwhile is not None:
                 meanwhile()

@@ -15,12 +15,12 @@ from dataclasses import replace
 from functools import partial
 
 from processor import buffer, crashpoint, metrics, notes, parked
-from processor.apply import Outcome
 from processor.burial import Burial, Death
 from processor.deadletter import Reason
 from processor.entry import Entry
 from processor.errors import RedisRefused, RedisUnavailable
 from processor.notes import Note
+from processor.outcome import Outcome
 from processor.ownership import OwnedLane, Page
 from processor.redis_connection import Command, RedisConnection
 from processor.settings import Settings
@@ -51,6 +51,7 @@ class Settling:
         What concerns PostgreSQL is done at once; the answer does what concerns Redis, and may be
         called while PostgreSQL works on the next batch if no keys are at stake.
         """
+        self._part_strangers(lane, outcome)
         retries, deaths = self._sort(outcome)
         self._bury(lane, deaths)
         return partial(self._carry, lane, outcome, retries, deaths, page, now)
@@ -73,6 +74,16 @@ class Settling:
         crashpoint.reach("settle-after")
         self._let_pass(lane, outcome, now)
         self._count(outcome, retries)
+
+    def _part_strangers(self, lane: OwnedLane, outcome: Outcome) -> None:
+        """Two payloads of one id would overwrite each other where they wait: one clashes."""
+        waiting = [*(e for e, _ in outcome.failed), *outcome.held]
+        places = parked.hashes(self._redis, lane.lane, [e.id for e in waiting]) if waiting else {}
+        strange = {e.entry_id for e in waiting if places.get(e.id, e.hash) != e.hash}
+        if strange:
+            outcome.clashing += [e for e in waiting if e.entry_id in strange]
+            outcome.failed = [(e, why) for e, why in outcome.failed if e.entry_id not in strange]
+            outcome.held = [e for e in outcome.held if e.entry_id not in strange]
 
     def settle_parked(self, lane: OwnedLane, outcome: Outcome, now: float) -> None:
         """Settle a batch that was applied from `:parked`."""
@@ -111,7 +122,7 @@ class Settling:
         """File entries of which nobody can tell any more whether they were applied (rule 23)."""
         self._bury(lane, [Death(e, DOUBTFUL, e.attempt + 1) for e in entries])
         for entry in entries:
-            if entry.keys:
+            if entry.keys and self._hold:
                 self._put(lane, entry, [])
         self._remove(lane, [e.entry_id for e in entries], generation)
 
@@ -234,6 +245,7 @@ class Settling:
             keyed = [e for e in outcome.committed if e.keys]
             if keyed:
                 self.promote(lane, keyed, now)
+                lane.next_retry = 0.0
 
     def _count(self, outcome: Outcome, retries: Sequence[object]) -> None:
         metrics.count("batches")

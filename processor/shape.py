@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from processor.catalog import Column, Table
-from processor.columntype import NUMBERS, TIMES, WHOLE, Unfit, Writer, writer
+from processor.columntype import NUMBERS, TIMES, UNCOMPARED, WHOLE, Unfit, Writer, writer
 from processor.literal import named, quoted, table
 from processor.operation import Delete, Insert, Update, Upsert
 
@@ -160,6 +160,8 @@ def _where(target: Table, where: dict[str, Any], argument: Any, pieces: list[str
     word = " WHERE "
     for name, value in where.items():
         column = _column(target, name)
+        if column.base in UNCOMPARED:
+            raise Unfit("42883", f"column {name} cannot be compared, so not stand in where")
         if value is None:
             pieces[-1] += f"{word}{named(name)} IS NULL"
         else:

@@ -98,8 +98,19 @@ class Sweeps:
                 lane.owner.buffer, time.time(), commit.position, also=frozenset({letter.id})
             )
             self._redis.calls([notes.write(lane.lane, note)])
+        if letter.holds:
+            # By its id a clash would take the transaction that had the id before.
+            self._release(lane, letter)
+
+    def _release(self, lane: OwnedLane, letter: DeadLetter) -> None:
         leaving = [(letter.id, letter.entry_id, letter.keys)]
-        parked.release(self._redis, lane.lane, leaving, time.time())
+        try:
+            parked.release(self._redis, lane.lane, leaving, time.time())
+        except RedisRefused as refused:
+            if refused.code != "OOM":
+                raise
+            # The lines are made to agree with the dead letters when lanes are looked at next.
+            lane.seen = 0
         lane.next_retry = 0.0
         self._outlook.forget()
 
@@ -136,6 +147,8 @@ class Sweeps:
         for start in range(0, len(rows), _AT_ONCE):
             gone = [i for i, _ in rows[start : start + _AT_ONCE]]
             self._database.run(ledger.prune(lane.owner, gone))
+        if len(rows) == _PRUNED:
+            self._pruned = float("-inf")  # There are more: go on in the next pass.
         if rows:
             log.info("lane %s: pruned %d rows of the ledger", keys.name, len(rows))
 

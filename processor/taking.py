@@ -53,6 +53,7 @@ class Taking:
             # Ids may have begun anew below the cursor (rule 9); the next pass looks from the head.
             lane.rewind = True
             return True
+        raws = self._within(raws)
         size = sum(len(raw[3]) for raw in raws) / len(raws)
         lane.body_bytes = max(64.0, size, 0.5 * (lane.body_bytes + size))
         lane.cursor = lane.bell = raws[-1][0]
@@ -60,6 +61,15 @@ class Taking:
         if page.entries or page.unreadable:
             lane.page = page
         return lane.page is not None
+
+    def _within(self, raws: list[Raw]) -> list[Raw]:
+        """As many entries as fit a batch's bytes, one at the least; the others are read again."""
+        total = 0
+        for number, raw in enumerate(raws):
+            total += len(raw[3])
+            if number and total > self._settings.batch.bytes:
+                return raws[:number]
+        return raws
 
     def _decode(self, lane: OwnedLane, raws: list[Raw]) -> Page:
         page = Page(self._redis.generation, [], [])

@@ -11,9 +11,9 @@ import random
 import time
 from collections.abc import Sequence
 
-from processor.apply import Outcome
 from processor.deadletter import Reason
 from processor.entry import Entry
+from processor.outcome import Outcome
 from processor.ownership import OwnedLane
 from processor.verdict import ENDS_SESSION_STATE, backoff
 
@@ -24,14 +24,21 @@ SYSTEMIC = 25
 #: The same first entry ended the session this often: halve the batch.
 _CRASHES = 3
 _LONGEST_PAUSE = 60.0
+#: A batch that takes this share of the deadline of a call is too large.
+_TOO_MUCH = 0.4
 
 
-def well(lane: OwnedLane, entries: Sequence[Entry], outcome: Outcome, most: int) -> str | None:
+def well(
+    lane: OwnedLane, entries: Sequence[Entry], outcome: Outcome, most: int, share: float
+) -> str | None:
     """The server took a batch. The SQLSTATE that has become systemic in this lane, else None.
 
-    `most` is the ordinary size of a batch, to which a halved one grows back.
+    `most` is the ordinary size of a batch, to which a halved one grows back; `share` is how much of
+    the deadline of a call it took. Work that is slow, though legal, must not outgrow the deadline.
     """
-    if lane.limit and len(entries) == lane.limit:
+    if share > _TOO_MUCH:
+        lane.limit = max(1, len(entries) // 2)
+    elif lane.limit and len(entries) == lane.limit and share < _TOO_MUCH / 4:
         lane.limit = lane.limit * 2 if lane.limit * 2 < most else 0
     lane.trouble = ("", 0)
     if outcome.committed:
@@ -59,18 +66,19 @@ def pause(lane: OwnedLane, reason: str) -> None:
 
 
 def ended_session(
-    lane: OwnedLane, entries: Sequence[Entry], attempts: int, *, answered: bool
+    lane: OwnedLane, entries: Sequence[Entry], attempts: int, *, answered: bool, slow: bool
 ) -> None:
     """The session ended in this batch; `answered`: the server answered a probe since last time.
 
-    Three times the same first entry: halve the batch. Alone `attempts` times: condemned.
+    Three times the same first entry: halve the batch; at once if it was `slow`, which is to say
+    that it met the deadline. Alone `attempts` times: condemned.
     """
     first, times = lane.trouble
     times = times + 1 if first == entries[0].id and answered else 1
     lane.trouble = (entries[0].id, times)
     if len(entries) == 1 and times >= attempts:
         lane.condemned = entries[0].id
-    elif len(entries) > 1 and times >= _CRASHES:
+    elif len(entries) > 1 and (slow or times >= _CRASHES):
         lane.limit = max(1, len(entries) // 2)
         lane.trouble = (entries[0].id, 0)
 

@@ -210,7 +210,6 @@ def _loop(run: Run) -> None:
         _call(hooks.before_pass)
         delay = _pass(run)
         singleton.state = run.drain.state(time.time())
-        run.progress.made()
         _call(hooks.after_pass)
 
 
@@ -220,7 +219,9 @@ def _pass(run: Run) -> float:
         run.drain.leave()
         run.drain = run.new_drain()
     try:
-        return run.drain.run(time.monotonic())
+        delay = run.drain.run(time.monotonic())
+        run.progress.made()
+        return delay
     except Exception as error:
         # A defect must not end the thread, and its words may hold values: only its place is told.
         metrics.count("verdicts", verdict="defect")

@@ -30,7 +30,7 @@ FLOORS = (
     ("stores upon stores", "due parked deadletter shape fold"),
     ("parts of a pass", "ownership render notes"),
     ("a session, its lanes, who waits", "session outlook taking watcher whereabouts"),
-    ("what goes wrong in a batch, what is told of it", "burial isolation receipt"),
+    ("what goes wrong in a batch, what is told of it", "burial isolation receipt outcome"),
     ("a batch", "apply sweeps"),
     ("after a batch", "settling troubles"),
     ("before a batch", "admission"),
@@ -82,7 +82,7 @@ PUBLIC = {
 
 MODULE_LINES, FUNCTION_LINES = 300, 40
 # These may only shrink.
-LARGER = {"apply": 360, "drain": 340, "transaction": 351, "drain._apply": 45}
+LARGER = {"apply": 345, "drain": 340, "transaction": 351, "drain._apply": 45}
 
 SAYS_NOTHING = {"utils", "util", "helpers", "helper", "common", "manager", "base", "misc"}
 

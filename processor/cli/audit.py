@@ -98,7 +98,7 @@ def _without_holders(
     while True:
         start = b"(" + after if after else b"-"
         members = redis.call("ZRANGEBYLEX", lane.blocked, start, "+", "LIMIT", 0, _PAGE)
-        ids = list(dict.fromkeys(parked.place(each).id for each in members))
+        ids = list(dict.fromkeys(each.id for each in parked.places(members)))
         there = parked.has_bodies(redis, lane, ids)
         yield from (Problem("lines", lane.name, each) for each in _untried(redis, lane, there))
         there |= set(_ids(database, "dead_letter", "outcome = 'dead' AND holds", ids))
