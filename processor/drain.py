@@ -12,12 +12,12 @@ import random
 import time
 from collections.abc import Callable
 
-from processor import crashpoint, due, ledger, metrics, parked, schema, troubles
+from processor import crashpoint, due, metrics, parked, schema
 from processor.admission import Admission
-from processor.apply import Applier, Written
+from processor.apply import Applier
+from processor.attempt import Attempts
 from processor.burial import Burial
 from processor.database import Database
-from processor.entry import Entry
 from processor.errors import (
     DatabaseError,
     DatabaseUnavailable,
@@ -25,7 +25,7 @@ from processor.errors import (
     RedisUnavailable,
     Unavailable,
 )
-from processor.outcome import Contended, Fenced, Outcome, Systemic
+from processor.outcome import Outcome
 from processor.outlook import Outlook
 from processor.ownership import OwnedLane, Owners
 from processor.progress import Progress
@@ -59,6 +59,7 @@ class Drain:
         self.redis = RedisConnection(settings.redis.url, settings.redis.timeout)
         self._session = Session(self.database, settings.database)
         self._applier = Applier(self._session, settings)
+        self._attempts = Attempts(settings, self._session, self._applier, self.redis)
         burial = Burial(self._session, hold=settings.dead_letter.hold == "named")
         self._settling = Settling(settings, self.redis, burial)
         self._admission = Admission(self.database, self.redis, self._settling)
@@ -69,7 +70,6 @@ class Drain:
             settings, self.database, self.redis, self.owners, burial, self._outlook
         )
         self._met = float("-inf")
-        self._server_answered = False
         self._session_is_old = False
         self._unsettled: Callable[[], None] | None = None
 
@@ -108,7 +108,7 @@ class Drain:
             self.owners.lose()
             self.database.connect()
             self._check_schema()
-            self._server_answered = True
+            self._attempts.answered = True
             self._met = float("-inf")
         often = min(_MEET, self._settings.database.takeover / 3)
         if not self.redis.alive or now - self._met >= often:
@@ -207,7 +207,7 @@ class Drain:
             if not entries:
                 lane.next_retry = None
                 continue
-            outcome = self._admission.ended(lane, entries) or self._apply(lane, entries)
+            outcome = self._admission.ended(lane, entries) or self._attempts.apply(lane, entries)
             if outcome is None:
                 continue
             worked = True
@@ -229,7 +229,7 @@ class Drain:
         entries, aside = self._admission.admit(lane, page)
         outcome: Outcome | None = Outcome()
         if entries:
-            outcome = self._apply(lane, entries, page.ahead, self._meanwhile)
+            outcome = self._attempts.apply(lane, entries, page.ahead, self._meanwhile)
         if outcome is None:
             return
         outcome.held += aside.held
@@ -243,92 +243,6 @@ class Drain:
         else:
             carry()
             self._retry_parked(time.time())
-
-    def _apply(
-        self,
-        lane: OwnedLane,
-        entries: list[Entry],
-        ahead: Written | None = None,
-        meanwhile: Callable[[], None] | None = None,
-    ) -> Outcome | None:
-        """Apply a batch; None if it was put off, with the lane paused or another's."""
-        assert lane.owner is not None
-        if lane.condemned == entries[0].id and self._is_crasher(lane, entries[0]):
-            return troubles.condemned(lane, entries)
-        trouble: list[Unavailable] = []
-        started = time.monotonic()
-        try:
-            outcome = self._applier.apply(
-                lane.owner, entries, ahead, meanwhile and self._guarded(meanwhile, trouble)
-            )
-        except Fenced:
-            metrics.count("fenced")
-            log.warning("lane %s: fenced, another processor owns it", lane.lane.name)
-            lane.owner = None
-            lane.forget()
-            return None
-        except (Contended, Systemic) as error:
-            word = "contended" if isinstance(error, Contended) else "systemic"
-            troubles.pause(lane, f"{word}: {error}")
-            return None
-        except DatabaseUnavailable:
-            # Its own doing, if the server answered in between.
-            troubles.ended_session(
-                lane, entries, self._settings.retry.attempts, answered=self._server_answered,
-                slow=self._share(started) >= 1.0,
-            )  # fmt: skip
-            self._server_answered = False
-            raise
-        if trouble:
-            raise trouble[0]
-        share = self._share(started)
-        return outcome if self._is_their_own(lane, entries, outcome, share) else None
-
-    def _share(self, started: float) -> float:
-        return (time.monotonic() - started) / self._settings.database.call_timeout
-
-    def _is_crasher(self, lane: OwnedLane, entry: Entry) -> bool:
-        """Whether the server takes a batch without it, and never took it (rule 13, P4).
-
-        A server that answers and cannot commit - it waits for a standby - is an outage.
-        """
-        assert lane.owner is not None
-        lane.condemned = ""
-        self._session.begin()
-        self._session.commit(ledger.fence(lane.owner, 0))
-        if ledger.find(self.database, [entry.id]):
-            return False
-        lane.condemned = entry.id
-        return True
-
-    def _is_their_own(
-        self, lane: OwnedLane, entries: list[Entry], outcome: Outcome, share: float
-    ) -> bool:
-        """Whether the failures are the entries' doing; if not, the lane is paused (systemic)."""
-        state = troubles.well(lane, entries, outcome, self._settings.batch.entries, share)
-        if state is None or self._allowed(lane):
-            return True
-        troubles.pause(lane, f"systemic: SQLSTATE {state} from one transaction after the other")
-        return False
-
-    def _allowed(self, lane: OwnedLane) -> bool:
-        """Whether an operator lifted the pause: `queues resume` lets failures be as they are."""
-        key = f"{self._settings.namespace}:resumed"
-        if not self.redis.call("HDEL", key, lane.lane.name):
-            return False
-        lane.streak = ("", frozenset())
-        return True
-
-    @staticmethod
-    def _guarded(meanwhile: Callable[[], None], trouble: list[Unavailable]) -> Callable[[], None]:
-        # PostgreSQL is at work on the batch: whatever Redis does, its answer must be received.
-        def run() -> None:
-            try:
-                meanwhile()
-            except Unavailable as error:
-                trouble.append(error)
-
-        return run
 
     @staticmethod
     def _full(lane: OwnedLane, refused: RedisRefused) -> None:
