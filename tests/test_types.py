@@ -332,7 +332,7 @@ FITTING = st.one_of([
 ])  # fmt: skip
 
 SETTINGS = settings(
-    max_examples=150, deadline=None, derandomize=True, database=None,
+    max_examples=100, deadline=None, derandomize=True, database=None,
     suppress_health_check=list(HealthCheck),
 )  # fmt: skip
 SOAK = settings(SETTINGS, max_examples=5000, derandomize=False, print_blob=True)
