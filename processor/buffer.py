@@ -6,6 +6,7 @@ namespace; those of a lane carry its hash tag, so that a lane lives on one node 
 ============================== ======== ===========================================================
 <ns>:buffer                    string   identity of this buffer, random, written once (rule 1)
 <ns>:lanes                     set      every lane ever written (rule 7)
+<ns>:partitions                hash     queue -> number of lanes it is written to (rule 7)
 <ns>:paused                    hash     queue -> until when it is paused, Unix seconds, 0 for ever
 <ns>:resumed                   hash     lane -> count; an operator lifted a systemic pause
 <ns>:state:<instance>          string   state of a processor as JSON, expiring

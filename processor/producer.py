@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from processor import buffer, config, crashpoint, due, metrics, worker
+from processor import buffer, config, crashpoint, due, metrics, partitions, worker
 from processor.buffer import Lane
 from processor.errors import (
     BufferFull,
@@ -145,6 +145,9 @@ class Producer:
             memory["lanes"] = set()
         new = [lane.name for lane in lanes if lane.name not in memory["lanes"]]
         if new:
+            for queue in {lane.queue for lane in lanes}:
+                count = self.settings.queues[queue].partitions
+                partitions.agree(connection, self.settings.namespace, queue, count)
             connection.call(*buffer.register(self.settings.namespace, new))
             memory["lanes"].update(new)
         return str(memory["identity"])

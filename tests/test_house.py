@@ -27,7 +27,7 @@ FLOORS = (
     ("records", "entry transaction settings"),
     ("connections", "config redis_connection database logbook detach"),
     ("stores", "buffer schema catalog ledger doorbell"),
-    ("stores upon stores", "due parked deadletter shape fold"),
+    ("stores upon stores", "due parked deadletter shape fold partitions"),
     ("parts of a pass", "ownership render notes"),
     ("a session, its lanes, who waits", "session outlook taking watcher whereabouts"),
     ("what goes wrong in a batch, what is told of it", "burial isolation receipt outcome"),
