@@ -101,12 +101,8 @@ class FoldedAdd:
         types = [f"{c.type}[]" for c in self._keys]
         types += ["numeric[]" if c.base == NUMERIC else "bigint[]" for c in self._added]
         places = ", ".join(f"${n}" for n in range(1, len(types) + 1))
-        names = ", ".join(
-            [
-                *(f"k{n}" for n in range(len(self._keys))),
-                *(f"s{n}" for n in range(len(self._added))),
-            ]
-        )
+        names = ", ".join([f"k{n}" for n in range(len(self._keys))]
+                          + [f"s{n}" for n in range(len(self._added))])  # fmt: skip
         sums = ", ".join(f"{named(c.name)} = t.{named(c.name)} + d.s{n}"
                          for n, c in enumerate(self._added))  # fmt: skip
         where = " AND ".join(f"t.{named(c.name)} = d.k{n}" for n, c in enumerate(self._keys))
