@@ -123,11 +123,11 @@ class Pooler:
 
 @pytest.fixture
 def pooler_to() -> Iterator[Callable[..., Pooler]]:
-    """`pooler_to(server, true_pid=...)`; ended with the test."""
+    """`pooler_to(server, true_pid=..., size=...)`; ended with the test."""
     with ExitStack() as stack:
 
-        def make(server: PostgresServer, *, true_pid: bool) -> Pooler:
-            pooler = Pooler(server, true_pid=true_pid)
+        def make(server: PostgresServer, *, true_pid: bool, size: int = 2) -> Pooler:
+            pooler = Pooler(server, true_pid=true_pid, size=size)
             stack.callback(pooler.close)
             return pooler
 

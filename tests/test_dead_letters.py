@@ -209,12 +209,16 @@ def test_followers_of_a_retry_wait_in_order_and_nobody_else(site_of) -> None:
     assert site.redis.zcard(site.lane().blocked) == 0
 
 
-def test_keys_are_handed_on_along_the_line(site: Site) -> None:
+@pytest.mark.parametrize("later", [False, True], ids=["together", "one after the other"])
+def test_keys_are_handed_on_along_the_line(later: bool, site: Site) -> None:
     """Rule 25: who waits holds its own keys in turn."""
     site.start()
     bad = Transaction(key="a").insert("nowhere", {"n": 1})
-    site.submit(bad, write(1, keys=["a", "b"]), write(2, key="b"), write(3, keys=["b", "c"]),
-                write(4, key="c"), write(5, key="d"), write(6))  # fmt: skip
+    if later:
+        site.submit(bad)
+        wait_until(site.dead)
+    behind = [write(1, keys=["a", "b"]), write(2, key="b"), write(3, keys=["b", "c"])]
+    site.submit(*([] if later else [bad]), *behind, write(4, key="c"), write(5, key="d"), write(6))
     site.commits(5, 6)
     site.parks(4)
 
@@ -578,12 +582,13 @@ def test_values_are_neither_logged_nor_shown(site_of, caplog, capfd) -> None:
         Transaction().insert("brief", {"s": SECRET}),
         Transaction().insert("brief", {"v": SECRET}),
         Transaction().statement("cast", {"x": SECRET}),
+        Transaction(timeout=0.5).insert("kept", {"s": SECRET, "n": 1}),
         write(1, SECRET),
         write(2),
     )
     site.put({"v": "1", "tx": json.dumps({"id": SECRET, "operations": []})})
     site.put({"v": "1", "tx": f'{{"{SECRET}": 1'})
-    wait_until(lambda: len(site.dead()) == 9)
+    wait_until(lambda: len(site.dead()) == 10)
     site.empties()
 
     shown = json.dumps(worker.state()) + "".join(str(figure) for figure in metrics.snapshot())

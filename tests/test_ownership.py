@@ -291,12 +291,16 @@ def loss(site: Site) -> str:
 # The session.
 
 
-@pytest.mark.parametrize("true_pid", [False, True], ids=["a pid of its own", "the first's pid"])
+@pytest.mark.parametrize(
+    ("true_pid", "size"),
+    [(False, 1), (False, 2), (True, 2)],
+    ids=["a pid of its own and one session", "a pid of its own", "the first session's pid"],
+)
 def test_a_transaction_pooler_is_detected_and_refused(
-    true_pid: bool, pooler_to, postgres_server, site_of, database
+    true_pid: bool, size: int, pooler_to, postgres_server, site_of, database
 ) -> None:
     """Rule 6: behind one, a second processor would hold the same advisory lock."""
-    pooler = pooler_to(postgres_server, true_pid=true_pid)
+    pooler = pooler_to(postgres_server, true_pid=true_pid, size=size)
     site = site_of(database={"dsn": pooler.dsn_of(database.name)})
     drain = site.drain()
     site.submit(write(1))

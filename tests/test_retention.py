@@ -33,6 +33,14 @@ def without_settling(site: Site) -> None:
     site.redis.execute_command("ACL", "SETUSER", "default", "+xdel")
 
 
+def passes_until(drain: Drain, condition: Callable[[], object]) -> None:
+    def after_a_pass() -> object:
+        step(drain)
+        return condition()
+
+    wait_until(after_a_pass, poll=0.05)
+
+
 # Off for long.
 
 
@@ -72,6 +80,34 @@ def test_what_was_applied_and_still_lies_in_a_paused_lane_is_not_forgotten(
 
     assert site.tape() == list(range(1, 21))
     assert site.depth() == 0
+
+
+def test_what_was_applied_and_is_still_parked_is_not_forgotten(own_redis, site_of) -> None:
+    site = site_of(redis=own_redis(), retry={"delay": 60.0, "max_delay": 60.0})
+    site.execute("create table child (parent int references account)")
+    drain = site.drain(instance="before")
+    child = Transaction().insert("child", {"parent": 1})
+    site.submit(child)
+    step(drain)
+    assert site.parked() == 1
+    site.execute("insert into account values (1)")
+    site.redis.zadd(site.lane().retry, {child.id: 0})
+    site.redis.execute_command("ACL", "SETUSER", "default", "-hdel")
+    passes_until(drain, lambda: site.one("select count(*) from child"))
+    drain.database.close()
+    drain.redis.close()
+    assert site.parked() == 1
+    site.redis.execute_command("ACL", "SETUSER", "default", "+hdel")
+    site.execute(AGED)
+
+    site.redis.hset("processor:paused", "default", 0)
+    after = site.drain(instance="after")
+    step(after)
+    site.redis.hdel("processor:paused", "default")
+    site.redis.zadd(site.lane().retry, {child.id: 0})
+    passes_until(after, lambda: site.parked() == 0)
+
+    assert site.one("select count(*) from child") == 1
 
 
 def test_what_was_accepted_long_ago_and_never_applied_is_an_effect(site: Site) -> None:
@@ -129,14 +165,6 @@ def test_what_is_younger_than_the_retention_stays(site: Site) -> None:
 
 
 # Redis goes back.
-
-
-def passes_until(drain: Drain, condition: Callable[[], object]) -> None:
-    def after_a_pass() -> object:
-        step(drain)
-        return condition()
-
-    wait_until(after_a_pass, poll=0.05)
 
 
 def backup(server: RedisServer, site: Site) -> Path:

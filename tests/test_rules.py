@@ -188,11 +188,13 @@ insert into failing values ('x');
 """
 
 
+@pytest.mark.parametrize("entries", [1, 250])
 def test_what_cannot_be_parked_in_a_full_redis_stays_and_its_key_is_blocked(
-    own_redis, site_of
+    entries: int, own_redis, site_of
 ) -> None:
     """Rule 20."""
-    site = site_of(redis=own_redis(), retry={"attempts": 50, "delay": 0.05, "max_delay": 0.1})
+    retry = {"attempts": 50, "delay": 0.05, "max_delay": 0.1}
+    site = site_of(redis=own_redis(), batch={"entries": entries}, retry=retry)
     site.execute(FAILING)
     outages = counted("outages")
     site.submit(write(1, "x", key="k"), write(2, key="k"), write(3), write(4, key="k"), write(5))
@@ -293,6 +295,23 @@ def test_a_move_that_is_done_twice_is_one(site: Site) -> None:
 
     assert sorted(site.tape()) == [1, 2, 3]
     assert site.depth() == 0
+
+
+@pytest.mark.parametrize("executed", [True, False], ids=["executed", "not executed"])
+def test_a_move_whose_answer_is_lost_loses_and_doubles_nothing(
+    executed: bool, proxy_to, redis_server, site_of
+) -> None:
+    """Rule 28."""
+    proxy = proxy_to(redis_server)
+    site = site_of(redis=proxy)
+    lost = proxy.swallow(b"XADD", executed=executed)
+    site.start()
+    site.submit(*(write(n, delay=0.05) for n in range(1, 6)))
+    lost.wait()
+
+    wait_until(lambda: sorted(site.tape()) == [1, 2, 3, 4, 5])
+    wait_until(lambda: not site.redis.zcard(site.lane().scheduled) and not site.depth())
+    assert sorted(site.tape()) == [1, 2, 3, 4, 5]
 
 
 # Pauses and weights.

@@ -487,18 +487,25 @@ def test_an_error_behind_the_commit_does_not_undo_it(state: str, site: Site, mon
     drain = site.drain()
     step(drain)
     site.execute(
-        "create function late() returns text language plpgsql as $$ begin"
-        f" raise exception 'too late' using errcode = '{state}'; end $$"
+        "create sequence called; create function late() returns text language plpgsql as $$ begin"
+        " if nextval('called') = 1 then"
+        f" raise exception 'too late' using errcode = '{state}'; end if; return ''; end $$"
     )
     site.submit(*(write(n, attempts=1) for n in range(1, 6)))
-    known = counted("known")
+    known, judged = counted("known"), verdicts()
     with monkeypatch.context() as patch:
-        patch.setattr(session_module, "_TAIL", "SELECT '{}', late()")
+        patch.setattr(session_module, "_TAIL", f"{session_module._TAIL} WHERE late() = ''")
         step(drain, looks=False)
-    step(drain)
 
     site.whole(5)
     assert known() == 5
+    assert judged() == 0
+
+
+def verdicts() -> Callable[[], int]:
+    """How many verdicts are pronounced from now on."""
+    each = [counted("verdicts", verdict=verdict.value) for verdict in Verdict]
+    return lambda: sum(count() for count in each)
 
 
 def test_a_deferred_constraint_that_fails_at_commit_has_one_culprit(site: Site) -> None:
@@ -509,9 +516,11 @@ def test_a_deferred_constraint_that_fails_at_commit_has_one_culprit(site: Site) 
     drain = site.drain()
     orphan = Transaction(attempts=1).insert("child", {"n": 1, "parent": 404})
     site.submit(write(1, attempts=1), orphan, write(2, attempts=1))
+    judged = verdicts()
 
     step(drain)
 
+    assert judged() == 1
     assert site.tape() == [1, 2]
     assert [row[:2] for row in site.dead()] == [(orphan.id, "23503")]
     assert site.one("select count(*) from child") == 0
