@@ -256,6 +256,8 @@ class Drain:
         try:
             if self.database.idle:
                 self.owners.give_up(self.database)
+            if self.redis.alive:
+                self._outlook.farewell()
         except (Unavailable, DatabaseError):
             log.info("lanes are given up by closing the session")
         self.database.close()

@@ -20,6 +20,7 @@ from processor.verdict import Gate
 _AGAIN = 0.1
 _PUBLISHED = 1.0
 _KEPT = 30
+_ENDED = 2
 
 
 class Outlook:
@@ -104,6 +105,13 @@ class Outlook:
         key = f"{self._settings.namespace}:state:{self._instance}"
         # A full Redis refuses it: `status` then says that nothing was heard.
         self._redis.calls([("SET", key, told, "EX", _KEPT)])
+
+    def farewell(self) -> None:
+        """Let other processes read that this one has ended; soon nothing is left of it."""
+        ended = State(status="stopped", instance=self._instance, site=self._settings.site)
+        told = msgspec.json.encode(as_mapping(ended, version=__version__))
+        key = f"{self._settings.namespace}:state:{self._instance}"
+        self._redis.calls([("SET", key, told, "EX", _ENDED)])
 
     def state(self, wall: float, now: float, gate: Gate) -> State:
         """The record to publish after a pass."""

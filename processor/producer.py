@@ -7,6 +7,7 @@ answered by sending the same bytes once more: the id makes it one effect (rule 1
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -77,7 +78,8 @@ class Producer:
         if lane is None:
             lane = self._lanes[name] = Lane(self.settings.namespace, name)
         asked = _fullness(lane, encoded)
-        if self._depth.get(asked, 0) >= self.settings.buffer.limit:
+        # Before its first write a producer does not know how full the lane is.
+        if self._depth.get(asked, sys.maxsize) >= self.settings.buffer.limit:
             self._see_room(lane, asked)
         return lane
 
