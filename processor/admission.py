@@ -36,7 +36,7 @@ class Admission:
         if lane.has_lines:
             keys = (key for e in entries for key in e.keys)
             first = parked.first_places(self._redis, lane.lane, keys)
-        stuck = {key for e in lane.stuck.values() for key in e.keys}
+        stuck = lane.stuck_keys
 
         def blocked(entry: Entry, key: str) -> bool:
             head = first.get(key)

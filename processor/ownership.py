@@ -74,6 +74,11 @@ class OwnedLane:
         """Whether Redis refused a moment ago to take anything new (rule 20)."""
         return self.full_until > time.monotonic()
 
+    @property
+    def stuck_keys(self) -> set[str]:
+        """Keys of entries that stay in the stream because a full Redis could not park them."""
+        return {key for entry in self.stuck.values() for key in entry.keys}
+
     def forget(self) -> None:
         """Trust nothing that was read: start from the head, and let the ledger say (rule 9)."""
         self.cursor = "-"

@@ -179,6 +179,10 @@ class Settling:
         lines = parked.lines(lane.lane, entry)
         if not lines and not commands:
             return []
+        if not lane.stuck_keys.isdisjoint(entry.keys):
+            # Behind one that stays in the stream it stays as well: it would come to its turn first.
+            lane.stuck[entry.id] = entry
+            return []
         replies = self._redis.calls([*lines, *commands])
         crashpoint.reach("park-lines")
         for reply in replies:

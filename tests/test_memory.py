@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -20,16 +21,26 @@ def resident(process: Process) -> int:
     return int(line.split()[1]) * 1024
 
 
+def paused(site: Site, process: Process) -> bool:
+    """Whether it says so, having drained what it had in hand."""
+    told = [
+        site.redis.get(key) for key in site.redis.scan_iter(f"processor:state:*:{process.pid}:*")
+    ]
+    lanes = [json.loads(each)["lanes"]["default:0"] for each in told if each]
+    return any(lane["status"] == "paused" for lane in lanes)
+
+
 def drained(site: Site, count: int, timeout: float) -> tuple[int, int]:
     """Resident memory of a processor before and at its most while it drains so many entries."""
     process = site.run()
     site.submit(write(0))
     wait_until(lambda: site.depth() == 0)
     site.redis.hset("processor:paused", "default", 0)
+    wait_until(lambda: paused(site, process))
     chunk = 5000
     for start in range(0, count, chunk):
         site.submit(*(write(n, f"{n:0100}") for n in range(start, start + chunk)))
-    assert site.depth() >= count - chunk
+    assert site.depth() == count
     seen = [resident(process)]
     site.redis.delete("processor:paused")
 

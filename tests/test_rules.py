@@ -17,6 +17,7 @@ import redis as redis_driver
 
 from processor import due, worker
 from processor.apply import Applier
+from processor.entry import decode
 from processor.identity import new_id
 from processor.transaction import Transaction
 from tests.fix_site import Site, counted, step, write
@@ -215,6 +216,23 @@ def test_what_cannot_be_parked_in_a_full_redis_stays_and_its_key_is_blocked(
     assert [n for n in site.tape() if n < 100] == [3, 5, 1, 2, 4]
     site.empties()
     assert site.dead() == []
+
+
+def test_nobody_is_parked_before_one_that_could_not_be(site: Site) -> None:
+    """Rule 20: in line before it, a follower would be let go before it."""
+    drain = site.drain()
+    step(drain)
+    first, second = write(1, key="k"), write(2, keys=["j", "k"])
+    lane = drain.owners.lanes["default:0"]
+    lane.stuck[first.id] = decode("1-1", b"1", body_of(first))
+    lane.rewind = False
+    site.submit(second, write(3, key="j"), write(4))
+
+    step(drain, looks=False)
+
+    assert site.tape() == [4]
+    assert (site.depth(), site.parked()) == (2, 0)
+    assert lane.stuck.keys() >= {first.id, second.id}
 
 
 def test_a_parked_one_that_fails_again_in_a_full_redis_is_not_tried_without_pause(
