@@ -86,17 +86,17 @@ def test_what_is_due_is_not_starved_by_a_backlog_that_never_ends(
     site_of: Callable[..., Site],
 ) -> None:
     site = site_of(statements={"nap": "select pg_sleep(0.01)"}, batch={"entries": 5})
-    busy = [write(n).statement("nap") for n in range(400)]
-    delayed, retried = write(1000, delay=0.3, queue="high"), write(2000, attempts=50)
-    retried.insert("child", {"parent": 1})
     site.execute("create table parent (id int primary key)")
     site.execute("create table child (parent int references parent)")
-    site.submit(retried, *busy)
+    # Its first pass has seen that nothing is delayed.
     site.start()
+    busy = [write(n).statement("nap") for n in range(400)]
+    retried = write(2000, attempts=50).insert("child", {"parent": 1})
+    site.submit(retried, *busy)
     wait_until(lambda: len(site.tape()) > 10)
     site.execute("insert into parent values (1)")
 
-    site.submit(delayed)
+    site.submit(write(1000, delay=0.3, queue="high"))
 
     wait_until(lambda: {1000, 2000} <= set(site.tape()), 30, site.tale)
     assert site.depth() > 50, "the backlog was over before"

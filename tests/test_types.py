@@ -85,7 +85,7 @@ class Way:
 
     def rows(self) -> list[tuple[Any, ...]]:
         """The whole table, in the words of PostgreSQL."""
-        self.cursor.execute(f"SELECT id, t::text FROM {self.table} t ORDER BY id")
+        self.cursor.execute(f"SELECT id, whole::text FROM {self.table} AS whole ORDER BY id")
         return list(self.cursor.fetchall())
 
     def value(self, column: str, number: int) -> Any:

@@ -40,6 +40,8 @@ CREATE TABLE parent (id int PRIMARY KEY);
 CREATE TABLE child (parent int NOT NULL REFERENCES parent);
 """
 
+ORPHANED = 1_000_000
+
 PROCESSOR = """
 import json, logging, signal, sys
 import processor
@@ -89,6 +91,13 @@ def child(parent: int, *keys: str) -> Work:
     return work
 
 
+def orphan(*keys: str) -> Work:
+    """Fails, is tried once more, and dies: its parent never comes."""
+    work = _work(keys, {}, poison=True, fails=True, attempts=2)
+    work.transaction.insert("child", {"parent": ORPHANED})
+    return work
+
+
 def parent(number: int) -> Work:
     """What a child waits for."""
     work = plain()
@@ -109,18 +118,21 @@ def _work(
 def mixed(count: int) -> list[Work]:
     """Twenty kinds over and over, so that every branch behind a batch is taken.
 
-    In each twenty: poison that holds a key and such that holds none, a child before its parent,
-    what waits behind them by one key and by two, and a delayed one.
+    In each twenty: poison that holds a key, at once or after a retry, and such that holds none; a
+    child before its parent; what waits behind them by one key and by two; and a delayed one.
     """
     made: list[Work] = []
     for number in range(count):
         turn, kind = divmod(number, 20)
-        p, c, d = f"poison-{turn}", f"child-{turn}", f"delayed-{turn}"
+        p, c, d, o = (f"{what}-{turn}" for what in ("poison", "child", "delayed", "orphan"))
         special: dict[int, Callable[[], Work]] = {
+            1: lambda o=o: orphan(o),
+            2: lambda o=o: plain(o),
             3: lambda p=p: poison(p),
             5: lambda p=p: plain(p),
             6: lambda t=turn, c=c: child(t, c),
             7: lambda c=c: plain(c),
+            8: lambda o=o: plain(o),
             9: lambda p=p: plain(p),
             11: lambda c=c: plain(c),
             12: lambda t=turn: parent(t),
