@@ -29,8 +29,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from processor.entry import VERSION
-from processor.errors import RedisRefused
-from processor.identity import canonical_id
+from processor.errors import InvalidTransaction, RedisRefused
+from processor.identity import canonical_id, id_of_key
 from processor.redis_connection import Command, RedisConnection
 from processor.transaction import Encoded
 
@@ -96,7 +96,12 @@ def identity(redis: RedisConnection, namespace: str) -> str:
     if found is None:
         redis.call("SET", key, str(uuid.uuid4()), "NX")
         found = redis.call("GET", key)
-    return canonical_id(key, found.decode(errors="replace"))
+    text = found.decode(errors="replace")
+    try:
+        return canonical_id(key, text)
+    except InvalidTransaction:
+        # Put there by somebody else: no reason to stop, and an identity for all who read it.
+        return id_of_key(f"buffer {text}")
 
 
 def register(namespace: str, lanes: Iterable[str]) -> Command:

@@ -83,9 +83,21 @@ def line(lane: Lane, key: str, count: int) -> Command:
 def first_places(redis: RedisConnection, lane: Lane, keys: Iterable[str]) -> dict[str, Place]:
     """Who stands first in the lines of these keys, for those that have one."""
     asked = list(dict.fromkeys(keys))
-    replies = redis.calls([line(lane, key, 1) for key in asked]) if asked else []
-    heads = ((k, places(reply)) for k, reply in zip(asked, whole(replies), strict=True))
-    return {key: head[0] for key, head in heads if head}
+    found = _lines(redis, lane, asked, 1)
+    return {key: first[0] for key, first in zip(asked, found, strict=True) if first}
+
+
+def _lines(
+    redis: RedisConnection, lane: Lane, keys: Sequence[str], count: int
+) -> list[list[Place]]:
+    """The first places in the lines of these keys; what is no place is taken out of the way."""
+    while keys:
+        replies = whole(redis.calls([line(lane, key, count) for key in keys]))
+        strange = [m for reply in replies for m in reply if place(m) is None]
+        if not strange:
+            return [places(reply) for reply in replies]
+        redis.call("ZREM", lane.blocked, *strange)
+    return []
 
 
 def order(entry_id: str) -> bytes:
@@ -132,12 +144,12 @@ def due_entries(redis: RedisConnection, lane: Lane, now: float, count: int) -> l
     Those whose retry is due and that stand first in all their lines, each followed by the run of
     those behind it that wait for nothing else.
     """
-    ids = [i.decode() for i in redis.call(
-        "ZRANGEBYSCORE", lane.retry, "-inf", repr(now), "LIMIT", 0, count)]  # fmt: skip
-    if not ids:
+    found = redis.call("ZRANGEBYSCORE", lane.retry, "-inf", repr(now), "LIMIT", 0, count)
+    if not found:
         return []
+    ids = [i.decode(errors="replace") for i in found]
     heads = _bodies(redis, lane, ids)
-    gone = [i for i in ids if i not in heads]
+    gone = [stored for i, stored in zip(ids, found, strict=True) if i not in heads]
     ready, passed = _standing_first(redis, lane, list(heads.values()))
     if gone or passed:
         redis.call("ZREM", lane.retry, *gone, *passed)
@@ -154,9 +166,8 @@ def release(
     """
     leaving = {i for i, _, _ in done}
     asked = list(dict.fromkeys(key for _, _, keys in done for key in keys))
-    replies = redis.calls([line(lane, k, len(done) + 1) for k in asked]) if asked else []
-    for reply in whole(replies):
-        heir = next((p for p in places(reply) if p.id not in leaving), None)
+    for waiting in _lines(redis, lane, asked, len(done) + 1):
+        heir = next((p for p in waiting if p.id not in leaving), None)
         if heir is not None:
             redis.call("ZADD", lane.retry, "NX", repr(now), heir.id)
     members = [member(key, entry_id, i) for i, entry_id, keys in done for key in keys]
@@ -230,8 +241,9 @@ def _bodies(redis: RedisConnection, lane: Lane, ids: Sequence[str]) -> dict[str,
     bodies = {}
     for i, stored in zip(ids, found, strict=True):
         with contextlib.suppress(Unreadable):
-            if stored is not None:
-                bodies[i] = record(stored)
+            # A record under another's id is not that one's, and would never be released.
+            if stored is not None and (entry := record(stored)).id == i:
+                bodies[i] = entry
     return bodies
 
 
@@ -239,11 +251,11 @@ def _standing_first(
     redis: RedisConnection, lane: Lane, heads: Sequence[Entry]
 ) -> tuple[list[Entry], list[str]]:
     asked = [(entry, key) for entry in heads for key in entry.keys]
-    replies = whole(redis.calls([line(lane, key, 1) for _, key in asked]) if asked else [])
+    found = _lines(redis, lane, [key for _, key in asked], 1)
     behind = {
         entry.id
-        for (entry, _), reply in zip(asked, replies, strict=True)
-        if any(first.id != entry.id for first in places(reply))
+        for (entry, _), waiting in zip(asked, found, strict=True)
+        if any(first.id != entry.id for first in waiting)
     }
     return [e for e in heads if e.id not in behind], sorted(behind)
 

@@ -1,8 +1,9 @@
 """The record of progress that feeds health and the systemd watchdog alike (rule 31).
 
 Progress is a completed pass, a completed call to a server within it, or a declared deadline that
-has not passed yet. The drain thread writes it and nobody else: a side thread that pings by itself
-proves nothing about the thread that works.
+has not passed yet. A pass that fails is none, however many calls it completes before that. The
+drain thread writes it and nobody else: a side thread that pings by itself proves nothing about the
+thread that works.
 """
 
 from __future__ import annotations
@@ -13,16 +14,27 @@ import time
 class Progress:
     """When the drain thread last got something done, on the monotonic clock."""
 
-    __slots__ = ("_at", "_until")
+    __slots__ = ("_at", "_failing", "_until")
 
     def __init__(self) -> None:
         self._at = time.monotonic()
         self._until = 0.0
+        self._failing: float | None = None
 
     def made(self) -> None:
-        """A pass or a call to a server was completed."""
+        """A call to a server was completed."""
         self._at = time.monotonic()
         self._until = 0.0
+
+    def passed(self) -> None:
+        """A pass was completed."""
+        self._failing = None
+        self.made()
+
+    def failed(self) -> None:
+        """A pass ended in a defect; until one is completed, time counts from the first of these."""
+        if self._failing is None:
+            self._failing = time.monotonic()
 
     def declare(self, until: float) -> None:
         """A legal piece of work has begun that ends before `until` (monotonic seconds)."""
@@ -32,4 +44,5 @@ class Progress:
         """Seconds without progress at `now`; zero while a declared deadline has not passed."""
         if now <= self._until:
             return 0.0
-        return max(0.0, now - max(self._at, self._until))
+        since = max(self._at, self._until) if self._failing is None else self._failing
+        return max(0.0, now - since)

@@ -103,7 +103,9 @@ def start(settings: Settings | None = None) -> Singleton:
         registry.register(chosen.statements)
         _warn_uwsgi()
         run = Run(chosen, singleton.event)
-        singleton.state = State(status="standby", instance=run.instance, site=chosen.site)
+        singleton.state = State(
+            "standby", "its first pass is not over", instance=run.instance, site=chosen.site
+        )
         singleton.event.set()
         run.thread.start()
         # Shown when it can be joined: a stop in between has not seen this start.
@@ -220,10 +222,11 @@ def _pass(run: Run) -> float:
         run.drain = run.new_drain()
     try:
         delay = run.drain.run(time.monotonic())
-        run.progress.made()
+        run.progress.passed()
         return delay
     except Exception as error:
         # A defect must not end the thread, and its words may hold values: only its place is told.
+        run.progress.failed()
         metrics.count("verdicts", verdict="defect")
         log.error("a pass failed and will be tried again: %s", _place(error))
         run.drain.leave()
