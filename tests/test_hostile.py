@@ -17,6 +17,7 @@ from typing import Any
 import psycopg2
 import pytest
 
+from processor import session as session_module
 from processor import worker
 from processor.apply import Applier
 from processor.database import Database as Session
@@ -250,7 +251,11 @@ def test_harmful_entries_die_one_and_all_and_no_row_is_lost(
 # What a session keeps.
 
 
-def test_values_that_do_not_fit_leave_no_prepared_statements_behind(site: Site) -> None:
+def test_values_that_do_not_fit_leave_no_prepared_statements_behind(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each time names are looked up anew, and everything is prepared under new names."""
+    monkeypatch.setattr(session_module, "_OFTEN", 0.0)
     site.execute("create table small (id int, v smallint)")
     drain = site.drain()
     counts = []
@@ -398,7 +403,10 @@ def test_a_connect_that_times_out_does_not_forget_the_session_before_it(
     """It may still hold its locks, and the one after it has to end it."""
     proxy = proxy_to(postgres_server)
     site = site_of(postgres=proxy)
-    settings = dataclasses.replace(site.settings.database, connect_timeout=0.3, call_timeout=0.3)
+    settings = dataclasses.replace(
+        site.settings.database, connect_timeout=0.3, call_timeout=0.3,
+        takeover=60.0,  # so that the server does not end it by itself
+    )  # fmt: skip
     session = Session(settings, Progress(), application="cut")
     with closing(session):
         session.connect()
