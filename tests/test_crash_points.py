@@ -73,6 +73,8 @@ def kill_and_recover(spawn: Spawn, site: Site, point: str, size: int, visit: int
     dies(first, point)
 
     second = site.start(spawn)
+    # The first may have left nothing to do: then it is not to be told to end before it listens.
+    second.expect("started")
     waiting = held(work)
     site.wait_decided({one.transaction.id for one in work} - waiting)
     wait_until(lambda: site.redis.xlen(site.lane.stream) == 0, message="an empty stream")

@@ -484,11 +484,11 @@ def test_an_envelope_of_a_later_release_stays_and_the_lane_says_so(site: Site) -
     site.commits(*range(1, 301))
     wait_until(lambda: "later release" in site.reason, message=lambda: site.reason)
 
-    assert site.depth() == 1
+    wait_until(lambda: site.depth() == 1, message=site.tale)
     assert site.dead() == []
     site.submit(write(301))
     site.commits(*range(1, 302))
-    assert site.depth() == 1
+    wait_until(lambda: site.depth() == 1, message=site.tale)
 
 
 # One id, one outcome.
