@@ -215,10 +215,9 @@ def _put_holders(database: Database, redis: RedisConnection, lane: OwnedLane) ->
     after = "00000000-0000-0000-0000-000000000000"
     while letters := deadletter.open_holds(database, lane.owner, after, _PAGE):
         after = letters[-1].id
-        for letter in letters:
-            members = [parked.member(k, letter.entry_id, letter.id) for k in letter.keys]
-            if members:
-                redis.call("ZADD", lane.lane.blocked, *(p for m in members for p in (0, m)))
+        members = [parked.member(k, x.entry_id, x.id) for x in letters for k in x.keys]
+        if members:
+            redis.call("ZADD", lane.lane.blocked, *(p for m in members for p in (0, m)))
 
 
 def _let_go(database: Database, redis: RedisConnection, lane: OwnedLane) -> None:
@@ -228,10 +227,9 @@ def _let_go(database: Database, redis: RedisConnection, lane: OwnedLane) -> None
         bodies = parked.has_bodies(redis, lane.lane, [h.id for h in heads])
         bare = [h for h in heads if h.id not in bodies]
         known = ledger.find(database, [h.id for h in bare])
-        for head in heads:
-            if head.id in bodies:
-                redis.call("ZADD", lane.lane.retry, "NX", 0, head.id)
-            elif head.id in known and known[head.id].outcome != "dead":
+        parked.have_turn(redis, lane.lane, bodies, 0.0)
+        for head in bare:
+            if head.id in known and known[head.id].outcome != "dead":
                 parked.release(redis, lane.lane, [(head.id, head.entry_id, [head.key])], 0.0)
         if not after:
             return

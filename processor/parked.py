@@ -114,6 +114,12 @@ def lines(lane: Lane, entry: Entry) -> list[Command]:
     return [("ZADD", lane.blocked, *(part for m in members for part in (0, m)))]
 
 
+def out_of_line(lane: Lane, entries: Iterable[Entry]) -> Command:
+    """Take entries with keys out of their lines."""
+    members = [member(key, entry.entry_id, entry.id) for entry in entries for key in entry.keys]
+    return ("ZREM", lane.blocked, *members)
+
+
 def body(lane: Lane, entry: Entry, attempt: int) -> Command:
     """Put or renew the record of an entry, with the number of attempts that failed."""
     record = b"\n".join((entry.entry_id.encode(), str(attempt).encode(), entry.body))
@@ -166,10 +172,9 @@ def release(
     """
     leaving = {i for i, _, _ in done}
     asked = list(dict.fromkeys(key for _, _, keys in done for key in keys))
-    for waiting in _lines(redis, lane, asked, len(done) + 1):
-        heir = next((p for p in waiting if p.id not in leaving), None)
-        if heir is not None:
-            redis.call("ZADD", lane.retry, "NX", repr(now), heir.id)
+    lines = _lines(redis, lane, asked, len(done) + 1)
+    heirs = [next((p.id for p in waiting if p.id not in leaving), "") for waiting in lines]
+    have_turn(redis, lane, filter(None, heirs), now)
     members = [member(key, entry_id, i) for i, entry_id, keys in done for key in keys]
     ids = [i for i, _, _ in done]
     if members:
@@ -180,10 +185,17 @@ def release(
 
 def promote(redis: RedisConnection, lane: Lane, keys: Iterable[str], now: float) -> None:
     """See that whoever stands first in these lines has its turn some time."""
-    heads = {found.id for found in first_places(redis, lane, keys).values()}
-    for transaction_id in heads:
-        # NX: one that waits for its retry keeps its time; a dead letter has no body to be tried.
-        redis.call("ZADD", lane.retry, "NX", repr(now), transaction_id)
+    have_turn(redis, lane, (found.id for found in first_places(redis, lane, keys).values()), now)
+
+
+def have_turn(redis: RedisConnection, lane: Lane, ids: Iterable[str], now: float) -> None:
+    """Have these tried at `now`, unless they wait for a time of their own already.
+
+    A dead letter that stands first has no body to be tried, and is left out when its turn comes.
+    """
+    commands = [("ZADD", lane.retry, "NX", repr(now), i) for i in dict.fromkeys(ids)]
+    if commands:
+        whole(redis.calls(commands))
 
 
 def forget_body(lane: Lane, transaction_id: str) -> list[Command]:
@@ -194,23 +206,22 @@ def forget_body(lane: Lane, transaction_id: str) -> list[Command]:
 def holders(
     redis: RedisConnection, lane: Lane, after: bytes, count: int
 ) -> tuple[list[Place], bytes]:
-    """Who stands first in the lines, looking at `count` members behind `after` (b"" to begin).
+    """Who stands first in the lines, looking at `count` members from `after` on (b"" to begin).
 
     The second answer is where to go on, b"" at the end.
     """
-    start = b"(" + after if after else b"-"
-    members = redis.call("ZRANGEBYLEX", lane.blocked, start, "+", "LIMIT", 0, count)
+    members = redis.call("ZRANGEBYLEX", lane.blocked, after or "-", "+", "LIMIT", 0, count)
     strange = [m for m in members if place(m) is None]
     if strange:
         redis.call("ZREM", lane.blocked, *strange)
-    heads: list[Place] = []
-    last = place(after) if after else None
-    key = last.key if last else None
+    heads: dict[str, Place] = {}
     for found in places(members):
-        if found.key != key:
-            heads.append(found)
-            key = found.key
-    return heads, members[-1] if len(members) == count else b""
+        heads.setdefault(found.key, found)
+    if len(members) < count:
+        return list(heads.values()), b""
+    last = place(members[-1])
+    # The rest of a long line is passed over.
+    return list(heads.values()), b"[" + last.key.encode() + b"\1" if last else b"(" + members[-1]
 
 
 def hashes(redis: RedisConnection, lane: Lane, ids: Sequence[str]) -> dict[str, str]:
@@ -265,17 +276,19 @@ def _followers(
 ) -> list[Entry]:
     taken = {entry.id for entry in heads}
     found: list[Entry] = []
-    for key in dict.fromkeys(key for entry in heads for key in entry.keys):
-        if room <= len(found):
-            break
-        waiting = places(redis.call(*line(lane, key, room - len(found) + 1)))
-        ids = [p.id for p in waiting if p.id not in taken]
-        bodies = _bodies(redis, lane, ids)
+    keys = list(dict.fromkeys(key for entry in heads for key in entry.keys))
+    if room <= 0 or not keys:
+        return found
+    lines = [
+        [p.id for p in waiting if p.id not in taken]
+        for waiting in _lines(redis, lane, keys, room // len(keys) + 2)
+    ]
+    bodies = _bodies(redis, lane, list(dict.fromkeys(i for ids in lines for i in ids)))
+    for key, ids in zip(keys, lines, strict=False):
         for transaction_id in ids:
             entry = bodies.get(transaction_id)
             # One with a second key may wait elsewhere, and behind it nobody may pass either.
             if entry is None or entry.keys != (key,) or room <= len(found):
                 break
-            taken.add(transaction_id)
             found.append(entry)
     return found

@@ -34,6 +34,10 @@ DOUBTFUL = Reason(
 )
 
 
+#: An entry that has to wait, and the commands that put its record.
+Waiting = tuple[Entry, list[Command]]
+
+
 class Settling:
     """Carries outcomes into Redis and the dead letters."""
 
@@ -89,11 +93,14 @@ class Settling:
         """Settle a batch that was applied from `:parked`."""
         retries, deaths = self._sort(outcome)
         self._bury(lane, deaths)
-        for entry, attempt, wait in retries:
-            parked.whole(self._redis.calls([
+        again = [
+            command for entry, attempt, wait in retries for command in (
                 parked.body(lane.lane, entry, attempt),
                 parked.retry_at(lane.lane, entry.id, now + wait),
-            ]))  # fmt: skip
+            )
+        ]  # fmt: skip
+        if again:
+            parked.whole(self._redis.calls(again))
         done = [*outcome.committed, *(e for e, _ in outcome.known), *outcome.clashing]
         holding = {d.entry.id for d in deaths if self._burial.holds(d)}
         done += [d.entry for d in deaths if d.entry.id not in holding]
@@ -103,8 +110,8 @@ class Settling:
         for note in self._note(lane, outcome, deaths, None):
             self._redis.calls([note])
         crashpoint.reach("release-before")
-        for transaction_id in holding:
-            self._redis.calls(parked.forget_body(lane.lane, transaction_id))
+        if holding:
+            self._redis.calls([c for i in holding for c in parked.forget_body(lane.lane, i)])
         if done:
             leaving = [(e.id, e.entry_id, e.keys) for e in done]
             parked.release(self._redis, lane.lane, leaving, now)
@@ -121,9 +128,8 @@ class Settling:
     def bury_doubtful(self, lane: OwnedLane, entries: Sequence[Entry], generation: int) -> None:
         """File entries of which nobody can tell any more whether they were applied (rule 23)."""
         self._bury(lane, [Death(e, DOUBTFUL, e.attempt + 1) for e in entries])
-        for entry in entries:
-            if entry.keys and self._hold:
-                self._put(lane, entry, [])
+        if self._hold:
+            self._put(lane, [(entry, []) for entry in entries])
         self._remove(lane, [e.entry_id for e in entries], generation)
 
     def _sort(self, outcome: Outcome) -> tuple[list[tuple[Entry, int, float]], list[Death]]:
@@ -154,18 +160,14 @@ class Settling:
         holding = [d.entry for d in deaths if self._burial.holds(d)]
         holding += [e for e in _dead(outcome) if self._hold and e.keys]
         crashpoint.reach("park-before")
-        left = []
-        for entry, attempt, wait in retries:
-            when = now + wait
-            put = [
-                parked.retry_at(lane.lane, entry.id, when),
-                parked.body(lane.lane, entry, attempt),
-            ]
-            left += self._put(lane, entry, put)
-        for entry in holding:
-            self._put(lane, entry, [])
-        for entry in outcome.held:
-            left += self._put(lane, entry, [parked.first_body(lane.lane, entry)])
+        waiting: list[Waiting] = [
+            (entry, [parked.retry_at(lane.lane, entry.id, now + wait),
+                     parked.body(lane.lane, entry, attempt)])
+            for entry, attempt, wait in retries
+        ]  # fmt: skip
+        waiting += [(entry, []) for entry in holding]
+        waiting += [(entry, [parked.first_body(lane.lane, entry)]) for entry in outcome.held]
+        left = self._put(lane, waiting)
         if outcome.held:
             self.promote(lane, outcome.held, now)
             metrics.count("parked", len(outcome.held))
@@ -173,28 +175,46 @@ class Settling:
         crashpoint.reach("park-after")
         return left
 
-    def _put(self, lane: OwnedLane, entry: Entry, commands: Sequence[Command]) -> list[Entry]:
-        # Lines first: see parked, DESIGN. A full Redis refuses what adds; then the entry stays in
-        # the stream and its keys are blocked in memory (rule 20).
-        lines = parked.lines(lane.lane, entry)
-        if not lines and not commands:
-            return []
-        if not lane.stuck_keys.isdisjoint(entry.keys):
-            # Behind one that stays in the stream it stays as well: it would come to its turn first.
-            lane.stuck[entry.id] = entry
-            return []
-        replies = self._redis.calls([*lines, *commands])
+    def _put(self, lane: OwnedLane, waiting: Sequence[Waiting]) -> list[Entry]:
+        """Put entries into their lines, then their records (see parked); those with a record then.
+
+        What a full Redis refuses stays in the stream, its keys blocked in memory (rule 20), and so
+        does whoever comes behind it: in line before it, it would have its turn first.
+        """
+        lined = [(entry, parked.lines(lane.lane, entry)) for entry, _ in waiting]
+        refused = self._refused(lined)
         crashpoint.reach("park-lines")
-        for reply in replies:
-            if isinstance(reply, RedisRefused):
-                if reply.code != "OOM":
-                    raise RedisUnavailable(str(reply))
+        blocked = lane.stuck_keys
+        for entry, _ in waiting:
+            if entry.id in refused or not blocked.isdisjoint(entry.keys):
                 lane.stuck[entry.id] = entry
-                return []
-        lane.has_lines = lane.has_lines or bool(entry.keys)
-        lane.next_retry = 0.0
+                blocked.update(entry.keys)
+        behind = [e for e, lines in lined if lines and e.id in lane.stuck and e.id not in refused]
+        if behind:
+            self._redis.call(*parked.out_of_line(lane.lane, behind))
+        placed = [(entry, record) for entry, record in waiting if entry.id not in lane.stuck]
+        refused = self._refused(placed)
         crashpoint.reach("park-body")
-        return [entry]
+        lane.stuck |= {entry.id: entry for entry, _ in placed if entry.id in refused}
+        if placed:
+            lane.has_lines = lane.has_lines or any(entry.keys for entry, _ in placed)
+            lane.next_retry = 0.0
+        return [entry for entry, record in placed if record and entry.id not in refused]
+
+    def _refused(self, waiting: Sequence[Waiting]) -> set[str]:
+        """Send all commands at once; the entries of which a full Redis took not everything."""
+        commands = [(entry.id, command) for entry, some in waiting for command in some]
+        if not commands:
+            return set()
+        replies = self._redis.calls([command for _, command in commands])
+        refusals = {
+            i: reply for (i, _), reply in zip(commands, replies, strict=True)
+            if isinstance(reply, RedisRefused)
+        }  # fmt: skip
+        for refusal in refusals.values():
+            if refusal.code != "OOM":
+                raise RedisUnavailable(str(refusal))
+        return set(refusals)
 
     def promote(self, lane: OwnedLane, entries: Iterable[Entry], now: float) -> None:
         """See that the lines of these entries have somebody to be tried."""

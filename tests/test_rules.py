@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from contextlib import closing
 from typing import Any
 
@@ -187,6 +188,36 @@ end $$;
 create trigger fail before insert on tape for each row execute function fail();
 insert into failing values ('x');
 """
+
+
+def test_parking_a_batch_costs_few_round_trips(site_of, proxy_to, redis_server) -> None:
+    """One for each entry took seconds, in which the session on PostgreSQL was taken for frozen."""
+    proxy = proxy_to(redis_server)
+    site = site_of(redis=proxy, retry={"delay": 60.0, "max_delay": 60.0})
+    site.execute(FAILING)
+    drain = site.drain()
+    step(drain)
+    keys = [f"key {n % 24}" for n in range(216)]
+    site.submit(*(write(n, "x" if n < 24 else None, key=key) for n, key in enumerate(keys)))
+    proxy.latency(0.01)
+
+    def trips(condition: Callable[[], object]) -> int:
+        before = proxy.round_trips
+        wait_until(lambda: (step(drain, looks=False), condition())[1])
+        return proxy.round_trips - before
+
+    assert trips(lambda: site.parked() == 216) < 60
+    proxy.latency(0.0)
+    drain.redis.close()
+    proxy.latency(0.01)
+    assert trips(lambda: drain.redis.alive) < 60
+    site.execute("delete from failing")
+    waiting = site.redis.zrange(site.lane().retry, 0, -1)
+    site.redis.zadd(site.lane().retry, dict.fromkeys(waiting, 0))
+    assert trips(lambda: site.parked() == 0) < 120
+    tape = site.tape()
+    for first in range(24):
+        assert [n for n in tape if n % 24 == first] == list(range(first, 216, 24))
 
 
 @pytest.mark.parametrize("entries", [1, 250])
