@@ -95,10 +95,11 @@ def kill_at_random(site: Site, spawn: Spawn, seed: int, kills: int) -> None:
 
     last = site.start(spawn)
     everything = {one.id for one in site.history}
-    wait_until(lambda: everything - site.decided() == site.parked(), 60, poll=0.05)
+    wait_until(lambda: everything - site.decided() == site.parked(), 30 + 3 * kills, poll=0.1)
     assert not site.findings(site.parked()), site.findings(site.parked())
 
-    wait_until(lambda: discarded_until_empty(site), 60, poll=0.1)
+    # What waits by two keys at once is let go a few at a time.
+    wait_until(lambda: discarded_until_empty(site), 30 + 6 * kills, poll=0.1)
     assert last.terminate() == 0
     assert not site.findings(), site.findings()
     assert len(site.history) > 50 * kills, "too little work to show anything"
