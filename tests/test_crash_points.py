@@ -65,7 +65,8 @@ def dies(process: Process, point: str) -> None:
 
 
 def kill_and_recover(spawn: Spawn, site: Site, point: str, size: int, visit: int) -> None:
-    work = mixed(SIZES[size])
+    # A later visit needs more to do.
+    work = mixed(SIZES[size] * (1 + visit // 4))
     site.submit(work)
     first = site.start(spawn, **armed(point, visit))
     if point == "stop-seen":
