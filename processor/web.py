@@ -149,8 +149,16 @@ class Serving:
         """Stop listening, and end what is open."""
         from waitress.wasyncore import close_all
 
-        # In the serving thread, between two of its steps; with nothing left to watch it ends.
-        self._server.trigger.pull_trigger(lambda: close_all(self._map, ignore_all=True))
+        # In the serving thread, between two of its steps; with nothing left to watch it ends. That
+        # thread may be awake and at it before the trigger is pulled, and the trigger is in the map.
+        pulled = threading.Event()
+
+        def end() -> None:
+            pulled.wait(_LIFE)
+            close_all(self._map, ignore_all=True)
+
+        self._server.trigger.pull_trigger(end)
+        pulled.set()
         self._thread.join(_LIFE)
         self._server.task_dispatcher.shutdown(timeout=1)
 

@@ -63,6 +63,7 @@ class Relay:
             self._wake.send(b"x")
             self._thread.join(10)
             assert not self._thread.is_alive(), "the proxy's thread hangs"
+        self._wake.close()
         if self._error is not None:
             raise self._error
 
@@ -87,7 +88,6 @@ class Relay:
             self._deaf()
             self._selector.close()
             self._waker.close()
-            self._wake.close()
 
     def _turn(self) -> None:
         for key, events in self._selector.select(self._until_next()):
