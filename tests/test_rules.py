@@ -6,6 +6,7 @@ files of these names, rule 17 in the one of types.
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable
@@ -368,17 +369,24 @@ def test_a_move_whose_answer_is_lost_loses_and_doubles_nothing(
 
 def test_a_pause_is_heeded_while_the_backlog_never_ends(site_of) -> None:
     site = site_of(batch={"entries": 2})
-    many = 8000
-    for start in range(0, many, 1000):
-        site.submit(*(write(n) for n in range(start, start + 1000)))
+    numbers = itertools.count()
+
+    def never_ends() -> bool:
+        while site.depth() < 5000:
+            site.submit(*(write(next(numbers)) for _ in range(1000)))
+        return True
+
+    def status() -> str:
+        return str(worker.state()["lanes"]["default:0"]["status"])
+
+    never_ends()
     site.start()
-    wait_until(site.tape)
+    wait_until(lambda: never_ends() and site.tape())
 
     site.redis.hset("processor:paused", "default", 0)
 
-    wait_until(lambda: worker.state()["lanes"]["default:0"]["status"] == "paused")
-    left = site.depth()
-    assert 0 < left < many
+    wait_until(lambda: never_ends() and status() == "paused")
+    assert site.depth() > 0
     site.redis.delete("processor:paused")
 
 
