@@ -42,6 +42,9 @@ HISTORIC = {
     "TRANSACTION_RETRY_DELAY": ("retry", "delay"),
     "TRANSACTION_BUFFER_SIZE": ("buffer", "limit"),
     "SITE_NAME": ("site",),
+    "LSN_TRACKING_ENABLED": ("replicas", "tracking"),
+    "LSN_CHECK_INTERVAL": ("replicas", "interval"),
+    "LSN_TIMEOUT": ("replicas", "timeout"),
 }
 DECLARED = dict(leaves(Settings))
 
@@ -188,11 +191,12 @@ def _plain(value: Any, metadata: Mapping[str, Any]) -> Any:
     if is_dataclass(value):
         return {each.name: _plain(getattr(value, each.name), each.metadata)
                 for each in fields(value)}
+    declared = metadata.get("setting")
     if isinstance(value, Mapping):
-        return {name: _plain(one, {}) for name, one in value.items()}
+        masked = metadata if declared and declared.secret else {}
+        return {name: _plain(one, masked) for name, one in value.items()}
     if isinstance(value, tuple):
         return list(value)
-    declared = metadata.get("setting")
     return address.masked(value) if declared and declared.secret else value
 
 

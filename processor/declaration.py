@@ -56,10 +56,13 @@ def mapping(
     names: Check,
     item: Check | None = None,
     check: Check | None = None,
+    secret: bool = False,
 ) -> Mapping[str, T]:
     """Declare names of the user's own; `check` sees the whole mapping."""
-    declaration = Declaration(reason, dict, check=check, of=of, names=names, item=item)
-    made = field(default_factory=lambda: dict(default), metadata={"setting": declaration})
+    declaration = Declaration(reason, dict, check=check, secret=secret, of=of, names=names,
+                              item=item)  # fmt: skip
+    made = field(default_factory=lambda: dict(default), repr=not secret,
+                 metadata={"setting": declaration})  # fmt: skip
     return cast(Mapping[str, T], made)
 
 

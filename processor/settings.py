@@ -15,6 +15,7 @@ from processor.declaration import Path, between, mapping, matching, nearest, one
 
 _NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}"
 _IDENTIFIER = r'[^\s."\0]{1,63}'
+_COLUMN = r'[^\s,"\0]{1,63}'
 
 
 _NAMED = matching(_NAME, "use letters, digits, _ . - and at most 63 of them")
@@ -114,6 +115,41 @@ class Ledger:
 
 
 @dataclass(frozen=True, slots=True)
+class Replicas:
+    tracking: bool = setting(
+        True, "follow commits until the replicas have replayed them")
+    interval: float = setting(
+        0.1, "each replica is asked this often while something is on its way to it",
+        unit="s", check=between(0.01, 60))
+    timeout: float = setting(
+        30.0, "a commit not replayed after this makes the replica lagging; it is still followed",
+        unit="s", check=between(0.1, 86_400))
+    lost_after: float = setting(
+        300.0, "a replica that replayed nothing new for this long is lost: reads from it are "
+        "refused, nothing waits for it", unit="s", check=between(1, 30 * 86_400))
+    servers: Mapping[str, str] = mapping(
+        {}, "name to address of each replica that people read from, the nearest first; empty: "
+        "pg_stat_replication of the primary tells, where the role may see it", of=str,
+        names=_NAMED, item=address.dsn, secret=True)
+    promotable: tuple[str, ...] = setting(
+        (), "the replicas that may be promoted, which `settle: replicated` waits for; empty: all "
+        "servers", item=_NAMED)
+
+
+@dataclass(frozen=True, slots=True)
+class Overlay:
+    tables: Mapping[str, str] = mapping(
+        {}, "table to its key columns; reads of these tables see pending writes, and a submit "
+        "that touches them sends them along", of=str,
+        names=matching(rf"(?:{_IDENTIFIER}\.)?{_IDENTIFIER}", "write table or schema.table"),
+        item=matching(rf"\s*{_COLUMN}(?:\s*,\s*{_COLUMN})*\s*", "write column, or column, column"))
+
+    def keys(self, table: str) -> tuple[str, ...]:
+        """The key columns of a table. Raises KeyError if it is not declared."""
+        return tuple(column.strip() for column in self.tables[table].split(","))
+
+
+@dataclass(frozen=True, slots=True)
 class Health:
     bind: str = setting(
         "127.0.0.1:8787", "host:port of /health and /metrics; empty: none", check=address.bind)
@@ -164,6 +200,12 @@ class Settings:
     retry: Retry = field(default_factory=Retry)
     dead_letter: DeadLetter = field(default_factory=DeadLetter)
     ledger: Ledger = field(default_factory=Ledger)
+    settle: str = setting(
+        "committed", "what an entry leaves Redis after: committed, or replicated: replayed by all "
+        "replicas that may be promoted, so that a failover that lost commits loses no write",
+        check=one_of("committed", "replicated"))
+    replicas: Replicas = field(default_factory=Replicas)
+    overlay: Overlay = field(default_factory=Overlay)
     health: Health = field(default_factory=Health)
     watchdog: Watchdog = field(default_factory=Watchdog)
     log: Log = field(default_factory=Log)
@@ -185,6 +227,8 @@ ORDERS = (
     ("database.statement_timeout", "stop_timeout", False, "a stop finishes the batch in hand"),
     ("retry.delay", "retry.max_delay", True, "the first delay is the least"),
     ("buffer.transaction_bytes", "batch.bytes", True, "each transaction must fit a batch"),
+    ("replicas.interval", "replicas.timeout", False, "a replica must be asked before it lags"),
+    ("replicas.timeout", "replicas.lost_after", True, "a replica lags before it is lost"),
 )
 
 
@@ -199,6 +243,19 @@ def contradictions(settings: Settings) -> Iterator[tuple[list[Path], str]]:
         if queue not in settings.queues:
             hint = nearest(queue, list(settings.queues))
             yield _paths("drain", "queues"), f"{queue} is not in queues ({hint})"
+    replicas = settings.replicas
+    for name in replicas.promotable if replicas.servers else ():
+        if name not in replicas.servers:
+            hint = nearest(name, list(replicas.servers))
+            yield _paths("replicas.promotable", "replicas.servers"), (
+                f"{name} is not in replicas.servers ({hint})")
+    if settings.settle == "replicated" and not replicas.tracking:
+        yield _paths("settle", "replicas.tracking"), (
+            "replicated needs replicas.tracking (set it to true, or settle: committed)")
+    if settings.settle == "replicated" and not (replicas.servers or replicas.promotable):
+        yield _paths("settle", "replicas.promotable"), (
+            "replicated needs the replicas that may be promoted (name them in replicas.servers or "
+            "replicas.promotable)")
     if not (settings.health.public or address.loopback(settings.health.bind)):
         yield _paths("health.bind", "health.public"), (
             "is not a loopback address, and the pages have no password "

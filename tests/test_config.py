@@ -128,6 +128,9 @@ HISTORIC = {
     "TRANSACTION_RETRY_DELAY": ("7", lambda s: s.retry.delay, 7.0),
     "TRANSACTION_BUFFER_SIZE": ("1000", lambda s: s.buffer.limit, 1000),
     "SITE_NAME": ("chajnantor", lambda s: s.site, "chajnantor"),
+    "LSN_TRACKING_ENABLED": ("false", lambda s: s.replicas.tracking, False),
+    "LSN_CHECK_INTERVAL": ("0.5", lambda s: s.replicas.interval, 0.5),
+    "LSN_TIMEOUT": ("60", lambda s: s.replicas.timeout, 60.0),
 }
 
 
@@ -152,20 +155,26 @@ def example(kind: type, default: Any) -> tuple[str, Any]:
     }.get(kind, (str(default), default))
 
 
+NAMED = {
+    ("statements",): ('{one: "select 1"}', {"one": "select 1"}),
+    ("replicas", "servers"): ('{default: "postgresql:///b"}', {"default": "postgresql:///b"}),
+    ("overlay", "tables"): ('{stock: "site, sku"}', {"stock": "site, sku"}),
+}
+
+
 def test_every_setting_can_be_given_by_its_own_variable() -> None:
     environ, wanted = {}, {}
     for name, path in config.variables().items():
         default: Any = Settings()
         for step in path:
             default = getattr(default, step)
-        text, wanted[path] = example(dict(leaves(Settings))[path].kind, default)
-        environ[name] = '{one: "select 1"}' if path == ("statements",) else text
+        kind = dict(leaves(Settings))[path].kind
+        environ[name], wanted[path] = NAMED.get(path) or example(kind, default)
     settings = config.load({}, environ)
     assert len(environ) == len(wanted) > 30
     assert settings.queues == {
         "default": config.load({"queues": {"default": {"weight": 2}}}, {}).queues["default"]
     }
-    assert settings.statements == {"one": "select 1"}
     for path, value in wanted.items():
         found: Any = settings
         for step in path:
