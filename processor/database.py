@@ -1,4 +1,5 @@
-"""The one connection on which the drain thread writes, with a deadline on every call.
+"""A connection to PostgreSQL with a deadline on every call: the one on which the drain thread
+writes, and, with `writes=False`, those on which primary and replicas are asked.
 
 It runs psycopg2 in its asynchronous mode and waits for the socket itself: a call that outlives its
 deadline is freed by cutting the socket, which no keepalive, `tcp_user_timeout` or
@@ -24,6 +25,7 @@ from typing import Any
 import psycopg2
 import psycopg2.extensions as pg
 
+from processor import pins
 from processor.errors import DatabaseError, DatabaseUnavailable, PoolerDetected
 from processor.progress import Progress
 from processor.settings import Database as Settings
@@ -34,15 +36,18 @@ _LEAST_VERSION = 140000
 
 
 class Database:
-    """A session on the primary, opened and used by one thread.
+    """A session, opened and used by one thread: on the primary, unless it only reads.
 
     `abort` alone may be called from another thread: it cuts the call in progress.
     """
 
-    def __init__(self, settings: Settings, progress: Progress, *, application: str) -> None:
+    def __init__(
+        self, settings: Settings, progress: Progress, *, application: str, writes: bool = True
+    ) -> None:
         self._settings = settings
         self._progress = progress
         self._application = application
+        self._writes = writes
         self._connection: Any = None
         self._cursor: Any = None
         self._socket: socket.socket | None = None
@@ -52,6 +57,8 @@ class Database:
         self.generation = 0
         self.server_version = 0
         self.system = ""
+        #: Of the primary that it is; 0 on a standby, which does not tell it to everybody.
+        self.timeline = 0
         self.last_call = 0.0
         self.calls = 0
 
@@ -70,42 +77,50 @@ class Database:
     def connect(self) -> None:
         """Open the session and pin its settings (rules 4 and 6).
 
-        Raises DatabaseUnavailable (also for a standby, or a server that only reads) and
+        Of several hosts in `database.dsn` the first that will do is taken. Raises
+        DatabaseUnavailable (to write, also for a standby or a server that only reads) and
         PoolerDetected.
         """
-        self.close()
-        self._deadline = time.monotonic() + self._settings.connect_timeout
+        hosts = _hosts(self._settings.dsn)
+        for number, host in enumerate(hosts, 1):
+            self.close()
+            # libpq tries them in turn itself, but waits for a dead one without end in this mode.
+            self._deadline = time.monotonic() + self._settings.connect_timeout / len(hosts)
+            try:
+                self._open(host)
+                break
+            except DatabaseUnavailable:
+                self.close()
+                if number == len(hosts):
+                    raise
+        self.generation += 1
+        self._end_previous()
+
+    def _open(self, host: dict[str, Any]) -> None:
         try:
             self._connection = psycopg2.connect(
                 self._settings.dsn, async_=1, application_name=self._application,
-                client_encoding="UTF8", keepalives_idle=10, keepalives_interval=3,
+                client_encoding="UTF8", keepalives_idle=10, keepalives_interval=3, **host,
             )  # fmt: skip
             self._wait()
             self._socket = socket.socket(fileno=os.dup(self._connection.fileno()))
             self._cursor = self._connection.cursor()
             self._pin()
         except (psycopg2.Error, DatabaseError) as error:
-            self.close()
             raise DatabaseUnavailable(f"cannot open a session: {_phrase(error)}") from None
-        except DatabaseUnavailable:
-            self.close()
-            raise
-        self.generation += 1
-        self._end_previous()
 
     def _pin(self) -> None:
-        rows = self.run(
-            "SELECT current_setting('server_version_num')::int, pg_is_in_recovery(),"
-            " current_setting('default_transaction_read_only')::bool, pg_backend_pid(),"
-            " (SELECT backend_start::text FROM pg_stat_activity WHERE pid = pg_backend_pid()),"
-            " (SELECT system_identifier::text FROM pg_control_system())"
-        )
-        version, in_recovery, read_only, pid, started, self.system = rows[0]
-        self.server_version = version
-        if version < _LEAST_VERSION:
+        rows = self.run(pins.LOOK)
+        self.server_version, in_recovery, read_only, pid, started, self.system, timeline = rows[0]
+        self.timeline = int(timeline, 16)
+        if self.server_version < _LEAST_VERSION:
             raise DatabaseUnavailable(
-                f"PostgreSQL {version // 10000} is too old", hint="use PostgreSQL 14 or later"
+                f"PostgreSQL {self.server_version // 10000} is too old",
+                hint="use PostgreSQL 14 or later",
             )
+        if not self._writes:
+            self.run(pins.reading(self._settings))
+            return
         if in_recovery or read_only:
             raise DatabaseUnavailable(
                 "the server only reads (25006)", hint="point database.dsn at the primary"
@@ -115,25 +130,8 @@ class Database:
             # become re-entrant and two processors would own one lane (rule 6).
             raise PoolerDetected
         self._session = (pid, started)
-        takeover = int(self._settings.takeover * 1000)
-        rows = self.run(
-            "SET DateStyle = 'ISO, YMD'; SET IntervalStyle = 'iso_8601'; SET TimeZone = 'UTC';"
-            " SET standard_conforming_strings = on; SET extra_float_digits = 1;"
-            f" SET search_path = {self._search_path()};"
-            f" SET statement_timeout = {int(self._settings.statement_timeout * 1000)};"
-            f" SET lock_timeout = {int(self._settings.lock_timeout * 1000)};"
-            f" SET idle_session_timeout = {takeover};"
-            f" SET idle_in_transaction_session_timeout = {takeover};"
-            " SET client_connection_check_interval = 1000;"
-            " SET default_transaction_isolation = 'read committed'; SET row_security = on;"
-            " SELECT pg_backend_pid()"
-        )
-        if rows[0][0] != pid:
+        if self.run(pins.writing(self._settings))[0][0] != pid:
             raise PoolerDetected
-
-    def _search_path(self) -> str:
-        names = [name.strip() for name in self._settings.search_path.split(",") if name.strip()]
-        return ", ".join('"' + name.strip('"').replace('"', '""') + '"' for name in names)
 
     def _end_previous(self) -> None:
         # A session that was cut can still hold its locks, and the new one would wait on them.
@@ -244,6 +242,19 @@ class Database:
             self._connection.info.status != 0
             or status in (pg.TRANSACTION_STATUS_UNKNOWN, pg.TRANSACTION_STATUS_ACTIVE)
         )
+
+
+def _hosts(dsn: str) -> list[dict[str, Any]]:
+    """What to override in `dsn` for each of its hosts; one empty override if it has one or none."""
+    parts = pg.parse_dsn(dsn)
+    hosts = {n: parts[n].split(",") for n in ("host", "hostaddr", "port") if parts.get(n)}
+    count = max((len(hosts[n]) for n in ("host", "hostaddr") if n in hosts), default=1)
+    if count == 1:
+        return [{}]
+    return [
+        {name: values[place if len(values) > 1 else 0] for name, values in hosts.items()}
+        for place in range(count)
+    ]
 
 
 # What a fork inherited is kept from the garbage collector: closing it would send the server a

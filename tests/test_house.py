@@ -25,6 +25,7 @@ FLOORS = (
     ("rules", "complaint identity values verdict parking registry report columntype declaration"
      " address configfile notify signals pidfile"),
     ("records", "entry transaction settings"),
+    ("how a session begins", "pins"),
     ("connections", "config redis_connection database logbook detach"),
     ("stores", "buffer schema catalog ledger doorbell"),
     ("stores upon stores", "due parked deadletter shape fold partitions"),

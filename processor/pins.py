@@ -1,0 +1,51 @@
+"""What a session of PostgreSQL pins when it is opened, as text that `database` sends.
+
+Values and texts mean the same whatever role, database and server say by default; a writing session
+also ends by itself when its owner is frozen (rules 4 and 6).
+"""
+
+from __future__ import annotations
+
+from processor.settings import Database
+
+#: What is learnt of the server first: version, whether it is a standby, whether it only reads,
+#: backend and since when, system identifier, timeline (0 on a standby, which tells it to nobody).
+LOOK = (
+    "SELECT current_setting('server_version_num')::int, pg_is_in_recovery(),"
+    " current_setting('default_transaction_read_only')::bool, pg_backend_pid(),"
+    " (SELECT backend_start::text FROM pg_stat_activity WHERE pid = pg_backend_pid()),"
+    " (SELECT system_identifier::text FROM pg_control_system()),"
+    " CASE WHEN pg_is_in_recovery() THEN '0'"
+    " ELSE left(pg_walfile_name(pg_current_wal_insert_lsn()), 8) END"
+)
+
+
+def reading(settings: Database) -> str:
+    """The settings of a session that only reads; intervals as the driver understands them."""
+    return (
+        _both(settings) + " SET IntervalStyle = 'postgres'; SET default_transaction_read_only = on"
+    )
+
+
+def writing(settings: Database) -> str:
+    """The settings of the session that owns lanes; it answers with its backend."""
+    takeover = int(settings.takeover * 1000)
+    return (
+        f"{_both(settings)} SET IntervalStyle = 'iso_8601';"
+        f" SET lock_timeout = {int(settings.lock_timeout * 1000)};"
+        f" SET idle_session_timeout = {takeover};"
+        f" SET idle_in_transaction_session_timeout = {takeover};"
+        " SET client_connection_check_interval = 1000;"
+        " SET default_transaction_isolation = 'read committed'; SET row_security = on;"
+        " SELECT pg_backend_pid()"
+    )
+
+
+def _both(settings: Database) -> str:
+    names = [name.strip() for name in settings.search_path.split(",") if name.strip()]
+    path = ", ".join('"' + name.strip('"').replace('"', '""') + '"' for name in names)
+    return (
+        "SET DateStyle = 'ISO, YMD'; SET TimeZone = 'UTC'; SET standard_conforming_strings = on;"
+        f" SET extra_float_digits = 1; SET search_path = {path};"
+        f" SET statement_timeout = {int(settings.statement_timeout * 1000)};"
+    )
