@@ -88,7 +88,7 @@ class Applier:
                 pending = self._judge(owner, pending, outcome, error, started)
             ahead = meanwhile = None
         if outcome.known and outcome.commit is None:
-            outcome.commit = self._session.here()
+            outcome.commit = self._session.behind(owner)
         return outcome
 
     def write_ahead(self, entries: Sequence[Entry]) -> Written | None:

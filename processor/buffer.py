@@ -17,7 +17,10 @@ namespace; those of a lane carry its hash tag, so that a lane lives on one node 
 <ns>:{<lane>}:retry            zset     id -> when it is to be applied from parked (`parked`)
 <ns>:{<lane>}:commits          stream   one note a committed batch, bounded; what receipts wait on
 <ns>:{<lane>}:pruned           string   accept time (ms) up to which the ledger forgot (rule 23)
+<ns>:{<lane>}:replayed         hash     replica -> how far it has this lane (`replication`)
 ============================== ======== ===========================================================
+
+Keys of replicas are those of `replication`, keys of pending writes those of `overlay`.
 """
 
 from __future__ import annotations
@@ -38,6 +41,11 @@ from processor.transaction import Encoded
 Raw = tuple[str, bytes | None, bytes | None, bytes]
 
 
+_PARTS = (
+    "stream", "scheduled", "parked", "blocked", "retry", "commits", "pruned", "replayed",
+)  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True)
 class Lane:
     """The names of one lane's keys."""
@@ -51,9 +59,10 @@ class Lane:
     retry: str = field(init=False)
     commits: str = field(init=False)
     pruned: str = field(init=False)
+    replayed: str = field(init=False)
 
     def __post_init__(self) -> None:
-        for part in ("stream", "scheduled", "parked", "blocked", "retry", "commits", "pruned"):
+        for part in _PARTS:
             object.__setattr__(self, part, f"{self.namespace}:{{{self.name}}}:{part}")
 
     @property

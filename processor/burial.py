@@ -107,7 +107,7 @@ class Burial:
         except DatabaseError as error:
             verdict = judge(Failure(error.sqlstate, error.schema, error.table, True, True))
             if not error.in_transaction and self._is_resolved(letter):
-                return self._session.here()
+                return self._session.behind(owner)
             self._session.settle_down()
             if verdict is Verdict.OUTAGE:
                 raise DatabaseUnavailable(f"PostgreSQL takes no work: {error}") from None

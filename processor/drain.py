@@ -11,12 +11,14 @@ import logging
 import random
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
-from processor import crashpoint, due, metrics, parked, schema
+from processor import crashpoint, due, metrics, parked
 from processor.admission import Admission
 from processor.apply import Applier
 from processor.attempt import Attempts
 from processor.burial import Burial
+from processor.connecting import Connecting
 from processor.database import Database
 from processor.errors import (
     DatabaseError,
@@ -25,6 +27,7 @@ from processor.errors import (
     RedisUnavailable,
     Unavailable,
 )
+from processor.following import Following
 from processor.outcome import Outcome
 from processor.outlook import Outlook
 from processor.ownership import OwnedLane, Owners
@@ -37,11 +40,10 @@ from processor.settling import Settling
 from processor.sweeps import Sweeps
 from processor.taking import Taking
 from processor.verdict import Gate
+from processor.withholding import Withholding
 
 log = logging.getLogger("processor")
 
-#: How often lanes that are new, or another's, are looked for, seconds.
-_MEET = 1.0
 #: A pass gives way to its other steps after this long, seconds.
 _BUDGET = 1.0
 
@@ -50,27 +52,32 @@ class Drain:
     """Drains the lanes of one processor; used by one thread."""
 
     def __init__(
-        self, settings: Settings, instance: str, progress: Progress, stopping: Callable[[], bool]
-    ) -> None:
+        self, settings: Settings, instance: str, progress: Progress, stopping: Callable[[], bool],
+        following: Following | None = None,
+    ) -> None:  # fmt: skip
         self._settings = settings
         self._stopping = stopping
         self.gate = Gate()
         self.database = Database(settings.database, progress, application=f"processor {instance}")
         self.redis = RedisConnection(settings.redis.url, settings.redis.timeout)
-        self._session = Session(self.database, settings.database)
+        self._following = following or Following(settings, instance, lambda: None)
+        marks = self._following.marks if self._following.tracks else None
+        self._session = Session(self.database, settings.database, marks)
         self._applier = Applier(self._session, settings)
         self._attempts = Attempts(settings, self._session, self._applier, self.redis)
         burial = Burial(self._session, hold=settings.dead_letter.hold == "named")
-        self._settling = Settling(settings, self.redis, burial)
+        self._withholding = Withholding(self.redis, self._following)
+        self._settling = Settling(settings, self.redis, burial, self._withholding)
         self._admission = Admission(self.database, self.redis, self._settling)
         self.owners = Owners(settings, instance)
+        self._connecting = Connecting(
+            settings, self._session, self.redis, self.owners, self._following
+        )
         self._taking = Taking(settings, self.redis)
         self._outlook = Outlook(settings, self.redis, self.owners, instance)
         self._sweeps = Sweeps(
             settings, self.database, self.redis, self.owners, burial, self._outlook
         )
-        self._met = float("-inf")
-        self._session_is_old = False
         self._unsettled: Callable[[], None] | None = None
 
     def run(self, now: float) -> float:
@@ -80,7 +87,8 @@ class Drain:
         if self.gate.wait(now) > 0:
             return self.gate.wait(now)
         try:
-            self._connect(now)
+            if self._connecting.connect(now):
+                self._attempts.answered = True
             self._outlook.heed(time.monotonic())
             self._drain(now)
             self._sweeps.run(time.monotonic(), busy=self._work_left())
@@ -101,26 +109,6 @@ class Drain:
             self._away(DatabaseUnavailable(str(error)))
         return self.gate.wait(time.monotonic())
 
-    def _connect(self, now: float) -> None:
-        """Both servers answer, and each lane is owned by somebody."""
-        self._session_is_old = self.database.alive
-        if not self.database.alive:
-            self.owners.lose()
-            self.database.connect()
-            self._check_schema()
-            self._attempts.answered = True
-            self._met = float("-inf")
-        often = min(_MEET, self._settings.database.takeover / 3)
-        if not self.redis.alive or now - self._met >= often:
-            self.owners.meet(self.redis)
-            self.owners.take(self.database, self.redis)
-            self._met = now
-
-    def _check_schema(self) -> None:
-        if self._settings.database.init:
-            schema.create(self.database)
-        schema.check(self.database)
-
     def _opened(self, now: float) -> None:
         lasted = self.gate.open(now)
         if lasted is not None:
@@ -129,7 +117,7 @@ class Drain:
     def _away(self, error: Unavailable) -> None:
         """An outage, whoever is away: no attempt is spent, nothing read is trusted (P4, rule 9)."""
         now = time.monotonic()
-        stale = self._session_is_old and not self.database.alive
+        stale = self._connecting.session_is_old and not self.database.alive
         if self.gate.shut(now, str(error), jitter=random.random(), stale=stale):
             metrics.count("outages")
             log.warning("outage: %s", error)
@@ -138,10 +126,13 @@ class Drain:
         elif self.database.alive and not self.database.idle:
             self.database.close()
         for lane in self.owners.lanes.values():
-            lane.forget()
+            if isinstance(error, RedisUnavailable):
+                lane.forget()
+            else:
+                lane.retreat()
         self._unsettled = None
         self._outlook.forget()
-        self._met = float("-inf")
+        self._connecting.forget()
 
     def _drain(self, now: float) -> None:
         end = now + _BUDGET
@@ -172,12 +163,17 @@ class Drain:
         settle, self._unsettled = self._unsettled, None
         if settle is not None:
             settle()
+        for lane in self.owners.owned:
+            self._withholding.release(lane)
 
     def _rewind(self) -> None:
         for lane in self.owners.owned:
             if lane.rewind and lane.page is None:
-                lane.cursor, lane.rewind = "-", False
-                lane.stuck.clear()
+                lane.rewind = False
+                if lane.stuck or not self._withholding.is_whole(lane):
+                    lane.withheld.forget()
+                    lane.cursor = "-"
+                    lane.stuck.clear()
 
     def _open_lanes(self) -> list[OwnedLane]:
         now = time.monotonic()
@@ -211,6 +207,9 @@ class Drain:
             if outcome is None:
                 continue
             worked = True
+            if outcome.commit is not None:
+                ids = [e.id for e in outcome.committed]
+                self._following.committed(outcome.commit.position, ids)
             try:
                 self._settling.settle_parked(lane, outcome, now)
             except RedisRefused as refused:
@@ -236,6 +235,8 @@ class Drain:
         outcome.placed += aside.placed
         outcome.clashing += aside.clashing
         self._settle_last()
+        if outcome.commit is not None:
+            self._following.committed(outcome.commit.position, (e.id for e in outcome.committed))
         carry = self._settling.settle(lane, outcome, page, time.time())
         if outcome.keyless and not lane.has_lines:
             # Nobody waits for it: Redis can be told while PostgreSQL works on the next batch.
@@ -271,7 +272,10 @@ class Drain:
 
     def state(self, now: float) -> State:
         """What to publish after a pass, at `now` (Unix seconds)."""
-        state = self._outlook.state(now, time.monotonic(), self.gate)
+        state = replace(
+            self._outlook.state(now, time.monotonic(), self.gate),
+            replicas=self._following.states(),
+        )
         if self.redis.alive:
             try:
                 self._outlook.tell(state, time.monotonic())

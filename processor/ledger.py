@@ -95,10 +95,14 @@ def give_up(database: Database, namespace: str, buffer: str, lane: str) -> None:
 
 
 def fence(owner: Ownership, applied: int, dead: int = 0, last: str | None = None) -> str:
-    """The first statement of every batch: lock the lane's row, compare epoch and token (rule 3)."""
+    """The first statement of every batch: lock the lane's row, compare epoch and token (rule 3).
+
+    The row then carries the batch's transaction id, which is noted for `marks`.
+    """
     return (
         f"SELECT processor.fence('{owner.buffer}', {quoted(owner.lane)}, {owner.epoch},"
-        f" '{owner.token}', {applied}, {dead}, {'NULL' if last is None else quoted(last)});"
+        f" '{owner.token}', {applied}, {dead}, {'NULL' if last is None else quoted(last)}),"
+        " set_config('processor.xid', pg_current_xact_id()::text, false);"
     )
 
 

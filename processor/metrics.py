@@ -29,8 +29,11 @@ FIGURES: dict[str, tuple[str, str]] = {
     "fenced": ("counter", "batches refused because another processor owns the lane"),
     "depth": ("gauge", "entries in the buffer"),
     "oldest_age": ("gauge", "age of the oldest entry in seconds"),
+    "lost": ("counter", "commits that a failover left behind"),
     "owner": ("gauge", "1 if this processor owns the lane"),
     "dead_letters": ("gauge", "dead letters that wait for a decision"),
+    "replica_lag": ("gauge", "seconds for which the replica owes a commit of this processor"),
+    "replica_lost": ("gauge", "1 if nothing waits for the replica any more"),
     "last_pass": ("gauge", "time of the last completed pass, Unix seconds"),
 }
 

@@ -23,6 +23,7 @@ from processor.redis_connection import RedisConnection
 from processor.settings import Settings
 from processor.verdict import Failure as Facts
 from processor.verdict import Verdict, judge
+from processor.withheld import Withheld
 
 log = logging.getLogger("processor")
 
@@ -34,8 +35,10 @@ class Page:
     """Entries that were read together, on one connection to Redis; `ahead` is their text."""
 
     generation: int
-    entries: list[Entry]
-    unreadable: list[tuple[Entry, str]]
+    first: str
+    last: str
+    entries: list[Entry] = field(default_factory=list)
+    unreadable: list[tuple[Entry, str]] = field(default_factory=list)
     ahead: Any = None
 
 
@@ -69,6 +72,9 @@ class OwnedLane:
     limit: int = 0
     trouble: tuple[str, int] = ("", 0)
     streak: tuple[str, frozenset[str]] = ("", frozenset())
+    #: What stays in the stream until replicas have it, and the epoch in which that was owned.
+    withheld: Withheld = field(default_factory=Withheld)
+    epoch: int = 0
 
     def is_full(self) -> bool:
         """Whether Redis refused a moment ago to take anything new (rule 20)."""
@@ -81,13 +87,19 @@ class OwnedLane:
 
     def forget(self) -> None:
         """Trust nothing that was read: start from the head, and let the ledger say (rule 9)."""
-        self.cursor = "-"
+        self.withheld.forget()
+        self.retreat()
+
+    def retreat(self) -> None:
+        """Read anew what is not settled; what is committed and withheld is known to be there."""
+        self.cursor = self.withheld.last or "-"
         self.rewind = False
         self.page = None
         self.has_lines = True
         self.next_retry = self.next_due = 0.0
-        self.later.clear()
-        self.stuck.clear()
+        if not self.withheld:
+            self.later.clear()
+            self.stuck.clear()
 
 
 class Owners:
@@ -99,6 +111,7 @@ class Owners:
         self.lanes: dict[str, OwnedLane] = {}
         self.buffer = ""
         self.loss = ""
+        self._tokens: set[str] = set()
 
     @property
     def owned(self) -> list[OwnedLane]:
@@ -109,7 +122,7 @@ class Owners:
         """Learn the buffer's identity and lanes; a changed identity is a loss event (rule 1)."""
         found = buffer.identity(redis, self._settings.namespace)
         if self.buffer and found != self.buffer:
-            self._report(f"the buffer changed its identity from {self.buffer} to {found}: what was"
+            self.report(f"the buffer changed its identity from {self.buffer} to {found}: what was"
                          " accepted and not committed before that is lost")  # fmt: skip
             self.lanes.clear()
         self.buffer = found
@@ -124,17 +137,28 @@ class Owners:
         for name, queue in self._settings.queues.items():
             yield from (f"{name}:{n}" for n in range(queue.partitions))
 
-    def take(self, database: Database, redis: RedisConnection) -> None:
-        """Try to own every lane that is not owned yet; look anew at each after a reconnect."""
+    def take(self, database: Database, redis: RedisConnection) -> bool:
+        """Try to own every lane that is not owned yet; look anew at each after a reconnect.
+
+        Whether the owned lanes are others than before.
+        """
         for lane in self.lanes.values():
             if lane.owner is None:
                 self._take(database, lane)
             if lane.owner is not None and lane.seen != redis.generation:
-                lane.forget()
+                if lane.withheld.generation != redis.generation or (
+                    lane.epoch and lane.epoch + 1 != lane.owner.epoch
+                ):
+                    # Read on another connection, or somebody else owned the lane in between.
+                    lane.forget()
+                lane.retreat()
+                lane.epoch = 0
                 self._look_for_rollback(database, redis, lane)
                 rebuild(database, redis, lane)
                 lane.seen = redis.generation
                 crashpoint.reach("lane-owned")
+        before, self._tokens = self._tokens, {x.owner.token for x in self.owned if x.owner}
+        return before != self._tokens
 
     def _take(self, database: Database, lane: OwnedLane) -> None:
         try:
@@ -164,16 +188,17 @@ class Owners:
         generated = _last_generated(redis, lane.lane)
         if last is not None and _order(generated) < _order(last):
             # Redis was restored or failed over to a replica that lacked the end (rule 23).
-            self._report(f"lane {lane.lane.name}: Redis went back from entry {last} to {generated}:"
+            self.report(f"lane {lane.lane.name}: Redis went back from entry {last} to {generated}:"
                          " what was accepted between them and not committed is lost")  # fmt: skip
         # A producer's new entry hides that the stream is old, but not that Redis' own mark is.
         mark = int(redis.call("GET", lane.lane.pruned) or 0)
         lane.suspect_to = pruned_to if pruned_to is not None and mark < pruned_to else None
         if lane.suspect_to is not None:
-            self._report(f"lane {lane.lane.name}: Redis went back to before the ledger was pruned:"
+            self.report(f"lane {lane.lane.name}: Redis went back to before the ledger was pruned:"
                          " what it brings back from then becomes dead letters")  # fmt: skip
 
-    def _report(self, text: str) -> None:
+    def report(self, text: str) -> None:
+        """Say loudly what was, or may have been, lost."""
         self.loss = text
         log.error("loss window: %s", text)
 
@@ -185,8 +210,9 @@ class Owners:
     def lose(self) -> None:
         """The session is gone, and with it every lane."""
         for lane in self.lanes.values():
-            lane.owner = None
-            lane.forget()
+            if lane.owner is not None:
+                lane.epoch, lane.owner = lane.owner.epoch, None
+            lane.retreat()
 
     def give_up(self, database: Database) -> None:
         """Let others take the lanes at once, at a clean stop."""

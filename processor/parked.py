@@ -229,6 +229,11 @@ def hashes(redis: RedisConnection, lane: Lane, ids: Sequence[str]) -> dict[str, 
     return {i: entry.hash for i, entry in _bodies(redis, lane, ids).items()}
 
 
+def entry_ids(redis: RedisConnection, lane: Lane, ids: Sequence[str]) -> set[str]:
+    """Under which entry ids those of these transactions lie that are parked with their body."""
+    return {entry.entry_id for entry in _bodies(redis, lane, ids).values()}
+
+
 def has_bodies(redis: RedisConnection, lane: Lane, ids: Sequence[str]) -> set[str]:
     """Which of these transactions are parked with their body."""
     if not ids:

@@ -21,11 +21,13 @@ class Position:
     timeline: int
     lsn: int
 
+    def comparable(self, other: Position) -> bool:
+        """Whether both are of the same server and timeline; else neither is before the other."""
+        return (self.system, self.timeline) == (other.system, other.timeline)
+
     def reaches(self, other: Position) -> bool:
         """Whether a server that replayed up to here has replayed `other`."""
-        return (self.system, self.timeline) == (other.system, other.timeline) and (
-            self.lsn >= other.lsn
-        )
+        return self.comparable(other) and self.lsn >= other.lsn
 
     def __str__(self) -> str:
         return f"{self.system}/{self.timeline}/{written(self.lsn)}"

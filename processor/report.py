@@ -27,6 +27,23 @@ class LaneState:
 
 
 @dataclass(frozen=True, slots=True)
+class Replica:
+    """How a replica stands.
+
+    `state` is following, lagging (it is behind for longer than `replicas.timeout`), away (it cannot
+    be asked) or lost (nothing waits for it); `lsn` what it has replayed; `lag` for how many seconds
+    it owes something; `at` when it was last heard of and `told` when this was written, both in Unix
+    seconds.
+    """
+
+    state: str
+    at: float | None = None
+    lsn: str | None = None
+    lag: float | None = None
+    told: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class State:
     """A processor at the end of its last pass; times are Unix seconds."""
 
@@ -43,6 +60,7 @@ class State:
     site: str = ""
     lanes: Mapping[str, LaneState] = field(default_factory=dict)
     loss: str = ""
+    replicas: Mapping[str, Replica] = field(default_factory=dict)
 
 
 def as_mapping(state: State, *, version: str = "") -> dict[str, Any]:
@@ -60,6 +78,7 @@ def as_mapping(state: State, *, version: str = "") -> dict[str, Any]:
             "loss": state.loss,
         },
         "lanes": {name: lane_mapping(lane) for name, lane in state.lanes.items()},
+        "replicas": {name: replica_mapping(each) for name, each in state.replicas.items()},
         "buffer": state.buffer,
         "instance": state.instance,
         "site": state.site,
@@ -78,6 +97,16 @@ def lane_mapping(lane: LaneState) -> dict[str, Any]:
         "oldest_age": None if lane.oldest_age is None else round(lane.oldest_age, 3),
         "owner": lane.owner,
         "epoch": lane.epoch,
+    }
+
+
+def replica_mapping(replica: Replica) -> dict[str, Any]:
+    """One replica in the dict of `as_mapping`."""
+    return {
+        "status": replica.state,
+        "lag": replica.lag,
+        "lsn": replica.lsn,
+        "heard": timestamp(replica.at),
     }
 
 

@@ -16,6 +16,8 @@ from processor import crashpoint, ledger
 from processor.catalog import Catalog
 from processor.database import Database, Row
 from processor.errors import DatabaseError, DatabaseUnavailable
+from processor.ledger import Ownership
+from processor.marks import Marks
 from processor.position import Position, after_commit
 from processor.render import Renderer
 from processor.settings import Database as Settings
@@ -23,7 +25,8 @@ from processor.settings import Database as Settings
 _TAIL = (
     "SELECT '{}', pg_current_wal_lsn()::text, pg_current_wal_insert_lsn()::text,"
     " current_setting('synchronous_commit'), current_setting('processor.failures', true),"
-    " left(pg_walfile_name(pg_current_wal_insert_lsn()), 8)"
+    " left(pg_walfile_name(pg_current_wal_insert_lsn()), 8),"
+    " current_setting('processor.xid', true)"
 )
 
 #: Names are not looked up anew more often than this, seconds, nor more shapes kept than this.
@@ -42,8 +45,10 @@ class Commit:
 class Session:
     """The writing connection with what is prepared on it."""
 
-    def __init__(self, database: Database, settings: Settings) -> None:
+    def __init__(self, database: Database, settings: Settings, marks: Marks | None = None) -> None:
+        """`marks` are told of each commit, if replicas are followed."""
         self.database = database
+        self._marks = marks
         self.catalog = Catalog()
         self.renderer = Renderer(self.catalog, settings.tables, prepares=settings.prepare)
         self._settings = settings
@@ -138,10 +143,17 @@ class Session:
         """The position of now: an upper bound for what the ledger knows already (rule 21)."""
         return self._commit(self.database.run(_TAIL.format(""))[0])
 
+    def behind(self, owner: Ownership) -> Commit:
+        """As `here`, by a commit of its own where replicas are followed: that they can show."""
+        return self.here() if self._marks is None else self.commit(ledger.fence(owner, 0))
+
     def _commit(self, row: Row) -> Commit:
-        _, current, insert, synchronous, failures, timeline = row
+        _, current, insert, synchronous, failures, timeline, xid = row
         lsn = after_commit(current, insert, synchronous)
-        return Commit(Position(self.database.system, int(timeline, 16), lsn), failures or "")
+        position = Position(self.database.system, int(timeline, 16), lsn)
+        if self._marks is not None and xid:
+            self._marks.add(int(xid), position)
+        return Commit(position, failures or "")
 
     def _preparations(self) -> str:
         text = ""

@@ -25,6 +25,7 @@ from processor.ownership import OwnedLane, Page
 from processor.redis_connection import Command, RedisConnection
 from processor.settings import Settings
 from processor.verdict import DOUBTFUL_STATE, backoff, is_final
+from processor.withholding import Withholding
 
 log = logging.getLogger("processor")
 
@@ -41,8 +42,11 @@ Waiting = tuple[Entry, list[Command]]
 class Settling:
     """Carries outcomes into Redis and the dead letters."""
 
-    def __init__(self, settings: Settings, redis: RedisConnection, burial: Burial) -> None:
+    def __init__(
+        self, settings: Settings, redis: RedisConnection, burial: Burial, withholding: Withholding
+    ) -> None:
         self._settings = settings
+        self._withholding = withholding
         self._redis = redis
         self._burial = burial
         self._hold = settings.dead_letter.hold == "named"
@@ -73,8 +77,12 @@ class Settling:
         gone += [*outcome.committed, *(e for e, _ in outcome.known), *outcome.clashing]
         gone += outcome.placed
         ids = [i for e in gone for i in (e.entry_id, *outcome.copies.get(e.entry_id, ()))]
+        notes = self._note(lane, outcome, deaths, page)
         crashpoint.reach("settle-before")
-        self._remove(lane, ids, page.generation, self._note(lane, outcome, deaths, page))
+        if self._withholding.applies:
+            self._withholding.keep(lane, page, notes)
+        else:
+            self._remove(lane, ids, page.generation, notes)
         crashpoint.reach("settle-after")
         self._let_pass(lane, outcome, now)
         self._count(outcome, retries)
@@ -110,6 +118,8 @@ class Settling:
         for note in self._note(lane, outcome, deaths, None):
             self._redis.calls([note])
         crashpoint.reach("release-before")
+        ended = [*(e for e, _ in outcome.known), *(d.entry for d in deaths), *outcome.committed]
+        self._withholding.keep_each(lane, ended)
         if holding:
             self._redis.calls([c for i in holding for c in parked.forget_body(lane.lane, i)])
         if done:
@@ -123,14 +133,20 @@ class Settling:
     ) -> None:
         """File entries that are no transactions, with their raw bytes (rule 10)."""
         self._bury(lane, [Death(e, Reason(f"unreadable: {why}"), 1) for e, why in found])
-        self._remove(lane, [entry.entry_id for entry, _ in found], generation)
+        self._let_go(lane, [entry for entry, _ in found], generation)
 
     def bury_doubtful(self, lane: OwnedLane, entries: Sequence[Entry], generation: int) -> None:
         """File entries of which nobody can tell any more whether they were applied (rule 23)."""
         self._bury(lane, [Death(e, DOUBTFUL, e.attempt + 1) for e in entries])
         if self._hold:
             self._put(lane, [(entry, []) for entry in entries])
-        self._remove(lane, [e.entry_id for e in entries], generation)
+        self._let_go(lane, entries, generation)
+
+    def _let_go(self, lane: OwnedLane, entries: Sequence[Entry], generation: int) -> None:
+        if self._withholding.applies:
+            self._withholding.keep_each(lane, entries)
+        else:
+            self._remove(lane, [e.entry_id for e in entries], generation)
 
     def _sort(self, outcome: Outcome) -> tuple[list[tuple[Entry, int, float]], list[Death]]:
         """Part what failed into retries (entry, attempt, seconds to wait) and deaths."""

@@ -72,7 +72,7 @@ class Taking:
         return raws
 
     def _decode(self, lane: OwnedLane, raws: list[Raw]) -> Page:
-        page = Page(self._redis.generation, [], [])
+        page = Page(self._redis.generation, raws[0][0], raws[-1][0])
         for entry_id, version, body, whole in raws:
             if entry_id in lane.later:
                 continue

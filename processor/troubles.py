@@ -62,7 +62,7 @@ def pause(lane: OwnedLane, reason: str) -> None:
         log.error("lane %s: paused for %.0f s: %s", lane.lane.name, wait, reason)
     lane.reason = reason
     lane.paused_until = time.monotonic() + wait
-    lane.forget()
+    lane.retreat()
 
 
 def ended_session(
@@ -88,7 +88,7 @@ def condemned(lane: OwnedLane, entries: Sequence[Entry]) -> Outcome | None:
     if len(entries) > 1:
         # Nobody else's fate is decided by this.
         lane.limit = 1
-        lane.forget()
+        lane.retreat()
         return None
     lane.condemned = ""
     reason = Reason("it ended its session each time it was tried alone", ENDS_SESSION_STATE)

@@ -23,9 +23,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from processor import __version__, config, crashpoint, metrics, registry
+from processor import __version__, config, crashpoint, defect, metrics, registry
 from processor.doorbell import Doorbell
 from processor.drain import Drain
+from processor.following import Following
 from processor.progress import Progress
 from processor.redis_connection import RedisConnection
 from processor.report import State, as_mapping
@@ -68,12 +69,21 @@ class Run:
         bell = RedisConnection(settings.redis.url, settings.redis.timeout)
         self.doorbell = Doorbell(event, bell)
         self.bell = bell
+        self._wake = event.set
+        self.following = self.new_following()
         self.drain = self.new_drain()
         self.thread = threading.Thread(target=_live, args=(self,), name="processor", daemon=True)
 
     def new_drain(self) -> Drain:
         """A drain by the settings of now."""
-        return Drain(self.settings, self.instance, self.progress, lambda: self.stopping)
+        return Drain(
+            self.settings, self.instance, self.progress, lambda: self.stopping, self.following
+        )
+
+    def new_following(self) -> Following:
+        """A watch of the replicas by the settings of now."""
+        waits = self.settings.settle == "replicated"
+        return Following(self.settings, self.instance, self._wake if waits else lambda: None)
 
 
 singleton = Singleton()
@@ -190,12 +200,14 @@ def _live(run: Run) -> None:
     """The thread: from hooks to hooks."""
     _call(hooks.on_start)
     run.doorbell.start()
+    run.following.start()
     try:
         _loop(run)
     finally:
         crashpoint.reach("stop-seen")
         run.drain.leave()
         run.doorbell.stop(2.0)
+        run.following.stop(2.0)
         _call(hooks.on_stop)
         singleton.state = replace(singleton.state, status="stopped", reason="", lanes={})
 
@@ -219,7 +231,10 @@ def _pass(run: Run) -> float:
     if run.next_settings is not None:
         run.settings, run.next_settings = run.next_settings, None
         run.drain.leave()
+        run.following.stop(2.0)
+        run.following = run.new_following()
         run.drain = run.new_drain()
+        run.following.start()
     try:
         delay = run.drain.run(time.monotonic())
         run.progress.passed()
@@ -228,19 +243,9 @@ def _pass(run: Run) -> float:
         # A defect must not end the thread, and its words may hold values: only its place is told.
         run.progress.failed()
         metrics.count("verdicts", verdict="defect")
-        log.error("a pass failed and will be tried again: %s", _place(error))
+        log.error("a pass failed and will be tried again: %s", defect.place(error))
         run.drain.leave()
         return max(1.0, run.settings.interval)
-
-
-def _place(error: BaseException) -> str:
-    places = []
-    trace = error.__traceback__
-    while trace is not None:
-        code = trace.tb_frame.f_code
-        places.append(f"{os.path.basename(code.co_filename)}:{trace.tb_lineno}")
-        trace = trace.tb_next
-    return f"{type(error).__name__} at {' < '.join(reversed(places[-6:]))}"
 
 
 def _call(functions: list[Hook]) -> None:
@@ -248,7 +253,7 @@ def _call(functions: list[Hook]) -> None:
         try:
             function()
         except Exception as error:
-            log.error("hook %s failed: %s", getattr(function, "__name__", "?"), _place(error))
+            log.error("hook %s failed: %s", getattr(function, "__name__", "?"), defect.place(error))
 
 
 def _setting(settings: Settings, name: str) -> Any:
@@ -278,6 +283,7 @@ def _after_fork() -> None:
         _run.drain.database.drop()
         _run.drain.redis.drop()
         _run.bell.drop()
+        _run.following.drop()
         _run = None
     singleton.thread = None
     singleton.state = State()

@@ -22,17 +22,19 @@ ROOT = Path(__file__).resolve().parent.parent
 # place here; where there is none for it, its cut is wrong.
 FLOORS = (
     ("words", "errors metrics crashpoint progress literal operation position"),
-    ("rules", "complaint identity values verdict parking registry report columntype declaration"
-     " address configfile notify signals pidfile"),
+    ("rules", "complaint defect identity values verdict parking registry report columntype declaration"
+     " address configfile notify signals pidfile marks withheld"),
     ("records", "entry transaction settings"),
     ("how a session begins", "pins"),
     ("connections", "config redis_connection database logbook detach"),
     ("stores", "buffer schema catalog ledger doorbell"),
-    ("stores upon stores", "due parked deadletter shape fold partitions"),
-    ("parts of a pass", "ownership render notes"),
-    ("a session, its lanes, who waits", "session outlook taking watcher whereabouts"),
-    ("what goes wrong in a batch, what is told of it", "burial isolation receipt outcome"),
-    ("a batch", "apply sweeps"),
+    ("stores upon stores", "due parked deadletter shape fold partitions replication"),
+    ("what is heard of replicas", "standing"),
+    ("parts of a pass", "ownership render notes follower"),
+    ("a session, its lanes, who waits", "following session outlook taking watcher whereabouts"),
+    ("what goes wrong in a batch, what is told of it",
+     "burial failover isolation outcome receipt withholding"),
+    ("a batch", "apply connecting sweeps"),
     ("after a batch", "settling troubles"),
     ("before a batch", "admission attempt"),
     ("the pass", "drain"),

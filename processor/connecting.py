@@ -1,0 +1,70 @@
+"""The first step of a pass: both servers answer, and each lane is owned by somebody.
+
+After each connect the primary is met anew (see `failover`), and what was committed before in the
+lanes that are ours gets a mark that replicas can show.
+"""
+
+from __future__ import annotations
+
+from processor import schema
+from processor.database import Database
+from processor.failover import Failover
+from processor.following import Following
+from processor.ownership import Owners
+from processor.redis_connection import RedisConnection
+from processor.session import Session
+from processor.settings import Settings
+
+#: How often lanes that are new, or another's, are looked for, seconds.
+_MEET = 1.0
+
+
+class Connecting:
+    """Connects one processor. `session_is_old`: it was there before the pass began."""
+
+    def __init__(
+        self, settings: Settings, session: Session, redis: RedisConnection, owners: Owners,
+        following: Following,
+    ) -> None:  # fmt: skip
+        self._settings = settings
+        self._session = session
+        self._redis = redis
+        self._owners = owners
+        self._following = following
+        self._failover = Failover(settings.namespace, following)
+        self._met = float("-inf")
+        self.session_is_old = False
+
+    def connect(self, now: float) -> bool:
+        """See that all is there, at `now` (monotonic). Whether the session with PostgreSQL is new.
+
+        Raises Unavailable and DatabaseError.
+        """
+        database: Database = self._session.database
+        self.session_is_old = database.alive
+        if not database.alive:
+            self._owners.lose()
+            database.connect()
+            if self._settings.database.init:
+                schema.create(database)
+            schema.check(database)
+            self._failover.meet(database, self._redis, self._owners)
+            self._met = float("-inf")
+        often = min(_MEET, self._settings.database.takeover / 3)
+        if not self._redis.alive or now - self._met >= often:
+            self._owners.meet(self._redis)
+            if self._owners.take(database, self._redis) and self._following.tracks:
+                self._follow()
+            self._met = now
+        return not self.session_is_old
+
+    def forget(self) -> None:
+        """Meet the lanes anew in the next pass."""
+        self._met = float("-inf")
+
+    def _follow(self) -> None:
+        owned = [lane.owner for lane in self._owners.owned if lane.owner is not None]
+        self._following.owns({owner.token: owner.lane for owner in owned})
+        if owned:
+            self._session.begin()
+            self._session.behind(owned[0])

@@ -1,0 +1,213 @@
+"""Follows one replica, or all that stream from the primary: a thread that asks and tells.
+
+It asks every `replicas.interval` while something is on its way, and rests otherwise. What it hears
+goes into `standing`, and from there into Redis, for whoever waits for a write to be replicated. It
+never touches the drain thread's connections, and may hang in a call without anybody noticing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import replace
+
+from processor import replication
+from processor.buffer import Lane
+from processor.database import Database
+from processor.errors import DatabaseError, DatabaseUnavailable, ProcessorError, RedisRefused
+from processor.marks import Marks
+from processor.position import Position, number
+from processor.progress import Progress
+from processor.redis_connection import RedisConnection
+from processor.settings import Settings
+from processor.standing import Standing
+
+#: Told again after this long without news, so that others see that somebody still watches.
+_REST = 1.0
+#: Where nobody streams from the primary, or the role may not see who, it is asked this seldom.
+_NOBODY = 10.0
+#: The first questions after a rest come quicker than `replicas.interval`, seconds.
+_QUICK = 0.005
+
+
+class Source(ABC):
+    """Whom a follower asks. `names` are the replicas that it speaks of."""
+
+    def __init__(self, dsn: str, settings: Settings, marks: Marks, instance: str) -> None:
+        self._marks = marks
+        self._deadline = settings.database.connect_timeout
+        self.database = Database(
+            replace(settings.database, dsn=dsn), Progress(),
+            application=f"processor replicas {instance}", writes=False,
+        )  # fmt: skip
+
+    @abstractmethod
+    def names(self) -> list[str]: ...
+
+    @abstractmethod
+    def heard(self) -> dict[str, tuple[Position | None, str | None]]:
+        """For each replica that answered: up to where it has our commits, and what it replayed."""
+
+    def rest(self, seconds: float) -> bool:
+        """Wait where the server can tell when it is time to ask; False if it cannot."""
+        return False
+
+    def run(self, sql: str) -> list[tuple[object, ...]]:
+        """Ask, over a new session if need be."""
+        if not self.database.alive:
+            self.database.connect()
+        return self.database.run(sql, deadline=self._deadline)
+
+
+class Server(Source):
+    """One replica that is asked itself: which rows of our lanes it shows."""
+
+    def __init__(
+        self, name: str, dsn: str, settings: Settings, marks: Marks, instance: str
+    ) -> None:
+        super().__init__(dsn, settings, marks, instance)
+        self._name = name
+
+    def names(self) -> list[str]:
+        return [self._name]
+
+    def heard(self) -> dict[str, tuple[Position | None, str | None]]:
+        lsn, shown = self.run(replication.ask(self._marks.lanes()))[0]
+        position = self._marks.shown(replication.rows(shown))  # type: ignore[arg-type]
+        return {self._name: (position, lsn)}  # type: ignore[dict-item]
+
+    def rest(self, seconds: float) -> bool:
+        newest = self._marks.newest()
+        if newest is None or self.database.server_version < replication.WAITS:
+            return False
+        with contextlib.suppress(DatabaseError):
+            return self.run(replication.wait(newest, seconds))[0][0] in ("success", "timeout")
+        return False
+
+
+class Streaming(Source):
+    """The primary, asked for those that stream from it; a role without pg_monitor sees none."""
+
+    def __init__(self, settings: Settings, marks: Marks, instance: str) -> None:
+        super().__init__(settings.database.dsn, settings, marks, instance)
+        self._seen = set(settings.replicas.promotable)
+
+    def names(self) -> list[str]:
+        return sorted(self._seen)
+
+    def heard(self) -> dict[str, tuple[Position | None, str | None]]:
+        found = {
+            str(name): (Position(self.database.system, int(str(timeline), 16), number(lsn)), lsn)
+            for name, lsn, timeline in self.run(replication.ASK_PRIMARY)
+            if name and isinstance(lsn, str)
+        }
+        self._seen |= found.keys()
+        return dict(found)
+
+
+class Follower:
+    """One thread for one source; started and stopped with the drain thread."""
+
+    def __init__(
+        self, source: Source, settings: Settings, marks: Marks, standing: Standing,
+        further: Callable[[], None],
+    ) -> None:  # fmt: skip
+        self._source = source
+        self._settings = settings
+        self._marks = marks
+        self._standing = standing
+        self._further = further
+        self._redis = RedisConnection(settings.redis.url, settings.redis.timeout)
+        self._untold: dict[str, tuple[Position, list[Lane]]] = {}
+        self._stopped = threading.Event()
+        self._wake = threading.Event()
+        self._pace = _QUICK
+        self._thread = threading.Thread(target=self._run, name="processor-replicas", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self, timeout: float) -> None:
+        """End the thread; it leaves its connections behind closed."""
+        self._stopped.set()
+        end = time.monotonic() + timeout
+        while self._thread.is_alive() and time.monotonic() < end:
+            # More than once: the call that is to be cut may be just about to begin.
+            self._wake.set()
+            self._source.database.abort()
+            self._redis.abort()
+            self._thread.join(0.02)
+
+    def drop(self) -> None:
+        """Forget the connections without closing them, in a forked child."""
+        self._source.database.drop()
+        self._redis.drop()
+
+    def _run(self) -> None:
+        while not self._stopped.is_set():
+            answered = self._ask()
+            self._tell()
+            self._rest(answered)
+        self._source.database.close()
+        self._redis.close()
+
+    def _ask(self) -> bool:
+        # Of now: what the answer proves, it proves for lanes that were owned before it was asked.
+        names = sorted(set(self._marks.lanes().values()))
+        lanes = [Lane(self._settings.namespace, name) for name in names]
+        try:
+            found = self._source.heard()
+        except (DatabaseError, DatabaseUnavailable):
+            self._source.database.close()
+            found = {}
+        for name, (position, lsn) in found.items():
+            if self._standing.hear(name, position, lsn) and position is not None:
+                self._untold[name] = position, lanes
+        for name in self._source.names():
+            if name not in found:
+                self._standing.miss(name)
+        if self._untold:
+            self._further()
+        return bool(found)
+
+    def _tell(self) -> None:
+        namespace = self._settings.namespace
+        commands = [
+            replication.tell(namespace, name, self._standing.replica(name))
+            for name in self._source.names()
+        ]
+        for name, (position, lanes) in self._untold.items():
+            commands += replication.confirm(namespace, name, position, lanes, time.time())
+        # Refused by a full Redis or unheard: what was not told now is told with the next words.
+        with contextlib.suppress(ProcessorError):
+            if commands and not any(
+                isinstance(reply, RedisRefused) for reply in self._redis.calls(commands)
+            ):
+                self._untold.clear()
+
+    def _rest(self, answered: bool) -> None:
+        if not answered:
+            self._stopped.wait(_REST if self._source.names() else _NOBODY)
+            return
+        self._wake.clear()
+        # Before looking: a mark that is added from now on rings.
+        self._marks.await_next(self._wake.set)
+        if any(map(self._standing.owes, self._source.names())):
+            self._pace = min(self._settings.replicas.interval, self._pace * 2)
+            self._pause(self._pace)
+        elif not self._stopped.is_set():
+            self._wake.wait(_REST)
+            self._pace = _QUICK
+
+    def _pause(self, seconds: float) -> None:
+        # New commits are no reason to ask sooner.
+        try:
+            if self._source.rest(seconds):
+                return
+        except DatabaseUnavailable:
+            self._source.database.close()
+        self._stopped.wait(seconds)

@@ -1,0 +1,113 @@
+"""The replication watch: follows what the drain commits until the replicas have replayed it.
+
+The drain reports sessions and commits here, at a cost of one entry a batch, and asks whether a
+commit is where `settle` wants it. After a failover it hears from here which commits the old primary
+had confirmed to nobody else (rule 22).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+
+from processor.follower import Follower, Server, Source, Streaming
+from processor.marks import Marks
+from processor.position import Position
+from processor.report import Replica
+from processor.settings import Settings
+from processor.standing import Standing
+
+#: Ids of commits that no replica has confirmed yet are remembered up to this many.
+_REMEMBERED = 100_000
+
+
+class Following:
+    """All replicas of one processor. `further` is called when one of them got further."""
+
+    def __init__(self, settings: Settings, instance: str, further: Callable[[], None]) -> None:
+        replicas = settings.replicas
+        self.marks = Marks()
+        self.replicates = settings.settle == "replicated"
+        self._promotable = tuple(replicas.promotable or replicas.servers)
+        self._standing = Standing(replicas, self.marks, self._promotable)
+        #: System identifier and timeline of the primary that is written to.
+        self.primary: tuple[str, int] | None = None
+        self._unconfirmed: deque[tuple[Position, bytes]] = deque()
+        self._count = 0
+        sources: list[Source] = []
+        if replicas.tracking and replicas.servers:
+            sources = [Server(name, dsn, settings, self.marks, instance)
+                       for name, dsn in replicas.servers.items()]  # fmt: skip
+        elif replicas.tracking:
+            sources = [Streaming(settings, self.marks, instance)]
+        self._followers = [
+            Follower(source, settings, self.marks, self._standing, further) for source in sources
+        ]
+
+    @property
+    def tracks(self) -> bool:
+        """Whether replicas are followed at all."""
+        return bool(self._followers)
+
+    # What the worker does.
+
+    def start(self) -> None:
+        """Start to follow."""
+        for follower in self._followers:
+            follower.start()
+
+    def stop(self, timeout: float) -> None:
+        """Follow no longer."""
+        for follower in self._followers:
+            follower.stop(timeout)
+
+    def drop(self) -> None:
+        """Forget all connections without closing them, in a forked child."""
+        for follower in self._followers:
+            follower.drop()
+
+    # What the drain reports, and asks.
+
+    def recall(self, replicas: dict[str, Replica]) -> None:
+        """What was told of replicas before: who was lost is lost until it is heard."""
+        for name, replica in replicas.items():
+            if replica.state == "lost" and (not self._promotable or name in self._promotable):
+                self._standing.recall(name)
+
+    def owns(self, tokens: dict[str, str]) -> None:
+        """From now on commits are of these lanes, given as token -> lane."""
+        self.marks.begin(tokens)
+
+    def unconfirmed(self) -> list[str]:
+        """Ids that were committed and that not all replicas are known to have."""
+        return [i for _, some in self._unconfirmed for i in some.decode().split(",")]
+
+    def met(self, system: str, timeline: int) -> None:
+        """The primary that is written to from now on."""
+        if self.primary != (system, timeline):
+            self._unconfirmed.clear()
+            self._count = 0
+        self.primary = (system, timeline)
+
+    def committed(self, position: Position, ids: Iterable[str]) -> None:
+        """Transactions that were committed, until the replicas that may be promoted have them."""
+        if not self.tracks or self.replicates:
+            return
+        some = ",".join(ids).encode()
+        self._unconfirmed.append((position, some))
+        self._count += some.count(b",") + 1
+        queue = self._unconfirmed
+        names = self._promotable or self._standing.names
+        while queue and (
+            self._count > _REMEMBERED or (names and self._standing.has(queue[0][0], names))
+        ):
+            self._count -= queue.popleft()[1].count(b",") + 1
+
+    def has(self, position: Position) -> bool:
+        """Whether all replicas that may be promoted have a commit (those that are lost aside)."""
+        return self._standing.has(position, self._promotable)
+
+    def states(self) -> dict[str, Replica]:
+        """How each replica stands."""
+        return {name: self._standing.replica(name) for name in self._standing.names}
+

@@ -1,0 +1,156 @@
+"""How far replicas are: what is asked of PostgreSQL, and what is told in Redis for everybody.
+
+======================= ========= ==================================================================
+<ns>:replicas           hash      replica -> how it stands, as JSON (`Replica`)
+<ns>:{<lane>}:replayed  hash      replica -> position up to which it has the commits of this lane
+<ns>:replayed           stream    one entry each time a replica got further, bounded; what waiters
+                                  read: replica, position, lanes
+<ns>:primary            string    system identifier and timeline of the primary written to last
+<ns>:losses             stream    commits that a failover left behind, bounded: from, to, ids
+======================= ========= ==================================================================
+
+A position told for a lane is exact for this lane, across promotions (see `marks`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from processor.buffer import Lane
+from processor.errors import RedisRefused
+from processor.literal import quoted
+from processor.position import Position, written
+from processor.redis_connection import Command, RedisConnection
+from processor.report import Replica as Replica
+
+#: `WAIT FOR LSN`: from this version on a standby says itself when it has replayed a position.
+WAITS = 190000
+
+_KEPT = 1_000
+_LOSSES = 1_000
+_IDS_AT_ONCE = 1_000
+
+
+# Told to Redis.
+
+
+def tell(namespace: str, name: str, replica: Replica) -> Command:
+    """Let everybody know how a replica stands."""
+    return ("HSET", f"{namespace}:replicas", name, msgspec.json.encode(replica))
+
+
+def confirm(
+    namespace: str, name: str, position: Position, lanes: Sequence[Lane], at: float
+) -> list[Command]:
+    """Let everybody know that a replica has these lanes' commits up to a position."""
+    told = str(position)
+    names = ",".join(lane.name for lane in lanes)
+    return [
+        *(("HSET", lane.replayed, name, told) for lane in lanes),
+        ("XADD", f"{namespace}:replayed", "MAXLEN", "~", _KEPT, "*",
+         "replica", name, "position", told, "lanes", names, "at", repr(at)),
+    ]  # fmt: skip
+
+
+def known(redis: RedisConnection, namespace: str) -> dict[str, Replica]:
+    """All replicas of which anything was ever told. Raises RedisUnavailable and RedisRefused."""
+    return replicas(redis.call("HGETALL", f"{namespace}:replicas"))
+
+
+def replicas(reply: Any) -> dict[str, Replica]:
+    """The reply to HGETALL of `<ns>:replicas`."""
+    found = {}
+    for name, told in zip(reply[::2], reply[1::2], strict=True):
+        with contextlib.suppress(msgspec.MsgspecError):
+            found[name.decode(errors="replace")] = msgspec.json.decode(told, type=Replica)
+    return found
+
+
+def confirmed(redis: RedisConnection, lane: Lane) -> dict[str, Position]:
+    """How far each replica has a lane's commits. Raises RedisUnavailable and RedisRefused."""
+    return positions(redis.call("HGETALL", lane.replayed))
+
+
+def positions(reply: Any) -> dict[str, Position]:
+    """The reply to HGETALL of a lane's `:replayed`."""
+    found = {}
+    for name, told in zip(reply[::2], reply[1::2], strict=True):
+        with contextlib.suppress(ValueError):
+            found[name.decode(errors="replace")] = Position.parse(told.decode(errors="replace"))
+    return found
+
+
+def primary(redis: RedisConnection, namespace: str) -> tuple[str, int] | None:
+    """System identifier and timeline of the primary that was written to last."""
+    return written_to(redis.call("GET", f"{namespace}:primary"))
+
+
+def written_to(reply: Any) -> tuple[str, int] | None:
+    """The reply to GET of `<ns>:primary`."""
+    system, separator, timeline = (reply or b"").decode(errors="replace").partition("/")
+    return (system, int(timeline)) if separator and timeline.isdigit() else None
+
+
+def now_primary(namespace: str, system: str, timeline: int) -> Command:
+    """Let everybody know to which primary is written."""
+    return ("SET", f"{namespace}:primary", f"{system}/{timeline}")
+
+
+def lost(namespace: str, before: str, after: str, ids: Sequence[str]) -> list[Command]:
+    """Keep the ids of commits that a failover left behind."""
+    return [
+        ("XADD", f"{namespace}:losses", "MAXLEN", "~", _LOSSES, "*", "from", before, "to", after,
+         "ids", ",".join(ids[start : start + _IDS_AT_ONCE]))
+        for start in range(0, len(ids), _IDS_AT_ONCE)
+    ]  # fmt: skip
+
+
+def losses(redis: RedisConnection, namespace: str) -> list[dict[str, str]]:
+    """What failovers left behind, oldest first: from, to, ids."""
+    try:
+        found = redis.call("XRANGE", f"{namespace}:losses", "-", "+")
+    except RedisRefused:
+        return []
+    return [
+        {k.decode(): v.decode(errors="replace") for k, v in zip(f[::2], f[1::2], strict=True)}
+        for _, f in found
+    ]
+
+
+# Asked of PostgreSQL.
+
+
+def ask(tokens: Iterable[str]) -> str:
+    """Ask a replica which rows of these lanes it shows, and what it has replayed."""
+    wanted = ",".join(tokens)
+    return (
+        "SELECT pg_last_wal_replay_lsn()::text, (SELECT jsonb_object_agg(token, xmin::text)"
+        f" FROM processor.lane WHERE token = ANY ('{{{wanted}}}'::uuid[]))"
+    )
+
+
+def rows(shown: Mapping[str, str] | None) -> list[tuple[str, int]]:
+    """Tokens and transaction ids of the answer to `ask`."""
+    return [(token, int(xmin)) for token, xmin in (shown or {}).items()]
+
+
+#: Ask the primary how far those are that stream from it. Their positions are on its own timeline.
+#: A role without pg_monitor sees that there are some, and nothing of them.
+ASK_PRIMARY = (
+    "SELECT application_name, min(replay_lsn)::text,"
+    " left(pg_walfile_name(pg_current_wal_insert_lsn()), 8)"
+    " FROM pg_stat_replication GROUP BY application_name"
+)
+
+
+def wait(position: Position, seconds: float) -> str:
+    """Wait on a standby until it has replayed a position, for so long at most (PostgreSQL 19).
+
+    The answer says nothing of timelines, so it only tells when to ask.
+    """
+    lsn = quoted(written(position.lsn))
+    return f"WAIT FOR LSN {lsn} WITH (TIMEOUT '{max(1, int(seconds * 1000))}ms', NO_THROW)"

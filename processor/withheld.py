@@ -1,0 +1,78 @@
+"""Entries whose outcome is committed and that stay in the stream until replicas have it (rule 22).
+
+Only ranges are remembered, so that memory stays flat however long a replica is behind; what lies in
+a range is read anew when it may go. An entry that was parked stays in the stream as well, and is
+due alone when its end is committed.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from processor.position import Position
+
+#: More ranges than this are joined: each then waits for its last commit.
+_MOST = 2_000
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Entries from `first` to `last` that may go when replicas have `position`."""
+
+    position: Position
+    first: str
+    last: str
+
+
+@dataclass(slots=True)
+class Withheld:
+    """What one lane keeps in its stream, in the order of the commits."""
+
+    ranges: deque[Range] = field(default_factory=deque)
+    single: dict[str, Position] = field(default_factory=dict)
+    #: The connection on which all of it was read (rule 9).
+    generation: int = 0
+
+    @property
+    def last(self) -> str:
+        """The last entry that is committed and withheld; empty if there is none."""
+        return self.ranges[-1].last if self.ranges else ""
+
+    def __bool__(self) -> bool:
+        return bool(self.ranges or self.single)
+
+    def on(self, generation: int) -> None:
+        """What follows was read on this connection to Redis; of another one nothing is known."""
+        if self.generation != generation:
+            self.forget()
+            self.generation = generation
+
+    def add(self, position: Position, first: str, last: str) -> None:
+        """All of a page, but for what does not end yet."""
+        if len(self.ranges) >= _MOST:
+            pairs = list(self.ranges)
+            joined = [Range(b.position, a.first, b.last)
+                      for a, b in zip(pairs[::2], pairs[1::2], strict=False)]  # fmt: skip
+            self.ranges = deque(joined + pairs[len(joined) * 2 :])
+        self.ranges.append(Range(position, first, last))
+
+    def add_single(self, position: Position, entry_id: str) -> None:
+        """An entry that had been parked, and has come to its end."""
+        self.single[entry_id] = position
+
+    def due(self, has: Callable[[Position], bool]) -> tuple[list[Range], list[str]]:
+        """What may go now; it is forgotten here."""
+        ranges = []
+        while self.ranges and has(self.ranges[0].position):
+            ranges.append(self.ranges.popleft())
+        ids = [entry_id for entry_id, position in self.single.items() if has(position)]
+        for entry_id in ids:
+            del self.single[entry_id]
+        return ranges, ids
+
+    def forget(self) -> None:
+        """The stream is read from its head: everything is met again."""
+        self.ranges.clear()
+        self.single.clear()
