@@ -44,6 +44,7 @@ class Connecting:
         self.session_is_old = database.alive
         if not database.alive:
             self._owners.lose()
+            self._failover.expect(database, self._redis)
             database.connect()
             if self._settings.database.init:
                 schema.create(database)

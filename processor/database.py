@@ -59,6 +59,8 @@ class Database:
         self.system = ""
         #: Of the primary that it is; 0 on a standby, which does not tell it to everybody.
         self.timeline = 0
+        #: System and timeline of the primary that was written to last: no older one is taken.
+        self.newest: tuple[str, int] | None = None
         self.last_call = 0.0
         self.calls = 0
 
@@ -124,6 +126,13 @@ class Database:
         if in_recovery or read_only:
             raise DatabaseUnavailable(
                 "the server only reads (25006)", hint="point database.dsn at the primary"
+            )
+        if self.newest and self.newest[0] == self.system and self.newest[1] > self.timeline:
+            raise DatabaseUnavailable(
+                f"the server is on timeline {self.timeline}, but {self.newest[1]} was written to"
+                " since: an old primary is back",
+                hint="point database.dsn at the new one; if this one is meant, delete the key"
+                " <namespace>:primary in Redis",
             )
         if pid != self._connection.info.backend_pid:
             # A pooler answers with a process id of its own making; behind one, advisory locks

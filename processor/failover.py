@@ -11,7 +11,6 @@ import logging
 
 from processor import ledger, metrics, replication
 from processor.database import Database
-from processor.errors import DatabaseUnavailable
 from processor.following import Following
 from processor.ownership import Owners
 from processor.redis_connection import RedisConnection
@@ -29,18 +28,13 @@ class Failover:
         self._namespace = namespace
         self._following = following
 
+    def expect(self, database: Database, redis: RedisConnection) -> None:
+        """Before a connect: let no primary be taken that was left behind."""
+        database.newest = replication.primary(redis, self._namespace)
+
     def meet(self, database: Database, redis: RedisConnection, owners: Owners) -> None:
-        """See which primary this is. Raises DatabaseUnavailable for one that was left behind."""
-        told = replication.primary(redis, self._namespace)
-        here = (database.system, database.timeline)
-        if told is not None and told[0] == here[0] and told[1] > here[1]:
-            database.close()
-            raise DatabaseUnavailable(
-                f"the server is on timeline {here[1]}, but {told[1]} was written to since: an old"
-                " primary is back",
-                hint="point database.dsn at the new one; if this one is meant, delete the key"
-                f" {self._namespace}:primary in Redis",
-            )
+        """After it: see which primary this is."""
+        told, here = database.newest, (database.system, database.timeline)
         before = self._following.primary
         if before is None:
             self._following.recall(replication.known(redis, self._namespace))

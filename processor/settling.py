@@ -34,7 +34,6 @@ DOUBTFUL = Reason(
     "possibly applied: older than the ledger's memory, back after a restore", DOUBTFUL_STATE
 )
 
-
 #: An entry that has to wait, and the commands that put its record.
 Waiting = tuple[Entry, list[Command]]
 

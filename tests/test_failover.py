@@ -1,0 +1,306 @@
+"""What becomes of commits when a replica is promoted that lacks the last of them (rule 22).
+
+The link by which the replica follows goes through a proxy that is held: what is committed then is
+on the primary alone, and the primary is killed.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+import psycopg2
+import pytest
+
+from processor import replication, worker
+from processor.embedded import PostgresServer, Standby
+from processor.redis_connection import RedisConnection
+from processor.transaction import Transaction
+from tests.fix_proxy import Proxy
+from tests.fix_servers import Factory, execute
+from tests.fix_site import Site, counted, write
+from tests.fix_wait import wait_until
+
+
+class Pair:
+    """A primary, and a replica that follows it over a link that can be held."""
+
+    def __init__(self, primary: PostgresServer, standby: Standby, link: Proxy) -> None:
+        self.primary, self.standby, self.link = primary, standby, link
+
+    @property
+    def dsn(self) -> str:
+        """Both servers: whoever takes writes."""
+        return (
+            f"host=127.0.0.1,127.0.0.1 port={self.primary.port},{self.standby.port}"
+            " user=postgres dbname=postgres target_session_attrs=read-write"
+        )
+
+    def fail(self, site: Site) -> None:
+        """The primary dies, the replica is promoted; the site looks at that from now on."""
+        self.primary.kill()
+        self.link.off()
+        self.standby.promote()
+        site.dsn = self.standby.dsn
+
+
+@pytest.fixture
+def pair(
+    own_postgres: Factory, own_standby: Factory, proxy_to: Callable[..., Proxy]
+) -> Pair:
+    primary = own_postgres()
+    link = proxy_to(primary)
+    way = f"host=127.0.0.1 port={link.port}"
+    standby = own_standby(primary, name="near", conninfo_override=way)
+    return Pair(primary, standby, link)
+
+
+@pytest.fixture
+def site_at(site_of: Callable[..., Site], pair: Pair) -> Callable[..., Site]:
+    def make(**settings: Any) -> Site:
+        replicas = {"servers": {"near": pair.standby.dsn}, **settings.pop("replicas", {})}
+        database = {"dsn": pair.dsn, **settings.pop("database", {})}
+        return site_of(postgres=pair.primary, database=database, replicas=replicas, **settings)
+
+    return make
+
+
+def replayed(site: Site, pair: Pair, *numbers: int) -> None:
+    """Wait until the replica shows all of these."""
+
+    def shows() -> bool:
+        rows = execute(pair.standby.dsn, "select n from tape order by place")
+        return [n for (n,) in rows] == list(numbers)
+
+    wait_until(shows, message=site.tale, ignore=psycopg2.Error)
+
+
+def held(site: Site, pair: Pair, *transactions: Transaction) -> list[str]:
+    """Commit on the primary what the replica will never get; their ids."""
+    pair.link.hold()
+    before = site.one("select count(*) from processor.ledger")
+    receipts = site.submit(*transactions)
+    wait_until(
+        lambda: site.one("select count(*) from processor.ledger") == before + len(receipts),
+        message=site.tale,
+    )
+    return [receipt.id for receipt in receipts]
+
+
+# settle: replicated.
+
+
+def test_what_a_failover_lost_is_applied_again_once_and_in_order(
+    site_at: Callable[..., Site], pair: Pair
+) -> None:
+    site = site_at(settle="replicated", batch={"entries": 7})
+    site.start()
+    site.submit(*(write(n) for n in range(1, 51)))
+    replayed(site, pair, *range(1, 51))
+    site.empties()
+    held(site, pair, *(write(n) for n in range(51, 101)))
+    assert site.depth() == 50
+    again = counted("committed")
+
+    pair.fail(site)
+
+    site.commits(*range(1, 101), timeout=20)
+    site.whole(100)
+    assert again() == 50
+
+
+def test_nothing_leaves_redis_before_the_replica_has_it(
+    site_at: Callable[..., Site], pair: Pair
+) -> None:
+    site = site_at(settle="replicated", interval=0.05)
+    site.start()
+    known = counted("known")
+    held(site, pair, *(write(n) for n in range(1, 31)))
+
+    passes = counted("passes")
+    wait_until(lambda: passes() > 10)
+    assert site.depth() == 30
+    assert known() == 0, "idle passes read it all again"
+
+    pair.link.release()
+    site.empties()
+    replayed(site, pair, *range(1, 31))
+
+
+def test_a_failover_while_nobody_runs_loses_nothing_either(
+    site_at: Callable[..., Site], pair: Pair
+) -> None:
+    site = site_at(settle="replicated")
+    site.start()
+    held(site, pair, *(write(n) for n in range(1, 21)))
+    assert worker.stop()
+
+    pair.fail(site)
+    site.start()
+
+    site.commits(*range(1, 21))
+    site.whole(20)
+
+
+def test_retries_and_dead_letters_that_a_failover_lost_come_to_the_same_end(
+    site_at: Callable[..., Site], pair: Pair
+) -> None:
+    site = site_at(settle="replicated", retry={"delay": 0.05, "attempts": 2})
+    site.execute("create table shelf (n int primary key)")
+    site.execute("create table link (n int references shelf)")
+    site.start()
+    replayed(site, pair)
+    wait_until(lambda: execute(pair.standby.dsn, "select to_regclass('link')")[0][0])
+    pair.link.hold()
+    ids = [
+        site.submit(Transaction(key="a").insert("link", {"n": 9}))[0].id,
+        site.submit(Transaction(key="a").insert("shelf", {"n": 1}))[0].id,
+        site.submit(Transaction().insert("tape", {"n": "poison"}))[0].id,
+        site.submit(write(1))[0].id,
+    ]
+    wait_until(lambda: {i for i, *_ in site.dead()} == {ids[0], ids[2]}, message=site.tale)
+    wait_until(lambda: site.tape() == [1])
+    assert site.depth() == 4
+
+    pair.fail(site)
+
+    wait_until(lambda: {i for i, *_ in site.dead()} == {ids[0], ids[2]}, 20, message=site.tale)
+    site.commits(1)
+    site.ask(ids[0], "discard")
+    wait_until(lambda: site.execute("select n from shelf") == [(1,)], message=site.tale)
+    site.empties()
+    assert site.one("select count(*) from processor.ledger where outcome = 'applied'") == 2
+
+
+def test_an_entry_that_was_retried_with_success_before_the_failover_is_applied_again(
+    site_at: Callable[..., Site], pair: Pair
+) -> None:
+    site = site_at(settle="replicated", retry={"delay": 0.05, "attempts": 50})
+    site.execute("create table shelf (n int primary key)")
+    site.execute("create table link (n int references shelf)")
+    site.start()
+    wait_until(lambda: execute(pair.standby.dsn, "select to_regclass('link')")[0][0])
+    pair.link.hold()
+    site.submit(Transaction(key="a").insert("link", {"n": 1}))
+    site.parks(1)
+    site.submit(Transaction().insert("shelf", {"n": 1}))
+    wait_until(lambda: site.execute("select n from link") == [(1,)], message=site.tale)
+    assert site.depth() == 2
+
+    pair.fail(site)
+
+    wait_until(lambda: site.execute("select n from link") == [(1,)], 20, message=site.tale,
+               ignore=Exception)  # fmt: skip
+    site.empties()
+    assert site.dead() == []
+
+
+# A replica that is lost.
+
+
+def test_nothing_waits_for_a_lost_replica_and_it_is_said_loudly(
+    site_at: Callable[..., Site], pair: Pair, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, "processor")
+    site = site_at(settle="replicated", replicas={"timeout": 0.5, "lost_after": 1.0})
+    site.start()
+    replayed(site, pair)
+    pair.standby.stop()
+    site.submit(*(write(n) for n in range(1, 11)))
+    site.commits(*range(1, 11))
+    assert site.depth() == 10
+
+    site.empties()
+    assert worker.state()["replicas"]["near"]["status"] == "lost"
+    assert any("replica near is lost" in r.getMessage() for r in caplog.records)
+
+    pair.standby.start()
+    wait_until(lambda: worker.state()["replicas"]["near"]["status"] == "following")
+    assert any("replica near is back" in r.getMessage() for r in caplog.records)
+    held(site, pair, write(11))
+    assert site.depth() == 1
+
+
+# settle: committed.
+
+
+def test_what_a_failover_lost_is_reported_with_its_ids(
+    site_at: Callable[..., Site], pair: Pair, caplog: pytest.LogCaptureFixture
+) -> None:
+    site = site_at()
+    site.start()
+    site.submit(*(write(n) for n in range(1, 31)))
+    replayed(site, pair, *range(1, 31))
+    lost = held(site, pair, *(write(n) for n in range(31, 43)))
+    site.empties()
+
+    pair.fail(site)
+
+    wait_until(lambda: worker.state()["background_processor"]["loss"], 20, message=site.tale)
+    loss = worker.state()["background_processor"]["loss"]
+    assert "left 12 commits behind" in loss
+    assert lost[0] in loss
+    redis = RedisConnection(site.settings.redis.url, 1.0)
+    (told,) = replication.losses(redis, site.settings.namespace)
+    redis.close()
+    assert set(told["ids"].split(",")) == set(lost)
+    assert site.tape() == list(range(1, 31))
+    assert any(lost[0] in r.getMessage() for r in caplog.records if r.levelno >= logging.ERROR)
+
+
+def test_a_failover_that_lost_nothing_reports_nothing(
+    site_at: Callable[..., Site], pair: Pair
+) -> None:
+    site = site_at()
+    site.start()
+    site.submit(*(write(n) for n in range(1, 31)))
+    replayed(site, pair, *range(1, 31))
+
+    pair.fail(site)
+
+    site.submit(write(31))
+    site.commits(*range(1, 32), timeout=20)
+    assert worker.state()["background_processor"]["loss"] == ""
+
+
+def test_an_old_primary_that_comes_back_is_not_written_to(
+    site_at: Callable[..., Site], pair: Pair
+) -> None:
+    site = site_at()
+    site.start()
+    site.submit(write(1))
+    replayed(site, pair, 1)
+    pair.fail(site)
+    site.submit(write(2))
+    site.commits(1, 2, timeout=20)
+    assert worker.stop()
+
+    pair.primary.start()
+    worker.start(site.changed(database={"dsn": pair.primary.dsn}))
+    wait_until(lambda: "an old primary is back" in site.reason, message=site.tale)
+    site.submit(write(3))
+    time.sleep(0.5)
+    assert execute(pair.primary.dsn, "select n from tape") == [(1,)]
+    assert worker.stop()
+
+    site.start()
+    site.commits(1, 2, 3)
+
+
+def test_a_first_host_that_is_frozen_does_not_keep_from_the_second(
+    site_at: Callable[..., Site], pair: Pair
+) -> None:
+    site = site_at()
+    site.start()
+    site.submit(write(1))
+    replayed(site, pair, 1)
+    pair.primary.freeze()
+    pair.link.off()
+    pair.standby.promote()
+    site.dsn = pair.standby.dsn
+
+    site.submit(write(2))
+    site.commits(1, 2, timeout=20)
+    pair.primary.thaw()
