@@ -31,8 +31,10 @@ if TYPE_CHECKING:
         NotRunning,
         ProcessorError,
         RedisUnavailable,
+        ReplicaBehind,
         SubmitUnknown,
         TransactionDead,
+        TransactionLost,
         Unavailable,
         WaitTimeout,
     )
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from processor.producer import submit, submit_many
     from processor.receipt import Receipt
     from processor.registry import statement
+    from processor.routing import route
     from processor.transaction import Transaction
     from processor.worker import hooks, singleton, start, state, stop
 
@@ -51,6 +54,7 @@ _HOMES = {
     "statement": "processor.registry",
     "Transaction": "processor.producer",
     "Receipt": "processor.receipt",
+    "route": "processor.routing",
     "submit": "processor.producer",
     "submit_many": "processor.producer",
     "singleton": "processor.worker",
@@ -63,7 +67,8 @@ _HOMES = {
         (
             "AlreadyRunning", "BufferFull", "ConfigError", "DatabaseUnavailable",
             "InvalidTransaction", "NotRunning", "ProcessorError", "RedisUnavailable",
-            "SubmitUnknown", "TransactionDead", "Unavailable", "WaitTimeout",
+            "ReplicaBehind", "SubmitUnknown", "TransactionDead", "TransactionLost", "Unavailable",
+            "WaitTimeout",
         ),
         "processor.errors",
     ),
@@ -71,9 +76,10 @@ _HOMES = {
 
 __all__ = [
     "AlreadyRunning", "BufferFull", "ConfigError", "DatabaseUnavailable", "InvalidTransaction",
-    "NotRunning", "ProcessorError", "Receipt", "RedisUnavailable", "SubmitUnknown", "Transaction",
-    "TransactionDead", "Unavailable", "WaitTimeout", "configure", "event", "hooks", "new_id",
-    "singleton", "start", "state", "statement", "stop", "submit", "submit_many",
+    "NotRunning", "ProcessorError", "Receipt", "RedisUnavailable", "ReplicaBehind", "SubmitUnknown",
+    "Transaction", "TransactionDead", "TransactionLost", "Unavailable", "WaitTimeout", "configure",
+    "event", "hooks", "new_id", "route", "singleton", "start", "state", "statement", "stop",
+    "submit", "submit_many",
 ]  # fmt: skip
 
 

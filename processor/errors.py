@@ -141,6 +141,30 @@ class TransactionDead(ProcessorError):
         self.reason = reason
 
 
+class TransactionLost(ProcessorError):
+    """The transaction was committed on a server that a failover left behind."""
+
+    def __init__(self, transaction_id: str, reason: str = "") -> None:
+        super().__init__(
+            f"transaction {transaction_id} is lost" + (f": {reason}" if reason else ""),
+            hint="submit it again, its id makes it one effect; `settle: replicated` prevents it",
+        )
+        self.transaction_id = transaction_id
+        self.reason = reason
+
+
+class ReplicaBehind(ProcessorError):
+    """No server that may be read from has the transaction yet.
+
+    `catch_up` is in how many seconds one is expected to have it; None if nobody can tell.
+    """
+
+    def __init__(self, message: str = "", *, catch_up: float | None = None) -> None:
+        soon = "" if catch_up is None else f" in about {catch_up:.1f} s"
+        super().__init__(message, hint=f"ask again{soon}, wait longer, or read from the primary")
+        self.catch_up = catch_up
+
+
 class WaitTimeout(ProcessorError, TimeoutError):
     """The transaction did not reach the awaited state in time; it goes on by itself."""
 

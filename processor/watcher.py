@@ -1,12 +1,12 @@
-"""Waits for commit notes on behalf of all waiters of a process: one thread, one connection.
+"""Hears on behalf of all waiters of a process: one thread, one connection.
 
-A thousand waiters cost one blocking read. The thread starts with the first waiter and ends some
-seconds after the last; a fork leaves it behind.
+A thousand waiters cost one blocking read. It reads commit notes and, while somebody waits for
+replicas, what rings when one of them got further. The thread starts with the first waiter and ends
+some seconds after the last; a fork leaves it behind.
 """
 
 from __future__ import annotations
 
-import bisect
 import os
 import threading
 import time
@@ -14,11 +14,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from processor import notes, parked
+from processor import confirmation, notes, parked
 from processor.buffer import Lane
+from processor.crowd import Crowd, Waiter
 from processor.errors import ProcessorError
-from processor.notes import Note, Told
-from processor.redis_connection import RedisConnection
+from processor.redis_connection import Command, RedisConnection
+from processor.settings import Settings
+from processor.whereabouts import Whereabouts
 
 _BLOCK = 1.0
 _AWAY = 0.2
@@ -26,114 +28,80 @@ _AWAY = 0.2
 _LINGER = 5.0
 
 
-class Waiter:
-    """One transaction that somebody waits for."""
-
-    __slots__ = ("_entry_id", "_event", "buffer", "id", "lane", "order", "told")
-
-    def __init__(self, lane: Lane, buffer_id: str, transaction_id: str, entry_id: str) -> None:
-        self.lane = lane
-        self.buffer = buffer_id
-        self.told: Told | None = None
-        self.id = transaction_id
-        self.order = parked.order(entry_id) if entry_id else b""
-        self._entry_id = entry_id
-        self._event = threading.Event()
-
-    def hear(self, note: Note) -> None:
-        """Take what a note says."""
-        told = note.tells(self.id, self._entry_id) if note.buffer == self.buffer else None
-        if told is not None:
-            self.told = told
-            self._event.set()
-
-    def wait(self, timeout: float | None) -> Told | None:
-        """What was told within `timeout` seconds."""
-        self._event.wait(timeout)
-        return self.told
-
-
-class Crowd:
-    """The waiters of one lane, so sorted that a note finds its own among thousands."""
-
-    def __init__(self) -> None:
-        self._by_id: dict[str, list[Waiter]] = {}
-        self._in_order: list[tuple[bytes, int, Waiter]] = []
-
-    def __bool__(self) -> bool:
-        return bool(self._by_id)
-
-    def add(self, waiter: Waiter) -> None:
-        """Let a waiter hear."""
-        self._by_id.setdefault(waiter.id, []).append(waiter)
-        if waiter.order:
-            bisect.insort(self._in_order, (waiter.order, id(waiter), waiter))
-
-    def remove(self, waiter: Waiter) -> None:
-        """It heard, or waits no longer."""
-        same = self._by_id[waiter.id]
-        same.remove(waiter)
-        if not same:
-            del self._by_id[waiter.id]
-        if waiter.order:
-            del self._in_order[bisect.bisect_left(self._in_order, (waiter.order, id(waiter)))]
-
-    def concerned(self, note: Note) -> list[Waiter]:
-        """Those for whom a note may answer."""
-        found = [w for i in (*note.also, *note.dead) for w in self._by_id.get(i, ())]
-        if note.first:
-            start = bisect.bisect_left(self._in_order, (parked.order(note.first),))
-            end = bisect.bisect_left(self._in_order, (parked.order(note.last) + b"~",))
-            found += [waiter for _, _, waiter in self._in_order[start:end]]
-        return found
-
-
 class Watcher:
     """Reads the notes of all lanes on which somebody waits."""
 
-    def __init__(self, connect: Callable[[], RedisConnection]) -> None:
-        self._connect = connect
-        self._lock = threading.Lock()
-        self._waiters: dict[Lane, Crowd] = {}
-        self._cursors: dict[Lane, str] = {}
-        self._thread: threading.Thread | None = None
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._ring = f"{settings.namespace}:replayed"
         self._redis: RedisConnection | None = None
-        self._joined = False
-        self._left = 0.0
         self._pause = threading.Event()
+        self._left = 0.0
+        self._begin()
+
+    def _begin(self) -> None:
+        self._lock = threading.Lock()
+        self._crowds: dict[Lane, Crowd] = {}
+        self._cursors: dict[Lane, str] = {}
+        self._rung = ""
+        self._followed: set[Lane] = set()
+        self._thread: threading.Thread | None = None
+        self._joined = False
 
     @contextmanager
-    def waiting(self, waiter: Waiter, cursor: str) -> Iterator[Waiter]:
-        """Let a waiter hear every note behind `cursor`, an id of its lane's notes."""
-        self._join(waiter, cursor)
+    def waiting(self, waiter: Waiter, newest: Callable[[Lane], str]) -> Iterator[Waiter]:
+        """Let a waiter hear every note from now on; `newest` asks for the last one of a lane."""
+        self._join(waiter, newest)
         try:
             yield waiter
         finally:
             with self._lock:
-                self._waiters[waiter.lane].remove(waiter)
+                self._crowds[waiter.sought.lane].remove(waiter)
                 self._left = time.monotonic()
 
-    def _join(self, waiter: Waiter, cursor: str) -> None:
+    def committed(self, waiter: Waiter, reached: Whereabouts) -> None:
+        """A waiter found out itself how far its transaction is: from here on it hears the rest."""
         with self._lock:
-            new = waiter.lane not in self._cursors
-            self._waiters.setdefault(waiter.lane, Crowd()).add(waiter)
-            self._cursors.setdefault(waiter.lane, cursor)
-            alive = self._thread is not None and self._thread.is_alive()
-            if not alive:
+            told = self._crowds[waiter.sought.lane].commit(waiter, reached)
+        if told is not None:
+            waiter.tell(told)
+
+    def _join(self, waiter: Waiter, newest: Callable[[Lane], str]) -> None:
+        lane, cursor = waiter.sought.lane, ""
+        while not self._joins(waiter, cursor):
+            cursor = newest(lane)
+
+    def _joins(self, waiter: Waiter, cursor: str) -> bool:
+        lane = waiter.sought.lane
+        with self._lock:
+            new = lane not in self._cursors
+            if new and not cursor:
+                return False
+            self._crowds.setdefault(lane, Crowd()).add(waiter)
+            self._cursors.setdefault(lane, cursor)
+            if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(
                     target=self._run, name="processor-watcher", daemon=True
                 )
                 self._thread.start()
-            elif new and self._redis is not None:
-                # It blocks on the lanes of before; let it look at this one too.
+            elif (new or self._unfollowed(waiter)) and self._redis is not None:
+                # It blocks on the streams of before; let it look at this one too.
                 self._joined = True
                 self._redis.abort()
+        return True
+
+    def _unfollowed(self, waiter: Waiter) -> bool:
+        return waiter.enough is not None and waiter.sought.lane not in self._followed
 
     def _run(self) -> None:
-        redis = self._redis = self._connect()
+        redis = self._redis = RedisConnection(
+            self._settings.redis.url, self._settings.redis.timeout
+        )
         try:
             while cursors := self._wanted():
                 try:
+                    if self._followed:
+                        self._look(redis, list(self._followed))
                     self._listen(redis, cursors)
                 except ProcessorError:
                     if not self._joined:
@@ -144,25 +112,61 @@ class Watcher:
 
     def _wanted(self) -> dict[Lane, str]:
         with self._lock:
-            idle = not any(self._waiters.values())
+            idle = not any(self._crowds.values())
             if idle and time.monotonic() - self._left > _LINGER:
-                self._waiters.clear()
+                self._crowds.clear()
                 self._cursors.clear()
                 self._thread = None
+            # Waits for replicas often follow each other; each would cut the connection.
+            lasting = self._followed if time.monotonic() - self._left <= _LINGER else set()
+            self._followed = {
+                lane for lane, crowd in self._crowds.items() if crowd.patient or lane in lasting
+            }
+            for lane, crowd in self._crowds.items():
+                if lane not in self._followed:
+                    crowd.forget()
+            if not self._followed:
+                self._rung = ""
             return dict(self._cursors)
 
+    def _look(self, redis: RedisConnection, lanes: list[Lane]) -> None:
+        """See what is told of the replicas: what was told before the last ring, all of it."""
+        last: list[Command] = []
+        if not self._rung:
+            last.append(("XREVRANGE", self._ring, "+", "-", "COUNT", 1))
+        asked = [*last, *confirmation.ask(self._settings.namespace, lanes)]
+        replies = parked.whole(redis.calls(asked))
+        if last:
+            rung = replies.pop(0)
+            self._rung = rung[0][0].decode() if rung else "0-0"
+        told = list(confirmation.told(self._settings.replicas, replies))
+        with self._lock:
+            crowds = [self._crowds.get(lane) for lane in lanes]
+            heard = [
+                each for crowd, found in zip(crowds, told, strict=True) if crowd
+                for each in crowd.confirm(found)
+            ]  # fmt: skip
+        for waiter, reached in heard:
+            waiter.tell(reached)
+
     def _listen(self, redis: RedisConnection, cursors: dict[Lane, str]) -> None:
-        streams = [lane.commits for lane in cursors]
+        after = {lane.commits: cursor for lane, cursor in cursors.items()}
+        if self._followed:
+            after[self._ring] = self._rung
         reply = redis.calls(
-            [("XREAD", "COUNT", 500, "BLOCK", int(_BLOCK * 1000), "STREAMS", *streams,
-              *cursors.values())],
+            [("XREAD", "COUNT", 500, "BLOCK", int(_BLOCK * 1000), "STREAMS", *after,
+              *after.values())],
             block=_BLOCK,
         )[0]  # fmt: skip
         if isinstance(reply, ProcessorError):
             raise reply
         lanes = {lane.commits: lane for lane in cursors}
-        for stream, entries in reply or ():
-            self._hear(lanes[stream.decode()], entries)
+        for name, entries in reply or ():
+            lane = lanes.get(name.decode())
+            if lane is None:
+                self._rung = entries[-1][0].decode()
+            else:
+                self._hear(lane, entries)
 
     def _hear(self, lane: Lane, entries: list[Any]) -> None:
         found = []
@@ -174,17 +178,17 @@ class Watcher:
         with self._lock:
             if lane in self._cursors:
                 self._cursors[lane] = entries[-1][0].decode()
-            crowd = self._waiters.get(lane)
-            heard = [(w, note) for note in found for w in (crowd.concerned(note) if crowd else ())]
-        for waiter, note in heard:
-            waiter.hear(note)
+            crowd = self._crowds.get(lane)
+            heard = [each for note in found for each in (crowd.hear(note) if crowd else ())]
+        for waiter, told in heard:
+            waiter.tell(told)
 
     def close(self) -> None:
         """End the thread if nobody waits; it would end by itself some seconds later."""
         with self._lock:
             self._left = float("-inf")
             thread, redis = self._thread, self._redis
-            if any(self._waiters.values()) or thread is None or redis is None:
+            if any(self._crowds.values()) or thread is None or redis is None:
                 return
             self._joined = True
             redis.abort()
@@ -192,10 +196,7 @@ class Watcher:
 
     def forget(self) -> None:
         """In a forked child: the parent's thread and connection are not ours."""
-        self._lock = threading.Lock()
-        self._waiters.clear()
-        self._cursors.clear()
-        self._thread = None
+        self._begin()
         if self._redis is not None:
             self._redis.drop()
 
@@ -203,9 +204,9 @@ class Watcher:
 _watchers: list[Watcher] = []
 
 
-def watcher(connect: Callable[[], RedisConnection]) -> Watcher:
+def watcher(settings: Settings) -> Watcher:
     """A watcher that survives a fork of its process."""
-    made = Watcher(connect)
+    made = Watcher(settings)
     _watchers.append(made)
     return made
 

@@ -1,33 +1,40 @@
-"""How far a transaction got: Redis is asked first, then the ledger (P8).
+"""How far a transaction got: what Redis tells, and what a ledger tells (P8).
 
 Redis knows what waits and, for a while, what was committed or died; the ledger knows what was
-decided. So the answer never runs out while either of them has it.
+decided. `answers` puts the two together, so that an answer never runs out while either has it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from processor import deadletter, ledger, notes, parked
+from processor import confirmation, deadletter, ledger, notes, parked
 from processor.buffer import Lane
+from processor.confirmation import Confirmation
 from processor.database import Database
 from processor.entry import Unreadable
 from processor.notes import Note, Told
 from processor.position import Position
 from processor.redis_connection import Command, RedisConnection
+from processor.settings import Replicas
 
 _PAGE = 100
+_DECIDED = ("committed", "replicated", "dead", "discarded", "lost")
 
 
 @dataclass(frozen=True, slots=True)
 class Whereabouts:
     """How far a transaction got.
 
-    `state` is accepted, scheduled, retrying, parked, committed, replicated, dead, discarded or
-    unknown; `position` and `at` (Unix seconds) tell of the commit, `reason` of the death, `attempt`
-    and `next_try` (Unix seconds) of the tries that failed, `replicas` who has replayed the commit.
+    `state` is accepted, scheduled, retrying, parked, committed, replicated, dead, discarded, lost
+    (by a failover) or unknown; `position` and `at` (Unix seconds) tell of the commit, `reason` of
+    death or loss, `attempt` and `next_try` (Unix seconds) of the tries that failed, `replicas` who
+    has replayed the commit, the nearest first.
+
+    Replicated is what all replicas have that count and are not lost. The position of what is told
+    by the ledger alone is an upper bound.
     """
 
     state: str
@@ -40,11 +47,34 @@ class Whereabouts:
 
     @property
     def decided(self) -> bool:
-        """Whether it is committed, dead or discarded."""
-        return self.state in ("committed", "replicated", "dead", "discarded")
+        """Whether it is committed, dead, discarded or lost."""
+        return self.state in _DECIDED
 
 
 UNKNOWN = Whereabouts("unknown")
+
+
+@dataclass(frozen=True, slots=True)
+class Sought:
+    """The transaction that is asked for; `entry_id` is empty for one that was delayed."""
+
+    id: str
+    lane: Lane
+    entry_id: str
+    buffer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What Redis tells of a transaction: by its newest note, by where it waits, of the replicas.
+
+    All notes up to `newest` were looked at.
+    """
+
+    told: Whereabouts | None
+    waiting: Whereabouts | None
+    confirmation: Confirmation
+    newest: str
 
 
 def from_told(told: Told) -> Whereabouts:
@@ -52,23 +82,39 @@ def from_told(told: Told) -> Whereabouts:
     return Whereabouts(told.state, told.position, told.at, told.reason)
 
 
+def on_replicas(
+    reached: Whereabouts, having: Mapping[str, bool], awaited: Sequence[str]
+) -> Whereabouts:
+    """A commit with what is known of the replicas; nothing is replicated that nobody awaits."""
+    everywhere = bool(awaited) and all(having[name] for name in awaited)
+    return replace(reached, state="replicated" if everywhere else "committed", replicas=having)
+
+
 def in_redis(
-    redis: RedisConnection, lane: Lane, transaction_id: str, entry_id: str, buffer_id: str
-) -> Whereabouts | None:
-    """What Redis knows of a transaction; None if it was settled longer ago than the notes reach.
+    redis: RedisConnection, sought: Sought, replicas: Replicas, since: str = "-"
+) -> Seen:
+    """What Redis tells; `since` is the note up to which they were looked at before.
 
     Raises RedisUnavailable and RedisRefused.
     """
-    told = _told(redis, lane, transaction_id, entry_id, buffer_id)
-    if told is not None:
-        return told
-    waiting = _waiting(redis, lane, transaction_id, entry_id)
-    # Between the two questions it may have left the stream, with a note put before.
-    return waiting or _told(redis, lane, transaction_id, entry_id, buffer_id)
+    lane, entry_id = sought.lane, sought.entry_id
+    # Whoever puts it elsewhere puts first and removes after, in this order: it is found somewhere.
+    asked: list[Command] = [
+        ("XRANGE", lane.stream, entry_id or "0-0", entry_id or "0-0"),
+        ("HGET", lane.parked, sought.id),
+        ("ZSCORE", lane.retry, sought.id),
+        _newest(lane, "+", _least(entry_id, since)),
+        *confirmation.ask(lane.namespace, [lane]),
+    ]
+    entry, record, retry, page, *replies = parked.whole(redis.calls(asked))
+    told = _told(redis, sought, page, since)
+    (found,) = confirmation.told(replicas, replies)
+    newest = page[0][0].decode() if page else since
+    return Seen(told, _waiting(entry, record, retry), found, newest)
 
 
-def in_database(database: Database, transaction_id: str) -> Whereabouts | None:
-    """What the ledger knows. Raises DatabaseUnavailable and DatabaseError."""
+def in_ledger(database: Database, transaction_id: str) -> Whereabouts | None:
+    """What a ledger knows. Raises DatabaseUnavailable and DatabaseError."""
     row = ledger.row(database, transaction_id)
     if row is None:
         return None
@@ -80,22 +126,9 @@ def in_database(database: Database, transaction_id: str) -> Whereabouts | None:
     return Whereabouts("dead", None, row.committed_at.timestamp(), reason)
 
 
-def _waiting(
-    redis: RedisConnection, lane: Lane, transaction_id: str, entry_id: str
-) -> Whereabouts | None:
-    asked: list[Command] = [
-        ("HGET", lane.parked, transaction_id),
-        ("ZSCORE", lane.retry, transaction_id),
-    ]
-    if entry_id:
-        asked.append(("XRANGE", lane.stream, entry_id, entry_id))
-    record, retry, *entry = parked.whole(redis.calls(asked))
-    if record is not None:
-        return _parked(record, retry)
-    return Whereabouts("accepted") if entry and entry[0] else None
-
-
-def _parked(record: bytes, retry: bytes | None) -> Whereabouts:
+def _waiting(entry: Any, record: bytes | None, retry: bytes | None) -> Whereabouts | None:
+    if record is None:
+        return Whereabouts("accepted") if entry else None
     try:
         attempt = parked.record(record).attempt
     except Unreadable:
@@ -104,21 +137,33 @@ def _parked(record: bytes, retry: bytes | None) -> Whereabouts:
     return Whereabouts("retrying" if attempt else "parked", attempt=attempt, next_try=when)
 
 
+def _least(entry_id: str, since: str) -> str:
+    """Where to end the first search: by Redis's clock no note of an entry is older than it."""
+    return entry_id if since == "-" and entry_id else since
+
+
+def _newest(lane: Lane, end: str, start: str) -> Command:
+    return ("XREVRANGE", lane.commits, end, start, "COUNT", _PAGE)
+
+
 def _told(
-    redis: RedisConnection, lane: Lane, transaction_id: str, entry_id: str, buffer_id: str
+    redis: RedisConnection, sought: Sought, page: list[Any], since: str
 ) -> Whereabouts | None:
     """What the notes tell, newest first: a dead letter may have been applied since."""
-    end = "+"
+    for _, fields in _pages(redis, sought.lane, page, _least(sought.entry_id, since)):
+        note = _note(fields)
+        told = note and note.buffer == sought.buffer and note.tells(sought.id, sought.entry_id)
+        if told:
+            return from_told(told)
+    return None
+
+
+def _pages(redis: RedisConnection, lane: Lane, page: list[Any], start: str) -> Iterator[Any]:
     while True:
-        page: list[Any] = redis.call("XREVRANGE", lane.commits, end, "-", "COUNT", _PAGE)
-        for _, fields in page:
-            note = _note(fields)
-            told = note and note.buffer == buffer_id and note.tells(transaction_id, entry_id)
-            if told:
-                return from_told(told)
+        yield from page
         if len(page) < _PAGE:
-            return None
-        end = f"({page[-1][0].decode()}"
+            return
+        page = parked.whole(redis.calls([_newest(lane, f"({page[-1][0].decode()}", start)]))[0]
 
 
 def _note(fields: Any) -> Note | None:

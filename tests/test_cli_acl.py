@@ -125,7 +125,7 @@ def test_the_printed_users_have_the_very_commands_that_the_code_sends() -> None:
                          "hlen", "zrange", "info", "acl"}
     assert {name.partition("|")[0] for name in acl.OPERATOR} == sent["operator"]
     assert {name.partition("|")[0] for name in acl.PROCESSOR} == sent["processor"]
-    asking = ("producer", "partitions", "receipt", "whereabouts", "watcher")
+    asking = ("producer", "partitions", "answers", "confirmation", "whereabouts", "watcher")
     produced = set().union(*(commands_in(ROOT / "processor" / f"{name}.py") for name in asking))
     # What `buffer` and `due` say for the producer.
     assert set(acl.PRODUCER) == produced | {"get", "set", "sadd", "xadd", "xlen", "zadd"}

@@ -22,18 +22,23 @@ ROOT = Path(__file__).resolve().parent.parent
 # place here; where there is none for it, its cut is wrong.
 FLOORS = (
     ("words", "errors metrics crashpoint progress literal operation position"),
-    ("rules", "complaint defect identity values verdict parking registry report columntype declaration"
-     " address configfile notify signals pidfile marks withheld"),
+    ("rules", "complaint defect identity values verdict parking registry report columntype"
+     " declaration address configfile notify signals pidfile marks withheld"),
     ("records", "entry transaction settings"),
     ("how a session begins", "pins"),
     ("connections", "config redis_connection database logbook detach"),
     ("stores", "buffer schema catalog ledger doorbell"),
     ("stores upon stores", "due parked deadletter shape fold partitions replication"),
     ("what is heard of replicas", "standing"),
-    ("parts of a pass", "ownership render notes follower"),
-    ("a session, its lanes, who waits", "following session outlook taking watcher whereabouts"),
+    ("parts of a pass", "ownership render notes follower confirmation ledgers"),
+    ("a session, its lanes, where a transaction is",
+     "following session outlook taking whereabouts"),
+    ("who waits for it", "crowd"),
+    ("who hears for them", "watcher"),
+    ("who answers them", "answers"),
     ("what goes wrong in a batch, what is told of it",
      "burial failover isolation outcome receipt withholding"),
+    ("where it can be read", "routing"),
     ("a batch", "apply connecting sweeps"),
     ("after a batch", "settling troubles"),
     ("before a batch", "admission attempt"),
@@ -78,9 +83,10 @@ DRIVERS = {
 
 PUBLIC = {
     "configure", "start", "stop", "event", "singleton", "state", "hooks", "submit", "submit_many",
-    "Transaction", "Receipt", "new_id", "statement", "AlreadyRunning", "BufferFull", "ConfigError",
-    "DatabaseUnavailable", "InvalidTransaction", "NotRunning", "ProcessorError",
-    "RedisUnavailable", "SubmitUnknown", "TransactionDead", "Unavailable", "WaitTimeout",
+    "Transaction", "Receipt", "new_id", "statement", "route", "AlreadyRunning", "BufferFull",
+    "ConfigError", "DatabaseUnavailable", "InvalidTransaction", "NotRunning", "ProcessorError",
+    "RedisUnavailable", "ReplicaBehind", "SubmitUnknown", "TransactionDead", "TransactionLost",
+    "Unavailable", "WaitTimeout",
 }  # fmt: skip
 
 MODULE_LINES, FUNCTION_LINES = 300, 40

@@ -11,10 +11,11 @@ import pytest
 import processor
 from processor import config, notes
 from processor import receipt as receipt_module
+from processor.crowd import Crowd, Waiter
 from processor.notes import Note
 from processor.position import Position
 from processor.receipt import Receipt
-from processor.watcher import Crowd, Waiter
+from processor.whereabouts import Sought
 from tests.fix_process import Spawn
 from tests.fix_servers import Database
 from tests.fix_site import Site, write
@@ -199,6 +200,10 @@ def _note(**fields: object) -> Note:
 Site_lane = notes.Lane("processor", "default:0")
 
 
+def waiter(transaction_id: str, entry_id: str, buffer_id: str = BUFFER) -> Waiter:
+    return Waiter(Sought(transaction_id, Site_lane, entry_id, buffer_id))
+
+
 @pytest.mark.parametrize(
     ("fields", "state"),
     [
@@ -220,22 +225,22 @@ def test_a_note_answers_only_for_its_own_range(fields: dict[str, object], state:
 
 def test_a_crowd_finds_those_whom_a_note_concerns_and_no_others() -> None:
     crowd = Crowd()
-    waiters = [Waiter(Site_lane, BUFFER, f"id{n}", f"{n}-0") for n in range(100)]
-    delayed = Waiter(Site_lane, BUFFER, "late", "")
-    for waiter in (*waiters, delayed):
-        crowd.add(waiter)
-    heard: Callable[[Note], list[str]] = lambda note: [w.id for w in crowd.concerned(note)]  # noqa: E731
+    waiters = [waiter(f"id{n}", f"{n}-0") for n in range(100)]
+    delayed = waiter("late", "")
+    for each in (*waiters, delayed):
+        crowd.add(each)
+    heard: Callable[[Note], list[str]] = lambda note: [w.sought.id for w in crowd.concerned(note)]  # noqa: E731
     assert heard(_note(first="10-0", last="12-0")) == ["id10", "id11", "id12"]
     assert heard(_note(also=frozenset({"late"}))) == ["late"]
     assert heard(_note(dead={"id7": ["7-0", "why"]})) == ["id7"]
-    for waiter in (*waiters, delayed):
-        crowd.remove(waiter)
+    for each in (*waiters, delayed):
+        crowd.remove(each)
     assert not crowd
     assert heard(_note(first="0-0", last="99-0")) == []
 
 
 def test_a_note_of_another_buffer_is_not_heard() -> None:
     """Rule 21: after a Redis rollback the same entry ids are other people's."""
-    waiter = Waiter(Site_lane, OTHER, "me", "5-0")
-    waiter.hear(_note(first="1-0", last="9-0"))
-    assert waiter.wait(0) is None
+    note = _note(first="1-0", last="9-0")
+    assert waiter("me", "5-0").hear(note) is not None
+    assert waiter("me", "5-0", OTHER).hear(note) is None

@@ -10,8 +10,8 @@ from __future__ import annotations
 from urllib.parse import parse_qs, urlsplit
 
 PRODUCER = (
-    "get", "hget", "hlen", "hset", "hsetnx", "sadd", "set", "xadd", "xlen", "xrange", "xread",
-    "xrevrange", "zadd", "zcard", "zscore",
+    "get", "hget", "hgetall", "hlen", "hset", "hsetnx", "sadd", "set", "xadd", "xlen", "xrange",
+    "xread", "xrevrange", "zadd", "zcard", "zscore",
 )  # fmt: skip
 PROCESSOR = (
     "get", "hdel", "hget", "hgetall", "hlen", "hmget", "hset", "hsetnx", "sadd", "set", "smembers",
@@ -25,8 +25,8 @@ OPERATOR = (
 )
 
 # What a producer may touch. The identity and the register are shared by all lanes.
-_PRODUCED = ("buffer", "lanes", "partitions", "{*}:stream", "{*}:scheduled", "{*}:commits",
-             "{*}:parked", "{*}:retry")
+_PRODUCED = ("buffer", "lanes", "partitions", "primary", "replicas", "replayed", "{*}:stream",
+             "{*}:scheduled", "{*}:commits", "{*}:parked", "{*}:retry", "{*}:replayed")
 _PASSWORD = "CHANGE-ME"
 
 

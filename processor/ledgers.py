@@ -1,0 +1,131 @@
+"""Sessions for questions to the ledgers of the primary and of the replicas.
+
+Opened when there is a question and shared by all threads of a process, one for each server. What no
+note tells any more is asked here; so is whether a write has come to a replica that nobody follows.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TypeVar
+
+from processor import ledger
+from processor.database import Database
+from processor.errors import DatabaseError, DatabaseUnavailable
+from processor.position import Position, after_commit
+from processor.progress import Progress
+from processor.settings import Database as Section
+from processor.settings import Settings
+
+T = TypeVar("T")
+
+#: A server that gave no answer is left alone for so long, or for twice as long as it took; seconds.
+_AWAY = 1.0
+
+
+class Ledgers:
+    """All ledgers that can tell of a transaction."""
+
+    def __init__(self, settings: Settings) -> None:
+        servers = settings.replicas.servers
+        # Whoever asks waits for the answer, and others behind it.
+        section = replace(settings.database, call_timeout=settings.database.connect_timeout)
+        self._primary = _Ledger(section, writes=True)
+        self._replicas = {
+            name: _Ledger(replace(section, dsn=dsn), writes=False) for name, dsn in servers.items()
+        }
+
+    def on_primary(
+        self, question: Callable[[Database], T], written_to: tuple[str, int] | None
+    ) -> tuple[T, Position]:
+        """The primary's answer, and a position up to which there is nothing that it did not see.
+
+        `written_to` is the server and timeline that the drain writes to. Raises DatabaseUnavailable
+        also if only a primary of before a failover can be asked: it knows what was lost with it.
+        """
+        for _ in range(2):
+            answer, here = self._primary.ask(lambda database: (question(database), _here(database)))
+            if written_to is None or here.system != written_to[0] or here.timeline >= written_to[1]:
+                return answer, here
+            # The session may have outlived a failover.
+            self._primary.close()
+        raise DatabaseUnavailable(
+            f"the ledger is that of timeline {here.timeline}, which a failover left behind",
+            hint="point database.dsn at the primary, or name all hosts that may be it",
+        )
+
+    def on_replica(self, name: str, transaction_id: str) -> bool:
+        """Whether a replica has the outcome of a transaction; False if it cannot be asked."""
+        try:
+            return bool(self._replicas[name].ask(lambda one: ledger.find(one, [transaction_id])))
+        except DatabaseUnavailable:
+            return False
+
+    def close(self) -> None:
+        """End the sessions."""
+        for each in (self._primary, *self._replicas.values()):
+            each.close()
+
+    def drop(self) -> None:
+        """Forget the sessions without closing them, in a forked child."""
+        for each in (self._primary, *self._replicas.values()):
+            each.drop()
+
+
+def _here(database: Database) -> Position:
+    # Rounded as after a commit that did not wait for the disk: nobody knows how this one was made.
+    insert = database.run("SELECT pg_current_wal_insert_lsn()::text")[0][0]
+    return Position(database.system, database.timeline, after_commit(insert, insert, "off"))
+
+
+class _Ledger:
+    """The session with one server."""
+
+    def __init__(self, settings: Section, *, writes: bool) -> None:
+        self._settings = settings
+        self._writes = writes
+        self._begin()
+
+    def _begin(self) -> None:
+        self._lock = threading.Lock()
+        self._until, self._why = float("-inf"), ""
+        self._database = Database(
+            self._settings, Progress(), application="processor receipts", writes=self._writes
+        )
+
+    def ask(self, question: Callable[[Database], T]) -> T:
+        with self._lock:
+            begun = time.monotonic()
+            if begun < self._until:
+                raise DatabaseUnavailable(self._why)
+            try:
+                return self._ask(question)
+            except DatabaseUnavailable as error:
+                took = time.monotonic() - begun
+                self._until, self._why = begun + took + max(_AWAY, 2 * took), str(error)
+                raise
+
+    def _ask(self, question: Callable[[Database], T]) -> T:
+        for fresh in (False, True):
+            if fresh or not self._database.alive:
+                self._database.connect()
+            try:
+                return question(self._database)
+            except DatabaseUnavailable:
+                # An idle session is ended by the server; one question on a new one.
+                if fresh:
+                    raise
+            except DatabaseError as error:
+                raise DatabaseUnavailable(f"the ledger cannot be read: {error}") from None
+        raise AssertionError
+
+    def close(self) -> None:
+        with self._lock:
+            self._database.close()
+
+    def drop(self) -> None:
+        self._database.drop()
+        self._begin()
