@@ -41,7 +41,7 @@ class Source(ABC):
         self._deadline = settings.database.connect_timeout
         self.database = Database(
             replace(settings.database, dsn=dsn), Progress(),
-            application=f"processor replicas {instance}", writes=False,
+            application=f"processor-replicas {instance}", writes=False,
         )  # fmt: skip
 
     @abstractmethod

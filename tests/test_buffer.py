@@ -16,7 +16,7 @@ from urllib.parse import quote
 import pytest
 import redis as redis_driver
 
-from processor import buffer
+from processor import buffer, replication
 from processor.cli import acl
 from processor.drain import Drain
 from processor.embedded import RedisServer
@@ -111,7 +111,7 @@ def test_every_key_is_listed_by_its_owner_and_those_of_a_lane_share_a_hash_tag(s
     keys = {key.decode() for key in site.redis.keys("*")}
 
     one.leave()
-    listed = re.findall(r"^<ns>(:\S+) ", buffer.__doc__ or "", re.M)
+    listed = re.findall(r"^<ns>(:\S+) ", f"{buffer.__doc__}{replication.__doc__}", re.M)
     assert len(listed) >= 10
     places = {"<lane>": r"(default|high|low):0", "<instance>": r"\S+"}
     shapes = [re.escape(shape) for shape in listed]
