@@ -6,6 +6,7 @@ The limit is what a tenth of the backlog adds: a ratio near one says that memory
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from tests.benchmarks import engine
 from tests.benchmarks.child import Child
@@ -19,16 +20,16 @@ def run(options: Options) -> Result:
     """MB: the peak while it drains, less what it held while it was idle."""
     count = options.many(200_000)
     with Stage() as stage:
-        short, _ = _added(stage, max(1, count // 10))
-        added, idle = _added(stage, count)
-        return Result(added, "MB", short, {"idle": rounded(idle), "n": count})
+        short, _ = added(stage, max(1, count // 10))
+        more, idle = added(stage, count)
+        return Result(more, "MB", short, {"idle": rounded(idle), "n": count})
 
 
-def _added(stage: Stage, count: int) -> tuple[float, float]:
+def added(stage: Stage, count: int, **settings: Any) -> tuple[float, float]:
     """MB added by draining `count` entries; MB before, sessions open and waiting for work."""
     stage.empty()
     stage.pause()
-    child = Child(stage.redis_server.directory, stage.settings())
+    child = Child(stage.redis_server.directory, stage.settings(**settings))
     try:
         child.expect("up")
         wait_until(lambda: stage.lane_status() == "paused", 30.0)
