@@ -64,7 +64,8 @@ INSIDE = {
     "cli": (
         "output acl group payload shadow shipped parameters",
         "finding unit servers overview",
-        "checklist examine_host examine_redis examine_postgres search audit request",
+        "checklist examine_host examine_redis examine_postgres examine_replicas search audit"
+        " request",
         "check dead demo doctor explain initdb prints queues run status submit verify",
         "__init__",
     ),

@@ -15,6 +15,7 @@ from processor.cli import (
     examine_host,
     examine_postgres,
     examine_redis,
+    examine_replicas,
     finding,
     output,
     overview,
@@ -75,6 +76,9 @@ class Examination:
             with self._servers.database() as database:
                 yield from examine_postgres.examine(database, self._settings, self._identity)
                 yield examine_host.clock("PostgreSQL", lambda: examine_postgres.clock(database))
+                yield from examine_replicas.examine(
+                    database, self._settings, self._servers.replica
+                )
         except (Unavailable, DatabaseError) as error:
             self.away = True
             remedy = error.hint or "start it, or see database.dsn"

@@ -48,9 +48,20 @@ class Servers:
     @contextmanager
     def database(self, dsn: str | None = None) -> Iterator[Database]:
         """A session on PostgreSQL, of the configured role unless a `dsn` is given."""
-        settings = self.settings.database
-        wanted = dataclasses.replace(settings, takeover=_IDLE, dsn=dsn or settings.dsn)
-        database = Database(wanted, Progress(), application="processor command line")
+        with self._session(dsn or self.settings.database.dsn, writes=True) as database:
+            yield database
+
+    @contextmanager
+    def replica(self, dsn: str) -> Iterator[Database]:
+        """A session that only reads, on any server."""
+        with self._session(dsn, writes=False) as database:
+            yield database
+
+    @contextmanager
+    def _session(self, dsn: str, *, writes: bool) -> Iterator[Database]:
+        wanted = dataclasses.replace(self.settings.database, takeover=_IDLE, dsn=dsn)
+        name = "processor command line"
+        database = Database(wanted, Progress(), application=name, writes=writes)
         try:
             database.connect()
             yield database

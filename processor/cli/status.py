@@ -1,4 +1,4 @@
-"""`processor status`: who drains, how full the lanes are, how many transactions are dead.
+"""`processor status`: who drains, how full the lanes are, how far replicas and dead letters are.
 
 It reads what each processor last told, and the lanes themselves, from Redis: it works while
 PostgreSQL is away. Status words and their meaning are those of /health.
@@ -10,10 +10,11 @@ from typing import Any
 
 import click
 
+from processor import replication
 from processor.cli import output, overview
 from processor.cli.overview import Overview
 from processor.cli.servers import Servers, with_servers
-from processor.report import timestamp
+from processor.report import replica_mapping, timestamp
 
 _WELL = frozenset({"running", "standby", "outage", "paused"})
 
@@ -22,11 +23,16 @@ _WELL = frozenset({"running", "standby", "outage", "paused"})
 @output.json_option
 @with_servers
 def status(servers: Servers, as_json: bool) -> int:
-    """Show processors, lanes and dead letters; exit 1 if no processor is well."""
+    """Show processors, lanes, replicas and dead letters; exit 1 if no processor is well."""
     with servers.redis() as redis:
         seen = overview.look(redis, servers.settings)
         told = overview.processors(redis, servers.settings)
-    summary = _summary(seen, told)
+        followed = replication.known(redis, servers.settings.namespace)
+        losses = replication.losses(redis, servers.settings.namespace)
+    summary = _summary(seen, told) | {
+        "replicas": {name: replica_mapping(each) for name, each in sorted(followed.items())},
+        "losses": [each | {"ids": each["ids"].split(",")} for each in losses],
+    }
     if as_json:
         output.record(summary | {"processors": told})
     else:
@@ -77,6 +83,18 @@ def _print(summary: dict[str, Any], told: list[dict[str, Any]]) -> None:
           output.seconds(lane["oldest_age"]), lane["paused"], lane["owner"], lane["reason"])
          for name, lane in summary["lanes"].items()],
     )
+    if summary["replicas"]:
+        output.line("")
+        output.table(
+            ("replica", "status", "lag", "replayed", "heard"),
+            [(name, each["status"], output.seconds(each["lag"]), each["lsn"], each["heard"])
+             for name, each in summary["replicas"].items()],
+        )
+    for each in summary["losses"]:
+        output.message(
+            f"{output.count(len(each['ids']), 'commit')} of {each['from']} lost in a failover to"
+            f" {each['to']}: ids with --json; delete the key :losses when they are dealt with"
+        )
     if summary["dead_letters"]:
         count = output.count(summary["dead_letters"], "dead letter")
         output.message(f"{count}: see `processor dead list`")

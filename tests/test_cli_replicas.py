@@ -1,0 +1,116 @@
+"""What the command line tells of replicas: how far they are, and what is wrong with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from processor import replication, worker
+from processor.embedded import PostgresServer, Standby
+from processor.redis_connection import RedisConnection
+from tests.fix_cli import Cli
+from tests.fix_servers import Factory
+from tests.fix_site import Site, write
+from tests.fix_wait import wait_until
+
+
+@pytest.fixture
+def primary(own_postgres: Factory) -> PostgresServer:
+    server: PostgresServer = own_postgres()
+    return server
+
+
+@pytest.fixture
+def standby(own_standby: Factory, primary: PostgresServer) -> Standby:
+    made: Standby = own_standby(primary, name="near")
+    return made
+
+
+def checked(cli: Cli, site: Site) -> dict[str, tuple[str, str]]:
+    """Level and finding of each check of replicas."""
+    rows = cli.use(site.mapping)("doctor", "--json").records
+    return {r["check"]: (r["level"], r["found"]) for r in rows if r["section"] == "replicas"}
+
+
+def test_status_shows_how_far_each_replica_is(
+    cli: Cli, site_of: Callable[..., Site], primary: PostgresServer, standby: Standby
+) -> None:
+    site = site_of(postgres=primary, replicas={"servers": {"near": standby.dsn}})
+    site.start()
+    site.submit(write(1))
+    site.commits(1)
+    wait_until(lambda: worker.state()["replicas"]["near"]["lag"] == 0.0)
+
+    at_site = cli.use(site.mapping)
+    (told,) = at_site("status", "--json").records
+    shown = at_site("status")
+
+    near = told["replicas"]["near"]
+    assert near["status"] == "following"
+    assert near["heard"]
+    assert any(line.split()[:2] == ["near", "following"] for line in shown.lines)
+    assert standby.dsn not in str(told)
+
+
+def test_status_names_the_commits_that_a_failover_left_behind(cli: Cli, site: Site) -> None:
+    site.start()
+    redis = RedisConnection(site.settings.redis.url, 1.0)
+    redis.calls(replication.lost("processor", "timeline 1 of 7", "timeline 2 of 7", ["a", "b"]))
+    redis.close()
+
+    at_site = cli.use(site.mapping)
+
+    assert at_site("status", "--json").records[0]["losses"] == [
+        {"from": "timeline 1 of 7", "to": "timeline 2 of 7", "ids": ["a", "b"]}
+    ]
+    assert "2 commits of timeline 1 of 7 lost in a failover" in at_site("status").error
+
+
+def test_the_doctor_finds_a_good_replica_good(
+    cli: Cli, site_of: Callable[..., Site], primary: PostgresServer, standby: Standby
+) -> None:
+    site = site_of(postgres=primary, replicas={"servers": {"near": standby.dsn}})
+    wait_until(lambda: "schema" not in str(checked(cli, site).get("near")))
+
+    assert checked(cli, site)["near"][0] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("server", "level", "words"),
+    [
+        ("primary", "warn", "it is a primary"),
+        ("stranger", "fail", "another cluster"),
+        ("nobody", "fail", "cannot open a session"),
+    ],
+)
+def test_the_doctor_finds_what_is_no_replica(
+    cli: Cli, site_of: Callable[..., Site], primary: PostgresServer, own_postgres: Factory,
+    server: str, level: str, words: str,
+) -> None:  # fmt: skip
+    addresses: dict[str, Any] = {
+        "primary": lambda: primary.dsn,
+        "stranger": lambda: own_postgres(copy_of=None).dsn,
+        "nobody": lambda: "host=127.0.0.1 port=1 dbname=postgres",
+    }
+    site = site_of(postgres=primary, replicas={"servers": {"near": addresses[server]()}})
+
+    found = checked(cli, site)["near"]
+
+    assert found[0] == level
+    assert words in found[1]
+
+
+def test_the_doctor_misses_a_replica_that_settling_would_wait_for(
+    cli: Cli, site_of: Callable[..., Site], primary: PostgresServer, standby: Standby
+) -> None:
+    site = site_of(
+        postgres=primary, settle="replicated", replicas={"promotable": ["near", "gone"]}
+    )
+    wait_until(lambda: "near" in str(checked(cli, site)["pg_stat_replication"]))
+
+    found = checked(cli, site)
+
+    assert found["gone"][0] == "fail"
+    assert "near" not in found
