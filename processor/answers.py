@@ -27,8 +27,8 @@ from processor.whereabouts import UNKNOWN, Seen, Sought, Whereabouts, on_replica
 #: A waiter that heard nothing looks for itself, less and less often: a full Redis refuses notes.
 _LOOK = 2.0
 _LOOK_LEAST = 30.0
-#: Where nobody follows the replicas nothing will be heard of them.
-_LOOK_UNWATCHED = 1.0
+#: Where nobody follows the replicas, or no note tells where the commit is, nothing is heard.
+_LOOK_UNHEARD = 1.0
 #: Threads that ask at the same time: a thousand would leave the drain thread no turn at the GIL.
 _ASKING = 4
 #: Positions of commits that no note tells any more, remembered so that they do not move away.
@@ -78,8 +78,8 @@ class Answers:
                     return reached
                 if enough and reached.decided:
                     self._watcher.committed(waiter, reached)
-                    if not seen.confirmation.watched(time.time()):
-                        look = min(look, _LOOK_UNWATCHED)
+                    if self._unheard(reached, seen):
+                        look = min(look, _LOOK_UNHEARD)
                 # Not all at once: those who came together would look together for ever.
                 left = look * random.uniform(0.7, 1.0)
                 left = left if end is None else min(left, end - time.monotonic())
@@ -224,15 +224,18 @@ def everywhere(reached: Whereabouts, found: Confirmation) -> bool:
 
 
 def _ends(reached: Whereabouts, found: Confirmation, enough: Enough | None) -> bool:
-    """Whether there is nothing left to wait for. Raises InvalidTransaction if there never was."""
-    if enough is not None and found.primary is not None and not found.replicas:
+    """Whether there is nothing left to wait for.
+
+    Raises InvalidTransaction if no replica is known; by the time of a commit one would be.
+    """
+    if enough is None or reached.state not in ("committed", "replicated"):
+        return reached.decided
+    if not found.replicas:
         raise InvalidTransaction(
             "until", "there is no replica to wait for",
             hint="name them in replicas.servers, or let the role of database.dsn see"
             " pg_stat_replication (GRANT pg_monitor)",
         )  # fmt: skip
-    if enough is None or reached.state not in ("committed", "replicated"):
-        return reached.decided
     return enough(reached, found)
 
 

@@ -46,15 +46,8 @@ class Ledgers:
         `written_to` is the server and timeline that the drain writes to. Raises DatabaseUnavailable
         also if only a primary of before a failover can be asked: it knows what was lost with it.
         """
-        for _ in range(2):
-            answer, here = self._primary.ask(lambda database: (question(database), _here(database)))
-            if written_to is None or here.system != written_to[0] or here.timeline >= written_to[1]:
-                return answer, here
-            # The session may have outlived a failover.
-            self._primary.close()
-        raise DatabaseUnavailable(
-            f"the ledger is that of timeline {here.timeline}, which a failover left behind",
-            hint="point database.dsn at the primary, or name all hosts that may be it",
+        return self._primary.ask(
+            lambda database: (question(database), _here(database)), newest=written_to
         )
 
     def on_replica(self, name: str, transaction_id: str) -> bool:
@@ -96,17 +89,28 @@ class _Ledger:
             self._settings, Progress(), application="processor receipts", writes=self._writes
         )
 
-    def ask(self, question: Callable[[Database], T]) -> T:
+    def ask(
+        self, question: Callable[[Database], T], *, newest: tuple[str, int] | None = None
+    ) -> T:
         with self._lock:
             begun = time.monotonic()
             if begun < self._until:
                 raise DatabaseUnavailable(self._why)
+            self._leave_behind(newest)
             try:
                 return self._ask(question)
             except DatabaseUnavailable as error:
                 took = time.monotonic() - begun
                 self._until, self._why = begun + took + max(_AWAY, 2 * took), str(error)
                 raise
+
+    def _leave_behind(self, newest: tuple[str, int] | None) -> None:
+        """A session may outlive a failover; no other one with such a server is opened."""
+        database = self._database
+        database.newest = newest
+        system, timeline = newest or ("", 0)
+        if database.alive and system == database.system and database.timeline < timeline:
+            database.close()
 
     def _ask(self, question: Callable[[Database], T]) -> T:
         for fresh in (False, True):

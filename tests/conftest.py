@@ -6,6 +6,7 @@ pytest_plugins = (
     "tests.fix_process",
     "tests.fix_tls",
     "tests.fix_site",
+    "tests.fix_replicas",
     "tests.fix_pooler",
     "tests.fix_service",
     "tests.fix_cli",

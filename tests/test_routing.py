@@ -1,0 +1,199 @@
+"""Reading one's own write: a server that has it, or a clear word that none has."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+import processor
+from processor import confirmation, worker
+from processor.config import configure
+from processor.receipt import Receipt
+from tests.fix_replicas import Replicas
+from tests.fix_servers import Factory
+from tests.fix_site import Site, write
+from tests.fix_wait import wait_until
+
+
+@pytest.fixture
+def site(followed: Callable[..., Site]) -> Site:
+    made = followed()
+    made.start()
+    return made
+
+
+def committed(site: Site, n: int = 1) -> Receipt:
+    (receipt,) = site.submit(write(n))
+    assert receipt.wait(timeout=10).state == "committed"
+    return receipt
+
+
+def has(replicas: Replicas, name: str, n: int) -> None:
+    wait_until(lambda: replicas.shows(name, n))
+
+
+def test_the_nearest_replica_that_has_it_is_taken(site: Site, replicas: Replicas) -> None:
+    receipt = committed(site, 1)
+    has(replicas, "near", 1)
+    found = processor.route(receipt)
+    assert (found.name, found.dsn) == ("near", replicas.servers["near"])
+    replicas.pause("near")
+    receipt = committed(site, 2)
+    has(replicas, "far", 2)
+    assert processor.route(str(receipt)).name == "far"
+    replicas.pause("far")
+    receipt = committed(site, 3)
+    found = processor.route(receipt)
+    assert (found.name, found.dsn) == ("primary", site.settings.database.dsn)
+
+
+def test_an_address_is_not_shown(site: Site, replicas: Replicas) -> None:
+    receipt = committed(site)
+    assert repr(processor.route(receipt, wait=5)) == "Server(name='near')"
+
+
+def test_where_the_primary_will_not_do_it_is_said_how_long_it_will_take(
+    site: Site, replicas: Replicas
+) -> None:
+    replicas.pause("near")
+    replicas.pause("far")
+    receipt = committed(site)
+    wait_until(lambda: float(_behind(receipt).catch_up or 0) > 0.2)
+    behind = _behind(receipt)
+    assert re.search(f"{receipt.id}, which is committed .ask again in about", str(behind))
+    assert behind.catch_up is not None
+    assert 0.2 < behind.catch_up < 10
+
+
+def _behind(receipt: Receipt, **options: float) -> processor.ReplicaBehind:
+    with pytest.raises(processor.ReplicaBehind) as raised:
+        processor.route(receipt, primary=False, **options)
+    return raised.value
+
+
+def test_a_wait_ends_when_the_first_replica_has_it(site: Site, replicas: Replicas) -> None:
+    replicas.pause("near")
+    replicas.pause("far")
+    receipt = committed(site)
+    begun = time.monotonic()
+    _behind(receipt, wait=0.5)
+    assert 0.5 <= time.monotonic() - begun < 2
+    threading.Timer(0.3, replicas.resume, ["far"]).start()
+    begun = time.monotonic()
+    assert processor.route(receipt, wait=10, primary=False).name == "far"
+    assert time.monotonic() - begun < 1.0
+
+
+def test_a_write_that_is_not_committed_is_waited_for_as_well(
+    followed: Callable[..., Site], replicas: Replicas
+) -> None:
+    site = followed()
+    (receipt,) = site.submit(write(1))
+    with pytest.raises(processor.ReplicaBehind, match="accepted") as raised:
+        processor.route(receipt)
+    assert raised.value.catch_up is None
+    threading.Timer(0.2, site.start).start()
+    assert processor.route(receipt, wait=10, primary=False).name in ("near", "far")
+
+
+def test_a_replica_that_is_lost_is_passed_over(
+    followed: Callable[..., Site], replicas: Replicas
+) -> None:
+    site = followed(replicas={"timeout": 0.3, "lost_after": 1.0})
+    site.start()
+    receipt = committed(site, 1)
+    has(replicas, "near", 1)
+    replicas.pause("near")
+    committed(site, 2)
+    wait_until(lambda: worker.state()["replicas"]["near"]["status"] == "lost")
+    assert replicas.shows("near", 1), "it has it, and is lost all the same"
+    has(replicas, "far", 1)
+    assert processor.route(receipt).name == "far"
+
+
+def test_a_server_is_found_without_a_watch(
+    site: Site, replicas: Replicas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replicas.pause("near")
+    replicas.pause("far")
+    receipt = committed(site)
+    assert worker.stop()
+    monkeypatch.setattr(confirmation, "_SILENT", -1.0)
+    assert processor.route(receipt).name == "primary"
+    threading.Timer(0.3, replicas.resume, ["far"]).start()
+    begun = time.monotonic()
+    assert processor.route(receipt, wait=10, primary=False).name == "far"
+    assert time.monotonic() - begun < 1.0
+
+
+def test_a_server_is_found_without_redis(
+    site_of: Callable[..., Site], configured: Callable[[Site], Site], replicas: Replicas,
+    own_redis: Factory,
+) -> None:  # fmt: skip
+    redis = own_redis()
+    site = configured(site_of(redis, replicas.primary, replicas={"servers": replicas.servers}))
+    replicas.catch_up()
+    site.start()
+    receipt = committed(site, 1)
+    has(replicas, "near", 1)
+    replicas.pause("near")
+    replicas.pause("far")
+    later = committed(site, 2)
+    worker.stop()
+    redis.kill()
+    assert processor.route(receipt).name == "near"
+    assert processor.route(later).name == "primary"
+    with pytest.raises(processor.RedisUnavailable):
+        processor.route(later, primary=False)
+
+
+def test_a_server_is_found_while_the_primary_is_down(
+    site_of: Callable[..., Site], configured: Callable[[Site], Site], own_postgres: Factory,
+    own_standby: Factory,
+) -> None:  # fmt: skip
+    primary = own_postgres()
+    standby = own_standby(primary, name="near")
+    made = site_of(postgres=primary, replicas={"servers": {"near": standby.dsn}})
+    site = configured(made)
+    site.start()
+    receipt = committed(site)
+    receipt.wait("replicated", 10)
+    primary.kill()
+    assert processor.route(receipt).name == "near"
+    site.redis.delete(site.lane().commits)
+    assert processor.route(receipt).name == "near"
+    (waiting,) = site.submit(write(2))
+    with pytest.raises(processor.ReplicaBehind, match="accepted"):
+        processor.route(waiting, wait=0.2)
+
+
+def test_without_replicas_it_is_the_primary_once_it_is_committed(
+    site_of: Callable[..., Site], configured: Callable[[Site], Site]
+) -> None:
+    site = configured(site_of())
+    (receipt,) = site.submit(write(1))
+    threading.Timer(0.2, site.start).start()
+    assert processor.route(receipt, wait=10).name == "primary"
+    with pytest.raises(processor.ReplicaBehind):
+        processor.route(receipt, primary=False)
+
+
+def test_replicas_that_nobody_may_follow_are_asked_themselves(
+    followed: Callable[..., Site], replicas: Replicas
+) -> None:
+    site = followed()
+    configure(site.changed(replicas={"tracking": False}))
+    worker.start(site.changed(replicas={"tracking": False}))
+    replicas.pause("near")
+    receipt = committed(site)
+    assert processor.route(receipt, wait=10, primary=False).name == "far"
+
+
+@pytest.mark.parametrize("text", ["", "near", "~~~"])
+def test_what_is_no_receipt_is_refused(text: str) -> None:
+    with pytest.raises(processor.InvalidTransaction, match="receipt"):
+        processor.route(text)
