@@ -79,6 +79,7 @@ class Drain:
             settings, self.database, self.redis, self.owners, burial, self._outlook
         )
         self._unsettled: Callable[[], None] | None = None
+        self._releasing = False
 
     def run(self, now: float) -> float:
         """One pass, begun at `now` (monotonic); the seconds to wait before the next one."""
@@ -163,8 +164,8 @@ class Drain:
         settle, self._unsettled = self._unsettled, None
         if settle is not None:
             settle()
-        for lane in self.owners.owned:
-            self._withholding.release(lane)
+        # Each lane, whatever the one before it answers.
+        self._releasing = any([self._withholding.release(lane) for lane in self.owners.owned])
 
     def _rewind(self) -> None:
         for lane in self.owners.owned:
@@ -183,7 +184,7 @@ class Drain:
         ]  # fmt: skip
 
     def _work_left(self) -> bool:
-        return any(lane.page is not None for lane in self._open_lanes())
+        return self._releasing or any(lane.page is not None for lane in self._open_lanes())
 
     def _move_due(self, now: float) -> None:
         for lane in self._open_lanes():

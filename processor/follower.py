@@ -70,6 +70,7 @@ class Server(Source):
     ) -> None:
         super().__init__(dsn, settings, marks, instance)
         self._name = name
+        self._waits = True
 
     def names(self) -> list[str]:
         return [self._name]
@@ -81,11 +82,14 @@ class Server(Source):
 
     def rest(self, seconds: float) -> bool:
         newest = self._marks.newest()
-        if newest is None or self.database.server_version < replication.WAITS:
+        if newest is None or not self._waits or self.database.server_version < replication.WAITS:
             return False
-        with contextlib.suppress(DatabaseError):
+        try:
             return self.run(replication.wait(newest, seconds))[0][0] in ("success", "timeout")
-        return False
+        except DatabaseError:
+            # Not understood, or not allowed: it is asked at the interval as older ones are.
+            self._waits = False
+            return False
 
 
 class Streaming(Source):

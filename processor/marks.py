@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable
 
 from processor.position import Position
 
-#: More marks than this are thinned out: a replica that is far behind is then followed in steps.
+#: Of more marks than this the older half is thinned out: what is far behind is followed in steps.
 _MOST = 8192
 _WORD = 1 << 32
 
@@ -54,7 +54,7 @@ class Marks:
                 return
             if len(self._ages) >= _MOST:
                 for each in (self._ages, self._positions, self._times):
-                    del each[: len(each) - 2 : 2]
+                    del each[1 : _MOST // 2 : 2]
             self._ages.append(xid - self._base)
             self._positions.append(position)
             self._times.append(time.monotonic())

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from processor.position import Position
 
-#: More ranges than this are joined: each then waits for its last commit.
+#: More ranges than this are joined, two and two: each then waits for its last commit.
 _MOST = 2_000
 
 
@@ -34,6 +34,8 @@ class Withheld:
     single: dict[str, Position] = field(default_factory=dict)
     #: The connection on which all of it was read (rule 9).
     generation: int = 0
+    _grain: int = 1
+    _pages: int = 0
 
     @property
     def last(self) -> str:
@@ -51,26 +53,39 @@ class Withheld:
 
     def add(self, position: Position, first: str, last: str) -> None:
         """All of a page, but for what does not end yet."""
-        if len(self.ranges) >= _MOST:
+        if not self.ranges:
+            self._grain = 1
+        elif self._pages < self._grain:
+            first = self.ranges.pop().first
+            self._pages += 1
+            self.ranges.append(Range(position, first, last))
+            return
+        elif len(self.ranges) >= _MOST:
+            # All of one size: were only the old ones joined, the first would grow as fast as the
+            # stream, and never go while a replica is behind by more than the others.
             pairs = list(self.ranges)
-            joined = [Range(b.position, a.first, b.last)
-                      for a, b in zip(pairs[::2], pairs[1::2], strict=False)]  # fmt: skip
-            self.ranges = deque(joined + pairs[len(joined) * 2 :])
+            self.ranges = deque(
+                Range(b.position, a.first, b.last)
+                for a, b in zip(pairs[::2], pairs[1::2], strict=True)
+            )
+            self._grain *= 2
         self.ranges.append(Range(position, first, last))
+        self._pages = 1
 
     def add_single(self, position: Position, entry_id: str) -> None:
         """An entry that had been parked, and has come to its end."""
         self.single[entry_id] = position
 
-    def due(self, has: Callable[[Position], bool]) -> tuple[list[Range], list[str]]:
-        """What may go now; it is forgotten here."""
-        ranges = []
-        while self.ranges and has(self.ranges[0].position):
-            ranges.append(self.ranges.popleft())
+    def due(self, has: Callable[[Position], bool]) -> Range | None:
+        """The oldest range, if it may go now; it is forgotten here."""
+        return self.ranges.popleft() if self.ranges and has(self.ranges[0].position) else None
+
+    def due_singles(self, has: Callable[[Position], bool]) -> list[str]:
+        """The single entries that may go now; they are forgotten here."""
         ids = [entry_id for entry_id, position in self.single.items() if has(position)]
         for entry_id in ids:
             del self.single[entry_id]
-        return ranges, ids
+        return ids
 
     def forget(self) -> None:
         """The stream is read from its head: everything is met again."""

@@ -8,6 +8,7 @@ stream is what a failover would bring back - and not what waits for a later rele
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 from processor import buffer, parked
@@ -19,6 +20,8 @@ from processor.redis_connection import Command, RedisConnection
 from processor.withheld import Range
 
 _PAGE = 500
+#: Removing has the thread for this long between two batches, seconds.
+_TURN = 0.02
 
 
 class Withholding:
@@ -50,17 +53,25 @@ class Withholding:
             for entry in entries:
                 lane.withheld.add_single(newest, entry.entry_id)
 
-    def release(self, lane: OwnedLane) -> None:
-        """Remove what the replicas have by now. Raises RedisUnavailable."""
+    def release(self, lane: OwnedLane) -> bool:
+        """Remove what the replicas have by now, for a while; whether there may be more of it.
+
+        Raises RedisUnavailable.
+        """
         if not lane.withheld:
-            return
-        ranges, singles = lane.withheld.due(self._following.has)
-        if (ranges or singles) and lane.withheld.generation != self._redis.generation:
+            return False
+        if lane.withheld.generation != self._redis.generation or not self._redis.alive:
             raise RedisUnavailable("the connection on which entries were read is gone")
+        singles = lane.withheld.due_singles(self._following.has)
         if singles:
             self._remove(lane, singles)
-        for each in ranges:
-            self._release(lane, each)
+        # A replica that comes back after hours sets free a backlog; new work must not wait for it.
+        end = time.monotonic() + _TURN
+        while (span := lane.withheld.due(self._following.has)) is not None:
+            self._release(lane, span)
+            if time.monotonic() > end:
+                return True
+        return False
 
     def is_whole(self, lane: OwnedLane) -> bool:
         """Whether the stream still is the one that was read: its withheld entries are there."""

@@ -1,0 +1,244 @@
+"""How replicas are followed: by the rows that they show, off the drain loop."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from processor import replication, worker
+from processor.embedded import PostgresServer, Standby
+from processor.marks import Marks
+from processor.position import Position
+from processor.redis_connection import RedisConnection
+from processor.settings import Replicas
+from processor.standing import Standing
+from processor.withheld import Range, Withheld
+from tests.fix_proxy import Proxy
+from tests.fix_servers import Factory, execute
+from tests.fix_site import Site, write
+from tests.fix_wait import wait_until
+
+
+def at(lsn: int, timeline: int = 1) -> Position:
+    return Position("7", timeline, lsn)
+
+
+# Marks.
+
+
+def test_a_row_shows_its_own_batch_and_all_before() -> None:
+    marks = Marks()
+    marks.begin({"t": "default:0", "u": "high:0"})
+    for xid in (100, 103, 110):
+        marks.add(xid, at(xid))
+
+    assert marks.shown([("t", 99)]) is None
+    assert marks.shown([("t", 100)]) == at(100)
+    assert marks.shown([("t", 109)]) == at(103)
+    assert marks.shown([("t", 100), ("u", 110)]) == at(110)
+    assert marks.shown([("v", 110)]) is None, "another session's lane"
+
+
+def test_a_new_session_is_shown_by_nothing_of_the_old_one() -> None:
+    """A failover: transaction ids begin anew on the other timeline, tokens do not."""
+    marks = Marks()
+    marks.begin({"old": "default:0"})
+    marks.add(100, at(100))
+    marks.begin({"new": "default:0"})
+    marks.add(90, at(200, timeline=2))
+
+    assert marks.shown([("old", 100)]) is None
+    assert marks.shown([("new", 90)]) == at(200, timeline=2)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.integers(1, 2**32 + 5), st.lists(st.integers(1, 5), min_size=1, max_size=40),
+    st.integers(0, 250),
+)  # fmt: skip
+def test_what_a_row_shows_survives_the_end_of_32_bits(
+    first: int, steps: list[int], seen: int
+) -> None:
+    marks = Marks()
+    marks.begin({"t": "default:0"})
+    xids = list(itertools.accumulate([first, *steps]))
+    for xid in xids:
+        marks.add(xid, at(xid))
+
+    before = [xid for xid in xids if xid <= first + seen]
+
+    assert marks.shown([("t", (first + seen) % 2**32)]) == at(before[-1])
+
+
+def test_many_marks_are_thinned_out_and_never_claim_too_much() -> None:
+    marks = Marks()
+    marks.begin({"t": "default:0"})
+    for xid in range(1, 100_001):
+        marks.add(xid, at(xid))
+
+    assert len(marks._positions) < 10_000
+    assert marks.newest() == at(100_000)
+    for xid in range(1, 100_001, 997):
+        shown = marks.shown([("t", xid)])
+        assert shown is None or shown.lsn <= xid
+    assert marks.shown([("t", 100_000)]) == at(100_000)
+
+
+# Ranges that are withheld.
+
+
+def due(withheld: Withheld, lsn: int) -> list[Range]:
+    spans: list[Range] = []
+    while (span := withheld.due(lambda position: position.lsn <= lsn)) is not None:
+        spans.append(span)
+    return spans
+
+
+def test_ranges_go_in_the_order_of_their_commits_and_memory_stays_flat() -> None:
+    withheld = Withheld()
+    for n in range(50_000):
+        withheld.add(at(n), f"{n}-0", f"{n}-9")
+    assert len(withheld.ranges) <= 2_000
+    assert withheld.last == "49999-9"
+
+    ranges = due(withheld, 25_000)
+
+    assert ranges[0].first == "0-0"
+    assert all(a.last < b.first or int(a.last[:-2]) + 1 == int(b.first[:-2])
+               for a, b in itertools.pairwise(ranges))  # fmt: skip
+    assert int(ranges[-1].last[:-2]) <= 25_000
+    rest = due(withheld, 50_000)
+    assert rest[-1].last == "49999-9"
+    assert not withheld
+
+
+# A replica as it is judged.
+
+
+def test_a_replica_that_does_not_answer_holds_only_what_it_has_not_shown() -> None:
+    marks = Marks()
+    marks.begin({"t": "default:0"})
+    standing = Standing(Replicas(), marks, ["near"])
+    marks.add(1, at(1))
+    standing.hear("near", at(1), "0/1")
+    marks.add(2, at(2))
+    standing.miss("near")
+
+    assert standing.has(at(1), ["near"])
+    assert not standing.has(at(2), ["near"])
+    assert not standing.has(at(1, timeline=2), ["near"])
+    assert standing.replica("near").state == "away"
+
+
+# Real servers.
+
+
+@pytest.fixture
+def primary(own_postgres: Factory) -> PostgresServer:
+    server: PostgresServer = own_postgres()
+    return server
+
+
+@pytest.fixture
+def standby(own_standby: Factory, primary: PostgresServer) -> Standby:
+    made: Standby = own_standby(primary, name="near")
+    return made
+
+
+def told(site: Site) -> dict[str, str]:
+    redis = RedisConnection(site.settings.redis.url, 1.0)
+    try:
+        return {n: r.state for n, r in replication.known(redis, site.settings.namespace).items()}
+    finally:
+        redis.close()
+
+
+def caught_up() -> bool:
+    return bool(worker.state()["replicas"].get("near", {}).get("lag") == 0.0)
+
+
+def test_replicas_are_found_in_pg_stat_replication_where_none_is_named(
+    site_of: Callable[..., Site], primary: PostgresServer, standby: Standby
+) -> None:
+    site = site_of(postgres=primary)
+    site.start()
+    site.submit(write(1))
+    site.commits(1)
+
+    wait_until(lambda: told(site) == {"near": "following"})
+    wait_until(caught_up)
+    assert execute(standby.dsn, "select n from tape") == [(1,)]
+
+
+def test_a_role_that_may_not_see_replicas_follows_none_and_drains(
+    site_of: Callable[..., Site], primary: PostgresServer, standby: Standby
+) -> None:
+    site = site_of(postgres=primary)
+    site.execute(
+        "create role plain login; grant usage on schema processor to plain; grant all on all"
+        " tables in schema processor to plain; grant all on tape to plain"
+    )
+    dsn = primary.dsn.replace("postgres@", "plain@")
+    site.start(site.changed(database={"dsn": dsn}))
+    site.submit(write(1))
+    site.commits(1)
+
+    assert worker.state()["replicas"] == {}
+    assert told(site) == {}
+
+
+def test_a_server_that_does_not_know_wait_for_lsn_is_asked_at_the_interval(
+    site_of: Callable[..., Site], primary: PostgresServer, standby: Standby,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(replication, "WAITS", 140000)
+    site = site_of(postgres=primary, replicas={"servers": {"near": standby.dsn}})
+    site.start()
+    for n in range(1, 6):
+        site.submit(write(n))
+        site.commits(*range(1, n + 1))
+        wait_until(caught_up)
+
+
+def test_a_frozen_replica_disturbs_neither_the_drain_nor_a_stop(
+    site_of: Callable[..., Site], primary: PostgresServer, standby: Standby
+) -> None:
+    site = site_of(postgres=primary, replicas={"servers": {"near": standby.dsn}})
+    site.start()
+    site.submit(write(1))
+    site.commits(1)
+    wait_until(caught_up)
+
+    standby.freeze()
+    site.submit(*(write(n) for n in range(2, 500)))
+    site.commits(*range(1, 500))
+    site.empties()
+    assert worker.stop(5.0)
+    standby.thaw()
+    assert not [t for t in threading.enumerate() if t.name == "processor-replicas"]
+
+
+def test_a_cut_link_is_told_and_mended(
+    site_of: Callable[..., Site], primary: PostgresServer, own_standby: Factory,
+    proxy_to: Callable[..., Proxy],
+) -> None:  # fmt: skip
+    link = proxy_to(primary)
+    standby = own_standby(primary, name="near",
+                          conninfo_override=f"host=127.0.0.1 port={link.port}")  # fmt: skip
+    replicas: dict[str, Any] = {"servers": {"near": standby.dsn}, "timeout": 0.3}
+    site = site_of(postgres=primary, replicas=replicas)
+    site.start()
+    link.off()
+    site.submit(write(1))
+    site.commits(1)
+    wait_until(lambda: worker.state()["replicas"]["near"]["status"] == "lagging")
+
+    link.on()
+    wait_until(caught_up, 20)
+    assert worker.state()["replicas"]["near"]["status"] == "following"
