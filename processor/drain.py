@@ -165,7 +165,7 @@ class Drain:
         if settle is not None:
             settle()
         # Each lane, whatever the one before it answers.
-        self._releasing = any([self._withholding.release(lane) for lane in self.owners.owned])
+        self._releasing = sum(map(self._withholding.release, self.owners.owned)) > 0
 
     def _rewind(self) -> None:
         for lane in self.owners.owned:
