@@ -1,7 +1,12 @@
 """`receipt`: from commit to a waiter's return, next to a bare XADD heard by a blocked XREAD.
 
-The figure is the p50 of a waiter among a thousand: the others, each in a thread of its own, wait
-for transactions that are not due. `alone` is that without the others.
+The figure is the p50 of a waiter among a thousand: the others, each in a thread of its own in the
+same process, wait for transactions that are not due. All is in one process, the processor too.
+
+`alone` is that without the others. `together` is a thousand waiters whose transactions are
+committed at the same moment: they return one after the other, as the interpreter lets them.
+`replicated` is from commit to the return of a wait until it is replicated, on a standby next to it:
+replay and the question to the standby are in it, whose pace begins at 5 ms.
 """
 
 from __future__ import annotations
@@ -11,11 +16,12 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from statistics import median
+from statistics import median, quantiles
 
 import redis
 
 import processor
+from processor.embedded import Standby
 from tests.benchmarks.commits import POINT, note_points
 from tests.benchmarks.options import Options
 from tests.benchmarks.orders import orders, transaction
@@ -35,25 +41,66 @@ def run(options: Options) -> Result:
     note_points(lambda name, at: points[name].append(at))
     with Stage() as stage:
         stage.empty()
+        together = _together(points)
         processor.start()
         bare = _bare(stage, count)
         alone = _single(count, points)
         with _others(CROWD - 1):
             among = _single(count, points)
         processor.stop()
+        replicated = _replicated(stage, count, points)
     return Result(
         1e3 * median(among), "ms", 1e3 * median(bare),
-        {"alone": rounded(1e3 * median(alone)), "waiters": CROWD, "n": count},
+        {"p95": rounded(1e3 * quantiles(among, n=20)[-1]), "alone": _ms(alone),
+         "together": _ms(together), "replicated": _ms(replicated), "waiters": CROWD, "n": count},
     )  # fmt: skip
 
 
-def _single(count: int, points: dict[str, list[float]]) -> list[float]:
+def _ms(seconds: list[float]) -> float:
+    return rounded(1e3 * median(seconds))
+
+
+def _single(count: int, points: dict[str, list[float]], until: str = "committed") -> list[float]:
     took = []
-    for order in orders(count):
+    for order in orders(count, seed=time.monotonic_ns()):
         points.clear()
-        processor.submit(transaction(order)).result(10.0)
+        reached = processor.submit(transaction(order)).wait(until, 10.0)
         took.append(time.monotonic() - points[POINT][-1])
+        if reached.state != until:
+            raise RuntimeError(f"a transaction is {reached.state}, not {until}")
         time.sleep(PACE)
+    return took
+
+
+def _together(points: dict[str, list[float]]) -> list[float]:
+    """Waiters for a backlog, which is committed in a few batches."""
+    receipts = processor.submit_many([transaction(order) for order in orders(CROWD)])
+    returned: list[tuple[int, float]] = []
+
+    def wait(receipt: processor.Receipt) -> None:
+        position = receipt.wait(timeout=60.0).position
+        returned.append((position.lsn if position else 0, time.monotonic()))
+
+    threads = [threading.Thread(target=wait, args=(receipt,)) for receipt in receipts]
+    for thread in threads:
+        thread.start()
+    time.sleep(1.0)
+    points.clear()
+    processor.start()
+    for thread in threads:
+        thread.join()
+    processor.stop()
+    commits = dict(zip(sorted({lsn for lsn, _ in returned}), points[POINT], strict=False))
+    return [at - commits[lsn] for lsn, at in returned]
+
+
+def _replicated(stage: Stage, count: int, points: dict[str, list[float]]) -> list[float]:
+    with Standby.of(stage.postgres_server) as standby:
+        stage.configure(replicas={"servers": {"standby": standby.dsn}})
+        processor.start()
+        _single(1, points, "replicated")
+        took = _single(count, points, "replicated")
+        processor.stop()
     return took
 
 
