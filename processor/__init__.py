@@ -27,11 +27,13 @@ if TYPE_CHECKING:
         BufferFull,
         ConfigError,
         DatabaseUnavailable,
+        InvalidRead,
         InvalidTransaction,
         NotRunning,
         ProcessorError,
         RedisUnavailable,
         ReplicaBehind,
+        ReplicaLost,
         SubmitUnknown,
         TransactionDead,
         TransactionLost,
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     )
     from processor.identity import new_id
     from processor.producer import submit, submit_many
+    from processor.reader import cached, read
     from processor.receipt import Receipt
     from processor.registry import statement
     from processor.routing import route
@@ -55,6 +58,8 @@ _HOMES = {
     "Transaction": "processor.producer",
     "Receipt": "processor.receipt",
     "route": "processor.routing",
+    "read": "processor.reader",
+    "cached": "processor.reader",
     "submit": "processor.producer",
     "submit_many": "processor.producer",
     "singleton": "processor.worker",
@@ -65,21 +70,22 @@ _HOMES = {
     "event": "processor.worker",
     **dict.fromkeys(
         (
-            "AlreadyRunning", "BufferFull", "ConfigError", "DatabaseUnavailable",
+            "AlreadyRunning", "BufferFull", "ConfigError", "DatabaseUnavailable", "InvalidRead",
             "InvalidTransaction", "NotRunning", "ProcessorError", "RedisUnavailable",
-            "ReplicaBehind", "SubmitUnknown", "TransactionDead", "TransactionLost", "Unavailable",
-            "WaitTimeout",
+            "ReplicaBehind", "ReplicaLost", "SubmitUnknown", "TransactionDead", "TransactionLost",
+            "Unavailable", "WaitTimeout",
         ),
         "processor.errors",
     ),
 }  # fmt: skip
 
 __all__ = [
-    "AlreadyRunning", "BufferFull", "ConfigError", "DatabaseUnavailable", "InvalidTransaction",
-    "NotRunning", "ProcessorError", "Receipt", "RedisUnavailable", "ReplicaBehind", "SubmitUnknown",
-    "Transaction", "TransactionDead", "TransactionLost", "Unavailable", "WaitTimeout", "configure",
-    "event", "hooks", "new_id", "route", "singleton", "start", "state", "statement", "stop",
-    "submit", "submit_many",
+    "AlreadyRunning", "BufferFull", "ConfigError", "DatabaseUnavailable", "InvalidRead",
+    "InvalidTransaction", "NotRunning", "ProcessorError", "Receipt", "RedisUnavailable",
+    "ReplicaBehind", "ReplicaLost", "SubmitUnknown", "Transaction", "TransactionDead",
+    "TransactionLost", "Unavailable", "WaitTimeout", "cached", "configure", "event", "hooks",
+    "new_id", "read", "route", "singleton", "start", "state", "statement", "stop", "submit",
+    "submit_many",
 ]  # fmt: skip
 
 

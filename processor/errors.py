@@ -34,6 +34,10 @@ class InvalidTransaction(ProcessorError, ValueError):
         self.field = field
 
 
+class InvalidRead(ProcessorError, ValueError):
+    """A read was refused at the door: which table, column or server, and what would be right."""
+
+
 class Unavailable(ProcessorError):
     """A server is away; nothing is lost, try again."""
 
@@ -82,6 +86,12 @@ class RedisRefused(ProcessorError):
     def __init__(self, code: str, message: str, *, hint: str = "") -> None:
         super().__init__(message, hint=hint)
         self.code = code
+
+
+class ReplicaLost(DatabaseUnavailable):
+    """The replica is lost, or was and is not back yet: what it shows may lack writes."""
+
+    hint = "read from another server, or leave replica out"
 
 
 class DatabaseError(ProcessorError):

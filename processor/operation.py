@@ -71,6 +71,8 @@ class Document(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_f
     timeout: float | None = None
     batch: str | None = None
     trace: str | None = None
+    #: Of the form that is submitted; what lies in the stream has none.
+    cache: dict[str, Any] | None = None
     operations: msgspec.Raw = msgspec.Raw(b"[]")
 
 

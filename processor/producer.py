@@ -22,6 +22,7 @@ from processor.errors import (
     RedisUnavailable,
     SubmitUnknown,
 )
+from processor.overlay import Overlay
 from processor.receipt import Receipt
 from processor.redis_connection import Command, RedisConnection, RedisPool
 from processor.settings import Settings
@@ -29,8 +30,10 @@ from processor.transaction import Encoded, Transaction
 
 Submittable = Transaction | Mapping[str, Any] | str | bytes
 
-#: A command that asks how full a part of a lane is.
+#: A command that asks how full a part of a lane is, or the overlay.
 Fullness = tuple[str, str]
+#: What adds one transaction: one command, or MULTI to EXEC if the overlay shows it.
+Adding = list[Command]
 
 _TRIES = 2
 _AT_ONCE = 500
@@ -42,25 +45,27 @@ class Producer:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.pool = RedisPool(settings.redis.url, settings.redis.timeout)
+        self._overlay = Overlay(settings)
         self._lanes: dict[str, Lane] = {}
         self._depth: dict[Fullness, int] = {}
 
     def submit(self, encoded: Encoded) -> Receipt:
         """Add one transaction. Raises as `processor.submit` says."""
         lane = self._lane(encoded)
+        asked = [_fullness(lane, encoded)]
+        adding = self._adding(lane, encoded, asked)
         crashpoint.reach("submit-before-add")
-        replies, identity = self._calls(
-            [lane], [self._add(lane, encoded)], [_fullness(lane, encoded)], encoded.id
-        )
+        replies, identity = self._calls([lane], [adding], asked, encoded.id)
         crashpoint.reach("submit-after-add")
         return self._receipt(encoded, lane, replies[0], identity)
 
     def submit_many(self, many: Sequence[Encoded]) -> list[Receipt]:
         """Add transactions in order in one write."""
         lanes = [self._lane(encoded) for encoded in many]
-        commands = [self._add(lane, one) for lane, one in zip(lanes, many, strict=True)]
-        asked = dict.fromkeys(map(_fullness, lanes, many))
-        replies, identity = self._calls([*dict.fromkeys(lanes)], commands, [*asked], many[0].id)
+        asked = list(map(_fullness, lanes, many))
+        adds = [self._adding(lane, one, asked) for lane, one in zip(lanes, many, strict=True)]
+        asked = [*dict.fromkeys(asked)]
+        replies, identity = self._calls([*dict.fromkeys(lanes)], adds, asked, many[0].id)
         return [
             self._receipt(one, lane, reply, identity)
             for one, lane, reply in zip(many, lanes, replies, strict=True)
@@ -80,11 +85,22 @@ class Producer:
         asked = _fullness(lane, encoded)
         # Before its first write a producer does not know how full the lane is.
         if self._depth.get(asked, sys.maxsize) >= self.settings.buffer.limit:
-            self._see_room(lane, asked)
+            self._see_room(f"lane {lane.name}", asked)
         return lane
 
-    def _see_room(self, lane: Lane, asked: Fullness) -> None:
-        """The lane was full when last seen: look before adding (soft by one for each thread)."""
+    def _adding(self, lane: Lane, encoded: Encoded, asked: list[Fullness]) -> Adding:
+        """What adds a transaction: accepted and shown at once, or neither."""
+        shown = self._overlay.show(encoded, time.time())
+        if not shown:
+            return [self._add(lane, encoded)]
+        full: Fullness = ("HLEN", self._overlay.prefix)
+        if self._depth.get(full, sys.maxsize) >= self.settings.buffer.limit:
+            self._see_room("the overlay", full)
+        asked.append(full)
+        return [("MULTI",), self._add(lane, encoded), *shown, ("EXEC",)]
+
+    def _see_room(self, place: str, asked: Fullness) -> None:
+        """It was full when last seen: look before adding (soft by one for each thread)."""
         connection = self.pool.take()
         try:
             depth = connection.call(*asked)
@@ -96,7 +112,7 @@ class Producer:
         if depth >= self.settings.buffer.limit:
             metrics.count("refused")
             raise BufferFull(
-                f"lane {lane.name} holds {depth} entries, buffer.limit is"
+                f"{place} holds {depth} entries, buffer.limit is"
                 f" {self.settings.buffer.limit}", retry_after=max(1.0, self.settings.interval),
             )  # fmt: skip
 
@@ -107,22 +123,24 @@ class Producer:
         return buffer.add(lane, encoded.body)
 
     def _calls(
-        self, lanes: Sequence[Lane], adds: Sequence[Command], asked: Sequence[Fullness],
+        self, lanes: Sequence[Lane], adds: Sequence[Adding], asked: Sequence[Fullness],
         transaction_id: str,
     ) -> tuple[list[Any], str]:  # fmt: skip
         """Send the adds, and behind them what is asked; replies and the buffer's identity."""
         sent = False
+        commands = [command for adding in adds for command in adding]
         for attempt in range(1, _TRIES + 1):
             connection = self.pool.take()
             adding = False
             try:
                 identity = self._introduce(connection, lanes)
                 adding = True
-                replies = connection.calls([*adds, *asked])
-                self._note_depths(asked, replies[len(adds) :])
+                replies = connection.calls([*commands, *asked])
+                self._note_depths(asked, replies[len(commands) :])
+                added = _added(adds, replies)
                 if sent:
-                    _see_all_added(replies[: len(adds)], transaction_id)
-                return replies[: len(adds)], identity
+                    _see_all_added(added, transaction_id)
+                return added, identity
             except RedisUnavailable as error:
                 sent = sent or (adding and error.sent)
                 if attempt == _TRIES:
@@ -163,6 +181,8 @@ class Producer:
     def _receipt(encoded: Encoded, lane: Lane, reply: Any, identity: str) -> Receipt:
         if isinstance(reply, RedisRefused):
             raise _refusal(reply)
+        if isinstance(reply, Exception):
+            raise RedisUnavailable("Redis takes no entries now: something else has the lane's name")
         entry_id = reply.decode() if isinstance(reply, bytes) else ""
         metrics.count("submitted")
         return Receipt(encoded.id, lane.name, entry_id, identity)
@@ -223,6 +243,20 @@ def _current() -> Producer:
 def _fullness(lane: Lane, encoded: Encoded) -> Fullness:
     """What delayed work fills is another part of the lane."""
     return ("XLEN", lane.stream) if encoded.due is None else ("ZCARD", lane.scheduled)
+
+
+def _added(adds: Sequence[Adding], replies: Sequence[Any]) -> list[Any]:
+    """Of the replies to each adding that which tells whether it was accepted."""
+    found: list[Any] = []
+    place = 0
+    for adding in adds:
+        own = replies[place : place + len(adding)]
+        place += len(adding)
+        # A full Redis refuses the commands in between, and then all of them.
+        refused = (reply for reply in own if isinstance(reply, RedisRefused))
+        done = next(refused, own[-1])
+        found.append(done[0] if isinstance(done, list) else done)
+    return found
 
 
 def _see_all_added(replies: Sequence[Any], transaction_id: str) -> None:

@@ -18,6 +18,7 @@ from processor.errors import DatabaseError, DatabaseUnavailable, RedisRefused
 from processor.ledger import Ownership
 from processor.notes import Note
 from processor.outlook import Outlook
+from processor.overlay import Overlay
 from processor.ownership import OwnedLane, Owners
 from processor.redis_connection import RedisConnection
 from processor.session import Commit
@@ -49,6 +50,7 @@ class Sweeps:
         self._owners = owners
         self._burial = burial
         self._outlook = outlook
+        self._overlay = Overlay(settings)
         self._touched = self._pruned = self._counted = float("-inf")
         self._ended: dict[str, int] = {}
 
@@ -159,4 +161,6 @@ class Sweeps:
         for start in range(0, len(rows), _AT_ONCE):
             ids = [i for i, _ in rows[start : start + _AT_ONCE]]
             waiting |= parked.has_bodies(self._redis, lane.lane, ids)
+            # Forgotten by the ledger, what a reader still merges would be merged twice.
+            waiting |= self._overlay.kept(self._redis, ids)
         return [row for row in rows if row[0] not in waiting]

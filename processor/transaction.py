@@ -10,7 +10,6 @@ import datetime
 import json
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from decimal import Decimal
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
@@ -31,6 +30,7 @@ from processor.operation import (
     encoder,
 )
 from processor.operation import operations as operation_decoder
+from processor.options import cache_values, due_text, instant, seconds, text, whole
 from processor.values import identifier, key_text, plain, plain_mapping
 
 
@@ -42,6 +42,8 @@ class Encoded(msgspec.Struct, frozen=True):
     queue: str
     keys: tuple[str, ...]
     due: float | None
+    operations: tuple[Operation, ...] = ()
+    cache: dict[str, Any] | None = None
 
 
 class Transaction:
@@ -59,13 +61,14 @@ class Transaction:
     Parameters: `queue` (default "default"); `key` or `keys` (texts; transactions that share one
     commit in accept order); `delay` (seconds) or `due` (an aware datetime, or ISO 8601 with zone);
     `attempts` (tries before it is dead); `timeout` (seconds a statement of it may take); `batch`
-    and `trace` (texts carried along). Raises InvalidTransaction, naming the field.
+    and `trace` (texts carried along); `cache` (names and values that `processor.cached` gives until
+    the effect can be read everywhere). Raises InvalidTransaction, naming the field.
     """
 
     # Set by `producer`, which stands on a higher floor: `with` must be able to submit.
     submitter: ClassVar[Callable[[Transaction], Any] | None] = None
 
-    __slots__ = ("_document", "_operations", "id", "receipt")
+    __slots__ = ("_document", "_operations", "cache", "id", "receipt")
 
     def __init__(
         self,
@@ -81,24 +84,26 @@ class Transaction:
         timeout: float | None = None,
         batch: str | None = None,
         trace: str | None = None,
+        cache: Mapping[str, Any] | None = None,
     ) -> None:
         self.id = _decide_id(id, idempotency_key)
         self.receipt: Any = None
         self._operations: list[Operation] = []
+        self.cache = None if cache is None else cache_values(cache)
         if isinstance(keys, str):
             raise InvalidTransaction("keys", "a text", hint='use key="..." or a list')
         self._document = Document(
-            queue=_text("queue", queue),
-            key=_text("key", key),
+            queue=text("queue", queue),
+            key=text("key", key),
             keys=None
             if keys is None
-            else [_require_key(f"keys[{n}]", k) for n, k in enumerate(keys)],
-            delay=_seconds("delay", delay),
-            due=_due(due),
-            attempts=_whole("attempts", attempts, 1),
-            timeout=_seconds("timeout", timeout, 0.001),
-            batch=_text("batch", batch),
-            trace=_text("trace", trace),
+            else [key_text(f"keys[{n}]", k) for n, k in enumerate(keys)],
+            delay=seconds("delay", delay),
+            due=due_text(due),
+            attempts=whole("attempts", attempts, 1),
+            timeout=seconds("timeout", timeout, 0.001),
+            batch=text("batch", batch),
+            trace=text("trace", trace),
         )
         if key is not None and keys is not None:
             raise InvalidTransaction("keys", "given together with key", hint="give one of them")
@@ -156,7 +161,7 @@ class Transaction:
                 plain_mapping(f"{at}.where", where),
                 plain_mapping(f"{at}.set", set) if set else None,
                 plain_mapping(f"{at}.add", add) if add else None,
-                _whole(f"{at}.expect", expect, 0),
+                whole(f"{at}.expect", expect, 0),
             )
         )
 
@@ -164,8 +169,8 @@ class Transaction:
         """Delete the rows whose columns equal `where`; `expect` as in `update`."""
         at = self._place()
         checked = plain_mapping(f"{at}.where", where)
-        whole = _whole(f"{at}.expect", expect, 0)
-        return self._add(Delete(identifier(f"{at}.table", table), checked, whole))
+        count = whole(f"{at}.expect", expect, 0)
+        return self._add(Delete(identifier(f"{at}.table", table), checked, count))
 
     def statement(self, name: str, params: Mapping[str, Any] | None = None) -> Self:
         """Run a statement that was registered under `name`."""
@@ -211,7 +216,7 @@ class Transaction:
         if not self._operations:
             raise InvalidTransaction("operations", "none given", hint="add at least one operation")
         given = self._document
-        due = now + given.delay if given.delay is not None else _instant(given.due)
+        due = now + given.delay if given.delay is not None else instant(given.due)
         try:
             document = msgspec.structs.replace(
                 given, id=self.id, delay=None, queue=None,
@@ -232,7 +237,9 @@ class Transaction:
                 hint="store large content elsewhere and submit a reference",
             )  # fmt: skip
         keys = (given.key,) if given.key is not None else tuple(dict.fromkeys(given.keys or ()))
-        return Encoded(self.id, body, given.queue or "default", keys, due)
+        return Encoded(
+            self.id, body, given.queue or "default", keys, due, self.operations, self.cache
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -273,9 +280,8 @@ class Transaction:
             self.statement(op.name, op.params)
 
 
-_MOMENT = "write 2026-11-21T06:00:00Z, or an aware datetime"
 _OPTIONS = ("idempotency_key", "queue", "key", "keys", "delay", "due", "attempts", "timeout",
-            "batch", "trace")  # fmt: skip
+            "batch", "trace", "cache")  # fmt: skip
 
 
 def _json(source: Mapping[str, Any]) -> str | bytes:
@@ -306,46 +312,3 @@ def _rows(at: str, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         if row.keys() != checked[0].keys():
             raise InvalidTransaction(f"{at}[{number}]", "has other columns than the first row")
     return checked
-
-
-def _text(field: str, value: str | None) -> str | None:
-    return None if value is None else key_text(field, value)
-
-
-def _require_key(field: str, value: object) -> str:
-    return key_text(field, value)
-
-
-def _seconds(field: str, value: float | None, least: float = 0) -> float | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, (int, float, Decimal)):
-        raise InvalidTransaction(field, f"is a {type(value).__name__}", hint="give seconds")
-    if not least <= value <= 3_155_760_000:
-        raise InvalidTransaction(field, f"must be between {least:g} and 100 years, in seconds")
-    return float(value)
-
-
-def _whole(field: str, value: int | None, least: int) -> int | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InvalidTransaction(field, f"must be a whole number of at least {least}")
-    return value
-
-
-def _due(value: datetime.datetime | str | None) -> str | None:
-    if value is None:
-        return None
-    try:
-        moment = datetime.datetime.fromisoformat(value) if isinstance(value, str) else value
-        there = moment.astimezone(datetime.UTC) if moment.tzinfo else None
-    except (ValueError, AttributeError, OverflowError):
-        raise InvalidTransaction("due", "not a date and time", hint=_MOMENT) from None
-    if there is None:
-        raise InvalidTransaction("due", "has no time zone", hint=_MOMENT)
-    return there.isoformat()
-
-
-def _instant(due: str | None) -> float | None:
-    return None if due is None else datetime.datetime.fromisoformat(due).timestamp()

@@ -23,13 +23,19 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = (
     ("words", "errors metrics crashpoint progress literal operation position"),
     ("rules", "complaint defect identity values verdict parking registry report columntype"
-     " declaration address configfile notify signals pidfile marks withheld"),
+     " declaration address configfile notify signals pidfile marks withheld footprint"),
+    ("what is said of a transaction", "options"),
     ("records", "entry transaction settings"),
     ("how a session begins", "pins"),
     ("connections", "config redis_connection database logbook detach"),
-    ("stores", "buffer schema catalog ledger doorbell"),
-    ("stores upon stores", "due parked deadletter shape fold partitions replication"),
+    ("stores", "buffer schema catalog ledger doorbell overlay"),
+    ("stores upon stores", "due parked deadletter shape fold partitions replication rowvalue"),
     ("what is heard of replicas", "standing"),
+    ("what is pending, and for which tables", "gathering clearing relation"),
+    ("rows with what is pending", "merging"),
+    ("what is asked for a read", "casting snapshot"),
+    ("sessions that read", "readsession"),
+    ("a read", "reading"),
     ("parts of a pass", "ownership render notes follower confirmation ledgers"),
     ("a session, its lanes, where a transaction is",
      "following session outlook taking whereabouts"),
@@ -44,7 +50,7 @@ FLOORS = (
     ("before a batch", "admission attempt"),
     ("the pass", "drain"),
     ("the thread", "worker"),
-    ("faces", "producer web"),
+    ("faces", "producer reader web"),
     ("service", "service embedded"),
     ("daemon", "daemon"),
     ("demo", "demo"),
@@ -84,15 +90,16 @@ DRIVERS = {
 
 PUBLIC = {
     "configure", "start", "stop", "event", "singleton", "state", "hooks", "submit", "submit_many",
-    "Transaction", "Receipt", "new_id", "statement", "route", "AlreadyRunning", "BufferFull",
-    "ConfigError", "DatabaseUnavailable", "InvalidTransaction", "NotRunning", "ProcessorError",
-    "RedisUnavailable", "ReplicaBehind", "SubmitUnknown", "TransactionDead", "TransactionLost",
-    "Unavailable", "WaitTimeout",
+    "Transaction", "Receipt", "new_id", "statement", "route", "read", "cached",
+    "AlreadyRunning", "BufferFull", "ConfigError", "DatabaseUnavailable", "InvalidRead",
+    "InvalidTransaction", "NotRunning", "ProcessorError", "RedisUnavailable", "ReplicaBehind",
+    "ReplicaLost", "SubmitUnknown", "TransactionDead", "TransactionLost", "Unavailable",
+    "WaitTimeout",
 }  # fmt: skip
 
 MODULE_LINES, FUNCTION_LINES = 300, 40
 # These may only shrink.
-LARGER = {"apply": 345, "transaction": 351, "attempt.apply": 45}
+LARGER = {"apply": 345, "transaction": 315, "attempt.apply": 45}
 
 SAYS_NOTHING = {"utils", "util", "helpers", "helper", "common", "manager", "base", "misc"}
 

@@ -2,7 +2,8 @@
 
 Redis takes these lines in its ACL file, and one by one after ACL SETUSER. No scripts, no commands
 for administration. A producer can remove nothing from the buffer; it reads what its receipts ask
-for. The processor's user also serves an application that submits and drains in one process.
+for, and what reads of pending writes need. The processor's user also serves an application that
+submits and drains in one process.
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ from __future__ import annotations
 from urllib.parse import parse_qs, urlsplit
 
 PRODUCER = (
-    "get", "hget", "hgetall", "hlen", "hset", "hsetnx", "sadd", "set", "xadd", "xlen", "xrange",
-    "xread", "xrevrange", "zadd", "zcard", "zscore",
+    "exec", "exists", "get", "hexists", "hget", "hgetall", "hlen", "hmget", "hset", "hsetnx",
+    "lrange", "multi", "rpush", "sadd", "set", "xadd", "xlen", "xrange", "xread", "xrevrange",
+    "zadd", "zcard", "zscore",
 )  # fmt: skip
 PROCESSOR = (
-    "get", "hdel", "hget", "hgetall", "hlen", "hmget", "hset", "hsetnx", "sadd", "set", "smembers",
-    "time", "xadd", "xdel", "xinfo|stream", "xlen", "xrange", "xread", "xrevrange", "zadd", "zcard",
-    "zrange", "zrangebylex", "zrangebyscore", "zrem", "zscore",
+    "exec", "exists", "get", "hdel", "hexists", "hget", "hgetall", "hlen", "hmget", "hset",
+    "hsetnx", "lrange", "lrem", "multi", "rpush", "sadd", "set", "smembers", "time", "xadd", "xdel",
+    "xinfo|stream", "xlen", "xrange", "xread", "xrevrange", "zadd", "zcard", "zrange",
+    "zrangebylex", "zrangebyscore", "zrem", "zscore",
 )
 OPERATOR = (
     "acl|whoami", "get", "hdel", "hget", "hgetall", "hincrby", "hlen", "hmget", "hscan", "hset",
@@ -26,7 +29,8 @@ OPERATOR = (
 
 # What a producer may touch. The identity and the register are shared by all lanes.
 _PRODUCED = ("buffer", "lanes", "partitions", "primary", "replicas", "replayed", "{*}:stream",
-             "{*}:scheduled", "{*}:commits", "{*}:parked", "{*}:retry", "{*}:replayed")
+             "{*}:scheduled", "{*}:commits", "{*}:parked", "{*}:retry", "{*}:replayed", "overlay",
+             "overlay:*")
 _PASSWORD = "CHANGE-ME"
 
 

@@ -1,0 +1,191 @@
+"""Pending transactions as changes of typed values, for `merging`.
+
+What a transaction's run would refuse before it touches a row - a column that does not exist, a
+value that does not fit - makes it a change that fails. Literals that Python cannot read exactly are
+read by the server, all of a call in one statement, and remembered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from processor.catalog import Column
+from processor.columntype import UNCOMPARED, Unfit
+from processor.database import Database
+from processor.errors import DatabaseError
+from processor.literal import quoted
+from processor.merging import Change, Fails, Step
+from processor.operation import Delete, Insert, Operation, Statement, Update, Upsert
+from processor.overlay import Pending
+from processor.relation import Relation
+from processor.rowvalue import Cast, Sum, Undecided, added_to, read_as
+
+#: The relations that an operation means, by the name that it gives its table.
+Means = Callable[[str], Sequence[Relation]]
+
+_AT_ONCE = 500
+_REMEMBERED = 20_000
+
+
+class Unnamed(Exception):
+    """A column or a table that is not known here; perhaps it is new."""
+
+
+class Casting:
+    """Reads values on one session."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._known: dict[Cast, Any] = {}
+
+    def changes(
+        self, pending: Sequence[Pending], means: Means, scope: Collection[str], *, anew: bool
+    ) -> list[Change]:
+        """The changes that these transactions make in the tables of `scope`.
+
+        Raises Unnamed for names that are not known, unless they were looked up `anew`: then the
+        transaction fails by them.
+        """
+        made = [self._change(each, means, anew) for each in pending]
+        self._ask({cast for change in made for step in change.steps for cast in _casts(step)})
+        return [self._resolved(change, scope) for change in made]
+
+    def add(self, wanted: Sum) -> Any:
+        """An addition, made by the server. Raises Unfit."""
+        kind, text = wanted.added
+        sql = f"({quoted(wanted.old)}::{wanted.type} + {quoted(text)}::{kind})::{wanted.type}"
+        return self._single(sql)
+
+    def _change(self, pending: Pending, means: Means, anew: bool) -> Change:
+        try:
+            steps = [
+                step
+                for operation in pending.operations
+                for relation in means(operation.table)  # type: ignore[union-attr]
+                for step in steps_of(operation, relation)
+            ]
+        except Undecided:
+            return Change(pending.id, decided=False)
+        except (Unfit, Fails, ValueError, TypeError, ArithmeticError, RecursionError):
+            return Change(pending.id)
+        except Unnamed:
+            if not anew:
+                raise
+            return Change(pending.id)
+        return Change(pending.id, tuple(steps))
+
+    def _resolved(self, change: Change, scope: Collection[str]) -> Change:
+        try:
+            steps = tuple(
+                replace(step, set=self._read(step.set), where=self._read(step.where))
+                for step in change.steps
+            )
+        except Undecided:
+            return Change(change.id, decided=False)
+        except Unfit:
+            return Change(change.id)
+        return replace(change, steps=tuple(step for step in steps if step.table in scope))
+
+    def _read(self, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        if not any(isinstance(value, Cast) for value in values.values()):
+            return values
+        return {
+            name: self._found(value) if isinstance(value, Cast) else value
+            for name, value in values.items()
+        }
+
+    def values(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Values of which some are Casts, all of them read. Raises Unfit and Undecided."""
+        self._ask({value for value in given.values() if isinstance(value, Cast)})
+        return self._read(given)
+
+    def _found(self, cast: Cast) -> Any:
+        found = self._known[cast]
+        if isinstance(found, Unfit | Undecided):
+            raise found
+        return found
+
+    def _ask(self, casts: set[Cast]) -> None:
+        if len(self._known) > _REMEMBERED:
+            self._known.clear()
+        new = [cast for cast in casts if cast not in self._known]
+        for start in range(0, len(new), _AT_ONCE):
+            self._ask_some(new[start : start + _AT_ONCE])
+
+    def _ask_some(self, casts: Sequence[Cast]) -> None:
+        try:
+            row = self._database.run(
+                "SELECT " + ", ".join(f"{quoted(text)}::{kind}" for kind, text in casts)
+            )[0]
+            self._known.update(zip(casts, row, strict=True))
+        except (DatabaseError, ValueError, OverflowError):
+            for cast in casts:
+                try:
+                    self._known[cast] = self._single(f"{quoted(cast.text)}::{cast.type}")
+                except (Unfit, Undecided) as error:
+                    self._known[cast] = error
+
+    def _single(self, expression: str) -> Any:
+        try:
+            return self._database.run(f"SELECT {expression}")[0][0]
+        except DatabaseError as error:
+            raise Unfit(error.sqlstate, "the server does not read this value") from None
+        except (ValueError, OverflowError):
+            raise Undecided from None  # A date that Python does not have.
+
+
+def steps_of(operation: Operation, relation: Relation) -> Iterator[Step]:
+    """The steps of one operation. Raises Unnamed, Unfit, Fails and Undecided."""
+    name = relation.name
+    if isinstance(operation, Insert):
+        for row in operation.rows or [operation.values or {}]:
+            yield Step("insert", name, typed(relation, row))
+    elif isinstance(operation, Upsert):
+        if frozenset(operation.conflict) not in relation.unique:
+            raise Fails
+        conflict = tuple(operation.conflict)
+        yield Step("upsert", name, typed(relation, operation.values), conflict=conflict)
+    elif isinstance(operation, Update):
+        yield _update(operation, relation)
+    elif isinstance(operation, Delete):
+        where = met(relation, operation.where)
+        yield Step("delete", name, where=where, expect=operation.expect)
+    else:
+        assert isinstance(operation, Statement)
+
+
+def _update(operation: Update, relation: Relation) -> Step:
+    added = {c: added_to(_column(relation, c), v) for c, v in (operation.add or {}).items()}
+    if not added.keys().isdisjoint(relation.keys):
+        raise Undecided  # Whether the new key is free is known of no row that was read.
+    return Step(
+        "update", relation.name, typed(relation, operation.set or {}), added,
+        met(relation, operation.where), expect=operation.expect,
+    )  # fmt: skip
+
+
+def typed(relation: Relation, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values as their columns hold them, some of them Casts. Raises Unnamed, Unfit, Undecided."""
+    return {name: read_as(_column(relation, name), value) for name, value in values.items()}
+
+
+def met(relation: Relation, where: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a where. Raises Unnamed, Unfit and Undecided."""
+    for name in where:
+        if _column(relation, name).base in UNCOMPARED:
+            raise Unfit("42883", f"column {name} cannot be compared, so not stand in where")
+    return typed(relation, where)
+
+
+def _column(relation: Relation, name: str) -> Column:
+    column = relation.columns.get(name)
+    if column is None:
+        raise Unnamed
+    return column
+
+
+def _casts(step: Step) -> Iterator[Cast]:
+    for values in (step.set, step.where):
+        yield from (value for value in values.values() if isinstance(value, Cast))

@@ -1,0 +1,272 @@
+"""Values of a transaction as the driver would give them, had they been written and read again.
+
+What is simple is done here, and exactly as PostgreSQL and the driver do it; for the rest `read_as`
+answers a `Cast`, which the server has to make. Where neither can tell, `Undecided` is raised.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from decimal import Context, Decimal
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from processor.catalog import Column
+from processor.columntype import (
+    BOOL,
+    BPCHAR,
+    DATE,
+    FLOAT4,
+    FLOAT8,
+    INTERVAL,
+    JSON,
+    JSONB,
+    NUMBERS,
+    NUMERIC,
+    TEXT,
+    TIMES,
+    TIMESTAMP,
+    TIMESTAMPTZ,
+    UUID,
+    VARCHAR,
+    WHOLE,
+    Unfit,
+    Writer,
+    writer,
+)
+
+
+class Undecided(Exception):
+    """Only PostgreSQL knows what becomes of this."""
+
+
+class Cast(NamedTuple):
+    """A literal that the server has to read."""
+
+    type: str
+    text: str
+
+
+class Sum(NamedTuple):
+    """An addition that the server has to make: (old + added), as the column's type."""
+
+    type: str
+    old: str
+    added: Cast
+
+
+#: Sums of decimals are exact; PostgreSQL holds 131072 digits before the point.
+_EXACT = Context(prec=200_000, Emin=-999_999, Emax=999_999, traps=[])
+_INTEGER = re.compile(r"\s*[+-]?[0-9]{1,30}\s*").fullmatch
+_DECIMAL = re.compile(
+    r"\s*[+-]?(?:[0-9]{1,300}(?:\.[0-9]{0,300})?|\.[0-9]{1,300})(?:[eE][+-]?[0-9]{1,3})?\s*"
+).fullmatch
+_UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}").fullmatch
+_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}").fullmatch
+_MOMENT = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,6})?"
+    r"(Z|[+-][0-9]{2}:[0-9]{2})?"
+).fullmatch
+#: Words that mean another moment each time they are read.
+_MOVING = re.compile(r"now|today|tomorrow|yesterday", re.I).search
+_SPECIAL = {"nan": float("nan"), "infinity": float("inf"), "-infinity": float("-inf")}
+_NOT_NUMBER = "NaN"
+_FULL_RANGE = 0x7FFF
+
+_ASK = object()
+
+
+@lru_cache(maxsize=1000)
+def _writer(base: int, modifier: int, element: int) -> Writer:
+    return writer(base, modifier, element)
+
+
+def read_as(column: Column, value: Any) -> Any:
+    """A value as it is read from a column, or a Cast. Raises Unfit and Undecided."""
+    if value is None:
+        return None
+    text = _writer(column.base, column.modifier, column.element)(value)
+    here = None if column.domain or column.element else _HERE.get(column.base)
+    if here is not None:
+        found = here(column, value, text)
+        if found is not _ASK:
+            return found
+    if column.base in TIMES and _MOVING(text):
+        raise Undecided
+    if _cut_to_size(column):
+        raise Undecided
+    return Cast(column.type, text)
+
+
+def _cut_to_size(column: Column) -> bool:
+    """Whether the column's own length or range changes or refuses what a cast lets through."""
+    if column.modifier < 0:
+        return False
+    if column.element or column.base not in (*TIMES, *NUMBERS, VARCHAR, BPCHAR):
+        return True
+    return column.base == INTERVAL and (column.modifier >> 16) & _FULL_RANGE != _FULL_RANGE
+
+
+def _whole(column: Column, _value: Any, text: str) -> Any:
+    return _in_range(column, int(text)) if _INTEGER(text) else _ASK
+
+
+def _in_range(column: Column, number: int) -> int:
+    if not -WHOLE[column.base] <= number < WHOLE[column.base]:
+        raise Unfit("22003", "the number is out of the column's range")
+    return number
+
+
+def _numeric(column: Column, _value: Any, text: str) -> Any:
+    return _sized(column, Decimal(text.strip())) if _DECIMAL(text) else _ASK
+
+
+def _sized(column: Column, number: Decimal) -> Decimal:
+    """A decimal with the scale that the column gives it. Raises Unfit."""
+    if not number.is_finite():
+        if column.modifier >= 4 and not number.is_nan():
+            raise Unfit("22003", "the number is out of the column's range")
+        return number
+    number = number if number else abs(number)  # It has no negative zero.
+    exponent = number.as_tuple().exponent
+    if column.modifier < 4:
+        # PostgreSQL knows no exponents: 1E+3 is 1000.
+        whole = isinstance(exponent, int) and exponent > 0
+        return number.quantize(Decimal(1), context=_EXACT) if whole else number
+    precision = ((column.modifier - 4) >> 16) & 0xFFFF
+    scale = (((column.modifier - 4) & 0x7FF) ^ 1024) - 1024
+    if number and number.adjusted() >= precision - scale:
+        raise Unfit("22003", "the number is out of the column's range")
+    return number.quantize(Decimal(1).scaleb(-max(scale, 0)), context=_EXACT)
+
+
+def _float(_column: Column, _value: Any, text: str) -> Any:
+    special = _SPECIAL.get(text.strip().lower())
+    if special is not None:
+        return special
+    if not _DECIMAL(text):
+        return _ASK
+    number = float(text)
+    if number in (float("inf"), float("-inf")) or (not number and Decimal(text.strip())):
+        raise Unfit("22003", "the number is out of the column's range")
+    return number
+
+
+def _text(_column: Column, _value: Any, text: str) -> Any:
+    return text
+
+
+def _varying(column: Column, _value: Any, text: str) -> Any:
+    return text if column.modifier < 4 else _cut(text, column.modifier - 4)
+
+
+def _padded(column: Column, _value: Any, text: str) -> Any:
+    if column.modifier < 4:
+        return text
+    return _cut(text, column.modifier - 4).ljust(column.modifier - 4)
+
+
+def _cut(text: str, length: int) -> str:
+    if text[length:].strip(" "):
+        raise Unfit("22001", "the text is longer than the column")
+    return text[:length]
+
+
+def _bool(_column: Column, value: Any, _text: str) -> Any:
+    return value if isinstance(value, bool) else _ASK
+
+
+def _uuid(_column: Column, _value: Any, text: str) -> Any:
+    return text.lower() if _UUID(text) else _ASK
+
+
+def _document(_column: Column, _value: Any, text: str) -> Any:
+    return json.loads(text)
+
+
+def _date(_column: Column, _value: Any, text: str) -> Any:
+    return _moment(datetime.date.fromisoformat, text) if _DATE(text) else _ASK
+
+
+def _timestamp(_column: Column, _value: Any, text: str) -> Any:
+    form = _MOMENT(text)
+    return _moment(datetime.datetime.fromisoformat, text) if form and not form[1] else _ASK
+
+
+def _timestamptz(_column: Column, _value: Any, text: str) -> Any:
+    form = _MOMENT(text)
+    if not form or not form[1]:
+        return _ASK
+    return _moment(lambda t: datetime.datetime.fromisoformat(t).astimezone(datetime.UTC), text)
+
+
+def _moment(parse: Callable[[str], Any], text: str) -> Any:
+    try:
+        return parse(text)
+    except (ValueError, OverflowError):
+        return _ASK
+
+
+_HERE: dict[int, Callable[[Column, Any, str], Any]] = {
+    **dict.fromkeys(WHOLE, _whole), NUMERIC: _numeric, FLOAT8: _float, TEXT: _text,
+    VARCHAR: _varying, BPCHAR: _padded, BOOL: _bool, UUID: _uuid, JSON: _document,
+    JSONB: _document, DATE: _date, TIMESTAMP: _timestamp, TIMESTAMPTZ: _timestamptz,
+}  # fmt: skip
+
+
+def same_form(column: Column, value: Any) -> Any:
+    """A value in the form in which equal ones are equal to Python, too, and can be looked up."""
+    if isinstance(value, memoryview):
+        return bytes(value)
+    if column.base == BPCHAR and isinstance(value, str):
+        return value.rstrip(" ")
+    # To PostgreSQL, one that is not a number equals all others.
+    return _NOT_NUMBER if value != value else value
+
+
+def added_to(column: Column, value: Any) -> Any:
+    """What is added to a column: a number, or a Cast for the server. Raises Unfit, Undecided."""
+    if value is None:
+        return None
+    if column.base in TIMES and not column.element:
+        if column.base == INTERVAL or 0 <= column.modifier < 6:
+            # The driver makes thirty days of a month: what was read cannot be added to.
+            # Nor is it rounded here.
+            raise Undecided
+        return Cast("interval", _writer(INTERVAL, -1, 0)(value))
+    if column.base not in NUMBERS or column.element:
+        raise Unfit("42804", f"column {column.name} is neither a number nor a time to add to")
+    if column.domain or column.base == FLOAT4:
+        return Cast(column.type, _writer(column.base, column.modifier, 0)(value))
+    _writer(column.base, column.modifier, 0)(value)
+    return read_as(replace(column, modifier=-1), value)
+
+
+def total(column: Column, old: Any, added: Any) -> Any:
+    """The sum, or a Sum for the server. Raises Unfit and Undecided."""
+    if old is None or added is None:
+        return None
+    if isinstance(added, Cast):
+        return Sum(column.type, _written(old), added)
+    if column.base in WHOLE:
+        return _in_range(column, old + added)
+    if column.base == NUMERIC:
+        return _sized(column, _EXACT.add(old, added))
+    number = old + added
+    if abs(number) == float("inf") and abs(old) != float("inf") != abs(added):
+        raise Unfit("22003", "the number is out of the column's range")
+    return number
+
+
+def _written(old: Any) -> str:
+    """A value that was read, as a literal that reads alike."""
+    if isinstance(old, datetime.date | datetime.time):
+        if getattr(old, "year", 0) == datetime.MAXYEAR:
+            raise Undecided  # The driver reads infinity so, too.
+        return old.isoformat()
+    return repr(old) if isinstance(old, float) else str(old)
+

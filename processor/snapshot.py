@@ -1,0 +1,226 @@
+"""What a read asks of a server: rows, and which pending transactions its ledger knows (rule 32).
+
+Both in one statement, which has one snapshot: asked one after the other, a transaction that is
+replayed in between would be missing, or doubled. A read of one row by its key is prepared once on a
+session; what needs more rows is written out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from processor.columntype import writer
+from processor.footprint import mark, touch
+from processor.literal import named, quoted, table
+from processor.merging import Line
+from processor.operation import Delete, Insert, Operation, Update, Upsert
+from processor.relation import Relation
+
+Where = Mapping[str, Any]
+
+_LEDGER = "SELECT l.id::text FROM processor.ledger l WHERE l.id = ANY ({})"
+
+
+@dataclass(slots=True)
+class Snapshot:
+    """What the server showed at one moment."""
+
+    known: set[str]
+    lines: dict[str, list[Line]] = field(default_factory=dict)
+
+
+class Prepared:
+    """The two forms of a read by equality: rows alone, and rows with the ledger."""
+
+    def __init__(self, number: int, relation: Relation, where: Where) -> None:
+        columns = [relation.columns[name] for name, value in where.items() if value is not None]
+        types = [column.type for column in columns]
+        self._relation = relation
+        self._width = len(relation.names)
+        self._plain, self._merged = f"processor_p{number}", f"processor_m{number}"
+        source = f"FROM {table(relation.name)} x"
+        declared = f" ({', '.join(types)})" if types else ""
+        self.prepare = (
+            f"PREPARE {self._plain}{declared} AS SELECT x.* {source}{_met(where, 1)};"
+            f"PREPARE {self._merged} ({', '.join(['uuid[]', *types])}) AS"
+            f" SELECT ARRAY({_LEDGER.format('$1')}), t.* FROM (SELECT 1) AS one"
+            f" LEFT JOIN (SELECT true AS there, x.* {source}{_met(where, 2)}) t ON true;"
+        )
+
+    def plain(self, where: Where) -> str:
+        """Ask for the rows alone."""
+        written = _written(self._relation, where)
+        return f"EXECUTE {self._plain}({','.join(written)})" if written else (
+            f"EXECUTE {self._plain}"
+        )  # fmt: skip
+
+    def merged(self, where: Where, ids: Iterable[str]) -> str:
+        """Ask for the rows and for the ids in the ledger."""
+        written = [f"'{{{','.join(ids)}}}'", *_written(self._relation, where)]
+        return f"EXECUTE {self._merged}({','.join(written)})"
+
+    def rows(self, answer: Sequence[tuple[Any, ...]]) -> list[dict[str, Any]]:
+        """The rows of the answer to `plain`. Raises Changed."""
+        if answer and len(answer[0]) != self._width:
+            raise Changed
+        return [dict(zip(self._relation.names, row, strict=True)) for row in answer]
+
+    def read(self, answer: Sequence[tuple[Any, ...]]) -> Snapshot:
+        """The answer to `merged`. Raises Changed."""
+        if len(answer[0]) != self._width + 2:
+            raise Changed
+        names = self._relation.names
+        lines = [
+            Line(dict(zip(names, row[2:], strict=True))) for row in answer if row[1]
+        ]  # fmt: skip
+        return Snapshot(set(answer[0][0]), {self._relation.name: lines})
+
+
+class Changed(Exception):
+    """The table has other columns than it had when it was looked up."""
+
+
+def whole(
+    wanted: Sequence[tuple[Relation, Sequence[Where] | None]], where: Where, ids: Iterable[str]
+) -> str:
+    """Ask for rows of several tables that meet any of their conditions (None: all of them).
+
+    `where` is the condition of the read, on the first table: the server says of its rows whether
+    they meet it.
+    """
+    nulls = ", ".join(
+        f"NULL::{relation.columns[name].type}" for relation, _ in wanted for name in relation.names
+    )
+    ledger = _LEDGER.format(f"'{{{','.join(ids)}}}'::uuid[]")
+    parts = [f"SELECT 0, ARRAY({ledger}), NULL::text, NULL::bool, {nulls}"]
+    for place, (relation, conditions) in enumerate(wanted):
+        meets = f"({_conjunction(relation, where)})" if place == 0 and where else "NULL::bool"
+        columns = ", ".join(
+            f"x.{named(name)}" if each is relation else f"NULL::{each.columns[name].type}"
+            for each, _ in wanted for name in each.names
+        )  # fmt: skip
+        select = (
+            f"SELECT {place + 1}, NULL::text[], x.tableoid::bigint::text || x.ctid::text, {meets},"
+            f" {columns} FROM {table(relation.name)} x"
+        )
+        if conditions is None:
+            parts.append(select)
+        else:
+            parts += [f"{select} WHERE {one}" for one in _disjunction(relation, conditions)]
+    return " UNION ALL ".join(parts)
+
+
+def read(wanted: Sequence[Relation], answer: Sequence[tuple[Any, ...]]) -> Snapshot:
+    """The answer to `whole`; a row that met several conditions came more than once."""
+    found = Snapshot(set())
+    starts, place = [], 4
+    for relation in wanted:
+        starts.append(place)
+        place += len(relation.names)
+        found.lines[relation.name] = []
+    seen: set[tuple[int, str]] = set()
+    for row in answer:
+        number, at = row[0], row[2]
+        if number == 0:
+            found.known.update(row[1])
+        if number == 0 or (number, at) in seen:
+            continue
+        seen.add((number, at))
+        relation, start = wanted[number - 1], starts[number - 1]
+        values = dict(zip(relation.names, row[start:], strict=False))
+        found.lines[relation.name].append(Line(values, bool(row[3])))
+    return found
+
+
+def conditions(
+    relation: Relation, operation: Operation, marks: Collection[str] | None
+) -> Iterator[Where]:
+    """What rows an operation may meet; of those with other marks than `marks` only if it is None.
+    """
+    keys = relation.keys
+    if marks is not None:
+        for made, named_by in touch(keys, operation).rows.items():
+            if made in marks:
+                yield from (dict(zip(keys, values, strict=True)) for values in named_by)
+        return
+    if isinstance(operation, Insert):
+        for row in operation.rows or [operation.values or {}]:
+            yield from _key(keys, row)
+    elif isinstance(operation, Upsert):
+        yield {column: operation.values[column] for column in operation.conflict}
+        yield from _key(keys, operation.values)
+    elif isinstance(operation, Update | Delete):
+        yield operation.where
+        given = (operation.set or {}) if isinstance(operation, Update) else {}
+        moved = {column: given[column] for column in keys if column in given}
+        if moved:
+            yield moved  # Who may have the key already.
+
+
+def _key(keys: Sequence[str], row: Where) -> Iterator[Where]:
+    if all(row.get(column) is not None for column in keys):
+        yield {column: row[column] for column in keys}
+
+
+def by_mark(relation: Relation, where: Where) -> str | None:
+    """The mark of the one row that a read is about; None if it is about more."""
+    return mark(tuple(where.get(column) for column in relation.keys))
+
+
+def _met(where: Where, start: int) -> str:
+    parts, number = [], start
+    for name, value in where.items():
+        if value is None:
+            parts.append(f"x.{named(name)} IS NULL")
+        else:
+            parts.append(f"x.{named(name)} = ${number}")
+            number += 1
+    return f" WHERE {' AND '.join(parts)}" if parts else ""
+
+
+def _written(relation: Relation, where: Where) -> list[str]:
+    return [quoted(_text(relation, n, v)) for n, v in where.items() if v is not None]
+
+
+def _text(relation: Relation, name: str, value: Any) -> str:
+    column = relation.columns[name]
+    return writer(column.base, column.modifier, column.element)(value)
+
+
+def _conjunction(relation: Relation, where: Where) -> str:
+    return " AND ".join(
+        f"x.{named(n)} IS NULL" if v is None
+        else f"x.{named(n)} = {quoted(_text(relation, n, v))}::{relation.columns[n].type}"
+        for n, v in where.items()
+    )  # fmt: skip
+
+
+def _disjunction(relation: Relation, wheres: Iterable[Where]) -> Iterator[str]:
+    """Conditions joined by the columns that they name, so that an index serves each."""
+    joined: dict[tuple[tuple[str, ...], tuple[str, ...]], dict[tuple[str, ...], Where]] = {}
+    for where in wheres:
+        given = tuple(sorted(n for n, v in where.items() if v is not None))
+        nulls = tuple(sorted(n for n, v in where.items() if v is None))
+        texts = tuple(_text(relation, n, where[n]) for n in given)
+        joined.setdefault((given, nulls), {})[texts] = where
+    for (given, nulls), found in joined.items():
+        if not given or any(relation.columns[name].element for name in given):
+            yield from (_conjunction(relation, where) for where in found.values())
+            continue
+        arrays = [
+            f"{quoted(_array(texts))}::{relation.columns[name].type}[]"
+            for name, texts in zip(given, zip(*found, strict=True), strict=True)
+        ]
+        names = [f"x.{named(name)}" for name in given]
+        some = (
+            f"{names[0]} = ANY ({arrays[0]})" if len(given) == 1
+            else f"({', '.join(names)}) IN (SELECT * FROM unnest({', '.join(arrays)}))"
+        )  # fmt: skip
+        yield " AND ".join([some, *(f"x.{named(name)} IS NULL" for name in nulls)])
+
+
+def _array(texts: Iterable[str]) -> str:
+    quoted_each = ('"' + t.replace("\\", "\\\\").replace('"', '\\"') + '"' for t in texts)
+    return "{" + ",".join(quoted_each) + "}"
