@@ -64,7 +64,7 @@ INSIDE = {
         "guardian binaries", "server", "redis_server postgres_server", "standby", "__init__",
     ),
     "demo": (
-        "figures processes observatory", "producers screen", "observer reckoning", "stage",
+        "figures processes observatory", "nightlog producers screen", "observer reckoning", "stage",
         "scenario",
     ),
     "cli": (

@@ -24,7 +24,7 @@ import processor
 from processor import config, metrics, settings
 from processor.cli import SECTIONS
 from tests.fix_process import Process, Spawn
-from tests.fix_servers import Database
+from tests.fix_servers import Database, Factory
 from tests.fix_wait import wait_until
 from tests.readme import ROOT, TEXT, block, blocks
 
@@ -181,6 +181,50 @@ def test_a_receipt_tells_how_far_the_write_got(reader: Reader):
     assert first in ("accepted", "committed")
     assert others == ["committed", "committed"]
     assert reader.balance() == 1
+
+
+@pytest.fixture
+def replicated(
+    own_postgres: Factory, own_standby: Factory, spawn: Spawn, redis_url: str, tmp_path: Path
+) -> Reader:
+    """With the replicas that the file of the README names."""
+    primary = own_postgres()
+    database = Database(primary, "postgres")
+    database.execute(block("tables"))
+    database.execute("insert into account values (7), (8), (9)")
+    near = own_standby(primary, name="site", settings={"recovery_min_apply_delay": "200ms"})
+    far = own_standby(primary, name="munich")
+    file = block("replicas", {
+        "postgresql://db1.site/app": near.dsn, "postgresql://db2.munich/app": far.dsn
+    })  # fmt: skip
+    (tmp_path / "processor.yml").write_text(
+        f'{file}redis: {{url: "{redis_url}"}}\ndatabase: {{dsn: "{primary.dsn}"}}\n'
+    )
+    reader = Reader(spawn, redis_url, database, tmp_path)
+    reader.environ["PROCESSOR_CONFIG"] = str(tmp_path / "processor.yml")
+    return reader
+
+
+def test_a_write_is_read_before_it_is_committed_and_found_where_it_is(replicated: Reader):
+    """Rows as they will be, where the write is."""
+    replicated.does("processor init-db")
+    before = replicated.python("import processor\n" + block("read"))
+    assert before.wait(20) == 0, before.output
+    assert before.lines == ["25 buffer True"]
+
+    replicated.drains()
+    told = replicated.python("import processor\n" + block("read") + block("route"))
+    assert told.wait(20) == 0, told.output
+    read, reached, server = told.lines
+    assert read == "50 buffer True"
+    assert reached == "replicated {'site': True, 'munich': True}"
+    assert server == "site"
+
+    after = replicated.python(
+        "import processor\nprint(processor.read('account', {'id': 7})[0].source)"
+    )
+    assert after.wait(20) == 0, after.output
+    assert after.lines == ["site"]
 
 
 # In an application.

@@ -18,8 +18,14 @@ class Figures:
     accepted: int
     buffered: int
     committed: int
+    replayed: int
     postgres: str
     processor: str
+
+    @property
+    def behind(self) -> int:
+        """Transactions that the replica does not show yet."""
+        return max(0, self.committed - self.replayed)
 
 
 class Course:
@@ -27,9 +33,10 @@ class Course:
 
     def __init__(self) -> None:
         self._recent: deque[Figures] = deque()
-        self.now = Figures(0.0, 0, 0, 0, "", "")
+        self.now = Figures(0.0, 0, 0, 0, 0, "", "")
         self.accepting: deque[float] = deque([0.0], _KEPT)
         self.committing: deque[float] = deque([0.0], _KEPT)
+        self.behind: deque[float] = deque([0.0], _KEPT)
         self.buffered: deque[float] = deque([0.0], _KEPT)
 
     def add(self, figures: Figures) -> None:
@@ -43,3 +50,4 @@ class Course:
         self.accepting.append((figures.accepted - first.accepted) / span)
         self.committing.append((figures.committed - first.committed) / span)
         self.buffered.append(figures.buffered)
+        self.behind.append(figures.behind)

@@ -37,6 +37,11 @@ CREATE TABLE raw_file (
     path text NOT NULL,
     bytes bigint NOT NULL
 );
+CREATE TABLE night_log (
+    id uuid PRIMARY KEY,
+    words text NOT NULL,
+    stars integer NOT NULL DEFAULT 0
+);
 CREATE TABLE effect (
     transaction uuid NOT NULL,
     key text NOT NULL,

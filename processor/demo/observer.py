@@ -30,12 +30,16 @@ class Observer:
     """Connections of its own to both servers; what cannot be asked now stays as it was."""
 
     def __init__(self, settings: Settings, directory: Path) -> None:
+        """`settings` name one replica."""
         self._settings = settings
         self._directory = directory
         wanted = dataclasses.replace(settings.database, takeover=_IDLE)
         self._database = Database(wanted, Progress(), application="processor demo")
         self._redis = RedisConnection(settings.redis.url, settings.redis.timeout)
-        self._committed = 0
+        (replica,) = settings.replicas.servers.values()
+        asked = dataclasses.replace(settings.database, dsn=replica)
+        self._replica = Database(asked, Progress(), application="processor demo", writes=False)
+        self._committed = self._replayed = 0
 
     def database(self) -> Database:
         """The session, opened where there is none."""
@@ -64,6 +68,16 @@ class Observer:
             return self._committed, False
         return self._committed, True
 
+    def replayed(self) -> int:
+        """Transactions whose effect the replica shows."""
+        try:
+            if not self._replica.alive:
+                self._replica.connect()
+            self._replayed = int(self._replica.run(_ASKED)[0][0])
+        except (DatabaseUnavailable, DatabaseError):
+            self._replica.close()
+        return self._replayed
+
     def health(self) -> str:
         """The status word of the processor's /health; empty while nobody answers there."""
         host, _, port = self._settings.health.bind.rpartition(":")
@@ -80,4 +94,5 @@ class Observer:
 
     def close(self) -> None:
         self._database.close()
+        self._replica.close()
         self._redis.close()

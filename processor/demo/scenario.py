@@ -29,12 +29,13 @@ class Act:
 
     at: float
     sentence: str
-    do: Callable[[Stage], None]
+    do: Callable[[Stage], str | None]
 
 
 ACTS = (
     Act(0.00, "three telescopes write, a processor drains", Stage.start_telescopes),
     Act(0.20, "kill -9 PostgreSQL: the telescopes do not notice", Stage.kill_postgres),
+    Act(0.27, "a web page writes a row and changes it", Stage.write_night_log),
     Act(0.35, "kill -9 the processor too: what was accepted lies in Redis", Stage.kill_processor),
     Act(0.50, "PostgreSQL is back", Stage.start_postgres),
     Act(0.55, "a new processor takes over", Stage.start_processor),
@@ -69,6 +70,8 @@ class Play:
         except Stuck as stuck:
             # That is worth knowing, but no reason to keep the reckoning back.
             self._screen.say(str(stuck))
+        self._until(lambda now: not now.behind)
+        self._do("the replica has replayed it all", Stage.read_night_log)
         self._do("SIGTERM: the processor settles its batch and leaves", Stage.stop_processor)
         waiting = self._look().buffered
         return reckon(self._stage.directory, self._stage.observer.database(), waiting)
@@ -87,9 +90,11 @@ class Play:
         self._until(lambda now: now.committed > before)
         self._screen.say(f"it commits again after {time.monotonic() - killed:.1f} s")
 
-    def _do(self, sentence: str, do: Callable[[Stage], None]) -> None:
+    def _do(self, sentence: str, do: Callable[[Stage], str | None]) -> None:
         self._screen.say(sentence)
-        do(self._stage)
+        found = do(self._stage)
+        if found:
+            self._screen.say(found)
         self._look()
 
     def _look(self) -> Figures:
@@ -102,15 +107,17 @@ class Play:
         self._until(lambda now: now.at >= moment)
 
     def _until(self, condition: Callable[[Figures], bool]) -> None:
-        """Look on until it is so. Raises Stuck if entries wait and none is committed."""
-        committed, since = -1, time.monotonic()
+        """Look on until it is so. Raises Stuck if something waits and nothing gets further."""
+        done, since = (-1, -1), time.monotonic()
         while not condition(now := self._look()):
-            idle = not now.buffered or now.postgres == "away" or not self._stage.drains
-            if idle or now.committed != committed:
-                committed, since = now.committed, time.monotonic()
+            idle = not (now.buffered or now.behind)
+            idle = idle or now.postgres == "away" or not self._stage.drains
+            if idle or (now.committed, now.replayed) != done:
+                done, since = (now.committed, now.replayed), time.monotonic()
             elif time.monotonic() - since > _PATIENCE:
                 raise Stuck(
-                    f"{now.buffered} entries wait, and none was committed for {_PATIENCE:g} s"
+                    f"{now.buffered} entries wait, the replica is {now.behind} behind, and nothing"
+                    f" was committed or replayed for {_PATIENCE:g} s"
                 )
             time.sleep(_LOOK)
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _EVERY = 1.0
 _WIDEST = 96
 # What frame, names and numbers leave of a line is for the curves.
-_BESIDE = 42
+_BESIDE = 46
 _BLOCKS, _PLAIN_BLOCKS = "▁▂▃▄▅▆▇█", "_.:-=+*#"
 _COLOURS = {"up": "green", "running": "green", "outage": "yellow", "starting": "yellow",
             "standby": "yellow", "paused": "yellow"}  # fmt: skip
@@ -56,7 +56,8 @@ class PlainScreen:
         self._print(
             f"{figures.at:5.1f} s  accepted {figures.accepted} ({self._course.accepting[-1]:.0f}/s)"
             f"  buffered {figures.buffered}  committed {figures.committed}"
-            f" ({self._course.committing[-1]:.0f}/s)  PostgreSQL {figures.postgres}"
+            f" ({self._course.committing[-1]:.0f}/s)  replica {figures.behind} behind"
+            f"  PostgreSQL {figures.postgres}"
             f"  processor {figures.processor}"
         )
 
@@ -130,8 +131,12 @@ class LiveScreen:
         ):
             bars = curve(speeds, self._blocks, width)
             grid.add_row(name, f"[b]{count:,}", f"{speeds[-1]:,.0f}/s", f"[{style}]{bars}")
-        grid.add_row("buffered", f"[b]{now.buffered:,}", "",
-                     f"[yellow]{curve(course.buffered, self._blocks, width)}")  # fmt: skip
+        for name, count, values in (
+            ("buffered", now.buffered, course.buffered),
+            ("replica behind", now.behind, course.behind),
+        ):
+            bars = curve(values, self._blocks, width)
+            grid.add_row(name, f"[b]{count:,}", "", f"[yellow]{bars}")
         for name, word in (("PostgreSQL", now.postgres), ("processor", now.processor)):
             grid.add_row(name, f"[{_COLOURS.get(word, 'bold red')}]{word}")
         return grid

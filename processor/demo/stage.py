@@ -1,4 +1,4 @@
-"""Everything that the demo starts: two servers, the telescopes, the processor, their directory.
+"""Everything that the demo starts: servers with a replica, telescopes, processor, directory.
 
 All of it ends with the `with` block, and also where the demo itself is killed with -9: producers
 read the end of their standard input, and a guardian ends the rest. Nothing of the user's own
@@ -17,11 +17,12 @@ from types import TracebackType
 
 from processor import config, schema
 from processor.demo.figures import Figures
+from processor.demo.nightlog import REPLICA, TABLE, NightLog
 from processor.demo.observatory import TABLES, TELESCOPES
 from processor.demo.observer import Observer
 from processor.demo.processes import Child
 from processor.demo.producers import SETTINGS
-from processor.embedded import PostgresServer, RedisServer, guardian
+from processor.embedded import PostgresServer, RedisServer, Standby, guardian
 from processor.embedded.server import HOST, free_port
 from processor.settings import Settings
 
@@ -34,7 +35,11 @@ site: observatory
 redis: {{url: "{redis}"}}
 database: {{dsn: "{dsn}"}}
 health: {{bind: "{bind}"}}
+replicas: {{servers: {{{name}: "{replica}"}}}}
+overlay: {{tables: {{{table}: id}}}}
 """
+#: By how much the replica is behind, so that one sees it.
+_LAG = "1500ms"
 
 
 class Stage:
@@ -71,6 +76,9 @@ class Stage:
         self.directory = self._make_directory()
         self._redis = self._exit.enter_context(RedisServer({"appendonly": True}))
         self._postgres = self._exit.enter_context(PostgresServer())
+        self._replica = Standby.of(
+            self._postgres, name=REPLICA, settings={"recovery_min_apply_delay": _LAG}
+        )
         self._settings = self._write_settings()
         self._observer = Observer(self._settings, self.directory)
         self._exit.callback(self._observer.close)
@@ -78,6 +86,9 @@ class Stage:
         database = self._observer.database()
         database.run(TABLES)
         schema.create(database)
+        self._exit.enter_context(self._replica)
+        self._night_log = NightLog(self._settings)
+        self._exit.callback(self._night_log.close)
 
     def _make_directory(self) -> Path:
         directory = Path(tempfile.mkdtemp(prefix="processor-demo-"))
@@ -88,7 +99,10 @@ class Stage:
     def _write_settings(self) -> Settings:
         path = self.directory / SETTINGS
         bind = f"{HOST}:{free_port()}"
-        path.write_text(_SETTINGS.format(redis=self._redis.url, dsn=self._postgres.dsn, bind=bind))
+        path.write_text(_SETTINGS.format(
+            redis=self._redis.url, dsn=self._postgres.dsn, bind=bind, name=REPLICA,
+            replica=self._replica.dsn, table=TABLE,
+        ))  # fmt: skip
         return config.load(path, {})
 
     def _end_children(self) -> None:
@@ -140,6 +154,14 @@ class Stage:
         """Start it on what it has on its disk."""
         self._postgres.start()
 
+    def write_night_log(self) -> str:
+        """A row is written, changed and read back on the replica; what was seen."""
+        return self._night_log.write()
+
+    def read_night_log(self) -> str:
+        """That row when all is drained."""
+        return self._night_log.read()
+
     # What one sees of it.
 
     @property
@@ -162,7 +184,7 @@ class Stage:
         committed, answered = self._observer.committed()
         return Figures(
             time.monotonic() - self._began, self._observer.accepted(), self._observer.buffered(),
-            committed, "up" if answered else "away", self._status(),
+            committed, self._observer.replayed(), "up" if answered else "away", self._status(),
         )  # fmt: skip
 
     def _status(self) -> str:
