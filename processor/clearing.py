@@ -46,10 +46,10 @@ class Clearing:
         self._overlay = Overlay(settings)
         self._redis = RedisConnection(settings.redis.url, settings.redis.timeout)
         section = settings.database
-        self._primary = Database(section, Progress(), application="processor clearing")
+        self._primary = Database(section, Progress(), application="processor-clearing")
         self._replicas = {
             name: Database(replace(section, dsn=dsn), Progress(),
-                           application="processor clearing", writes=False)
+                           application="processor-clearing", writes=False)
             for name, dsn in settings.replicas.servers.items()
         }  # fmt: skip
         self._connections: list[RedisConnection | Database] = [

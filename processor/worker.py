@@ -24,11 +24,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from processor import __version__, config, crashpoint, defect, metrics, registry
-from processor.doorbell import Doorbell
+from processor.beside import Beside
 from processor.drain import Drain
-from processor.following import Following
 from processor.progress import Progress
-from processor.redis_connection import RedisConnection
 from processor.report import State, as_mapping
 from processor.settings import Settings
 
@@ -58,7 +56,7 @@ class Singleton:
 
 
 class Run:
-    """One life of the thread: its stop flag, its drain, its doorbell."""
+    """One life of the thread: its stop flag, its drain, what runs beside it."""
 
     def __init__(self, settings: Settings, event: threading.Event) -> None:
         self.settings = settings
@@ -66,24 +64,21 @@ class Run:
         self.progress = Progress()
         self.instance = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
         self.next_settings: Settings | None = None
-        bell = RedisConnection(settings.redis.url, settings.redis.timeout)
-        self.doorbell = Doorbell(event, bell)
-        self.bell = bell
-        self._wake = event.set
-        self.following = self.new_following()
+        self._event = event
+        self.beside = self.new_beside()
         self.drain = self.new_drain()
         self.thread = threading.Thread(target=_live, args=(self,), name="processor", daemon=True)
 
     def new_drain(self) -> Drain:
         """A drain by the settings of now."""
         return Drain(
-            self.settings, self.instance, self.progress, lambda: self.stopping, self.following
-        )
+            self.settings, self.instance, self.progress, lambda: self.stopping,
+            self.beside.following,
+        )  # fmt: skip
 
-    def new_following(self) -> Following:
-        """A watch of the replicas by the settings of now."""
-        waits = self.settings.settle == "replicated"
-        return Following(self.settings, self.instance, self._wake if waits else lambda: None)
+    def new_beside(self) -> Beside:
+        """What runs beside it by the settings of now."""
+        return Beside(self.settings, self.instance, self._event)
 
 
 singleton = Singleton()
@@ -199,15 +194,13 @@ def wake() -> None:
 def _live(run: Run) -> None:
     """The thread: from hooks to hooks."""
     _call(hooks.on_start)
-    run.doorbell.start()
-    run.following.start()
+    run.beside.start()
     try:
         _loop(run)
     finally:
         crashpoint.reach("stop-seen")
         run.drain.leave()
-        run.doorbell.stop(2.0)
-        run.following.stop(2.0)
+        run.beside.stop(2.0)
         _call(hooks.on_stop)
         singleton.state = replace(singleton.state, status="stopped", reason="", lanes={})
 
@@ -215,10 +208,10 @@ def _live(run: Run) -> None:
 def _loop(run: Run) -> None:
     delay = 0.0
     while True:
-        run.doorbell.wait_for(run.drain.streams())
+        run.beside.doorbell.wait_for(run.drain.streams())
         singleton.event.wait(delay)
         singleton.event.clear()
-        run.doorbell.rest()
+        run.beside.doorbell.rest()
         if run.stopping:
             return
         _call(hooks.before_pass)
@@ -231,10 +224,10 @@ def _pass(run: Run) -> float:
     if run.next_settings is not None:
         run.settings, run.next_settings = run.next_settings, None
         run.drain.leave()
-        run.following.stop(2.0)
-        run.following = run.new_following()
+        run.beside.stop(2.0)
+        run.beside = run.new_beside()
         run.drain = run.new_drain()
-        run.following.start()
+        run.beside.start()
     try:
         delay = run.drain.run(time.monotonic())
         run.progress.passed()
@@ -282,8 +275,7 @@ def _after_fork() -> None:
         _revive = not _run.stopping
         _run.drain.database.drop()
         _run.drain.redis.drop()
-        _run.bell.drop()
-        _run.following.drop()
+        _run.beside.drop()
         _run = None
     singleton.thread = None
     singleton.state = State()

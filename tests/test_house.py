@@ -48,7 +48,7 @@ FLOORS = (
     ("a batch", "apply connecting sweeps"),
     ("after a batch", "settling troubles"),
     ("before a batch", "admission attempt"),
-    ("the pass", "drain"),
+    ("the pass, what runs beside it", "drain beside"),
     ("the thread", "worker"),
     ("faces", "producer reader web"),
     ("service", "service embedded"),

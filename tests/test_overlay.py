@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
-import threading
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from typing import Any

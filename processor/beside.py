@@ -1,0 +1,54 @@
+"""What runs beside the drain thread: the doorbell, the replication watch, the overlay's clearing.
+
+Each is a small thread with connections of its own; none of them ever blocks the drain. They start
+and stop with it, and begin anew when the settings change.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from processor.clearing import Clearing
+from processor.doorbell import Doorbell
+from processor.following import Following
+from processor.redis_connection import RedisConnection
+from processor.settings import Settings
+
+
+class Beside:
+    """The threads beside one drain thread, by one set of settings."""
+
+    def __init__(self, settings: Settings, instance: str, event: threading.Event) -> None:
+        self._bell = RedisConnection(settings.redis.url, settings.redis.timeout)
+        self.doorbell = Doorbell(event, self._bell)
+        # What is withheld waits for replicas, and with it the drain.
+        further = event.set if settings.settle == "replicated" else _nothing
+        self.following = Following(settings, instance, further)
+        self._clearing = Clearing(settings) if settings.overlay.tables else None
+
+    def start(self) -> None:
+        """Start them all."""
+        self.doorbell.start()
+        self.following.start()
+        if self._clearing is not None:
+            self._clearing.start()
+
+    def stop(self, timeout: float) -> None:
+        """End them all, in about `timeout` seconds."""
+        end = time.monotonic() + timeout
+        self.doorbell.stop(timeout)
+        self.following.stop(max(0.1, end - time.monotonic()))
+        if self._clearing is not None:
+            self._clearing.stop(max(0.1, end - time.monotonic()))
+
+    def drop(self) -> None:
+        """Forget all connections without closing them, in a forked child (P6)."""
+        self._bell.drop()
+        self.following.drop()
+        if self._clearing is not None:
+            self._clearing.drop()
+
+
+def _nothing() -> None:
+    """Nobody waits for replicas."""
