@@ -11,11 +11,14 @@ import pytest
 import processor
 from processor import config, notes
 from processor import receipt as receipt_module
+from processor.answers import everywhere
+from processor.confirmation import Confirmation
 from processor.crowd import Crowd, Waiter
 from processor.notes import Note
 from processor.position import Position
 from processor.receipt import Receipt
-from processor.whereabouts import Sought
+from processor.replication import Replica
+from processor.whereabouts import Sought, Whereabouts
 from tests.fix_process import Spawn
 from tests.fix_servers import Database
 from tests.fix_site import Site, write
@@ -244,3 +247,91 @@ def test_a_note_of_another_buffer_is_not_heard() -> None:
     note = _note(first="1-0", last="9-0")
     assert waiter("me", "5-0").hear(note) is not None
     assert waiter("me", "5-0", OTHER).hear(note) is None
+
+
+# Waiters until it is replicated.
+
+
+def told_of(timeline: int, lsn: int, state: str = "following", **lsns: int) -> Confirmation:
+    """What is told of two replicas, of which `near` has everything up to `lsn`."""
+    at = {"near": lsn, **lsns}
+    return Confirmation(
+        ("7", timeline),
+        {"near": Replica("following", told=time.time()), "far": Replica(state, told=time.time())},
+        {name: Position("7", timeline, where) for name, where in at.items()},
+    )
+
+
+def patient(crowd: Crowd) -> Waiter:
+    made = Waiter(Sought("me", Site_lane, "5-0", BUFFER), everywhere)
+    crowd.add(made)
+    return made
+
+
+def at(timeline: int, lsn: int) -> Note:
+    return Note(BUFFER, 1.0, Position("7", timeline, lsn), first="1-0", last="9-0")
+
+
+def test_a_patient_waiter_is_told_when_the_last_replica_has_it_whatever_comes_first() -> None:
+    crowd = Crowd()
+    me = patient(crowd)
+    assert crowd.hear(at(1, 100)) == []
+    assert crowd.confirm(told_of(1, 100)) == []
+    assert crowd.confirm(told_of(1, 100, far=99)) == []
+    ((who, told),) = crowd.confirm(told_of(1, 100, far=100))
+    assert (who, told.state, told.replicas) == (me, "replicated", {"near": True, "far": True})
+    other = Crowd()
+    me = patient(other)
+    other.confirm(told_of(1, 200, far=300))
+    ((who, told),) = other.hear(at(1, 100))
+    assert (who, told.state) == (me, "replicated")
+
+
+def test_a_lost_replica_is_not_waited_for_and_is_not_said_to_have_it() -> None:
+    crowd = Crowd()
+    patient(crowd)
+    crowd.hear(at(1, 100))
+    ((_, told),) = crowd.confirm(told_of(1, 100, "lost"))
+    assert (told.state, told.replicas) == ("replicated", {"near": True, "far": False})
+
+
+def test_a_newer_note_moves_a_waiter_to_the_timeline_on_which_it_was_applied_again() -> None:
+    """Rule 22: no position of the old timeline says anything about the new one."""
+    crowd = Crowd()
+    me = patient(crowd)
+    crowd.hear(at(1, 900))
+    crowd.confirm(told_of(1, 100, far=100))
+    assert crowd.confirm(told_of(2, 999, far=999)) == []
+    assert me.wait(0) is None
+    assert crowd.hear(at(2, 1000)) == []
+    ((_, told),) = crowd.confirm(told_of(2, 1000, far=1000))
+    assert told.position == Position("7", 2, 1000)
+
+
+def test_what_was_looked_up_before_a_note_was_heard_does_not_move_a_waiter_back() -> None:
+    crowd = Crowd()
+    me = patient(crowd)
+    crowd.hear(at(1, 100))
+    looked_up = Whereabouts("committed", Position("7", 1, 5000))
+    assert crowd.commit(me, looked_up) is None
+    assert crowd.confirm(told_of(1, 100, far=100))
+
+
+def test_who_has_left_hears_no_more() -> None:
+    crowd = Crowd()
+    me = patient(crowd)
+    crowd.hear(at(1, 100))
+    crowd.remove(me)
+    assert not crowd
+    assert crowd.patient == 0
+    assert crowd.confirm(told_of(1, 100, far=100)) == []
+
+
+@pytest.mark.parametrize(
+    ("primary", "behind"),
+    [(("7", 1), False), (("7", 2), True), (("8", 1), True), (("7", 0), False), (None, False)],
+)
+def test_a_commit_of_an_older_timeline_or_another_server_is_left_behind(
+    primary: tuple[str, int] | None, behind: bool
+) -> None:
+    assert Confirmation(primary, {}, {}).left_behind(POSITION) is behind
