@@ -20,7 +20,7 @@ from processor.merging import Change, Fails, Step
 from processor.operation import Delete, Insert, Operation, Statement, Update, Upsert
 from processor.overlay import Pending
 from processor.relation import Relation
-from processor.rowvalue import Cast, Sum, Undecided, added_to, read_as
+from processor.rowvalue import Cast, Sum, Undecided, added_to, compared_with, read_as
 
 #: The relations that an operation means, by the name that it gives its table.
 Means = Callable[[str], Sequence[Relation]]
@@ -176,13 +176,13 @@ def met(relation: Relation, where: Mapping[str, Any]) -> dict[str, Any]:
     for name in where:
         if _column(relation, name).base in UNCOMPARED:
             raise Unfit("42883", f"column {name} cannot be compared, so not stand in where")
-    return typed(relation, where)
+    return {name: compared_with(_column(relation, name), value) for name, value in where.items()}
 
 
 def _column(relation: Relation, name: str) -> Column:
     column = relation.columns.get(name)
     if column is None:
-        raise Unnamed
+        raise Unnamed(f"{relation.name}.{name}")
     return column
 
 

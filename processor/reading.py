@@ -26,7 +26,8 @@ from processor.rowvalue import Undecided
 from processor.snapshot import Changed, Snapshot
 
 #: Errors of what was prepared before the table changed: look it up anew and ask again.
-_RENEW = frozenset({"0A000", "26000", "42P05", "42703", "42P01", "42804"})
+_RENEW = ("0A000", "26000", "42P05", "42703", "42P01", "42804")
+#: A standby cancels what stands in the way of replaying.
 _CONTENTION = "40"
 
 
@@ -82,20 +83,24 @@ class Reading:
 
     def run(self) -> RowList:
         """Ask; and once more if the tables are not what they were."""
-        anew = self._session.stale() and self._session.renew()
+        session, anew = self._session, self._session.stale()
+        if anew:
+            session.renew()
         for last in (False, False, True):
             try:
                 return self._ask(anew or last)
-            except (Changed, Unnamed):
-                anew = self._session.renew() or True
+            except Unnamed as unknown:
+                session.renew(str(unknown))
+                anew = True
+            except Changed:
+                session.renew()
             except DatabaseError as error:
-                renew = error.sqlstate in _RENEW and not anew
-                if last or not (renew or error.sqlstate.startswith(_CONTENTION)):
+                if last or not error.sqlstate.startswith((*_RENEW, _CONTENTION)):
                     raise self._refused(error) from None
-                anew = (renew and self._session.renew()) or anew
+                session.renew()
             except Unfit as error:
                 raise InvalidRead(f"where: {error}") from None
-        raise AssertionError
+        raise DatabaseUnavailable(f"table {self._asked.table} changes all the time")
 
     def _refused(self, error: DatabaseError) -> Exception:
         if error.sqlstate.startswith("22"):

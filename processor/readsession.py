@@ -54,6 +54,7 @@ class ReadSession:
         self._oids: dict[str, int] = {}
         self._means: dict[str, list[Relation]] = {}
         self._prepared: dict[tuple[Any, ...], Prepared] = {}
+        self._strange: set[str] = set()
         self._looked = float("-inf")
 
     def connect(self) -> None:
@@ -75,15 +76,20 @@ class ReadSession:
             " SET idle_in_transaction_session_timeout = 0"
         )
 
-    def renew(self) -> bool:
-        """Look tables up anew and prepare anew; False if that was done just now."""
-        if not self.stale(_AWAY):
-            return False
+    def renew(self, strange: str = "") -> None:
+        """Look tables up anew and prepare anew.
+
+        `strange` is a name that was not known: for one that was strange a moment ago it is not
+        done again, or each read that meets a mistaken transaction would.
+        """
+        if strange and strange in self._strange and not self.stale(_AWAY):
+            return
         if not self.database.idle:
             self.database.run("ROLLBACK")
         self.database.run("DEALLOCATE ALL")
         self._forget()
-        return True
+        if strange:
+            self._strange.add(strange)
 
     def stale(self, seconds: float = _KNOWN_FOR) -> bool:
         """Whether the tables were looked up longer ago than this."""

@@ -89,7 +89,23 @@ def read_as(column: Column, value: Any) -> Any:
     """A value as it is read from a column, or a Cast. Raises Unfit and Undecided."""
     if value is None:
         return None
+    return _read(column, value, _writer(column.base, column.modifier, column.element)(value))
+
+
+def compared_with(column: Column, value: Any) -> Any:
+    """A value that a column is compared with: its length is none of the column's business."""
+    if value is None:
+        return None
     text = _writer(column.base, column.modifier, column.element)(value)
+    return _read(_unsized(column), value, text)
+
+
+@lru_cache(maxsize=1000)
+def _unsized(column: Column) -> Column:
+    return replace(column, modifier=-1)
+
+
+def _read(column: Column, value: Any, text: str) -> Any:
     here = None if column.domain or column.element else _HERE.get(column.base)
     if here is not None:
         found = here(column, value, text)
@@ -242,8 +258,7 @@ def added_to(column: Column, value: Any) -> Any:
         raise Unfit("42804", f"column {column.name} is neither a number nor a time to add to")
     if column.domain or column.base == FLOAT4:
         return Cast(column.type, _writer(column.base, column.modifier, 0)(value))
-    _writer(column.base, column.modifier, 0)(value)
-    return read_as(replace(column, modifier=-1), value)
+    return compared_with(column, value)
 
 
 def total(column: Column, old: Any, added: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from typing import Any
@@ -13,6 +14,7 @@ from processor import config, reader
 from processor.clearing import Clearing
 from processor.transaction import Transaction
 from tests.fix_site import Site, step
+from tests.fix_wait import wait_until
 
 TABLES = """
 create table item (
@@ -101,3 +103,297 @@ def test_once_applied_a_write_is_read_from_the_server_and_not_twice(shown: Site)
     clear(shown)
     assert overlay_keys(shown) == []
     assert processor.read("item", {"id": 1}) == [row]
+
+
+def test_rows_are_found_by_other_columns_before_and_after_what_is_pending(shown: Site) -> None:
+    shown.execute("insert into item (id, kind, n) values (1, 'a', 1), (2, 'b', 2), (3, 'a', 3)")
+    shown.submit(
+        t().update("item", {"kind": "b"}, where={"id": 1}),
+        t().update("item", {"n": 10}, where={"kind": "b"}),
+        t().delete("item", {"n": 3}),
+        t().insert("item", {"id": 9, "kind": "a"}),
+    )
+    assert {row["id"] for row in processor.read("item", {"kind": "a"})} == {9}
+    assert {row["id"]: row["n"] for row in processor.read("item", {"kind": "b"})} == {1: 10, 2: 10}
+    assert processor.read("item", {"kind": None}) == []
+
+
+def test_a_write_to_any_row_is_seen_by_a_read_of_one(shown: Site) -> None:
+    """Its order among those that name the row counts, too."""
+    shown.execute("insert into item (id, n, kind) values (1, 1, 'a')")
+    shown.submit(
+        t().update("item", add={"n": 1}, where={"id": 1}),
+        t().update("item", {"n": 50}, where={"kind": "a"}),
+        t().update("item", add={"n": 1}, where={"id": 1}),
+    )
+    assert processor.read("item", {"id": 1})[0]["n"] == 51
+
+
+@pytest.mark.parametrize("key", [7, "7", " 7", 7.0, Decimal("7.00"), "+7", "0007"])
+def test_a_key_is_the_same_row_however_it_is_sent(shown: Site, key: Any) -> None:
+    shown.execute("insert into item (id, n) values (7, 1)")
+    shown.submit(t().update("item", add={"n": 1}, where={"id": key}))
+    step(shown.drain())
+    applied = shown.one("select n from item")
+    shown.execute("update item set n = 1; delete from processor.ledger")
+    assert processor.read("item", {"id": 7})[0]["n"] == applied
+
+
+@pytest.mark.parametrize("declared", ["item", "public.item"])
+@pytest.mark.parametrize("named", ["item", "public.item"])
+def test_a_table_is_the_same_by_either_of_its_names(
+    site_of: Callable[..., Site], declared: str, named: str
+) -> None:
+    site = reading(site_of(overlay={"tables": {declared: "id"}}))
+    site.execute(TABLES + "create schema other; create table other.item (id int primary key);")
+    site.submit(t().insert(named, {"id": 1}), t().insert("other.item", {"id": 2}))
+    assert [row["id"] for row in processor.read(named)] == [1]
+    assert [row["id"] for row in processor.read(named, {"id": 1})] == [1]
+    reader.close()
+
+
+def test_what_happens_to_another_row_decides_about_the_whole_transaction(shown: Site) -> None:
+    """The second order has a key that is taken: it will die, and its addition is no effect."""
+    shown.execute("insert into item (id, n) values (1, 0)")
+    def order() -> Transaction:
+        return t(attempts=1).insert("part", {"site": "a", "no": 1}).update(
+            "item", add={"n": 5}, where={"id": 1}
+        )
+    shown.submit(order(), order())
+    assert processor.read("item", {"id": 1})[0]["n"] == 5
+    shown.submit(t(attempts=1).update("item", add={"n": 1}, where={"id": 1})
+                 .update("part", {"n": 1}, where={"site": "b", "no": 1}, expect=1))  # fmt: skip
+    assert processor.read("item", {"id": 1})[0]["n"] == 5
+    drain = shown.drain()
+    for _ in range(3):
+        step(drain)
+    assert shown.one("select n from item") == 5
+    assert len(shown.dead()) == 2
+
+
+def test_every_type_is_read_as_the_driver_would_give_it(shown: Site) -> None:
+    key = processor.new_id()
+    values = {"id": key.upper(), "mood": "bad", "span": "1 day 2:00", "tags": ["a", "b,c", None],
+              "doc": {"a": [1, 2.5, None]}, "day": "21 November 2026"}  # fmt: skip
+    shown.submit(t().insert("odd", values))
+    (pending,) = processor.read("odd", {"id": key})
+    step(shown.drain())
+    (applied,) = processor.read("odd", {"id": key})
+    assert pending == applied
+    assert applied["span"] == datetime.timedelta(days=1, hours=2)
+    assert (pending.source, applied.source) == ("buffer", "primary")
+
+
+# What cannot be known.
+
+
+def test_a_pending_statement_makes_the_rows_incomplete_until_it_is_applied(shown: Site) -> None:
+    shown.execute("insert into item (id) values (1)")
+    shown.submit(t().statement("mark"))
+    rows = processor.read("item", {"id": 1})
+    assert (rows[0]["n"], rows.complete, rows[0].complete) == (0, False, False)
+    step(shown.drain())
+    rows = processor.read("item", {"id": 1})
+    assert (rows[0]["n"], rows.complete) == (99, True)
+
+
+def test_a_comparison_that_only_the_server_can_make_is_left_out_and_said_so(shown: Site) -> None:
+    shown.execute("insert into odd (id, span, doc) values (%s, '30 days', '1')", (UUID,))
+    shown.submit(t().update("odd", {"mood": "bad"}, where={"span": "1 month"}))
+    (row,) = processor.read("odd", {"id": UUID})
+    assert (row["mood"], row.complete) == (None, False)
+    assert len(processor.read("odd", {"span": "1 month"})) == 1
+
+
+UUID = "0190abcd-0000-7000-8000-000000000001"
+
+
+def test_dead_letters_leave_the_overlay(shown: Site) -> None:
+    shown.execute("insert into item (id, n) values (1, 0); alter table item add check (n < 5)")
+    shown.submit(t(attempts=1).update("item", {"n": 9}, where={"id": 1}))
+    assert processor.read("item", {"id": 1})[0]["n"] == 9
+    step(shown.drain())
+    assert len(shown.dead()) == 1
+    assert processor.read("item", {"id": 1})[0]["n"] == 0
+    clear(shown)
+    assert overlay_keys(shown) == []
+
+
+def test_delayed_work_is_shown_behind_what_comes_before_it_is_due(shown: Site) -> None:
+    shown.submit(
+        t(delay=1000).update("item", {"n": 1}, where={"id": 1}),
+        t().insert("item", {"id": 1, "n": 7}),
+    )
+    assert processor.read("item", {"id": 1})[0]["n"] == 1
+
+
+# What a producer attaches.
+
+
+def test_a_cached_value_lives_as_long_as_its_transaction_is_pending(shown: Site) -> None:
+    shown.submit(
+        t(cache={"basket 7": {"total": 1}}).insert("account", {"id": 1}),
+        t(cache={"basket 7": {"total": 2.5}, "x": None}).insert("account", {"id": 2}),
+    )
+    assert processor.cached("basket 7") == {"total": 2.5}
+    assert processor.cached("nothing") is None
+    clear(shown)
+    assert processor.cached("basket 7") == {"total": 2.5}
+    step(shown.drain())
+    clear(shown)
+    assert processor.cached("basket 7") is None
+    assert overlay_keys(shown) == []
+
+
+def test_a_cache_that_is_no_mapping_of_values_is_refused_at_the_door() -> None:
+    with pytest.raises(processor.InvalidTransaction, match="cache"):
+        t(cache=["x"])  # type: ignore[arg-type]
+    with pytest.raises(processor.InvalidTransaction, match=r"cache\.a"):
+        t(cache={"a": object()})
+
+
+# Refusals.
+
+
+def test_what_cannot_be_read_is_refused_in_one_line(shown: Site) -> None:
+    for table, where, problem in (
+        ("account", None, "overlay.tables"), ("item", {"nope": 1}, "no column nope"),
+        ("item", {"id": "x"}, "where"), ("odd", {"id": 7}, "where"),
+    ):  # fmt: skip
+        with pytest.raises(processor.InvalidRead, match=problem):
+            processor.read(table, where)
+    with pytest.raises(processor.InvalidRead, match="not in replicas"):
+        processor.read("item", {"id": 1}, replica="munich")
+
+
+def test_a_key_that_tells_no_rows_apart_is_refused(site_of: Callable[..., Site]) -> None:
+    site = reading(site_of(overlay={"tables": {"item": "name"}}))
+    site.execute(TABLES)
+    with pytest.raises(processor.InvalidRead, match="is not the key"):
+        processor.read("item", {"name": "x"})
+    reader.close()
+
+
+def test_a_column_that_is_new_is_written_and_read_at_once(shown: Site) -> None:
+    shown.execute("insert into item (id) values (1)")
+    assert "extra" not in processor.read("item", {"id": 1})[0]
+    shown.execute("alter table item add extra int")
+    shown.submit(t().update("item", {"extra": 5}, where={"id": 1}))
+    wait_until(lambda: processor.read("item", {"id": 1})[0].get("extra") == 5)
+    shown.execute("alter table item drop kind")
+    wait_until(lambda: "kind" not in processor.read("item", {"id": 1})[0])
+    assert "kind" not in processor.read("item")[0]
+
+
+# In Redis.
+
+
+def test_a_submit_that_concerns_no_table_of_the_overlay_is_one_command(shown: Site) -> None:
+    one = t().insert("account", {"id": 1})
+    shown.submit(one)
+    before = commands(shown)
+    shown.submit(t().insert("account", {"id": 2}))
+    grown = {name: count - before.get(name, 0) for name, count in commands(shown).items()}
+    assert {name for name, count in grown.items() if count} - {"info"} == {"xadd", "xlen"}
+    assert overlay_keys(shown) == []
+
+
+def commands(site: Site) -> dict[str, int]:
+    stats = site.redis.info("commandstats")
+    return {name.removeprefix("cmdstat_"): each["calls"] for name, each in stats.items()}
+
+
+def test_a_full_redis_neither_accepts_nor_shows(own_redis: Any, site_of: Any) -> None:
+    site = reading(site_of(own_redis(), overlay={"tables": OVERLAY}))
+    site.execute(TABLES)
+    site.submit(t().insert("item", {"id": 1}))
+    site.redis.config_set("maxmemory", 1)
+    with pytest.raises(processor.BufferFull):
+        site.submit(t().insert("item", {"id": 2}))
+    site.redis.config_set("maxmemory", 0)
+    assert site.depth() == 1
+    assert [row["id"] for row in processor.read("item")] == [1]
+    reader.close()
+
+
+def test_the_overlay_counts_towards_a_full_buffer(site_of: Any) -> None:
+    site = reading(site_of(overlay={"tables": OVERLAY}, buffer={"limit": 3}))
+    site.execute(TABLES)
+    for n in range(3):
+        site.submit(t().insert("item", {"id": n}))
+    step(site.drain())
+    assert site.depth() == 0
+    with pytest.raises(processor.BufferFull, match="overlay"):
+        site.submit(t().insert("item", {"id": 3}))
+    site.submit(t().insert("account", {"id": 3}))
+    clear(site)
+    site.submit(t().insert("item", {"id": 3}))
+    reader.close()
+
+
+def test_the_same_transaction_submitted_twice_is_seen_once_and_leaves_nothing(shown: Site) -> None:
+    shown.execute("insert into item (id, n) values (1, 0)")
+    once = t(cache={"x": 1}).update("item", add={"n": 1}, where={"id": 1}).update(
+        "item", {"kind": "k"}, where={"name": "new"}
+    )
+    shown.submit(once, once)
+    assert processor.read("item", {"id": 1})[0]["n"] == 1
+    step(shown.drain())
+    shown.submit(once)
+    assert processor.read("item", {"id": 1})[0]["n"] == 1
+    clear(shown)
+    assert overlay_keys(shown) == []
+
+
+def test_another_payload_under_the_same_id_leaves_nothing_behind(shown: Site) -> None:
+    one = t().insert("item", {"id": 1})
+    shown.submit(one, t(id=one.id).insert("item", {"id": 2, "kind": "x"}))
+    step(shown.drain())
+    clear(shown)
+    assert overlay_keys(shown) == []
+
+
+@pytest.mark.parametrize("refused", ["lrem", "hdel", "xdel"])
+def test_a_clearing_that_ends_half_way_is_finished_by_the_next(
+    own_redis: Any, site_of: Any, refused: str
+) -> None:
+    site = reading(site_of(own_redis(), overlay={"tables": OVERLAY}))
+    site.execute(TABLES)
+    for n in range(5):
+        site.submit(t().insert("item", {"id": n}).update("part", {"n": 1}, where={"site": "a"}))
+    drain = site.drain()
+    step(drain)
+    site.redis.execute_command("ACL", "SETUSER", "default", f"-{refused}")
+    with pytest.raises(processor.ProcessorError):
+        clear(site)
+    assert sorted(row["id"] for row in processor.read("item")) == [0, 1, 2, 3, 4]
+    site.redis.execute_command("ACL", "SETUSER", "default", f"+{refused}")
+    clear(site)
+    assert overlay_keys(site) == []
+    reader.close()
+
+
+def test_the_ledger_keeps_what_the_overlay_still_shows(shown: Site) -> None:
+    shown.execute("insert into item (id, n) values (1, 0)")
+    shown.submit(
+        t().update("item", add={"n": 1}, where={"id": 1}), t().insert("account", {"id": 1})
+    )
+    drain = shown.drain()
+    step(drain)
+    shown.execute("update processor.ledger set committed_at = now() - interval '9 days'")
+    drain.leave()
+    step(shown.drain(instance="after"))
+    assert shown.one("select count(*) from processor.ledger") == 1
+    assert processor.read("item", {"id": 1})[0]["n"] == 1
+
+
+def test_what_others_put_into_the_overlay_stops_nothing(shown: Site) -> None:
+    shown.submit(t().insert("item", {"id": 1}))
+    shown.redis.rpush("processor:overlay:table:item", "x'); drop table item; --", b"\xff")
+    shown.redis.hset("processor:overlay", "x'); drop table item; --", '{"id":"x","at":1}')
+    shown.redis.rpush("processor:overlay:statements", "x')")
+    shown.redis.xadd("processor:overlay:log", {"id": "nothing", "lists": "{"})
+    assert [row["id"] for row in processor.read("item")] == [1]
+    step(shown.drain())
+    clear(shown)
+    assert shown.redis.xlen("processor:overlay:log") == 0
