@@ -91,6 +91,10 @@ class Clearing:
             except Exception as error:  # A defect must not end the thread.
                 log.error("clearing the overlay failed: %s", type(error).__name__)
                 delay = _IDLE
+        self.close()
+
+    def close(self) -> None:
+        """End the connections; the next look opens others."""
         for each in self._connections:
             each.close()
 
@@ -106,6 +110,8 @@ class Clearing:
             page = self._overlay.page(self._redis, after, _PAGE)
             if not page:
                 self._far = "-"
+                if self._redis.call("EXISTS", self._overlay.missed):
+                    self._lost()
                 return _SOON if some else _IDLE
             gone = self._clear_page(page)
             some = some or gone

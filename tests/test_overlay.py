@@ -59,7 +59,7 @@ def clear(site: Site) -> None:
     try:
         clearing.clear()
     finally:
-        clearing.drop()
+        clearing.close()
 
 
 # What is seen.
