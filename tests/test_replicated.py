@@ -335,6 +335,8 @@ def test_a_commit_that_a_failover_lost_is_lost_and_never_replicated(
     failing: Callable[..., Any], pair: Any
 ) -> None:
     site, kept, lost = failing()
+    # So that its note is not the newest that the waiter has looked at.
+    committed(site, 99)
     found: list[Any] = []
     waiter = threading.Thread(target=lambda: found.append(lost.wait("replicated", 30)))
     waiter.start()
@@ -368,6 +370,9 @@ def test_without_a_ledger_a_commit_of_before_a_failover_is_not_called_replicated
         configure(site.changed(database={"dsn": dsn}))
         reached = lost.status()
         assert (reached.state, reached.position) == ("committed", before), dsn
+    site.redis.delete(site.lane().commits)
+    with pytest.raises(processor.DatabaseUnavailable, match="an old primary is back"):
+        lost.status()
 
 
 def test_a_wait_outlives_a_failover_that_applies_it_again(
