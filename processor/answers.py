@@ -10,7 +10,9 @@ import os
 import random
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from typing import TypeVar
 
 from processor import config, whereabouts
 from processor.buffer import Lane
@@ -19,17 +21,19 @@ from processor.crowd import Enough, Waiter
 from processor.errors import DatabaseUnavailable, InvalidTransaction, RedisRefused, RedisUnavailable
 from processor.ledgers import Ledgers
 from processor.position import Position
-from processor.redis_connection import RedisPool
+from processor.redis_connection import RedisConnection, RedisPool
 from processor.settings import Settings
 from processor.watcher import watcher
 from processor.whereabouts import UNKNOWN, Seen, Sought, Whereabouts, on_replicas
+
+T = TypeVar("T")
 
 #: A waiter that heard nothing looks for itself, less and less often: a full Redis refuses notes.
 _LOOK = 2.0
 _LOOK_LEAST = 30.0
 #: Where nobody follows the replicas, or no note tells where the commit is, nothing is heard.
 _LOOK_UNHEARD = 1.0
-#: Threads that ask at the same time: a thousand would leave the drain thread no turn at the GIL.
+#: Threads that ask Redis at the same time: a thousand would leave the drain thread no turn.
 _ASKING = 4
 #: Positions of commits that no note tells any more, remembered so that they do not move away.
 _BOUNDS = 10_000
@@ -49,14 +53,12 @@ class Answers:
 
     def status(self, sought: Sought) -> Whereabouts:
         """How far a transaction got, and on which replicas it is."""
-        with self._asking:
-            return self._answer(sought, self._seen(sought), replicas=True)
+        return self._answer(sought, self._seen(sought), replicas=True)
 
     def look(self, sought: Sought) -> tuple[Whereabouts, Confirmation]:
         """How far a transaction got, with what is told of the replicas."""
-        with self._asking:
-            seen = self._seen(sought)
-            return self._answer(sought, seen, replicas=True), seen.confirmation
+        seen = self._seen(sought)
+        return self._answer(sought, seen, replicas=True), seen.confirmation
 
     def wait(
         self, sought: Sought, timeout: float | None, enough: Enough | None = None
@@ -71,9 +73,8 @@ class Answers:
         with self._watcher.waiting(waiter, self._last_note):
             while True:
                 # Asked after the watcher listens: a note is either found here or heard there.
-                with self._asking:
-                    seen = self._seen(sought, seen)
-                    reached = self._answer(sought, seen, replicas=enough is not None)
+                seen = self._seen(sought, seen)
+                reached = self._answer(sought, seen, replicas=enough is not None)
                 if _ends(reached, seen.confirmation, enough):
                     return reached
                 if enough and reached.decided:
@@ -91,27 +92,24 @@ class Answers:
     # What Redis tells.
 
     def _seen(self, sought: Sought, before: Seen | None = None, since: str = "-") -> Seen:
-        connection = self._pool.take()
-        try:
-            seen = whereabouts.in_redis(
-                connection, sought, self.settings.replicas, before.newest if before else since
-            )
-        except RedisRefused as refused:
-            raise RedisUnavailable(f"Redis cannot be asked: {refused}") from None
-        finally:
-            self._pool.give(connection)
+        since = before.newest if before else since
+        seen = self._ask(
+            lambda redis: whereabouts.in_redis(redis, sought, self.settings.replicas, since)
+        )
         return replace(seen, told=seen.told or before.told) if before else seen
 
     def _last_note(self, lane: Lane) -> str:
+        return self._ask(lambda redis: whereabouts.last_note(redis, lane))
+
+    def _ask(self, question: Callable[[RedisConnection], T]) -> T:
         with self._asking:
             connection = self._pool.take()
             try:
-                found = connection.call("XREVRANGE", lane.commits, "+", "-", "COUNT", 1)
+                return question(connection)
             except RedisRefused as refused:
                 raise RedisUnavailable(f"Redis cannot be asked: {refused}") from None
             finally:
                 self._pool.give(connection)
-        return found[0][0].decode() if found else "0-0"
 
     # What it means.
 
@@ -119,7 +117,7 @@ class Answers:
         told, waiting = seen.told, seen.waiting
         if told is not None and not self._doubtful(told, seen, replicas):
             return self._replicated(sought, told, seen, replicas) if told.decided else told
-        if waiting is not None and not self._may_be_committed(waiting):
+        if waiting is not None and not self._may_be_committed(sought, waiting):
             return waiting
         try:
             known, here = self._in_ledger(sought, seen)
@@ -150,9 +148,14 @@ class Answers:
         unwatched = replicas and bool(found.replicas) and not found.watched(time.time())
         return told.state == "committed" and (found.left_behind(told.position) or unwatched)
 
-    def _may_be_committed(self, waiting: Whereabouts) -> bool:
-        # Where entries stay in the stream until they are replicated, their notes may be gone first.
-        return waiting.state == "accepted" and self.settings.settle == "replicated"
+    def _may_be_committed(self, sought: Sought, waiting: Whereabouts) -> bool:
+        """Whether an entry may be committed although no note tells so.
+
+        Where entries stay in the stream until they are replicated, their notes may be gone first.
+        """
+        if waiting.state != "accepted" or self.settings.settle != "replicated":
+            return False
+        return self._ask(lambda redis: whereabouts.outlives_notes(redis, sought))
 
     def _in_ledger(self, sought: Sought, seen: Seen) -> tuple[Whereabouts | None, Position]:
         return self.ledgers.on_primary(

@@ -113,6 +113,18 @@ def in_redis(
     return Seen(told, _waiting(entry, record, retry), found, newest)
 
 
+def last_note(redis: RedisConnection, lane: Lane) -> str:
+    """The id of the newest note of a lane. Raises RedisUnavailable and RedisRefused."""
+    found = redis.call("XREVRANGE", lane.commits, "+", "-", "COUNT", 1)
+    return str(found[0][0].decode()) if found else "0-0"
+
+
+def outlives_notes(redis: RedisConnection, sought: Sought) -> bool:
+    """Whether notes that were left since an entry was accepted may be gone."""
+    oldest = redis.call("XRANGE", sought.lane.commits, "-", "+", "COUNT", 1)
+    return not oldest or parked.order(oldest[0][0].decode()) > parked.order(sought.entry_id)
+
+
 def in_ledger(database: Database, transaction_id: str) -> Whereabouts | None:
     """What a ledger knows. Raises DatabaseUnavailable and DatabaseError."""
     row = ledger.row(database, transaction_id)
