@@ -142,6 +142,8 @@ class Outlook:
         if lane.later and not reason:
             # They stay in the stream for a newer processor; the lane goes on and says so (rule 10).
             reason = f"{len(lane.later)} entries of a later release wait: update this processor"
+        if lane.withheld and not reason:
+            reason = f"{len(lane.withheld)} committed entries wait until the replicas have them"
         if gate.is_shut:
             status, reason = "outage", gate.reason
         elif lane.owner is None:

@@ -24,6 +24,7 @@ class Range:
     position: Position
     first: str
     last: str
+    count: int = 1
 
 
 @dataclass(slots=True)
@@ -42,6 +43,10 @@ class Withheld:
         """The last entry that is committed and withheld; empty if there is none."""
         return self.ranges[-1].last if self.ranges else ""
 
+    def __len__(self) -> int:
+        """How many entries there are, about: some of them may have gone already."""
+        return sum(span.count for span in self.ranges) + len(self.single)
+
     def __bool__(self) -> bool:
         return bool(self.ranges or self.single)
 
@@ -51,25 +56,25 @@ class Withheld:
             self.forget()
             self.generation = generation
 
-    def add(self, position: Position, first: str, last: str) -> None:
+    def add(self, position: Position, first: str, last: str, count: int = 1) -> None:
         """All of a page, but for what does not end yet."""
         if not self.ranges:
             self._grain = 1
         elif self._pages < self._grain:
-            first = self.ranges.pop().first
+            joined = self.ranges.pop()
             self._pages += 1
-            self.ranges.append(Range(position, first, last))
+            self.ranges.append(Range(position, joined.first, last, joined.count + count))
             return
         elif len(self.ranges) >= _MOST:
             # All of one size: were only the old ones joined, the first would grow as fast as the
             # stream, and never go while a replica is behind by more than the others.
             pairs = list(self.ranges)
             self.ranges = deque(
-                Range(b.position, a.first, b.last)
+                Range(b.position, a.first, b.last, a.count + b.count)
                 for a, b in zip(pairs[::2], pairs[1::2], strict=True)
             )
             self._grain *= 2
-        self.ranges.append(Range(position, first, last))
+        self.ranges.append(Range(position, first, last, count))
         self._pages = 1
 
     def add_single(self, position: Position, entry_id: str) -> None:

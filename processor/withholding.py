@@ -43,7 +43,8 @@ class Withholding:
         if newest is None or self._redis.generation != page.generation or not self._redis.alive:
             raise RedisUnavailable("the connection on which the batch was read is gone")
         lane.withheld.on(page.generation)
-        lane.withheld.add(newest, page.first, page.last)
+        count = len(page.entries) + len(page.unreadable)
+        lane.withheld.add(newest, page.first, page.last, count)
 
     def keep_each(self, lane: OwnedLane, entries: Sequence[Entry]) -> None:
         """Entries came to their end one by one; their copies in the stream stay."""

@@ -114,3 +114,26 @@ def test_the_doctor_misses_a_replica_that_settling_would_wait_for(
 
     assert found["gone"][0] == "fail"
     assert "near" not in found
+
+
+def test_what_waits_for_a_replica_is_explained_and_no_problem(
+    cli: Cli, site_of: Callable[..., Site], primary: PostgresServer, standby: Standby
+) -> None:
+    replicas = {"servers": {"near": standby.dsn, "gone": "host=127.0.0.1 port=1"}}
+    site = site_of(postgres=primary, settle="replicated", replicas=replicas)
+    site.start()
+    (receipt,) = site.submit(write(1))
+    site.commits(1)
+    wait_until(lambda: worker.state()["replicas"]["near"]["lag"] == 0.0)
+    at_site = cli.use(site.mapping)
+
+    told = at_site("explain", receipt.id, "--json").records[0]
+
+    assert told["place"] == "applied"
+    assert told["replicas"] == {"near": True, "gone": None}
+    assert "until the replicas have it" in told["why"]
+    assert "gone: away, near: yes" in str(at_site("explain", receipt.id).lines)
+    assert at_site("verify").code == 0
+    wait_until(lambda: "1 committed entries wait" in site.reason)
+    assert worker.stop()
+    assert at_site("verify").code == 0

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 from processor import buffer, parked
@@ -18,6 +17,7 @@ from processor.entry import Entry, UnknownVersion, Unreadable, decode
 from processor.errors import RedisRefused
 from processor.literal import quoted
 from processor.redis_connection import RedisConnection
+from processor.settings import Settings
 
 _PAGE = 500
 
@@ -51,12 +51,15 @@ CHECKS = {
 
 
 def look(
-    redis: RedisConnection, database: Database, namespace: str, identity: str, lanes: Sequence[str]
-) -> Iterator[Problem]:
+    redis: RedisConnection, database: Database, settings: Settings, identity: str,
+    lanes: Sequence[str],
+) -> Iterator[Problem]:  # fmt: skip
     """Compare once."""
     for name in lanes:
-        lane = Lane(namespace, name)
-        yield from _unsettled(redis, database, lane)
+        lane = Lane(settings.namespace, name)
+        if settings.settle == "committed":  # else they wait there until replicas have them
+            yield from _unsettled(database, lane, _stream(redis, lane))
+        yield from _unsettled(database, lane, _parked(redis, lane))
         yield from _without_lines(redis, lane)
         yield from _without_holders(redis, database, lane)
         yield from _not_held(redis, database, identity, lane)
@@ -65,8 +68,10 @@ def look(
     yield from _counters(database, identity)
 
 
-def _unsettled(redis: RedisConnection, database: Database, lane: Lane) -> Iterator[Problem]:
-    for page in chain(_stream(redis, lane), _parked(redis, lane)):
+def _unsettled(
+    database: Database, lane: Lane, pages: Iterator[list[Entry]]
+) -> Iterator[Problem]:
+    for page in pages:
         for known in _ids(database, "ledger", "true", [entry.id for entry in page]):
             yield Problem("settled", lane.name, known)
 

@@ -48,13 +48,17 @@ def explain(servers: Servers, id: str | None, key: str | None, as_json: bool) ->
         told = overview.processors(redis, servers.settings)
     if away is not None and found is None:
         raise away
-    answer = {"id": wanted} | _answer(row, letters, found, seen, told)
+    withheld = servers.settings.settle == "replicated"
+    answer: Answer = {"id": wanted} | _answer(row, letters, found, seen, told, withheld=withheld)
+    if row is not None and servers.settings.replicas.servers:
+        answer["replicas"] = _on_replicas(servers, wanted)
     if away is not None:
         output.message(f"{away}; this is what Redis knows")
     if as_json:
         output.record(answer)
     else:
-        output.table(("field", "value"), [(k, v) for k, v in answer.items() if v is not None])
+        told_of = [(name, _shown(value)) for name, value in answer.items() if value is not None]
+        output.table(("field", "value"), told_of)
     return output.FAILED if answer["place"] == "unknown" else output.OK
 
 
@@ -71,13 +75,32 @@ def _ask_database(
         return None, [], DatabaseUnavailable(f"the ledger cannot be read: {error}", hint=hint)
 
 
+def _on_replicas(servers: Servers, wanted: str) -> dict[str, bool | None]:
+    """Whether each replica shows it; None for one that cannot be asked."""
+    shown: dict[str, bool | None] = {}
+    for name, dsn in servers.settings.replicas.servers.items():
+        try:
+            with servers.replica(dsn) as database:
+                shown[name] = ledger.row(database, wanted) is not None
+        except (DatabaseUnavailable, DatabaseError):
+            shown[name] = None
+    return shown
+
+
+def _shown(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    words = {True: "yes", False: "not yet", None: "away"}
+    return ", ".join(f"{name}: {words[there]}" for name, there in value.items())
+
+
 def _answer(
     row: Row | None, letters: list[DeadLetter], found: Found | None, seen: Overview,
-    told: list[Answer],
+    told: list[Answer], *, withheld: bool,
 ) -> Answer:
     waiting = next((letter for letter in letters if letter.outcome == "dead"), None)
     if row is not None and row.outcome != "dead":
-        return _decided(row, found, waiting)
+        return _decided(row, found, waiting, withheld=withheld)
     if waiting is not None:
         return _dead(waiting)
     if found is None:
@@ -91,13 +114,17 @@ def _answer(
     return _place(found) | reasons[found.where](found, seen, told)
 
 
-def _decided(row: Row, found: Found | None, clash: DeadLetter | None) -> Answer:
+def _decided(
+    row: Row, found: Found | None, clash: DeadLetter | None, *, withheld: bool
+) -> Answer:
     answer: Answer = {
         "place": row.outcome, "lane": row.lane, "entry": row.entry_id,
         "at": row.committed_at, "buffer": row.buffer, "why": None, "release": None,
     }
     if found is not None:
         answer["why"] = f"also in Redis ({found.where}): to be settled by the lane's owner"
+        if withheld and found.where == "stream":
+            answer["why"] = "also in Redis until the replicas have it (settle: replicated)"
     if clash is not None:
         answer["why"] = "another payload came with the same id and is a dead letter"
         answer["release"] = f"see `processor dead show {clash.id}`"
@@ -201,6 +228,10 @@ def _lane(found: Found, seen: Overview, told: list[Answer], else_: str) -> Answe
     if not told:
         return {"why": "no processor runs", "release": "`processor run`"}
     kept = _who_keeps(found.lane, seen.now, told)
+    away = [each["background_processor"] for each in told]
+    if kept is None and (reasons := [p["reason"] for p in away if p["status"] == "outage"]):
+        # It has met no lane yet.
+        return {"why": f"outage: {reasons[0]}", "release": "the return of the server"}
     if kept is None:
         return {"why": f"no processor owns the lane {found.lane}", "release": "see `drain`, or wait"
                 " for the owner's session to end (database.takeover)"}

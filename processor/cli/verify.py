@@ -20,6 +20,7 @@ from processor.cli.servers import Servers, with_servers
 from processor.database import Database
 from processor.identity import canonical_id
 from processor.redis_connection import RedisConnection
+from processor.settings import Settings
 
 _BETWEEN = 2.0
 _NAMED = 3
@@ -36,20 +37,20 @@ def verify(servers: Servers, as_json: bool) -> int:
         told = overview.processors(redis, servers.settings)
         if seen.identity is None:
             return finding.show(_without_identity(database, servers.settings.site), as_json)
-        problems = _lasting(redis, database, servers.settings.namespace, seen)
+        problems = _lasting(redis, database, servers.settings, seen)
     owned = {name for each in told for name, lane in each["lanes"].items() if lane["owner"]}
     return finding.show(_findings(problems, owned), as_json)
 
 
 def _lasting(
-    redis: RedisConnection, database: Database, namespace: str, seen: Overview
+    redis: RedisConnection, database: Database, settings: Settings, seen: Overview
 ) -> set[Problem]:
     identity, lanes = canonical_id("identity of the buffer", seen.identity), list(seen.lanes)
-    first = set(audit.look(redis, database, namespace, identity, lanes))
+    first = set(audit.look(redis, database, settings, identity, lanes))
     if not first:
         return first
     time.sleep(_BETWEEN)
-    return first & set(audit.look(redis, database, namespace, identity, lanes))
+    return first & set(audit.look(redis, database, settings, identity, lanes))
 
 
 def _findings(problems: set[Problem], owned: set[str]) -> Iterator[Finding]:
