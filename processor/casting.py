@@ -39,6 +39,8 @@ class Casting:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._known: dict[Cast, Any] = {}
+        self._made: dict[int, tuple[Pending, Change]] = {}
+        self._strange: set[int] = set()
 
     def changes(
         self, pending: Sequence[Pending], means: Means, scope: Collection[str], *, anew: bool
@@ -48,9 +50,28 @@ class Casting:
         Raises Unnamed for names that are not known, unless they were looked up `anew`: then the
         transaction fails by them.
         """
+        new = [each for each in pending if id(each) not in self._made]
+        if new:
+            self._make(new, means, anew)
+        changes = [self._made[id(each)][1] for each in pending]
+        while self._strange:
+            self._made.pop(self._strange.pop(), None)  # Its names may be known the next time.
+        return [
+            change if all(step.table in scope for step in change.steps)
+            else replace(change, steps=tuple(s for s in change.steps if s.table in scope))
+            for change in changes
+        ]  # fmt: skip
+
+    def _make(self, pending: Sequence[Pending], means: Means, anew: bool) -> None:
         made = [self._change(each, means, anew) for each in pending]
         self._ask({cast for change in made for step in change.steps for cast in _casts(step)})
-        return [self._resolved(change, scope) for change in made]
+        if len(self._made) > _REMEMBERED:
+            self._made.clear()
+        # The transaction is kept with it: nothing else may get its identity.
+        self._made.update(
+            (id(each), (each, self._resolved(change)))
+            for each, change in zip(pending, made, strict=True)
+        )
 
     def add(self, wanted: Sum) -> Any:
         """An addition, made by the server. Raises Unfit."""
@@ -73,10 +94,11 @@ class Casting:
         except Unnamed:
             if not anew:
                 raise
+            self._strange.add(id(pending))
             return Change(pending.id)
         return Change(pending.id, tuple(steps))
 
-    def _resolved(self, change: Change, scope: Collection[str]) -> Change:
+    def _resolved(self, change: Change) -> Change:
         try:
             steps = tuple(
                 replace(step, set=self._read(step.set), where=self._read(step.where))
@@ -86,7 +108,7 @@ class Casting:
             return Change(change.id, decided=False)
         except Unfit:
             return Change(change.id)
-        return replace(change, steps=tuple(step for step in steps if step.table in scope))
+        return replace(change, steps=steps)
 
     def _read(self, values: Mapping[str, Any]) -> Mapping[str, Any]:
         if not any(isinstance(value, Cast) for value in values.values()):
@@ -141,12 +163,12 @@ def steps_of(operation: Operation, relation: Relation) -> Iterator[Step]:
     name = relation.name
     if isinstance(operation, Insert):
         for row in operation.rows or [operation.values or {}]:
-            yield Step("insert", name, typed(relation, row))
+            yield Step("insert", name, _new(relation, row))
     elif isinstance(operation, Upsert):
         if frozenset(operation.conflict) not in relation.unique:
             raise Fails
         conflict = tuple(operation.conflict)
-        yield Step("upsert", name, typed(relation, operation.values), conflict=conflict)
+        yield Step("upsert", name, _new(relation, operation.values), conflict=conflict)
     elif isinstance(operation, Update):
         yield _update(operation, relation)
     elif isinstance(operation, Delete):
@@ -164,6 +186,15 @@ def _update(operation: Update, relation: Relation) -> Step:
         "update", relation.name, typed(relation, operation.set or {}), added,
         met(relation, operation.where), expect=operation.expect,
     )  # fmt: skip
+
+
+def _new(relation: Relation, row: Mapping[str, Any]) -> dict[str, Any]:
+    """A new row. Where NULL is refused it fails, also if it would be an update in the end."""
+    if any(row[column] is None for column in relation.needed & row.keys()):
+        raise Fails
+    if not relation.open <= row.keys():
+        raise Fails
+    return typed(relation, row)
 
 
 def typed(relation: Relation, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -102,9 +102,10 @@ def _where(keys: Sequence[str], where: Mapping[str, Any], decides: bool) -> Touc
 
 
 def _update(keys: Sequence[str], operation: Update) -> Touch:
-    decides = operation.expect is not None
-    named = _where(keys, operation.where, decides)
     given, added = operation.set or {}, operation.add or {}
+    # NULL is perhaps refused, if there is a row to set it in.
+    decides = operation.expect is not None or None in (*given.values(), *added.values())
+    named = _where(keys, operation.where, decides)
     if not any(column in given or column in added for column in keys):
         return named
     # The key changes: it leaves one row and may meet another, and that decides.

@@ -8,11 +8,11 @@ table needed. A row that is all there is to it costs one round trip.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
-from itertools import pairwise
-from typing import Any
+from itertools import chain, pairwise
+from typing import Any, NamedTuple
 
 from processor import overlay, replication
 from processor.errors import RedisRefused
@@ -46,18 +46,55 @@ class Gathered:
     primary: tuple[str, int] | None = None
 
 
+class Known(NamedTuple):
+    """A record that was decoded, and what decides whether its transaction has an effect."""
+
+    pending: Pending
+    deciding: tuple[tuple[str, Touch], ...]
+
+
+class Decoded:
+    """Records that were met before: a row that is read often has the same ones each time."""
+
+    _MOST = 20_000
+    _LARGEST = 2_000
+
+    def __init__(self, keys: Overlay) -> None:
+        self._keys = keys
+        self._known: dict[bytes, Known | None] = {}
+
+    def of(self, record: bytes) -> Known | None:
+        """What a record says; None if it is none."""
+        found = self._known.get(record)
+        return found if found is not None else self._decode(record)
+
+    def _decode(self, record: bytes) -> Known | None:
+        pending = overlay.record(record)
+        if pending is None:
+            return None
+        touched = touches(self._keys, pending)
+        made = Known(pending, tuple(each for each in touched if each[1].decides))
+        if len(record) <= self._LARGEST:
+            if len(self._known) >= self._MOST:
+                self._known.clear()
+            self._known[record] = made
+        return made
+
+
 class Gathering:
     """Gathers for one read."""
 
     def __init__(
-        self, redis: RedisConnection, keys: Overlay, marked: Callable[[str], bool]
-    ) -> None:
+        self, redis: RedisConnection, keys: Overlay, decoded: Decoded,
+        marked: Callable[[str], bool],
+    ) -> None:  # fmt: skip
         """`marked` tells of a declared table whether its rows may be found by their marks."""
         self._redis = redis
         self._keys = keys
+        self._decoded = decoded
         self._marked = marked
         self._found = Gathered()
-        self._records: dict[str, Pending] = {}
+        self._records: dict[str, Known] = {}
         self._orders: dict[str, list[str]] = {}
 
     def gather(self, table: str, mark: str | None, after: str | None = None) -> Gathered:
@@ -147,8 +184,8 @@ class Gathering:
     def _missing(self) -> tuple[set[str], set[tuple[str, str]]]:
         tables: set[str] = set()
         rows: set[tuple[str, str]] = set()
-        for table, touched in touches(self._keys, self._records.values()):
-            if not touched.decides or table in self._found.tables:
+        for table, touched in chain.from_iterable(k.deciding for k in self._records.values()):
+            if table in self._found.tables:
                 continue
             if touched.wide or not self._marked(table):
                 tables.add(table)
@@ -159,10 +196,10 @@ class Gathering:
 
     def _take(self, name: str, records: Iterable[bytes]) -> None:
         order: dict[str, None] = {}
-        for each in map(overlay.record, records):
+        for each in map(self._decoded.of, records):
             if each is not None:
-                order[each.id] = None
-                self._records.setdefault(each.id, each)
+                order[each.pending.id] = None
+                self._records.setdefault(each.pending.id, each)
         self._orders[name] = list(order)
 
     def _take_ids(self, name: str, ids: Sequence[bytes]) -> None:
@@ -171,24 +208,24 @@ class Gathering:
         if new:
             # One that was taken away since is on every server that is read.
             for each in self._calls([("HMGET", self._keys.prefix, *new)])[0]:
-                read = overlay.record(each) if each is not None else None
+                read = self._decoded.of(each) if each is not None else None
                 if read is not None:
-                    self._records.setdefault(read.id, read)
+                    self._records.setdefault(read.pending.id, read)
         self._orders[name] = [each for each in order if each in self._records]
 
     def _in_order(self) -> list[Pending]:
         """Each list is in accept order, and what has no list in common is in no order at all."""
         if len(self._orders) == 1:
-            return [self._records[each] for each in next(iter(self._orders.values()))]
+            return [self._records[each].pending for each in next(iter(self._orders.values()))]
         sorter: TopologicalSorter[str] = TopologicalSorter(dict.fromkeys(self._records, ()))
         for order in self._orders.values():
             for before, after in pairwise(order):
                 sorter.add(after, before)
         try:
-            return [self._records[each] for each in sorter.static_order()]
+            return [self._records[each].pending for each in sorter.static_order()]
         except CycleError:
             # Something is just being taken away: its second place is first in a list by now.
-            return sorted(self._records.values(), key=lambda each: each.at)
+            return sorted((k.pending for k in self._records.values()), key=lambda each: each.at)
 
     def _calls(self, commands: Sequence[Command]) -> list[Any]:
         replies = self._redis.calls(commands)
@@ -198,19 +235,19 @@ class Gathering:
         return replies
 
 
-def touches(keys: Overlay, pending: Iterable[Pending]) -> Iterable[tuple[str, Touch]]:
-    """What transactions touch, by declared table."""
-    for each in pending:
-        for operation in each.operations:
-            for table in keys.declared.names(operation.table):  # type: ignore[union-attr]
-                yield table, touch(keys.declared.keys[table], operation)
+def touches(keys: Overlay, pending: Pending) -> Iterator[tuple[str, Touch]]:
+    """What a transaction touches, by declared table."""
+    for operation in pending.operations:
+        for table in keys.declared.names(operation.table):  # type: ignore[union-attr]
+            yield table, touch(keys.declared.keys[table], operation)
 
 
 def by_due(pending: list[Pending]) -> list[Pending]:
     """Delayed work enters its lane when it is due: behind all that was accepted until then."""
-    late = sorted((each for each in pending if each.due is not None), key=lambda each: each.due)  # type: ignore[arg-type,return-value]
+    late = [each for each in pending if each.due is not None]
     if not late:
         return pending
+    late.sort(key=lambda each: each.due or 0.0)
     merged: list[Pending] = []
     for each in pending:
         if each.due is not None:

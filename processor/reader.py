@@ -24,6 +24,7 @@ from processor.errors import (
     RedisUnavailable,
     ReplicaLost,
 )
+from processor.gathering import Decoded
 from processor.overlay import Overlay
 from processor.reading import NotShown, Question, Reading, RowList
 from processor.readsession import PRIMARY, ReadPool, ReadSession
@@ -39,6 +40,7 @@ class Reader:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._overlay = Overlay(settings)
+        self._decoded = Decoded(self._overlay)
         self._redis = RedisPool(settings.redis.url, settings.redis.timeout)
         self._pool = ReadPool(settings, self._overlay.declared)
 
@@ -121,7 +123,9 @@ class Reader:
     def _on_session(self, session: ReadSession, asked: Question, choosing: bool) -> RowList:
         redis = self._redis.take()
         try:
-            return Reading(self._overlay, redis, session, asked, choosing).run()
+            return Reading(
+                self._overlay, self._decoded, redis, session, asked, choosing
+            ).run()
         except RedisRefused as refused:
             raise RedisUnavailable(f"pending writes cannot be read: {refused}") from None
         finally:

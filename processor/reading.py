@@ -15,7 +15,7 @@ from processor import snapshot
 from processor.casting import Unnamed, met
 from processor.columntype import Unfit
 from processor.errors import DatabaseError, DatabaseUnavailable, InvalidRead, ReplicaLost
-from processor.gathering import Gathered, Gathering
+from processor.gathering import Decoded, Gathered, Gathering
 from processor.merging import Line, Rows, replay
 from processor.overlay import Overlay, Pending
 from processor.position import Position, number
@@ -72,10 +72,11 @@ class Reading:
     """One read on one session."""
 
     def __init__(
-        self, keys: Overlay, redis: RedisConnection, session: ReadSession, asked: Question,
-        choosing: bool,
+        self, keys: Overlay, decoded: Decoded, redis: RedisConnection, session: ReadSession,
+        asked: Question, choosing: bool,
     ) -> None:  # fmt: skip
         self._keys = keys
+        self._decoded = decoded
         self._redis = redis
         self._session = session
         self._asked = asked
@@ -111,7 +112,7 @@ class Reading:
         relation = self._session.relation(self._asked.table)
         typed = self._typed(relation, anew)
         mark = snapshot.by_mark(relation, self._asked.where) if relation.marked else None
-        gathering = Gathering(self._redis, self._keys, self._session.marked)
+        gathering = Gathering(self._redis, self._keys, self._decoded, self._session.marked)
         gathered = gathering.gather(self._asked.table, mark, self._asked.after)
         self._see_usable(gathered)
         ids = [each.id for each in gathered.pending] + gathered.statements
