@@ -1,7 +1,7 @@
 """Which replicas have a commit, by what the replication watch tells in Redis (see `replication`).
 
 Read in one go by whoever asks how far a write got, for one lane. Only replicas that count are in
-it: those of `replicas.servers` or, where none are named, all that were ever told of.
+it: those of `replicas.servers` or, where none are named, all that are still told of.
 """
 
 from __future__ import annotations
@@ -83,6 +83,12 @@ def told(settings: Replicas, replies: Sequence[Any]) -> Iterator[Confirmation]:
     """The replies to `ask`: what is told, for one lane after the other."""
     primary = replication.written_to(replies[0])
     known = replication.replicas(replies[1])
-    counting = {name: known.get(name) for name in settings.servers or sorted(known)}
+    counting = {name: known.get(name) for name in settings.servers or _recent(settings, known)}
     for reply in replies[2:]:
         yield Confirmation(primary, counting, replication.positions(reply))
+
+
+def _recent(settings: Replicas, known: Mapping[str, Replica]) -> list[str]:
+    # One that was taken away while no watch ran is told of no more, and will never be lost.
+    newest = max((found.told for found in known.values()), default=0.0)
+    return sorted(n for n, found in known.items() if newest - found.told <= settings.lost_after)

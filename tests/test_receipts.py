@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
+from msgspec.json import encode
 
 import processor
-from processor import config, notes
+from processor import config, confirmation, notes
 from processor import receipt as receipt_module
 from processor.answers import everywhere
 from processor.confirmation import Confirmation
@@ -18,6 +19,7 @@ from processor.notes import Note
 from processor.position import Position
 from processor.receipt import Receipt
 from processor.replication import Replica
+from processor.settings import Replicas
 from processor.whereabouts import Sought, Whereabouts
 from tests.fix_process import Spawn
 from tests.fix_servers import Database
@@ -337,3 +339,15 @@ def test_a_commit_of_an_older_timeline_or_another_server_is_left_behind(
     primary: tuple[str, int] | None, behind: bool
 ) -> None:
     assert Confirmation(primary, {}, {}).left_behind(POSITION) is behind
+
+
+def test_a_replica_that_is_told_of_no_more_does_not_count_unless_it_is_named() -> None:
+    now = time.time()
+    told = {"here": Replica("following", told=now), "gone": Replica("following", told=now - 301)}
+    pairs = [part for name, one in told.items() for part in (name.encode(), encode(one))]
+    replies = [b"7/1", pairs, []]
+    (found,) = confirmation.told(Replicas(), replies)
+    assert list(found.replicas) == ["here"]
+    (found,) = confirmation.told(Replicas(servers={"gone": "", "new": ""}), replies)
+    assert list(found.replicas) == ["gone", "new"]
+    assert found.watched(now) == set()

@@ -133,9 +133,9 @@ def test_a_status_climbs_and_tells_which_replica_has_it(site: Site, replicas: Re
 
 def test_waits_are_woken_by_what_is_told_and_not_by_looking(site: Site) -> None:
     begun = time.monotonic()
-    for n in range(10):
+    for n in range(20):
         assert site.submit(write(n))[0].wait("replicated", 10).state == "replicated"
-    assert time.monotonic() - begun < 3.0
+    assert time.monotonic() - begun < 6.0
 
 
 def test_a_dead_write_is_not_waited_for_any_longer(site: Site) -> None:
@@ -166,7 +166,7 @@ def test_a_replica_that_replays_late_wakes_a_thousand_waiters_over_one_connectio
     for thread in threads:
         thread.join()
     assert [state for state, _ in reached] == ["replicated"] * 1000
-    assert max(at for _, at in reached) - begun < 2.0
+    assert max(at for _, at in reached) - begun < 3.0
 
 
 def test_nothing_waits_for_a_replica_that_is_lost(

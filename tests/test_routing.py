@@ -85,7 +85,7 @@ def test_a_wait_ends_when_the_first_replica_has_it(site: Site, replicas: Replica
     threading.Timer(0.3, replicas.resume, ["far"]).start()
     begun = time.monotonic()
     assert processor.route(receipt, wait=10, primary=False).name == "far"
-    assert time.monotonic() - begun < 1.0
+    assert time.monotonic() - begun < 1.3
 
 
 def test_a_write_that_is_not_committed_is_waited_for_as_well(
@@ -127,7 +127,7 @@ def test_a_server_is_found_without_a_watch(
     threading.Timer(0.3, replicas.resume, ["far"]).start()
     begun = time.monotonic()
     assert processor.route(receipt, wait=10, primary=False).name == "far"
-    assert time.monotonic() - begun < 1.0
+    assert time.monotonic() - begun < 2.0
 
 
 def test_a_server_is_found_without_redis(
