@@ -7,6 +7,7 @@ many wait.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from urllib.parse import quote, unquote
 from uuid import UUID
@@ -19,6 +20,7 @@ from processor.identity import canonical_id
 from processor.whereabouts import Sought, Whereabouts
 
 _UNTIL = ("committed", "replicated")
+_ORDER = re.compile("([0-9]{16})-([0-9]{20})").fullmatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +88,19 @@ class Receipt:
         """The receipt of a text made by `str`. Raises InvalidTransaction."""
         try:
             order, transaction, buffer_id, lane = text.split("~")
-            entry_id = "-".join(str(int(part)) for part in order.split("-")) if order else ""
+            entry_id = _entry_id(order) if order else ""
             ids = canonical_id("id", transaction), canonical_id("buffer", buffer_id)
         except (ValueError, AttributeError):
             raise InvalidTransaction("receipt", "is not the text of a receipt") from None
         return cls(ids[0], unquote(lane), entry_id, ids[1])
+
+
+def _entry_id(order: str) -> str:
+    """The entry id of a text made by `parked.order`. Raises ValueError; Redis would, too."""
+    found = _ORDER(order)
+    if found is None or int(found[2]) >= 1 << 64:
+        raise ValueError(order)
+    return f"{int(found[1])}-{int(found[2])}"
 
 
 close = answers.close

@@ -184,6 +184,15 @@ def test_what_is_no_receipt_is_refused_in_one_line(text: str) -> None:
         Receipt.parse(text)
 
 
+@pytest.mark.parametrize(
+    "order", ["1-1", "1-2-3", f"{1:016}-{1 << 64:020}", f"{1:016}-{1:019}\u0661", f"{1:016}"]
+)
+def test_an_entry_id_that_redis_would_refuse_is_refused_here(order: str) -> None:
+    text = str(Receipt(processor.new_id(), "default:0", "1-1", processor.new_id()))
+    with pytest.raises(processor.InvalidTransaction, match="receipt"):
+        Receipt.parse(order + text[text.index("~") :])
+
+
 def test_waiting_for_a_stage_that_does_not_exist_is_refused() -> None:
     receipt = Receipt(processor.new_id(), "default:0", "1-1", processor.new_id())
     with pytest.raises(processor.InvalidTransaction, match="until"):

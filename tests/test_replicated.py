@@ -388,3 +388,25 @@ def test_a_wait_outlives_a_failover_that_applies_it_again(
     assert (reached.state, reached.position.timeline) == ("replicated", 2)
     assert site.tape() == [1, 2]
     assert missed.status().state == "replicated"
+
+
+# What it costs.
+
+
+def test_a_status_with_all_replicas_is_one_round_trip_to_redis_and_none_to_postgresql(
+    site: Site, proxy_to: Callable[..., Proxy], redis_server: Any
+) -> None:
+    receipt = site.submit(write(1))[0]
+    assert receipt.wait("replicated", 10).state == "replicated"
+    way = proxy_to(redis_server)
+    nowhere = "host=/nowhere dbname=none"
+    configure(site.changed(
+        redis={"url": way.url}, database={"dsn": nowhere},
+        replicas={"servers": dict.fromkeys(("near", "far"), nowhere)},
+    ))  # fmt: skip
+    assert receipt.status().state == "replicated"
+    before = way.round_trips
+    for _ in range(5):
+        assert receipt.status().replicas == {"near": True, "far": True}
+    assert way.round_trips - before == 5
+    assert receipt.wait("replicated", 10).state == "replicated"
