@@ -199,6 +199,15 @@ def test_waiting_for_a_stage_that_does_not_exist_is_refused() -> None:
         receipt.wait(until="done")
 
 
+def test_a_note_is_found_also_when_the_clock_of_redis_was_set_back(told: Site) -> None:
+    """Entry ids and ids of notes are times of Redis, which are only ordered within a stream."""
+    receipt = Receipt(processor.new_id(), "default:0", "5000-0", BUFFER)
+    command = notes.write(told.lane(), Note(BUFFER, 1.0, POSITION, "5000-0", "5000-0"))
+    told.redis.execute_command(*("1-1" if part == "*" else part for part in command))
+    config.configure(told.changed(database={"dsn": "host=/nowhere dbname=none"}))
+    assert receipt.status().state == "committed"
+
+
 POSITION = Position("7", 1, 100)
 BUFFER, OTHER = processor.new_id(), processor.new_id()
 
