@@ -99,6 +99,8 @@ class Casting:
         return Change(pending.id, tuple(steps))
 
     def _resolved(self, change: Change) -> Change:
+        if not any(True for step in change.steps for _ in _casts(step)):
+            return change
         try:
             steps = tuple(
                 replace(step, set=self._read(step.set), where=self._read(step.where))
@@ -219,4 +221,6 @@ def _column(relation: Relation, name: str) -> Column:
 
 def _casts(step: Step) -> Iterator[Cast]:
     for values in (step.set, step.where):
-        yield from (value for value in values.values() if isinstance(value, Cast))
+        for value in values.values():
+            if type(value) is Cast:
+                yield value

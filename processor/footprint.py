@@ -29,13 +29,11 @@ class Touch(NamedTuple):
     """What an operation touches in one table.
 
     `rows` are the marks of the rows that it names, each with the values that named it. `wide`: it
-    may touch rows that it does not name. `decides`: what it finds there decides whether the whole
-    transaction has an effect.
+    may touch rows that it does not name.
     """
 
     rows: dict[str, list[tuple[Any, ...]]]
     wide: bool
-    decides: bool
 
 
 class Declared:
@@ -64,18 +62,33 @@ class Declared:
         return (schema or other_schema) in self._path or "$user" in self._path
 
 
+def decides(keys: Sequence[str], operation: Operation) -> bool:
+    """Whether what an operation finds decides about its whole transaction."""
+    if isinstance(operation, Update):
+        given, added = operation.set or {}, operation.add or {}
+        # NULL is perhaps refused, if there is a row to set it in; a key that changes may be taken.
+        return (
+            operation.expect is not None
+            or None in (*given.values(), *added.values())
+            or any(column in given or column in added for column in keys)
+        )
+    if isinstance(operation, Delete):
+        return operation.expect is not None
+    return not isinstance(operation, Upsert) or set(operation.conflict) != set(keys)
+
+
 def touch(keys: Sequence[str], operation: Operation) -> Touch:
     """What an operation touches in the table whose key columns are `keys`."""
     if isinstance(operation, Insert):
         return _rows(keys, operation.rows or [operation.values or {}])
     if isinstance(operation, Upsert):
-        if set(operation.conflict) != set(keys):
-            return Touch({}, wide=True, decides=True)
-        return _rows(keys, [operation.values])._replace(decides=False)
+        if decides(keys, operation):
+            return Touch({}, wide=True)
+        return _rows(keys, [operation.values])
     if isinstance(operation, Update):
         return _update(keys, operation)
     if isinstance(operation, Delete):
-        return _where(keys, operation.where, operation.expect is not None)
+        return _where(keys, operation.where)
     assert not isinstance(operation, Statement)
     raise AssertionError(operation)
 
@@ -88,34 +101,30 @@ def _rows(keys: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> Touch:
             continue  # No key yet: nobody can name this row.
         made = mark(values)
         if made is None:
-            return Touch({}, wide=True, decides=True)
+            return Touch({}, wide=True)
         named.setdefault(made, []).append(values)
-    return Touch(named, wide=False, decides=True)
+    return Touch(named, wide=False)
 
 
-def _where(keys: Sequence[str], where: Mapping[str, Any], decides: bool) -> Touch:
+def _where(keys: Sequence[str], where: Mapping[str, Any]) -> Touch:
     values = tuple(where.get(column) for column in keys)
     made = mark(values)
-    if made is None:
-        return Touch({}, wide=True, decides=decides)
-    return Touch({made: [values]}, wide=False, decides=decides)
+    return Touch({}, wide=True) if made is None else Touch({made: [values]}, wide=False)
 
 
 def _update(keys: Sequence[str], operation: Update) -> Touch:
+    named = _where(keys, operation.where)
     given, added = operation.set or {}, operation.add or {}
-    # NULL is perhaps refused, if there is a row to set it in.
-    decides = operation.expect is not None or None in (*given.values(), *added.values())
-    named = _where(keys, operation.where, decides)
     if not any(column in given or column in added for column in keys):
         return named
-    # The key changes: it leaves one row and may meet another, and that decides.
-    there = mark(tuple((operation.where | given).get(column) for column in keys))
+    # The key changes: it leaves one row and may meet another.
+    values = tuple((operation.where | given).get(column) for column in keys)
+    there = mark(values)
     if named.wide or there is None or any(column in added for column in keys):
-        return Touch({}, wide=True, decides=True)
-    values = tuple((operation.where | given)[column] for column in keys)
+        return Touch({}, wide=True)
     rows = dict(named.rows)
     rows[there] = [*rows.get(there, []), values]
-    return Touch(rows, wide=False, decides=True)
+    return Touch(rows, wide=False)
 
 
 def mark(values: Sequence[Any]) -> str | None:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from processor import overlay, replication
 from processor.errors import RedisRefused
-from processor.footprint import Touch, touch
+from processor.footprint import Touch, decides, touch
 from processor.overlay import Overlay, Pending
 from processor.redis_connection import Command, RedisConnection
 from processor.replication import Replica
@@ -72,8 +72,7 @@ class Decoded:
         pending = overlay.record(record)
         if pending is None:
             return None
-        touched = touches(self._keys, pending)
-        made = Known(pending, tuple(each for each in touched if each[1].decides))
+        made = Known(pending, tuple(deciding(self._keys, pending)))
         if len(record) <= self._LARGEST:
             if len(self._known) >= self._MOST:
                 self._known.clear()
@@ -235,11 +234,13 @@ class Gathering:
         return replies
 
 
-def touches(keys: Overlay, pending: Pending) -> Iterator[tuple[str, Touch]]:
-    """What a transaction touches, by declared table."""
+def deciding(keys: Overlay, pending: Pending) -> Iterator[tuple[str, Touch]]:
+    """What decides about a transaction, by declared table."""
     for operation in pending.operations:
         for table in keys.declared.names(operation.table):  # type: ignore[union-attr]
-            yield table, touch(keys.declared.keys[table], operation)
+            columns = keys.declared.keys[table]
+            if decides(columns, operation):
+                yield table, touch(columns, operation)
 
 
 def by_due(pending: list[Pending]) -> list[Pending]:

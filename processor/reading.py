@@ -161,9 +161,12 @@ class Reading:
         )  # fmt: skip
 
     def _plain(self, relation: Relation) -> RowList:
-        where, server = self._asked.where, self._session.server
-        prepared = self._session.prepared(relation, where)
-        rows = prepared.rows(self._session.database.run(prepared.plain(where)))
+        where, server, run = self._asked.where, self._session.server, self._session.database.run
+        if where.keys() >= set(relation.keys) and None not in where.values():
+            prepared = self._session.prepared(relation, where)
+            rows = prepared.rows(run(prepared.plain(where)))
+        else:
+            rows = snapshot.rows(relation, run(snapshot.plain(relation, where)))
         return RowList([Row(each, server, True) for each in rows], server, True)
 
     def _merged(

@@ -81,7 +81,8 @@ _ASK = object()
 
 
 @lru_cache(maxsize=1000)
-def _writer(base: int, modifier: int, element: int) -> Writer:
+def writer_of(base: int, modifier: int, element: int) -> Writer:
+    """The function that writes values of a type; made once for each."""
     return writer(base, modifier, element)
 
 
@@ -89,14 +90,14 @@ def read_as(column: Column, value: Any) -> Any:
     """A value as it is read from a column, or a Cast. Raises Unfit and Undecided."""
     if value is None:
         return None
-    return _read(column, value, _writer(column.base, column.modifier, column.element)(value))
+    return _read(column, value, writer_of(column.base, column.modifier, column.element)(value))
 
 
 def compared_with(column: Column, value: Any) -> Any:
     """A value that a column is compared with: its length is none of the column's business."""
     if value is None:
         return None
-    text = _writer(column.base, column.modifier, column.element)(value)
+    text = writer_of(column.base, column.modifier, column.element)(value)
     return _read(_unsized(column), value, text)
 
 
@@ -253,11 +254,11 @@ def added_to(column: Column, value: Any) -> Any:
             # The driver makes thirty days of a month: what was read cannot be added to.
             # Nor is it rounded here.
             raise Undecided
-        return Cast("interval", _writer(INTERVAL, -1, 0)(value))
+        return Cast("interval", writer_of(INTERVAL, -1, 0)(value))
     if column.base not in NUMBERS or column.element:
         raise Unfit("42804", f"column {column.name} is neither a number nor a time to add to")
     if column.domain or column.base == FLOAT4:
-        return Cast(column.type, _writer(column.base, column.modifier, 0)(value))
+        return Cast(column.type, writer_of(column.base, column.modifier, 0)(value))
     return compared_with(column, value)
 
 

@@ -11,12 +11,12 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from processor.columntype import writer
 from processor.footprint import mark, touch
 from processor.literal import named, quoted, table
 from processor.merging import Line
 from processor.operation import Delete, Insert, Operation, Update, Upsert
 from processor.relation import Relation
+from processor.rowvalue import writer_of
 
 Where = Mapping[str, Any]
 
@@ -32,7 +32,7 @@ class Snapshot:
 
 
 class Prepared:
-    """The two forms of a read by equality: rows alone, and rows with the ledger."""
+    """The two forms of a read of one row by its key: the row alone, and with the ledger."""
 
     def __init__(self, number: int, relation: Relation, where: Where) -> None:
         columns = [relation.columns[name] for name, value in where.items() if value is not None]
@@ -63,9 +63,7 @@ class Prepared:
 
     def rows(self, answer: Sequence[tuple[Any, ...]]) -> list[dict[str, Any]]:
         """The rows of the answer to `plain`. Raises Changed."""
-        if answer and len(answer[0]) != self._width:
-            raise Changed
-        return [dict(zip(self._relation.names, row, strict=True)) for row in answer]
+        return rows(self._relation, answer)
 
     def read(self, answer: Sequence[tuple[Any, ...]]) -> Snapshot:
         """The answer to `merged`. Raises Changed."""
@@ -80,6 +78,19 @@ class Prepared:
 
 class Changed(Exception):
     """The table has other columns than it had when it was looked up."""
+
+
+def plain(relation: Relation, where: Where) -> str:
+    """Ask for the rows alone, by other columns than the key: how, depends on the values."""
+    meets = f" WHERE {_conjunction(relation, where)}" if where else ""
+    return f"SELECT x.* FROM {table(relation.name)} x{meets}"
+
+
+def rows(relation: Relation, answer: Sequence[tuple[Any, ...]]) -> list[dict[str, Any]]:
+    """The rows of the answer to `plain`. Raises Changed."""
+    if answer and len(answer[0]) != len(relation.names):
+        raise Changed
+    return [dict(zip(relation.names, row, strict=True)) for row in answer]
 
 
 def whole(
@@ -186,7 +197,7 @@ def _written(relation: Relation, where: Where) -> list[str]:
 
 def _text(relation: Relation, name: str, value: Any) -> str:
     column = relation.columns[name]
-    return writer(column.base, column.modifier, column.element)(value)
+    return writer_of(column.base, column.modifier, column.element)(value)
 
 
 def _conjunction(relation: Relation, where: Where) -> str:

@@ -19,6 +19,7 @@ MODULES = {
     "recovery": "recovery",
     "import": "importing",
     "receipt": "receipt",
+    "read": "read",
     "replica": "replica",
 }
 
