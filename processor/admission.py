@@ -14,15 +14,20 @@ from processor.ownership import OwnedLane, Page
 from processor.parking import split
 from processor.redis_connection import RedisConnection
 from processor.settling import DOUBTFUL, Settling
+from processor.withholding import Withholding
 
 
 class Admission:
     """Looks at pages for one processor."""
 
-    def __init__(self, database: Database, redis: RedisConnection, settling: Settling) -> None:
+    def __init__(
+        self, database: Database, redis: RedisConnection, settling: Settling,
+        withholding: Withholding,
+    ) -> None:  # fmt: skip
         self._database = database
         self._redis = redis
         self._settling = settling
+        self._withholding = withholding
 
     def admit(self, lane: OwnedLane, page: Page) -> tuple[list[Entry], Outcome]:
         """Part a page into what may run and what waits behind somebody with the same key."""
@@ -30,8 +35,12 @@ class Admission:
         if doubtful := self._doubtful(lane, entries):
             self._settling.bury_doubtful(lane, doubtful, page.generation)
             entries = [e for e in entries if e not in doubtful]
+        parked_copies = self._parked_copies(lane, entries)
+        if parked_copies.placed or parked_copies.clashing:
+            met = {e.entry_id for e in (*parked_copies.placed, *parked_copies.clashing)}
+            entries = [e for e in entries if e.entry_id not in met]
         if not any(e.keys for e in entries):
-            return entries, Outcome()
+            return entries, parked_copies
         first = {}
         if lane.has_lines:
             keys = (key for e in entries for key in e.keys)
@@ -54,7 +63,24 @@ class Admission:
             copies = {e.entry_id for e in (*aside.placed, *aside.clashing)}
             free, held = split([e for e in entries if e.entry_id not in copies], blocked)
         aside.held = held
+        aside.placed += parked_copies.placed
+        aside.clashing += parked_copies.clashing
         return free, aside
+
+    def _parked_copies(self, lane: OwnedLane, entries: list[Entry]) -> Outcome:
+        """Entries without a key that wait for their retry, met again where their copies stay.
+
+        Tried from here they would be tried too early, and with none of their attempts counted.
+        """
+        found = Outcome()
+        if self._withholding.applies and lane.has_bodies:
+            ids = [e.id for e in entries if not e.keys]
+            places = parked.hashes(self._redis, lane.lane, ids)
+            for entry in entries:
+                if not entry.keys and entry.id in places:
+                    same = places[entry.id] == entry.hash
+                    (found.placed if same else found.clashing).append(entry)
+        return found
 
     def _copies(self, lane: OwnedLane, entries: list[Entry], held: list[Entry]) -> Outcome:
         """Of those that would wait, the copies of what is parked or decided, or of one before them.

@@ -86,7 +86,7 @@ class Outlook:
     def _note(self, lane: OwnedLane, look: Look) -> None:
         name = lane.lane.name
         lane.next_due, lane.next_retry = look.next_due, look.next_retry
-        lane.has_lines = look.lines > 0
+        lane.has_lines, lane.has_bodies = look.lines > 0, look.parked > 0
         lane.age = look.oldest_age or 0.0
         metrics.gauge("depth", look.depth, lane=name)
         metrics.gauge("oldest_age", look.oldest_age or 0.0, lane=name)

@@ -56,6 +56,7 @@ class OwnedLane:
     page: Page | None = None
     body_bytes: float = 65536.0
     has_lines: bool = True
+    has_bodies: bool = True
     next_retry: float | None = 0.0
     next_due: float | None = 0.0
     later: set[str] = field(default_factory=set)
@@ -95,7 +96,7 @@ class OwnedLane:
         self.cursor = self.withheld.last or "-"
         self.rewind = False
         self.page = None
-        self.has_lines = True
+        self.has_lines = self.has_bodies = True
         self.next_retry = self.next_due = 0.0
         if not self.withheld:
             self.later.clear()
@@ -185,8 +186,8 @@ class Owners:
             f" WHERE buffer = '{self.buffer}' AND lane = {quoted(lane.lane.name)}"
         )
         last, pruned_to = rows[0]
-        generated = _last_generated(redis, lane.lane)
-        if last is not None and _order(generated) < _order(last):
+        generated = last_generated(redis, lane.lane)
+        if last is not None and order(generated) < order(last):
             # Redis was restored or failed over to a replica that lacked the end (rule 23).
             self.report(f"lane {lane.lane.name}: Redis went back from entry {last} to {generated}:"
                          " what was accepted between them and not committed is lost")  # fmt: skip
@@ -261,7 +262,8 @@ def _let_go(database: Database, redis: RedisConnection, lane: OwnedLane) -> None
             return
 
 
-def _last_generated(redis: RedisConnection, lane: Lane) -> str:
+def last_generated(redis: RedisConnection, lane: Lane) -> str:
+    """The last entry id that a lane's stream ever gave; none is below it from now on."""
     try:
         reply = redis.call("XINFO", "STREAM", lane.stream)
     except RedisRefused as refused:
@@ -272,6 +274,7 @@ def _last_generated(redis: RedisConnection, lane: Lane) -> str:
     return str(pairs[b"last-generated-id"].decode())
 
 
-def _order(entry_id: str) -> tuple[int, int]:
+def order(entry_id: str) -> tuple[int, int]:
+    """An entry id as something to compare."""
     milliseconds, _, sequence = entry_id.partition("-")
     return int(milliseconds), int(sequence or 0)

@@ -213,7 +213,7 @@ class Settling:
         lane.stuck |= {entry.id: entry for entry, _ in placed if entry.id in refused}
         if placed:
             lane.has_lines = lane.has_lines or any(entry.keys for entry, _ in placed)
-            lane.next_retry = 0.0
+            lane.has_bodies, lane.next_retry = True, 0.0
         return [entry for entry, record in placed if record and entry.id not in refused]
 
     def _refused(self, waiting: Sequence[Waiting]) -> set[str]:

@@ -15,7 +15,7 @@ from processor import buffer, parked
 from processor.entry import Entry, UnknownVersion, Unreadable, decode
 from processor.errors import RedisRefused, RedisUnavailable
 from processor.following import Following
-from processor.ownership import OwnedLane, Page
+from processor.ownership import OwnedLane, Page, last_generated, order
 from processor.redis_connection import Command, RedisConnection
 from processor.withheld import Range
 
@@ -75,12 +75,14 @@ class Withholding:
         return False
 
     def is_whole(self, lane: OwnedLane) -> bool:
-        """Whether the stream still is the one that was read: its withheld entries are there."""
-        if not lane.withheld.ranges:
-            return False
-        first = lane.withheld.ranges[0]
-        return bool(self._redis.call("XRANGE", lane.lane.stream, first.first, first.last,
-                                     "COUNT", 1))  # fmt: skip
+        """Whether the stream still is the one that was read, up to the cursor at least.
+
+        Then nothing has to be read again: what stays in it is withheld, or the copy of what is
+        parked.
+        """
+        return self.applies and (
+            lane.cursor == "-" or order(last_generated(self._redis, lane.lane)) >= order(lane.cursor)
+        )
 
     def _release(self, lane: OwnedLane, span: Range) -> None:
         start = span.first

@@ -7,6 +7,7 @@ pytest_plugins = (
     "tests.fix_tls",
     "tests.fix_site",
     "tests.fix_replicas",
+    "tests.fix_failover",
     "tests.fix_pooler",
     "tests.fix_service",
     "tests.fix_cli",

@@ -1,0 +1,51 @@
+"""What stays in Redis until replicas have it, and what it costs (rule 22): parked work too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from processor.transaction import Transaction
+from tests.fix_failover import Pair, replayed
+from tests.fix_site import Site, counted, write
+from tests.fix_wait import wait_until
+
+SHELF = "create table shelf (n int primary key); create table link (n int references shelf)"
+
+
+def orphan(n: int = 9, **options: object) -> Transaction:
+    """It fails and is retried until shelf `n` is there."""
+    return Transaction(**options).insert("link", {"n": n})  # type: ignore[arg-type]
+
+
+def test_a_retried_entry_without_a_key_spends_its_attempts_while_its_copy_stays(
+    site_at: Callable[..., Site], pair: Pair
+) -> None:
+    site = site_at(settle="replicated", interval=0.05, retry={"attempts": 3, "delay": 0.2})
+    site.execute(SHELF)
+    site.start()
+    replayed(site, pair)
+    retried = counted("retried")
+    site.submit(orphan())
+    wait_until(site.dead, message=site.tale)
+    assert retried() == 2
+    site.empties()
+
+
+def test_parked_entries_whose_copies_stay_are_not_read_again_and_again(
+    site_at: Callable[..., Site], pair: Pair
+) -> None:
+    site = site_at(settle="replicated", interval=0.05)
+    site.start()
+    replayed(site, pair)
+    site.submit(Transaction(key="a").insert("tape", {"n": "poison"}))
+    site.submit(*(write(n, key="a") for n in range(1, 501)))
+    site.parks(500)
+    # All of the stream is parked or dead, and nothing of it is withheld for the replica.
+    wait_until(lambda: site.depth() == 500, message=site.tale)
+    batches, passes = counted("batches"), counted("passes")
+    wait_until(lambda: passes() > 20)
+    assert batches() == 0
+
+    site.ask(site.dead()[0][0], "discard")
+    site.commits(*range(1, 501))
+    site.empties()
