@@ -33,6 +33,7 @@ class Connecting:
         self._following = following
         self._failover = Failover(settings.namespace, following)
         self._met = float("-inf")
+        self._primary_met = -1
         self.session_is_old = False
 
     def connect(self, now: float) -> bool:
@@ -49,10 +50,14 @@ class Connecting:
             if self._settings.database.init:
                 schema.create(database)
             schema.check(database)
-            self._failover.meet(database, self._redis, self._owners)
             self._met = float("-inf")
+        if self._primary_met != database.generation:
+            # Redis may have been away when it was to be met.
+            self._failover.meet(database, self._redis, self._owners)
+            self._primary_met = database.generation
         often = min(_MEET, self._settings.database.takeover / 3)
         if not self._redis.alive or now - self._met >= often:
+            self._failover.look(database, self._redis)
             self._owners.meet(self._redis)
             if self._owners.take(database, self._redis) and self._following.tracks:
                 self._follow()

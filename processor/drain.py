@@ -210,9 +210,6 @@ class Drain:
             if outcome is None:
                 continue
             worked = True
-            if outcome.commit is not None:
-                ids = [e.id for e in outcome.committed]
-                self._following.committed(outcome.commit.position, ids)
             try:
                 self._settling.settle_parked(lane, outcome, now)
             except RedisRefused as refused:
@@ -238,8 +235,6 @@ class Drain:
         outcome.placed += aside.placed
         outcome.clashing += aside.clashing
         self._settle_last()
-        if outcome.commit is not None:
-            self._following.committed(outcome.commit.position, (e.id for e in outcome.committed))
         carry = self._settling.settle(lane, outcome, page, time.time())
         if outcome.keyless and not lane.has_lines:
             # Nobody waits for it: Redis can be told while PostgreSQL works on the next batch.

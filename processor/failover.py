@@ -11,6 +11,7 @@ import logging
 
 from processor import ledger, metrics, replication
 from processor.database import Database
+from processor.errors import DatabaseUnavailable, RedisRefused
 from processor.following import Following
 from processor.ownership import Owners
 from processor.redis_connection import RedisConnection
@@ -30,43 +31,90 @@ class Failover:
 
     def expect(self, database: Database, redis: RedisConnection) -> None:
         """Before a connect: let no primary be taken that was left behind."""
-        database.newest = replication.primary(redis, self._namespace)
+        told, own = replication.primary(redis, self._namespace), self._following.primary
+        if told is not None and own is not None and told[0] == own[0]:
+            # A full Redis takes no news, and one that is restored tells old ones.
+            told = max(told, own)
+        database.newest = told
 
     def meet(self, database: Database, redis: RedisConnection, owners: Owners) -> None:
         """After it: see which primary this is."""
         told, here = database.newest, (database.system, database.timeline)
         before = self._following.primary
         if before is None:
-            self._following.recall(replication.known(redis, self._namespace))
-        if before not in (None, here):
+            passed_over = self._following.recall(replication.known(redis, self._namespace))
+            if told not in (None, here) and (passed_over or not self._following.replicates):
+                owners.report(f"the primary changed from {_named(told)} to {_named(here)}"
+                              " unwatched: what was committed last there may be lost, unnamed")
+        elif before != here or self._lacks_some(database):
             for lane in owners.lanes.values():
                 lane.forget()
-            self._judge(database, redis, owners, _named(before), _named(here))
-        elif before is None and told not in (None, here) and not self._following.replicates:
-            owners.report(f"the primary changed from {_named(told)} to {_named(here)} unwatched:"
-                          " what was committed last there may be lost, unnamed")  # fmt: skip
-        redis.calls([replication.now_primary(self._namespace, *here)])
+            self._judge(database, redis, owners, before, here)
         self._following.met(*here)
 
+    def _lacks_some(self, database: Database) -> bool:
+        """Whether the same primary may have crashed without writing our last commits.
+
+        It need not have waited for its disk (synchronous_commit), and counts on from before them.
+        """
+        marks = self._following.marks
+        newest, tokens = marks.newest(), marks.lanes()
+        if newest is None or not tokens:
+            return False
+        _, shown = database.run(replication.ask(tokens))[0]
+        return marks.shown(replication.rows(shown)) != newest
+
+    def look(self, database: Database, redis: RedisConnection) -> None:
+        """Now and then: tell which primary this is, and see that it was not left behind."""
+        told = replication.primary(redis, self._namespace)
+        here = database.system, database.timeline
+        if told == here:
+            return
+        if told is not None and told[0] == here[0] and told[1] > here[1]:
+            # Cut off from the others it would go on committing what nobody will have.
+            database.close()
+            raise DatabaseUnavailable(
+                f"the primary was left behind: {_named(told)} is written to",
+                hint="stop it, and point database.dsn at the new one",
+            )
+        redis.calls([replication.now_primary(self._namespace, *here)])
+
     def _judge(
-        self, database: Database, redis: RedisConnection, owners: Owners, before: str, here: str
-    ) -> None:
-        ids = self._following.unconfirmed()
+        self, database: Database, redis: RedisConnection, owners: Owners,
+        before: tuple[str, int], here: tuple[str, int],
+    ) -> None:  # fmt: skip
+        ids, unnamed = self._following.unconfirmed()
         missing = []
         for start in range(0, len(ids), _AT_ONCE):
             some = ids[start : start + _AT_ONCE]
             known = ledger.find(database, some)
             missing += [i for i in some if i not in known]
+        what = f"the failover from {_named(before)} to {_named(here)}"
+        if before == here:
+            what = f"a crash of the primary ({_named(here)})"
         metrics.count("lost", len(missing))
-        if self._following.replicates:
-            log.warning("failover from %s to %s: what it lost is applied again", before, here)
-        elif not missing:
-            log.warning("failover from %s to %s: no commit was left behind", before, here)
-        else:
-            redis.calls(replication.lost(self._namespace, before, here, missing))
-            shown = ", ".join(missing[:_SHOWN]) + (", ..." if len(missing) > _SHOWN else "")
-            owners.report(f"the failover from {before} to {here} left {len(missing)} commits"
-                          f" behind: {shown} (all: `processor status --json`)")  # fmt: skip
+        if missing:
+            # Those before the oldest that is there are there as well.
+            before_them = unnamed if ids[0] in missing else 0
+            self._report(redis, owners, what, _named(before), _named(here), missing, before_them)
+        elif before != here:
+            kept = "what it lost is applied again" if self._following.replicates else (
+                "no commit of this processor was left behind")  # fmt: skip
+            log.warning("%s: %s", what, kept)
+
+    def _report(
+        self, redis: RedisConnection, owners: Owners, what: str, before: str, here: str,
+        missing: list[str], unnamed: int,
+    ) -> None:  # fmt: skip
+        replies = redis.calls(replication.lost(self._namespace, before, here, missing))
+        where = "all: `processor status --json`"
+        if any(isinstance(reply, RedisRefused) for reply in replies):
+            where = "all are in the log"
+            for start in range(0, len(missing), _AT_ONCE):
+                log.error("left behind: %s", ",".join(missing[start : start + _AT_ONCE]))
+        shown = ", ".join(missing[:_SHOWN]) + (", ..." if len(missing) > _SHOWN else "")
+        more = f", and perhaps {unnamed} before them, unnamed" if unnamed else ""
+        owners.report(f"{what} left {len(missing)} commits behind: {shown} ({where}){more}")
 
 
 def _named(primary: tuple[str, int] | None) -> str:

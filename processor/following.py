@@ -17,7 +17,7 @@ from processor.report import Replica
 from processor.settings import Settings
 from processor.standing import Standing
 
-#: Ids of commits that no replica has confirmed yet are remembered up to this many.
+#: Ids of commits that not all replicas have confirmed yet are remembered up to this many.
 _REMEMBERED = 100_000
 
 
@@ -34,6 +34,7 @@ class Following:
         self.primary: tuple[str, int] | None = None
         self._unconfirmed: deque[tuple[Position, bytes]] = deque()
         self._count = 0
+        self._unnamed = 0
         sources: list[Source] = []
         if replicas.tracking and replicas.servers:
             sources = [Server(name, dsn, settings, self.marks, instance)
@@ -68,44 +69,65 @@ class Following:
 
     # What the drain reports, and asks.
 
-    def recall(self, replicas: dict[str, Replica]) -> None:
-        """What was told of replicas before: who was lost is lost until it is heard."""
-        for name, replica in replicas.items():
-            if replica.state == "lost" and (not self._promotable or name in self._promotable):
-                self._standing.recall(name)
+    def recall(self, replicas: dict[str, Replica]) -> bool:
+        """What was told of replicas before: who was lost is lost until it is heard.
+
+        Whether there are such.
+        """
+        lost = [
+            name for name, replica in replicas.items()
+            if replica.state == "lost" and (not self._promotable or name in self._promotable)
+        ]  # fmt: skip
+        for name in lost:
+            self._standing.recall(name)
+        return bool(lost)
 
     def owns(self, tokens: dict[str, str]) -> None:
         """From now on commits are of these lanes, given as token -> lane."""
         self.marks.begin(tokens)
 
-    def unconfirmed(self) -> list[str]:
-        """Ids that were committed and that not all replicas are known to have."""
-        return [i for _, some in self._unconfirmed for i in some.decode().split(",")]
+    def unconfirmed(self) -> tuple[list[str], int]:
+        """Ids of what has left Redis and not all replicas are known to have, oldest first.
+
+        And of how many before them the ids are forgotten.
+        """
+        ids = [i for _, some in self._unconfirmed for i in some.decode().split(",")]
+        return ids, self._unnamed
 
     def met(self, system: str, timeline: int) -> None:
         """The primary that is written to from now on."""
         if self.primary != (system, timeline):
             self._unconfirmed.clear()
-            self._count = 0
+            self._count = self._unnamed = 0
         self.primary = (system, timeline)
 
-    def committed(self, position: Position, ids: Iterable[str]) -> None:
-        """Transactions that were committed, until the replicas that may be promoted have them."""
-        if not self.tracks or self.replicates:
+    def leave(self, position: Position, ids: Iterable[str]) -> None:
+        """Transactions of which nothing stays in Redis: remembered until replicas have them.
+
+        All that may be promoted: whoever is lost can be the one that is promoted.
+        """
+        if not self.tracks:
             return
         some = ",".join(ids).encode()
         self._unconfirmed.append((position, some))
         self._count += some.count(b",") + 1
         queue = self._unconfirmed
         names = self._promotable or self._standing.names
-        while queue and (
-            self._count > _REMEMBERED or (names and self._standing.has(queue[0][0], names))
-        ):
+        while queue and names and self._standing.shows(queue[0][0], names):
             self._count -= queue.popleft()[1].count(b",") + 1
+            self._unnamed = 0
+        while self._count > _REMEMBERED:
+            forgotten = queue.popleft()[1].count(b",") + 1
+            self._count -= forgotten
+            self._unnamed += forgotten
 
     def has(self, position: Position) -> bool:
         """Whether all replicas that may be promoted have a commit (those that are lost aside)."""
         return self._standing.has(position, self._promotable)
+
+    def is_everywhere(self, position: Position) -> bool:
+        """Whether also those that are lost have it."""
+        return self._standing.shows(position, self._promotable)
 
     def states(self) -> dict[str, Replica]:
         """How each replica stands."""

@@ -36,6 +36,11 @@ class Outcome:
     commit: Commit | None = None
 
     @property
+    def ended(self) -> list[Entry]:
+        """Entries whose outcome is in the ledger."""
+        return [*self.committed, *(entry for entry, _ in self.known)]
+
+    @property
     def keyless(self) -> bool:
         """Whether nothing that failed or was known has a key behind which others wait."""
         troubled = [*(e for e, _ in self.failed), *self.held, *(e for e, _ in self.known)]

@@ -256,7 +256,11 @@ def _let_go(database: Database, redis: RedisConnection, lane: OwnedLane) -> None
         known = ledger.find(database, [h.id for h in bare])
         parked.have_turn(redis, lane.lane, bodies, 0.0)
         for head in bare:
-            if head.id in known and known[head.id].outcome != "dead":
+            stream = lane.lane.stream
+            # A failover lost the dead letter that held the key, and nothing else is left of it.
+            left = head.id not in known and not redis.call(
+                "XRANGE", stream, head.entry_id, head.entry_id)  # fmt: skip
+            if left or (head.id in known and known[head.id].outcome != "dead"):
                 parked.release(redis, lane.lane, [(head.id, head.entry_id, [head.key])], 0.0)
         if not after:
             return

@@ -73,14 +73,14 @@ class Settling:
         now: float,
     ) -> None:
         gone = self._park(lane, outcome, retries, deaths, now)
-        gone += [*outcome.committed, *(e for e, _ in outcome.known), *outcome.clashing]
-        gone += outcome.placed
+        gone += [*outcome.ended, *outcome.clashing, *outcome.placed]
         ids = [i for e in gone for i in (e.entry_id, *outcome.copies.get(e.entry_id, ()))]
         notes = self._note(lane, outcome, deaths, page)
         crashpoint.reach("settle-before")
         if self._withholding.applies:
             self._withholding.keep(lane, page, notes)
         else:
+            self._withholding.end(lane, [*outcome.ended, *(d.entry for d in deaths)])
             self._remove(lane, ids, page.generation, notes)
         crashpoint.reach("settle-after")
         self._let_pass(lane, outcome, now)
@@ -108,17 +108,16 @@ class Settling:
         ]  # fmt: skip
         if again:
             parked.whole(self._redis.calls(again))
-        done = [*outcome.committed, *(e for e, _ in outcome.known), *outcome.clashing]
+        ended = [*outcome.ended, *(d.entry for d in deaths)]
+        done = [*ended, *outcome.clashing]
         holding = {d.entry.id for d in deaths if self._burial.holds(d)}
-        done += [d.entry for d in deaths if d.entry.id not in holding]
         # Dead already, and its lines were rebuilt from the dead letter: it goes on holding them.
         holding |= {e.id for e in _dead(outcome) if self._hold and e.keys}
         done = [e for e in done if e.id not in holding]
         for note in self._note(lane, outcome, deaths, None):
             self._redis.calls([note])
         crashpoint.reach("release-before")
-        ended = [*(e for e, _ in outcome.known), *(d.entry for d in deaths), *outcome.committed]
-        self._withholding.keep_each(lane, ended)
+        self._withholding.end(lane, ended)
         if holding:
             self._redis.calls([c for i in holding for c in parked.forget_body(lane.lane, i)])
         if done:
@@ -142,9 +141,8 @@ class Settling:
         self._let_go(lane, entries, generation)
 
     def _let_go(self, lane: OwnedLane, entries: Sequence[Entry], generation: int) -> None:
-        if self._withholding.applies:
-            self._withholding.keep_each(lane, entries)
-        else:
+        self._withholding.end(lane, entries)
+        if not self._withholding.applies:
             self._remove(lane, [e.entry_id for e in entries], generation)
 
     def _sort(self, outcome: Outcome) -> tuple[list[tuple[Entry, int, float]], list[Death]]:

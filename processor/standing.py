@@ -93,6 +93,15 @@ class Standing:
                     return False
         return True
 
+    def shows(self, position: Position, names: Iterable[str]) -> bool:
+        """Whether all of these replicas are known to have a commit, also those that are lost."""
+        with self._lock:
+            return all(
+                (found := self._replicas.get(name)) is not None
+                and found.position is not None and found.position.reaches(position)
+                for name in names
+            )  # fmt: skip
+
     def replica(self, name: str) -> Replica:
         """How a replica stands now."""
         now = time.monotonic()

@@ -15,6 +15,8 @@ from processor.position import Position
 
 #: More ranges than this are joined, two and two: each then waits for its last commit.
 _MOST = 2_000
+#: Of more single entries than this nothing is remembered: they are met again from the head.
+_SINGLES = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,9 @@ class Withheld:
     single: dict[str, Position] = field(default_factory=dict)
     #: The connection on which all of it was read (rule 9).
     generation: int = 0
+    #: Up to where single entries ended that are not remembered.
+    _missed: Position | None = None
+    _incomplete: bool = False
     _grain: int = 1
     _pages: int = 0
 
@@ -78,21 +83,42 @@ class Withheld:
         self._pages = 1
 
     def add_single(self, position: Position, entry_id: str) -> None:
-        """An entry that had been parked, and has come to its end."""
-        self.single[entry_id] = position
+        """An entry that had been parked, and has come to its end, later than all before."""
+        self.single.pop(entry_id, None)
+        if len(self.single) < _SINGLES:
+            self.single[entry_id] = position
+        else:
+            self._missed, self._incomplete = position, True
 
     def due(self, has: Callable[[Position], bool]) -> Range | None:
         """The oldest range, if it may go now; it is forgotten here."""
+        if self._missed is not None:
+            # One of those that are not remembered may lie in it, and have ended later.
+            if not has(self._missed):
+                return None
+            self._missed = None
         return self.ranges.popleft() if self.ranges and has(self.ranges[0].position) else None
 
-    def due_singles(self, has: Callable[[Position], bool]) -> list[str]:
-        """The single entries that may go now; they are forgotten here."""
-        ids = [entry_id for entry_id, position in self.single.items() if has(position)]
+    def due_singles(self, has: Callable[[Position], bool], most: int) -> list[str]:
+        """Single entries that may go now, at most so many; they are forgotten here."""
+        ids: list[str] = []
+        reached = None
+        for entry_id, position in self.single.items():
+            if len(ids) == most or (position is not reached and not has(position)):
+                break
+            reached = position
+            ids.append(entry_id)
         for entry_id in ids:
             del self.single[entry_id]
         return ids
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all is remembered that may go some time, or it is too early to look for it."""
+        return not self._incomplete or self._missed is not None
 
     def forget(self) -> None:
         """The stream is read from its head: everything is met again."""
         self.ranges.clear()
         self.single.clear()
+        self._missed, self._incomplete = None, False

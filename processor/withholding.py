@@ -16,6 +16,7 @@ from processor.entry import Entry, UnknownVersion, Unreadable, decode
 from processor.errors import RedisRefused, RedisUnavailable
 from processor.following import Following
 from processor.ownership import OwnedLane, Page, last_generated, order
+from processor.position import Position
 from processor.redis_connection import Command, RedisConnection
 from processor.withheld import Range
 
@@ -46,13 +47,17 @@ class Withholding:
         count = len(page.entries) + len(page.unreadable)
         lane.withheld.add(newest, page.first, page.last, count)
 
-    def keep_each(self, lane: OwnedLane, entries: Sequence[Entry]) -> None:
-        """Entries came to their end one by one; their copies in the stream stay."""
+    def end(self, lane: OwnedLane, entries: Sequence[Entry]) -> None:
+        """Entries came to their end: their copies in the stream stay, or nothing does."""
         newest = self._following.marks.newest()
-        if self.applies and newest is not None:
-            lane.withheld.on(self._redis.generation)
-            for entry in entries:
-                lane.withheld.add_single(newest, entry.entry_id)
+        if newest is None or not entries:
+            return
+        if not self.applies:
+            self._following.leave(newest, (e.id for e in entries))
+            return
+        lane.withheld.on(self._redis.generation)
+        for entry in entries:
+            lane.withheld.add_single(newest, entry.entry_id)
 
     def release(self, lane: OwnedLane) -> bool:
         """Remove what the replicas have by now, for a while; whether there may be more of it.
@@ -63,16 +68,21 @@ class Withholding:
             return False
         if lane.withheld.generation != self._redis.generation or not self._redis.alive:
             raise RedisUnavailable("the connection on which entries were read is gone")
-        singles = lane.withheld.due_singles(self._following.has)
-        if singles:
-            self._remove(lane, singles)
         # A replica that comes back after hours sets free a backlog; new work must not wait for it.
         end = time.monotonic() + _TURN
-        while (span := lane.withheld.due(self._following.has)) is not None:
-            self._release(lane, span)
+        while self._release_some(lane):
             if time.monotonic() > end:
                 return True
         return False
+
+    def _release_some(self, lane: OwnedLane) -> bool:
+        if singles := lane.withheld.due_singles(self._following.has, _PAGE):
+            self._release_singles(lane, singles)
+            return True
+        span = lane.withheld.due(self._following.has)
+        if span is not None:
+            self._release(lane, span)
+        return span is not None
 
     def is_whole(self, lane: OwnedLane) -> bool:
         """Whether the stream still is the one that was read, up to the cursor at least.
@@ -80,9 +90,19 @@ class Withholding:
         Then nothing has to be read again: what stays in it is withheld, or the copy of what is
         parked.
         """
-        return self.applies and (
-            lane.cursor == "-" or order(last_generated(self._redis, lane.lane)) >= order(lane.cursor)
+        if not self.applies or not lane.withheld.is_complete:
+            return False
+        return lane.cursor == "-" or (
+            order(last_generated(self._redis, lane.lane)) >= order(lane.cursor)
         )
+
+    def _release_singles(self, lane: OwnedLane, ids: Sequence[str]) -> None:
+        newest = self._following.marks.newest()
+        if newest is not None and not self._following.is_everywhere(newest):
+            asked: list[Command] = [("XRANGE", lane.lane.stream, i, i) for i in ids]
+            found = [reply for reply in self._redis.calls(asked) if reply]
+            self._pass_over(newest, [raw for reply in found for raw in buffer.entries(reply)])
+        self._remove(lane, ids)
 
     def _release(self, lane: OwnedLane, span: Range) -> None:
         start = span.first
@@ -92,27 +112,40 @@ class Withholding:
             )
             raws = buffer.entries(reply)
             gone = self._at_their_end(lane, raws)
+            if gone and not self._following.is_everywhere(span.position):
+                leaving = set(gone)
+                self._pass_over(span.position, [raw for raw in raws if raw[0] in leaving])
             if gone:
                 self._remove(lane, gone)
             if len(raws) < _PAGE:
                 return
             start = f"({raws[-1][0]}"
 
+    def _pass_over(self, position: Position, raws: Sequence[buffer.Raw]) -> None:
+        """They go, and a lost replica has not got them: it is the one that may be promoted."""
+        self._following.leave(position, _ids(raws))
+
     def _at_their_end(self, lane: OwnedLane, raws: Sequence[buffer.Raw]) -> list[str]:
-        staying = {*lane.withheld.single, *lane.later, *(e.entry_id for e in lane.stuck.values())}
-        ids = [raw[0] for raw in raws if raw[0] not in staying]
+        staying = {*lane.later, *(e.entry_id for e in lane.stuck.values())}
+        singles = lane.withheld.single
+        ids = [raw[0] for raw in raws if raw[0] not in staying and raw[0] not in singles]
         if not ids or not self._redis.call("HLEN", lane.lane.parked):
             return ids
-        by_id = {}
-        for entry_id, version, body, _ in raws:
-            try:
-                by_id[decode(entry_id, version, body).id] = entry_id
-            except (Unreadable, UnknownVersion):
-                continue
-        waiting = parked.entry_ids(self._redis, lane.lane, list(by_id))
+        waiting = parked.entry_ids(self._redis, lane.lane, _ids(raws))
         return [entry_id for entry_id in ids if entry_id not in waiting]
 
     def _remove(self, lane: OwnedLane, ids: Sequence[str]) -> None:
         removed = self._redis.calls([buffer.settle(lane.lane, ids)])[0]
         if isinstance(removed, RedisRefused):
             raise RedisUnavailable(f"Redis does not settle: {removed}")
+
+
+def _ids(raws: Sequence[buffer.Raw]) -> list[str]:
+    """The transactions of those entries that are some."""
+    found: dict[str, None] = {}
+    for entry_id, version, body, _ in raws:
+        try:
+            found[decode(entry_id, version, body).id] = None
+        except (Unreadable, UnknownVersion):
+            continue
+    return list(found)

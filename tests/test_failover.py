@@ -6,7 +6,10 @@ on the primary alone, and the primary is killed.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+import signal
 import time
 from collections.abc import Callable
 
@@ -144,7 +147,7 @@ def test_nothing_waits_for_a_lost_replica_and_it_is_said_loudly(
     assert site.depth() == 10
 
     site.empties()
-    assert worker.state()["replicas"]["near"]["status"] == "lost"
+    wait_until(lambda: worker.state()["replicas"]["near"]["status"] == "lost")
     assert any("replica near is lost" in r.getMessage() for r in caplog.records)
 
     pair.standby.start()
@@ -179,6 +182,116 @@ def test_what_a_failover_lost_is_reported_with_its_ids(
     assert set(told["ids"].split(",")) == set(lost)
     assert site.tape() == list(range(1, 31))
     assert any(lost[0] in r.getMessage() for r in caplog.records if r.levelno >= logging.ERROR)
+
+
+def test_a_lost_replica_that_is_promoted_is_known_to_lack_what_it_lacks(
+    site_at: Callable[..., Site], pair: Pair
+) -> None:
+    site = site_at(replicas={"timeout": 0.5, "lost_after": 1.0})
+    site.start()
+    site.submit(write(1))
+    replayed(site, pair, 1)
+    lost = held(site, pair, write(2), write(3))
+    wait_until(lambda: worker.state()["replicas"]["near"]["status"] == "lost")
+    lost += held(site, pair, write(4))
+
+    pair.fail(site)
+
+    assert loss(site) == lost
+
+
+def test_what_left_redis_while_a_replica_was_lost_is_reported_when_that_is_promoted(
+    site_at: Callable[..., Site], pair: Pair
+) -> None:
+    site = site_at(settle="replicated", retry={"attempts": 2, "delay": 0.1},
+                   replicas={"timeout": 0.5, "lost_after": 1.0})  # fmt: skip
+    site.start()
+    site.submit(write(1))
+    replayed(site, pair, 1)
+    pair.link.hold()
+    lost = [r.id for r in site.submit(write(2), Transaction().insert("link", {"n": 1}), write(3))]
+    wait_until(lambda: worker.state()["replicas"]["near"]["status"] == "lost")
+    wait_until(site.dead)
+    site.empties()
+
+    pair.fail(site)
+
+    assert set(loss(site)) == set(lost)
+
+
+def test_dead_letters_that_a_failover_lost_are_reported_and_hold_nothing_for_ever(
+    site_at: Callable[..., Site], pair: Pair
+) -> None:
+    site = site_at(retry={"attempts": 1})
+    site.start()
+    site.submit(write(1))
+    replayed(site, pair, 1)
+    pair.link.hold()
+    some = [Transaction(), Transaction(key="a")]
+    poison = [each.insert("tape", {"n": "poison"}) for each in some]
+    lost = [receipt.id for receipt in site.submit(*poison, write(2))]
+    site.submit(write(3, key="a"))
+    wait_until(lambda: len(site.dead()) == 2, message=site.tale)
+    site.parks(1)
+
+    pair.fail(site)
+
+    assert set(loss(site)) == set(lost)
+    site.commits(1, 3)
+
+
+def test_commits_that_a_crash_of_the_primary_lost_are_found_out(
+    site_at: Callable[..., Site], pair: Pair
+) -> None:
+    """With synchronous_commit off it counts on, on the same timeline, from before them."""
+    site = site_at()
+    site.start()
+    site.submit(write(1))
+    replayed(site, pair, 1)
+    lost = crash(site, pair, write(2), write(3))
+    assert loss(site) == lost
+    site.submit(write(4))
+    site.commits(1, 4, timeout=20)
+
+
+def test_commits_that_a_crash_of_the_primary_lost_are_applied_again(
+    site_at: Callable[..., Site], pair: Pair
+) -> None:
+    site = site_at(settle="replicated")
+    site.start()
+    site.submit(write(1))
+    replayed(site, pair, 1)
+    crash(site, pair, write(2), write(3))
+    site.submit(write(4))
+    site.commits(1, 2, 3, 4, timeout=20)
+    site.whole(4)
+
+
+def crash(site: Site, pair: Pair, *transactions: Transaction) -> list[str]:
+    """Commit what the primary loses, since it crashes before it wrote its log; their ids."""
+    pair.primary.reload({"synchronous_commit": "off"})
+    # A session learns of it at its next statement.
+    passes = counted("passes")
+    wait_until(lambda: passes() > 1)
+    writer = site.one("select pid from pg_stat_activity where backend_type = 'walwriter'")
+    os.kill(writer, signal.SIGSTOP)
+    done = counted("committed")
+    receipts = site.submit(*transactions)
+    wait_until(lambda: done() == len(receipts), message=site.tale)
+    pair.primary.kill()
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(writer, signal.SIGKILL)
+    pair.primary.start()
+    return [receipt.id for receipt in receipts]
+
+
+def loss(site: Site) -> list[str]:
+    """The ids that are told to be lost, when there are some."""
+    wait_until(lambda: worker.state()["background_processor"]["loss"], 20, message=site.tale)
+    redis = RedisConnection(site.settings.redis.url, 1.0)
+    (told,) = replication.losses(redis, site.settings.namespace)
+    redis.close()
+    return told["ids"].split(",")
 
 
 def test_a_failover_that_lost_nothing_reports_nothing(
