@@ -36,6 +36,8 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     timeout: float | None = None
     attempt: int = 0
     trace: str | None = None
+    #: Nobody knows under which entry id it came (see `notes`).
+    delayed: bool = False
 
 
 _STRANGE = re.compile(r"(unknown field|Invalid (?:enum )?value) (['`]).*?\2(?= - at `\$|$)", re.S)
@@ -83,6 +85,7 @@ def decode(entry_id: str, version: bytes | None, body: bytes | None, attempt: in
         document.timeout,
         attempt,
         document.trace,
+        document.delay is not None or document.due is not None,
     )
 
 

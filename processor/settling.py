@@ -28,7 +28,6 @@ from processor.verdict import DOUBTFUL_STATE, backoff, is_final
 from processor.withholding import Withholding
 
 log = logging.getLogger("processor")
-
 #: The end of what nobody can tell of whether it was applied (rule 23).
 DOUBTFUL = Reason(
     "possibly applied: older than the ledger's memory, back after a restore", DOUBTFUL_STATE
@@ -255,8 +254,9 @@ class Settling:
         elif done:
             # Whatever lies in the range and was not committed by this batch, for any reason.
             absent = {e.id for e in page.entries if e.id not in done} | lane.later
-            first, last = page.entries[0].entry_id, page.entries[-1].entry_id
-            note = replace(note, first=first, last=last, absent=frozenset(absent))
+            delayed = frozenset(e.id for e in page.entries if e.delayed and e.id in done)
+            note = replace(note, first=page.entries[0].entry_id, last=page.entries[-1].entry_id,
+                           absent=frozenset(absent), also=delayed)  # fmt: skip
         crashpoint.reach("note-before")
         return [notes.write(lane.lane, note)]
 

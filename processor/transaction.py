@@ -219,7 +219,7 @@ class Transaction:
         due = now + given.delay if given.delay is not None else instant(given.due)
         try:
             document = msgspec.structs.replace(
-                given, id=self.id, delay=None, queue=None,
+                given, id=self.id, queue=None,
                 operations=msgspec.Raw(encoder.encode(self._operations)),
             )  # fmt: skip
             body = encoder.encode(document)

@@ -10,7 +10,7 @@ import pytest
 from msgspec.json import encode
 
 import processor
-from processor import config, confirmation, notes
+from processor import answers, config, confirmation, notes
 from processor import receipt as receipt_module
 from processor.answers import everywhere
 from processor.confirmation import Confirmation
@@ -122,6 +122,17 @@ def test_a_delayed_write_is_scheduled_and_then_committed(told: Site) -> None:
     assert receipt.entry_id == ""
     assert receipt.status().state == "scheduled"
     assert receipt.wait(timeout=10).state == "committed"
+
+
+def test_whoever_waits_for_a_delayed_write_hears_of_it(
+    told: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has no entry id to be found by in a note's range; its note names it."""
+    monkeypatch.setattr(answers, "_LOOK", 60.0)
+    told.start()
+    (receipt,) = told.submit(write(1, delay=0.3))
+    assert receipt.wait(timeout=5).state == "committed"
+    assert receipt.status().position is not None
 
 
 def test_a_known_write_is_told_by_a_note_of_the_look_up(told: Site) -> None:
