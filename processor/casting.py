@@ -27,6 +27,7 @@ Means = Callable[[str], Sequence[Relation]]
 
 _AT_ONCE = 500
 _REMEMBERED = 20_000
+_CHANGES = 2_000
 
 
 class Unnamed(Exception):
@@ -50,6 +51,8 @@ class Casting:
         Raises Unnamed for names that are not known, unless they were looked up `anew`: then the
         transaction fails by them.
         """
+        if len(self._made) > _CHANGES:
+            self._made.clear()
         new = [each for each in pending if id(each) not in self._made]
         if new:
             self._make(new, means, anew)
@@ -62,11 +65,14 @@ class Casting:
             for change in changes
         ]  # fmt: skip
 
+    def forget(self, pending: Sequence[Pending]) -> None:
+        """Remember no changes of these."""
+        for each in pending:
+            self._made.pop(id(each), None)
+
     def _make(self, pending: Sequence[Pending], means: Means, anew: bool) -> None:
         made = [self._change(each, means, anew) for each in pending]
         self._ask({cast for change in made for step in change.steps for cast in _casts(step)})
-        if len(self._made) > _REMEMBERED:
-            self._made.clear()
         # The transaction is kept with it: nothing else may get its identity.
         self._made.update(
             (id(each), (each, self._resolved(change)))

@@ -29,11 +29,13 @@ _STATEMENTS = 500
 class Gathered:
     """What is pending for a read, in accept order, and what rows are needed to know its effect.
 
-    `tables` are needed whole, of the tables in `rows` only the rows with these marks. `statements`
-    are the ids with a statement in them, `unsure` tells that there are more than can be asked for.
+    `large` are those of the pending that nobody should remember. `tables` are needed whole, of the
+    tables in `rows` only the rows with these marks. `statements` are the ids with a statement in
+    them, `unsure` tells that there are more than can be asked for.
     """
 
     pending: list[Pending] = field(default_factory=list)
+    large: list[Pending] = field(default_factory=list)
     tables: set[str] = field(default_factory=set)
     rows: dict[str, set[str]] = field(default_factory=dict)
     statements: list[str] = field(default_factory=list)
@@ -47,16 +49,20 @@ class Gathered:
 
 
 class Known(NamedTuple):
-    """A record that was decoded, and what decides whether its transaction has an effect."""
+    """A record that was decoded, and what decides whether its transaction has an effect.
+
+    `kept` tells whether it is remembered: large ones are not.
+    """
 
     pending: Pending
     deciding: tuple[tuple[str, Touch], ...]
+    kept: bool
 
 
 class Decoded:
     """Records that were met before: a row that is read often has the same ones each time."""
 
-    _MOST = 20_000
+    _MOST = 5_000
     _LARGEST = 2_000
 
     def __init__(self, keys: Overlay) -> None:
@@ -72,8 +78,9 @@ class Decoded:
         pending = overlay.record(record)
         if pending is None:
             return None
-        made = Known(pending, tuple(deciding(self._keys, pending)))
-        if len(record) <= self._LARGEST:
+        kept = len(record) <= self._LARGEST
+        made = Known(pending, tuple(deciding(self._keys, pending)), kept)
+        if kept:
             if len(self._known) >= self._MOST:
                 self._known.clear()
             self._known[record] = made
@@ -125,6 +132,7 @@ class Gathering:
         while self._grown():
             self._fetch()
         found.pending = by_due(self._in_order())
+        found.large = [known.pending for known in self._records.values() if not known.kept]
         return found
 
     def _rare(self, table: str) -> bool:

@@ -14,7 +14,13 @@ from typing import Any
 from processor import snapshot
 from processor.casting import Unnamed, met
 from processor.columntype import Unfit
-from processor.errors import DatabaseError, DatabaseUnavailable, InvalidRead, ReplicaLost
+from processor.errors import (
+    DatabaseError,
+    DatabaseUnavailable,
+    InvalidRead,
+    ReplicaLost,
+    SchemaMissing,
+)
 from processor.gathering import Decoded, Gathered, Gathering
 from processor.merging import Line, Rows, replay
 from processor.overlay import Overlay, Pending
@@ -104,6 +110,9 @@ class Reading:
         raise DatabaseUnavailable(f"table {self._asked.table} changes all the time")
 
     def _refused(self, error: DatabaseError) -> Exception:
+        if error.sqlstate in ("42P01", "3F000"):
+            # The declared table is there, or it would have been refused before.
+            return SchemaMissing(f"{self._session.server} has no ledger: {error}")
         if error.sqlstate.startswith("22"):
             return InvalidRead(f"where: a value does not fit its column: {error}")
         return error
@@ -120,7 +129,10 @@ class Reading:
             ids.append(self._asked.after)
         if not ids:
             return self._plain(relation)
-        return self._merged(relation, typed, gathered, ids, anew)
+        try:
+            return self._merged(relation, typed, gathered, ids, anew)
+        finally:
+            self._session.casting.forget(gathered.large)
 
     def _typed(self, relation: Relation, anew: bool) -> Mapping[str, Any]:
         try:

@@ -18,6 +18,7 @@ from processor.catalog import Refused
 from processor.database import Database
 from processor.errors import DatabaseError, DatabaseUnavailable, InvalidRead
 from processor.footprint import Declared
+from processor.merging import Fails
 from processor.progress import Progress
 from processor.relation import Relation
 from processor.settings import Settings
@@ -127,6 +128,9 @@ class ReadSession:
         return known
 
     def _meant(self, table: str) -> list[Relation]:
+        allowed = self._settings.database.tables
+        if allowed and table not in allowed:
+            raise Fails  # The processor will refuse it.
         found = [self._relations.get(name) for name in self._declared.names(table)]
         if table not in self._oids:
             self._oids.update(relation.same(self.database, [table]))

@@ -397,3 +397,56 @@ def test_what_others_put_into_the_overlay_stops_nothing(shown: Site) -> None:
     step(shown.drain())
     clear(shown)
     assert shown.redis.xlen("processor:overlay:log") == 0
+
+
+# Odd keys, large rows, what the processor will refuse.
+
+
+def test_a_row_is_found_by_a_key_whose_values_have_many_forms(site_of: Callable[..., Site]) -> None:
+    site = reading(site_of(overlay={"tables": {"daily": "day"}}))
+    site.execute("create table daily (day date primary key, n int)")
+    site.execute("insert into daily values ('2026-11-21', 1)")
+    site.submit(
+        t().update("daily", add={"n": 1}, where={"day": "21 Nov 2026"}),
+        t().update("daily", add={"n": 1}, where={"day": datetime.date(2026, 11, 21)}),
+        t().update("daily", add={"n": 1}, where={"day": "2026-11-22"}),
+    )
+    assert processor.read("daily", {"day": "2026-11-21"}) == [
+        {"day": datetime.date(2026, 11, 21), "n": 3}
+    ]
+    assert processor.read("daily", {"day": "infinity"}) == []
+    reader.close()
+
+
+def test_large_rows_are_merged_and_not_remembered(shown: Site) -> None:
+    shown.submit(*(t().insert("item", {"id": n, "name": "x" * 100_000}) for n in range(20)))
+    assert {len(row["name"]) for row in processor.read("item")} == {100_000}
+    known = reader._current()
+    assert not known._decoded._known
+    session = known._pool.take("primary")
+    assert not session.casting._made
+    known._pool.give(session)
+
+
+def test_what_the_processor_is_not_allowed_to_write_is_not_shown(
+    site_of: Callable[..., Site],
+) -> None:
+    site = reading(site_of(overlay={"tables": OVERLAY}, database={"tables": ["part"]}))
+    site.execute(TABLES)
+    site.submit(
+        t(attempts=1).insert("item", {"id": 1}).insert("part", {"site": "a", "no": 1}),
+        t().insert("part", {"site": "a", "no": 2}),
+    )
+    assert processor.read("item") == []
+    assert [row["no"] for row in processor.read("part")] == [2]
+    assert processor.read("part", {"site": "a", "no": 1}) == []
+    reader.close()
+
+
+def test_a_server_without_a_ledger_is_told_with_its_remedy(shown: Site) -> None:
+    shown.submit(t().insert("item", {"id": 1}))
+    shown.execute("alter table processor.ledger rename to gone")
+    with pytest.raises(processor.DatabaseUnavailable, match="init-db"):
+        processor.read("item", {"id": 1})
+    shown.execute("alter table processor.gone rename to ledger")
+    assert len(processor.read("item", {"id": 1})) == 1
