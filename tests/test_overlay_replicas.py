@@ -103,22 +103,31 @@ class Writer(threading.Thread):
 
     def _write(self) -> None:
         self._left -= 1
-        row = self._chance.choice(list(self._rows))
-        there = self._rows[row]
-        transaction = Transaction(key=str(row))
-        if there is None:
+        row, other = self._chance.sample(list(self._rows), 2)
+        transaction = Transaction(key=str(min(self._rows)))
+        touched = [row]
+        if self._chance.random() < 0.2 and None not in (self._rows[row], self._rows[other]):
+            # Of both or of none: one row decides about the other.
+            touched.append(other)
+            self._add(transaction, row, -1)
+            self._add(transaction, other, 1)
+        elif self._rows[row] is None:
             self._rows[row] = self._chance.randrange(10)
             transaction.insert("item", {"id": row, "n": self._rows[row]})
         elif self._chance.random() < 0.05:
             self._rows[row] = None
             transaction.delete("item", {"id": row}, expect=1)
         else:
-            self._rows[row] = there + 1
-            transaction.update("item", add={"n": 1}, where={"id": row})
+            self._add(transaction, row, 1)
         receipt = processor.submit(transaction)
         for replica in ("late", "far"):
-            rows = processor.read("item", {"id": row}, replica=replica, after=receipt)
-            self._judge(row, self._rows[row], rows)
+            for each in touched:
+                rows = processor.read("item", {"id": each}, replica=replica, after=receipt)
+                self._judge(each, self._rows[each], rows)
+
+    def _add(self, transaction: Transaction, row: int, by: int) -> None:
+        self._rows[row] = (self._rows[row] or 0) + by
+        transaction.update("item", add={"n": by}, where={"id": row}, expect=1)
 
     def _judge(self, row: int, expected: int | None, rows: Any) -> None:
         self._faults.reads += 1
@@ -159,7 +168,7 @@ def test_two_thousand_writes_are_each_read_back_at_once_from_each_replica(scene:
     faults = Faults()
     written(2000, faults)
     assert (faults.stale, faults.doubled) == ([], [])
-    assert faults.reads == 4000
+    assert faults.reads >= 4000
     equal_in_the_end(scene)
     process.kill()
 
