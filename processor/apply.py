@@ -236,6 +236,8 @@ class Applier:
                 outcome.clashing.append(entry)
             else:
                 outcome.known.append((entry, known))
+                # It may be later than the last commit whose position is known.
+                outcome.commit = None
                 if known.outcome == "dead" and self._settings.dead_letter.hold == "named":
                     # It died before a crash, and goes on holding what comes behind it.
                     holding.add(entry.id)

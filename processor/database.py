@@ -42,12 +42,15 @@ class Database:
     """
 
     def __init__(
-        self, settings: Settings, progress: Progress, *, application: str, writes: bool = True
-    ) -> None:
+        self, settings: Settings, progress: Progress, *, application: str, writes: bool = True,
+        primary: bool | None = None,
+    ) -> None:  # fmt: skip
+        """`primary`: no standby will do; as `writes` unless it is given."""
         self._settings = settings
         self._progress = progress
         self._application = application
         self._writes = writes
+        self._primary = writes if primary is None else primary
         self._connection: Any = None
         self._cursor: Any = None
         self._socket: socket.socket | None = None
@@ -120,20 +123,21 @@ class Database:
                 f"PostgreSQL {self.server_version // 10000} is too old",
                 hint="use PostgreSQL 14 or later",
             )
-        if not self._writes:
-            self.run(pins.reading(self._settings))
-            return
-        if in_recovery or read_only:
+        if (self._primary and in_recovery) or (self._writes and read_only):
             raise DatabaseUnavailable(
                 "the server only reads (25006)", hint="point database.dsn at the primary"
             )
-        if self.newest and self.newest[0] == self.system and self.newest[1] > self.timeline:
+        newest = self.newest if self._primary else None
+        if newest and newest[0] == self.system and newest[1] > self.timeline:
             raise DatabaseUnavailable(
-                f"the server is on timeline {self.timeline}, but {self.newest[1]} was written to"
+                f"the server is on timeline {self.timeline}, but {newest[1]} was written to"
                 " since: an old primary is back",
                 hint="point database.dsn at the new one; if this one is meant, delete the key"
                 " <namespace>:primary in Redis",
             )
+        if not self._writes:
+            self.run(pins.reading(self._settings))
+            return
         if pid != self._connection.info.backend_pid:
             # A pooler answers with a process id of its own making; behind one, advisory locks
             # become re-entrant and two processors would own one lane (rule 6).

@@ -8,25 +8,31 @@ never touches the drain thread's connections, and may hang in a call without any
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-from processor import replication
+from processor import defect, replication
 from processor.buffer import Lane
 from processor.database import Database
 from processor.errors import DatabaseError, DatabaseUnavailable, ProcessorError, RedisRefused
 from processor.marks import Marks
 from processor.position import Position, number
 from processor.progress import Progress
-from processor.redis_connection import RedisConnection
+from processor.redis_connection import Command, RedisConnection
+from processor.report import Replica
 from processor.settings import Settings
 from processor.standing import Standing
 
+log = logging.getLogger("processor")
+
 #: Told again after this long without news, so that others see that somebody still watches.
 _REST = 1.0
+#: Another processor that told nothing for so long is gone.
+_SILENT = 10.0
 #: Where nobody streams from the primary, or the role may not see who, it is asked this seldom.
 _NOBODY = 10.0
 #: The first questions after a rest come quicker than `replicas.interval`, seconds.
@@ -36,20 +42,26 @@ _QUICK = 0.005
 class Source(ABC):
     """Whom a follower asks. `names` are the replicas that it speaks of."""
 
+    #: Whether it is the primary that is asked.
+    primary = False
+
     def __init__(self, dsn: str, settings: Settings, marks: Marks, instance: str) -> None:
         self._marks = marks
         self._deadline = settings.database.connect_timeout
         self.database = Database(
             replace(settings.database, dsn=dsn), Progress(),
-            application=f"processor-replicas {instance}", writes=False,
+            application=f"processor-replicas {instance}", writes=False, primary=self.primary,
         )  # fmt: skip
 
     @abstractmethod
     def names(self) -> list[str]: ...
 
     @abstractmethod
-    def heard(self) -> dict[str, tuple[Position | None, str | None]]:
-        """For each replica that answered: up to where it has our commits, and what it replayed."""
+    def heard(self, tokens: Iterable[str]) -> dict[str, tuple[Position | None, str | None]]:
+        """For each replica that answered: up to where it has our commits, and what it replayed.
+
+        `tokens` are those of our lanes. Raises DatabaseError and DatabaseUnavailable.
+        """
 
     def rest(self, seconds: float) -> bool:
         """Wait where the server can tell when it is time to ask; False if it cannot."""
@@ -75,8 +87,8 @@ class Server(Source):
     def names(self) -> list[str]:
         return [self._name]
 
-    def heard(self) -> dict[str, tuple[Position | None, str | None]]:
-        lsn, shown = self.run(replication.ask(self._marks.lanes()))[0]
+    def heard(self, tokens: Iterable[str]) -> dict[str, tuple[Position | None, str | None]]:
+        lsn, shown = self.run(replication.ask(tokens))[0]
         position = self._marks.shown(replication.rows(shown))  # type: ignore[arg-type]
         return {self._name: (position, lsn)}  # type: ignore[dict-item]
 
@@ -95,6 +107,8 @@ class Server(Source):
 class Streaming(Source):
     """The primary, asked for those that stream from it; a role without pg_monitor sees none."""
 
+    primary = True
+
     def __init__(self, settings: Settings, marks: Marks, instance: str) -> None:
         super().__init__(settings.database.dsn, settings, marks, instance)
         self._seen = set(settings.replicas.promotable)
@@ -102,7 +116,11 @@ class Streaming(Source):
     def names(self) -> list[str]:
         return sorted(self._seen)
 
-    def heard(self) -> dict[str, tuple[Position | None, str | None]]:
+    def heard(self, tokens: Iterable[str]) -> dict[str, tuple[Position | None, str | None]]:
+        newest = self.database.newest
+        if self.database.alive and newest not in (None, _server(self.database)):
+            # After a failover the old primary may live on, with whoever still streams from it.
+            self.database.close()
         found = {
             str(name): (Position(self.database.system, int(str(timeline), 16), number(lsn)), lsn)
             for name, lsn, timeline in self.run(replication.ASK_PRIMARY)
@@ -125,7 +143,9 @@ class Follower:
         self._standing = standing
         self._further = further
         self._redis = RedisConnection(settings.redis.url, settings.redis.timeout)
-        self._untold: dict[str, tuple[Position, list[Lane]]] = {}
+        self._untold: dict[str, tuple[Position, list[str]]] = {}
+        self._lanes: dict[str, list[str]] = {}
+        self._told: dict[str, float] = {}
         self._stopped = threading.Event()
         self._wake = threading.Event()
         self._pace = _QUICK
@@ -137,14 +157,22 @@ class Follower:
 
     def stop(self, timeout: float) -> None:
         """End the thread; it leaves its connections behind closed."""
-        self._stopped.set()
         end = time.monotonic() + timeout
         while self._thread.is_alive() and time.monotonic() < end:
             # More than once: the call that is to be cut may be just about to begin.
-            self._wake.set()
-            self._source.database.abort()
-            self._redis.abort()
+            self.cut()
             self._thread.join(0.02)
+
+    def cut(self) -> None:
+        """Have the thread end soon."""
+        self._stopped.set()
+        self._wake.set()
+        self._source.database.abort()
+        self._redis.abort()
+
+    def met(self, system: str, timeline: int) -> None:
+        """The primary that is written to from now on."""
+        self._source.database.newest = system, timeline
 
     def drop(self) -> None:
         """Forget the connections without closing them, in a forked child."""
@@ -153,24 +181,32 @@ class Follower:
 
     def _run(self) -> None:
         while not self._stopped.is_set():
-            answered = self._ask()
-            self._tell()
+            answered = False
+            try:
+                answered = self._ask()
+                self._tell()
+            except Exception as error:  # A defect must not end the thread.
+                log.error("following a replica failed: %s", defect.place(error))
             self._rest(answered)
         self._source.database.close()
         self._redis.close()
 
     def _ask(self) -> bool:
-        # Of now: what the answer proves, it proves for lanes that were owned before it was asked.
-        names = sorted(set(self._marks.lanes().values()))
-        lanes = [Lane(self._settings.namespace, name) for name in names]
+        tokens = self._marks.lanes()
         try:
-            found = self._source.heard()
+            found = self._source.heard(tokens)
         except (DatabaseError, DatabaseUnavailable):
             self._source.database.close()
             found = {}
+        # What the answer proves, it proves for lanes that were owned before it was asked, and still
+        # are: of another owner's commits it knows nothing.
+        owned = self._marks.lanes()
+        lanes = sorted({lane for token, lane in tokens.items() if token in owned})
         for name, (position, lsn) in found.items():
-            if self._standing.hear(name, position, lsn) and position is not None:
+            news = self._standing.hear(name, position, lsn) or self._lanes.get(name) != lanes
+            if news and position is not None and lanes:
                 self._untold[name] = position, lanes
+                self._lanes[name] = lanes
         for name in self._source.names():
             if name not in found:
                 self._standing.miss(name)
@@ -180,11 +216,9 @@ class Follower:
 
     def _tell(self) -> None:
         namespace = self._settings.namespace
-        commands = [
-            replication.tell(namespace, name, self._standing.replica(name))
-            for name in self._source.names()
-        ]
-        for name, (position, lanes) in self._untold.items():
+        commands: list[Command] = []
+        for name, (position, names) in self._untold.items():
+            lanes = [Lane(namespace, each) for each in names]
             commands += replication.confirm(namespace, name, position, lanes, time.time())
         # Refused by a full Redis or unheard: what was not told now is told with the next words.
         with contextlib.suppress(ProcessorError):
@@ -192,6 +226,27 @@ class Follower:
                 isinstance(reply, RedisRefused) for reply in self._redis.calls(commands)
             ):
                 self._untold.clear()
+            self._tell_states(namespace)
+
+    def _tell_states(self, namespace: str) -> None:
+        known = replication.known(self._redis, namespace)
+        states = {name: self._standing.replica(name) for name in self._source.names()}
+        words = {
+            name: state for name, state in states.items()
+            if state.state == "lost" or not self._is_lost_to_others(name, known.get(name))
+        }  # fmt: skip
+        if words:
+            self._redis.calls([replication.tell(namespace, *each) for each in words.items()])
+            self._told |= {name: state.told for name, state in words.items()}
+
+    def _is_lost_to_others(self, name: str, known: Replica | None) -> bool:
+        """Another processor found it lost, by commits of which we know nothing, and says when not.
+
+        Unless that one is gone, and we have commits of our own to judge by.
+        """
+        if known is None or known.state != "lost" or known.told == self._told.get(name):
+            return False
+        return self._marks.newest() is None or time.time() - known.told <= _SILENT
 
     def _rest(self, answered: bool) -> None:
         if not answered:
@@ -215,3 +270,7 @@ class Follower:
         except DatabaseUnavailable:
             self._source.database.close()
         self._stopped.wait(seconds)
+
+
+def _server(database: Database) -> tuple[str, int]:
+    return database.system, database.timeline

@@ -7,6 +7,7 @@ had confirmed to nobody else (rule 22).
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 
@@ -59,8 +60,11 @@ class Following:
 
     def stop(self, timeout: float) -> None:
         """Follow no longer."""
+        end = time.monotonic() + timeout
         for follower in self._followers:
-            follower.stop(timeout)
+            follower.cut()
+        for follower in self._followers:
+            follower.stop(max(0.1, end - time.monotonic()))
 
     def drop(self) -> None:
         """Forget all connections without closing them, in a forked child."""
@@ -100,6 +104,8 @@ class Following:
             self._unconfirmed.clear()
             self._count = self._unnamed = 0
         self.primary = (system, timeline)
+        for follower in self._followers:
+            follower.met(system, timeline)
 
     def leave(self, position: Position, ids: Iterable[str]) -> None:
         """Transactions of which nothing stays in Redis: remembered until replicas have them.

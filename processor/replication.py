@@ -139,11 +139,13 @@ def rows(shown: Mapping[str, str] | None) -> list[tuple[str, int]]:
 
 
 #: Ask the primary how far those are that stream from it. Their positions are on its own timeline.
-#: A role without pg_monitor sees that there are some, and nothing of them.
+#: A role without pg_monitor sees that there are some, and nothing of them. Subscribers to some of
+#: its tables stream as well, and are no replicas.
 ASK_PRIMARY = (
     "SELECT application_name, min(replay_lsn)::text,"
     " left(pg_walfile_name(pg_current_wal_insert_lsn()), 8)"
-    " FROM pg_stat_replication GROUP BY application_name"
+    " FROM pg_stat_replication r WHERE NOT EXISTS (SELECT FROM pg_replication_slots s"
+    " WHERE s.active_pid = r.pid AND s.slot_type = 'logical') GROUP BY application_name"
 )
 
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import json
 import threading
 from collections.abc import Callable
 from typing import Any
 
+import psycopg2
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from psycopg2.extras import LogicalReplicationConnection
 
 from processor import replication, worker
 from processor.embedded import PostgresServer, Standby
+from processor.errors import RedisUnavailable
 from processor.marks import Marks
 from processor.position import Position
 from processor.redis_connection import RedisConnection
@@ -21,7 +25,7 @@ from processor.standing import Standing
 from processor.withheld import Range, Withheld
 from tests.fix_proxy import Proxy
 from tests.fix_servers import Factory, execute
-from tests.fix_site import Site, write
+from tests.fix_site import Site, counted, step, write
 from tests.fix_wait import wait_until
 
 
@@ -116,6 +120,27 @@ def test_ranges_go_in_the_order_of_their_commits_and_memory_stays_flat() -> None
     rest = due(withheld, 50_000)
     assert rest[-1].last == "49999-9"
     assert not withheld
+
+
+def test_single_entries_go_in_order_and_many_of_them_are_not_remembered() -> None:
+    withheld = Withheld()
+    withheld.add(at(1), "1-0", "9-0")
+    for n in range(10, 100_010):
+        withheld.add_single(at(n), f"{n}-0")
+    assert len(withheld.single) <= 20_000
+    asked = []
+
+    def has(position: Position) -> bool:
+        asked.append(position)
+        return position.lsn <= 12
+
+    assert withheld.due_singles(has, 500) == ["10-0", "11-0", "12-0"]
+    assert len(asked) == 4, "a drain that waits for replicas looks at all that waits"
+    # One that is not remembered may lie in the range.
+    assert due(withheld, 100_008) == []
+    assert withheld.is_complete, "the head is read again before they may go"
+    assert [span.first for span in due(withheld, 100_009)] == ["1-0"]
+    assert not withheld.is_complete
 
 
 # A replica as it is judged.
@@ -242,3 +267,114 @@ def test_a_cut_link_is_told_and_mended(
     link.on()
     wait_until(caught_up, 20)
     assert worker.state()["replicas"]["near"]["status"] == "following"
+
+
+def test_a_standby_that_comes_first_among_the_hosts_is_not_asked_for_those_that_stream(
+    site_of: Callable[..., Site], primary: PostgresServer, standby: Standby
+) -> None:
+    dsn = f"host=127.0.0.1,127.0.0.1 port={standby.port},{primary.port} user=postgres"
+    site = site_of(postgres=primary, database={"dsn": f"{dsn} dbname=postgres"})
+    site.start()
+    site.submit(write(1))
+    site.commits(1)
+
+    wait_until(lambda: told(site) == {"near": "following"})
+    wait_until(caught_up)
+
+
+def test_a_subscriber_to_some_tables_is_no_replica(
+    site_of: Callable[..., Site], own_postgres: Factory, own_standby: Factory
+) -> None:
+    primary = own_postgres({"wal_level": "logical"})
+    own_standby(primary, name="near")
+    site = site_of(postgres=primary)
+    site.execute("create publication parts for table tape")
+    subscriber = psycopg2.connect(
+        primary.dsn, connection_factory=LogicalReplicationConnection, application_name="subscriber"
+    )
+    cursor = subscriber.cursor()
+    cursor.create_replication_slot("parts", output_plugin="pgoutput")
+    cursor.start_replication(
+        "parts", options={"proto_version": "1", "publication_names": "parts"}, decode=False
+    )
+    cursor.send_feedback(write_lsn=1, flush_lsn=1, apply_lsn=1, force=True)
+    wait_until(lambda: site.one("select count(replay_lsn) from pg_stat_replication") == 2)
+    site.start()
+    site.submit(write(1))
+    site.commits(1)
+
+    wait_until(lambda: told(site).get("near") == "following")
+    assert set(told(site)) == {"near"}
+    subscriber.close()
+
+
+def test_a_lost_replica_is_not_found_again_by_a_processor_that_owns_nothing(
+    site_of: Callable[..., Site], primary: PostgresServer, standby: Standby
+) -> None:
+    replicas = {"servers": {"near": standby.dsn}, "timeout": 0.3, "lost_after": 1.0}
+    site = site_of(postgres=primary, replicas=replicas)
+    site.start()
+    site.submit(write(1))
+    site.commits(1)
+    wait_until(caught_up)
+    execute(standby.dsn, "select pg_wal_replay_pause()")
+    site.submit(write(2))
+    wait_until(lambda: told(site) == {"near": "lost"})
+
+    other = site.run()
+
+    names = "select count(distinct application_name) from pg_stat_activity where application_name"
+    asking = names + " like 'processor-replicas%'"
+    wait_until(lambda: execute(standby.dsn, asking) == [(2,)])
+    heard = set()
+    while len(heard) < 3:
+        words = json.loads(site.redis.hget(f"{site.settings.namespace}:replicas", "near"))
+        assert words["state"] == "lost"
+        heard.add(words["told"])
+    execute(standby.dsn, "select pg_wal_replay_resume()")
+    wait_until(lambda: told(site) == {"near": "following"})
+    assert other.terminate() == 0
+
+
+def test_the_primary_is_met_also_if_redis_was_away_just_then(
+    site_of: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = site_of()
+    drain = site.drain()
+    calls = []
+
+    def away(*_: object) -> dict[str, replication.Replica]:
+        calls.append(1)
+        if len(calls) == 1:
+            raise RedisUnavailable("Redis is away")
+        return {}
+
+    monkeypatch.setattr(replication, "known", away)
+    step(drain)
+    assert drain.database.alive
+    assert primary_told(site) is None
+    step(drain)
+    assert primary_told(site) == (drain.database.system, drain.database.timeline)
+    assert len(calls) == 2
+
+
+def test_a_primary_that_was_left_behind_is_written_to_no_more(
+    site_of: Callable[..., Site]
+) -> None:
+    """Cut off from its replicas and from another processor, it would go on for this one."""
+    site = site_of()
+    site.start()
+    system, timeline = primary_told(site) or ("", 0)
+    site.redis.set(f"{site.settings.namespace}:primary", f"{system}/{timeline + 1}")
+
+    wait_until(lambda: "left behind" in site.reason or "old primary" in site.reason)
+    site.submit(write(1))
+    passes = counted("passes")
+    wait_until(lambda: passes() > 2)
+    assert site.tape() == []
+    site.redis.delete(f"{site.settings.namespace}:primary")
+    site.commits(1)
+
+
+def primary_told(site: Site) -> tuple[str, int] | None:
+    return replication.written_to(site.redis.get(f"{site.settings.namespace}:primary"))
