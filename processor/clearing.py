@@ -14,7 +14,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import replace
 
-from processor import ledger, replication
+from processor import defect, ledger, replication
 from processor.database import Database
 from processor.errors import (
     DatabaseError,
@@ -89,7 +89,7 @@ class Clearing:
                 # Whoever needs these servers reports it; what is pending stays.
                 delay = _IDLE
             except Exception as error:  # A defect must not end the thread.
-                log.error("clearing the overlay failed: %s", type(error).__name__)
+                log.error("clearing the overlay failed: %s", defect.place(error))
                 delay = _IDLE
         self.close()
 

@@ -15,7 +15,7 @@ from itertools import chain, pairwise
 from typing import Any, NamedTuple
 
 from processor import overlay, replication
-from processor.errors import RedisRefused
+from processor.errors import RedisRefused, RedisUnavailable
 from processor.footprint import Touch, decides, touch
 from processor.overlay import Overlay, Pending
 from processor.redis_connection import Command, RedisConnection
@@ -177,6 +177,8 @@ class Gathering:
             *(("EXISTS", keys.wide(table)) for table in single),
         ]
         replies = self._calls([("MULTI",), *asked, ("EXEC",)])[-1]
+        if any(isinstance(reply, Exception) for reply in replies):
+            raise RedisUnavailable("pending writes cannot be read: something else has their names")
         self._records, self._orders = {}, {}
         for name, records in zip(rows, replies, strict=False):
             self._take(name, records)

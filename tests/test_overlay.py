@@ -449,6 +449,23 @@ def test_what_others_put_into_the_overlay_stops_nothing(shown: Site) -> None:
     assert shown.redis.xlen("processor:overlay:log") == 0
 
 
+def test_something_else_under_a_name_of_the_overlay_is_told_and_accepted_writes_go_on(
+    shown: Site,
+) -> None:
+    shown.submit(
+        t().insert("part", {"site": "a", "no": 1}).update("item", {"n": 1}, where={"id": 1})
+    )
+    names = [key for key in overlay_keys(shown) if ":row:part:" in key]
+    shown.redis.delete(*names)
+    shown.redis.set(names[0], "x")
+    with pytest.raises(processor.RedisUnavailable, match="something else"):
+        processor.read("item", {"id": 1})
+    shown.submit(t().insert("part", {"site": "a", "no": 1}))
+    step(shown.drain())
+    clear(shown)
+    assert overlay_keys(shown) == names
+
+
 # Odd keys, large rows, what the processor will refuse.
 
 
