@@ -206,6 +206,8 @@ class Drain:
             if not entries:
                 lane.next_retry = None
                 continue
+            if self._withholding.applies and not (entries := lane.met(entries)):
+                continue
             outcome = self._admission.ended(lane, entries) or self._attempts.apply(lane, entries)
             if outcome is None:
                 continue

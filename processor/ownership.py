@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,6 +52,8 @@ class OwnedLane:
     cursor: str = "-"
     bell: str = "0-0"
     rewind: bool = False
+    #: Whether the stream was read to its end since what was read was forgotten.
+    reread: bool = False
     seen: int = 0
     page: Page | None = None
     body_bytes: float = 65536.0
@@ -94,13 +96,26 @@ class OwnedLane:
     def retreat(self) -> None:
         """Read anew what is not settled; what is committed and withheld is known to be there."""
         self.cursor = self.withheld.last or "-"
-        self.rewind = False
+        self.rewind = self.reread = False
         self.page = None
         self.has_lines = self.has_bodies = True
         self.next_retry = self.next_due = 0.0
         if not self.withheld:
             self.later.clear()
             self.stuck.clear()
+
+    def met(self, entries: Sequence[Entry]) -> list[Entry]:
+        """Parked entries that may have their turn: what comes before them in the stream had its.
+
+        A failover brings back what was applied before they were parked, and is read anew.
+        """
+        if self.reread:
+            return list(entries)
+        if self.page is not None:
+            return [e for e in entries if order(e.entry_id) < order(self.page.first)]
+        return [
+            e for e in entries if self.cursor != "-" and order(e.entry_id) <= order(self.cursor)
+        ]
 
 
 class Owners:

@@ -51,7 +51,7 @@ class Taking:
         raws = buffer.entries(reply)
         if not raws:
             # Ids may have begun anew below the cursor (rule 9); the next pass looks from the head.
-            lane.rewind = True
+            lane.rewind = lane.reread = True
             return True
         raws = self._within(raws)
         size = sum(len(raw[3]) for raw in raws) / len(raws)
