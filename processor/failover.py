@@ -28,6 +28,8 @@ class Failover:
     def __init__(self, namespace: str, following: Following) -> None:
         self._namespace = namespace
         self._following = following
+        #: Whether what was told of replicas before is known, and whether some were lost then.
+        self._recalled = self._passed_over = False
 
     def expect(self, database: Database, redis: RedisConnection) -> None:
         """Before a connect: let no primary be taken that was left behind."""
@@ -41,9 +43,13 @@ class Failover:
         """After it: see which primary this is."""
         told, here = database.newest, (database.system, database.timeline)
         before = self._following.primary
+        if not self._recalled:
+            told_of = replication.known(redis, self._namespace)
+            self._passed_over = self._following.recall(told_of)
+            self._recalled = True
         if before is None:
-            passed_over = self._following.recall(replication.known(redis, self._namespace))
-            if told not in (None, here) and (passed_over or not self._following.replicates):
+            lossy = self._passed_over or not self._following.replicates
+            if told not in (None, here) and lossy:
                 owners.report(f"the primary changed from {_named(told)} to {_named(here)}"
                               " unwatched: what was committed last there may be lost, unnamed")
         elif before != here or self._lacks_some(database):

@@ -86,6 +86,12 @@ class Following:
             self._standing.recall(name)
         return bool(lost)
 
+    def inherit(self, before: Following) -> None:
+        """Go on for one with other settings: a failover may still lose its commits."""
+        self.primary = before.primary
+        self._unconfirmed = before._unconfirmed
+        self._count, self._unnamed = before._count, before._unnamed
+
     def owns(self, tokens: dict[str, str]) -> None:
         """From now on commits are of these lanes, given as token -> lane."""
         self.marks.begin(tokens)

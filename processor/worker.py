@@ -225,7 +225,8 @@ def _pass(run: Run) -> float:
         run.settings, run.next_settings = run.next_settings, None
         run.drain.leave()
         run.beside.stop(2.0)
-        run.beside = run.new_beside()
+        before, run.beside = run.beside, run.new_beside()
+        run.beside.following.inherit(before.following)
         run.drain = run.new_drain()
         run.beside.start()
     try:

@@ -219,6 +219,28 @@ def test_what_left_redis_while_a_replica_was_lost_is_reported_when_that_is_promo
     assert set(loss(site)) == set(lost)
 
 
+def test_a_loss_window_outlives_a_reload(site_at: Callable[..., Site], pair: Pair) -> None:
+    """Also one that changes the settle level: what has left Redis by then is gone."""
+    site = site_at(settle="replicated")
+    site.start()
+    site.submit(write(1))
+    replayed(site, pair, 1)
+    site.empties()
+    lost = held(site, pair, *(write(n) for n in range(2, 30)))
+    assert site.depth() == 28
+    worker.reload(site.changed(settle="committed"))
+    site.empties()
+    epoch = worker.state()["lanes"]["default:0"]["epoch"]
+    worker.reload(site.settings)
+    wait_until(lambda: worker.state()["lanes"].get("default:0", {}).get("epoch", 0) > epoch)
+    held(site, pair, write(30))
+
+    pair.fail(site)
+
+    assert loss(site) == lost
+    site.commits(1, 30)
+
+
 def test_dead_letters_that_a_failover_lost_are_reported_and_hold_nothing_for_ever(
     site_at: Callable[..., Site], pair: Pair
 ) -> None:
