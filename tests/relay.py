@@ -60,7 +60,8 @@ class Relay:
     def close(self) -> None:
         if self._thread.is_alive():
             self._closing = True
-            self._wake.send(b"x")
+            with contextlib.suppress(OSError):  # it may be ending by itself
+                self._wake.send(b"x")
             self._thread.join(10)
             assert not self._thread.is_alive(), "the proxy's thread hangs"
         self._wake.close()
