@@ -80,6 +80,7 @@ INSIDE = {
 # Who alone may know a driver; everybody else sees our own classes.
 DRIVERS = {
     "redis": {"redis_connection"},
+    "hiredis": {"redis_connection"},
     "psycopg2": {"database"},
     "daemon": {"detach"},
     "yaml": {"configfile", "config"},

@@ -1,13 +1,13 @@
 """`read`: a row by its key through the overlay, next to a plain SELECT of the same row.
 
-10,000 operations are pending, and nobody drains. The buffer is on the same host, PostgreSQL one
-millisecond away, as in the next rack. Figure: reads of rows of which each has a pending addition,
-merged. Limit: the SELECT of the same row over the same kind of session. In turns, row by row.
+10,000 operations are pending, and nobody drains. Figure: reads of rows of which each has a pending
+addition, merged. Limit: the SELECT of the same row as an application makes it, by psycopg2 with
+parameters and rows as dicts. In turns, row by row; all on one host.
 
 `many`: ten pending additions a row; `orders`: each addition came with an order, whose key decides
-whether it counts, so that this key is looked at, too; `idle`: rows with nothing pending. The same
-for `loopback`, without the millisecond: a SELECT then takes as long as the trip to Redis, and what
-is compared is one trip with two and the work of merging.
+whether it counts, so that this key is looked at, too; `idle`: rows with nothing pending. `session`
+is the ratio of the figure to the SELECT written out over a session of the reader's own kind. `far`
+has the ratios with PostgreSQL one millisecond away, as in the next rack, and Redis here.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ import time
 from collections.abc import Callable, Iterable
 from statistics import median, quantiles
 from typing import Any
+
+from psycopg2.extras import RealDictCursor
 
 import processor
 from processor import config, reader
@@ -36,7 +38,10 @@ ROUND_TRIP = 0.001
 WARM = 100
 TABLES = {"account": "id", "orders": "id"}
 
-Times = tuple[list[float], list[float]]
+#: A session of the reader's kind, and a cursor as applications have.
+Plain = tuple[Database, Any]
+#: Of the reads, of the plain SELECTs, of those over a session of the reader's kind.
+Times = tuple[list[float], list[float], list[float]]
 
 
 def run(options: Options) -> Result:
@@ -53,13 +58,13 @@ def run(options: Options) -> Result:
         finally:
             reader.close()
             proxy.close()
-    merged, plain = there["one"]
+    merged, plain, session = here["one"]
     return Result(
         1e6 * median(merged), "us", 1e6 * median(plain),
         {"p99": _p99(merged), "limit_p99": _p99(plain),
-         **{name: _ratio(each) for name, each in there.items() if name != "one"},
-         "loopback": {name: _ratio(each) for name, each in here.items()},
-         "loopback_us": rounded(1e6 * median(here["one"][0])),
+         "session": rounded(median(merged) / median(session)),
+         **{name: _ratio(each) for name, each in here.items() if name != "one"},
+         "far": {name: _ratio(each) for name, each in there.items()},
          "round_trip": ROUND_TRIP, "pending": PENDING, "n": count},
     )  # fmt: skip
 
@@ -81,14 +86,16 @@ def _all(stage: Stage, count: int, dsn: str, profile: bool) -> dict[str, Times]:
         config.current().database, Progress(), application="benchmark", writes=False
     )
     session.connect()
+    cursor = stage.connect(dsn).cursor(cursor_factory=RealDictCursor)
+    plain = (session, cursor)
     try:
         return {
-            "one": _with(stage, session, count, _additions(PENDING, PENDING), PENDING, profile),
-            "many": _with(stage, session, count, _additions(PENDING, ACCOUNTS), ACCOUNTS, profile),
+            "one": _with(stage, plain, count, _additions(PENDING, PENDING), PENDING, profile),
+            "many": _with(stage, plain, count, _additions(PENDING, ACCOUNTS), ACCOUNTS, profile),
             "orders": _with(
-                stage, session, count, map(transaction, orders(PENDING // 2)), ACCOUNTS, profile
+                stage, plain, count, map(transaction, orders(PENDING // 2)), ACCOUNTS, profile
             ),
-            "idle": _in_turns(session, count, PENDING + 1, 30_000),
+            "idle": _in_turns(plain, count, PENDING + 1, 30_000),
         }
     finally:
         session.close()
@@ -101,27 +108,34 @@ def _additions(count: int, accounts: int) -> Iterable[processor.Transaction]:
 
 
 def _with(
-    stage: Stage, session: Database, count: int, pending: Iterable[processor.Transaction],
+    stage: Stage, plain: Plain, count: int, pending: Iterable[processor.Transaction],
     accounts: int, profile: bool,
 ) -> Times:  # fmt: skip
     stage.redis.flushall()
     processor.submit_many(pending)
-    times = _in_turns(session, count, 1, accounts)
+    times = _in_turns(plain, count, 1, accounts)
     if profile:
         _profile(count, accounts)
     note(f"{1e6 * median(times[0]):.0f} us beside {1e6 * median(times[1]):.0f} us")
     return times
 
 
-def _in_turns(session: Database, count: int, low: int, high: int) -> Times:
+def _in_turns(plain: Plain, count: int, low: int, high: int) -> Times:
     chance = random.Random(1)
-    merged, plain = [], []
+    session, cursor = plain
+    merged, selected, written = [], [], []
     for _ in range(WARM + count):
         account = chance.randint(low, high)
         sql = f"SELECT id, balance FROM account WHERE id = {account}"
-        plain.append(_timed(lambda sql=sql: session.run(sql)))
+        selected.append(_timed(lambda account=account: _select(cursor, account)))
         merged.append(_timed(lambda account=account: _read(account)))
-    return merged[WARM:], plain[WARM:]
+        written.append(_timed(lambda sql=sql: session.run(sql)))
+    return merged[WARM:], selected[WARM:], written[WARM:]
+
+
+def _select(cursor: Any, account: int) -> list[dict[str, Any]]:
+    cursor.execute("SELECT id, balance FROM account WHERE id = %s", (account,))
+    return [dict(row) for row in cursor]
 
 
 def _read(account: int) -> None:
