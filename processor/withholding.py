@@ -39,7 +39,8 @@ class Withholding:
 
     def keep(self, lane: OwnedLane, page: Page, notes: Sequence[Command]) -> None:
         """A page is committed: tell so, and let it stay."""
-        self._redis.calls(notes) if notes else None
+        if notes:
+            self._redis.calls(notes)
         newest = self._following.marks.newest()
         if newest is None or self._redis.generation != page.generation or not self._redis.alive:
             raise RedisUnavailable("the connection on which the batch was read is gone")
