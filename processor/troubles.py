@@ -71,12 +71,13 @@ def ended_session(
     """The session ended in this batch; `answered`: the server answered a probe since last time.
 
     Three times the same first entry: halve the batch; at once if it was `slow`, which is to say
-    that it met the deadline. Alone `attempts` times: condemned.
+    that it met the deadline. Alone `attempts` times, and twice at the least: condemned.
     """
     first, times = lane.trouble
     times = times + 1 if first == entries[0].id and answered else 1
     lane.trouble = (entries[0].id, times)
-    if len(entries) == 1 and times >= attempts:
+    # Once proves nothing: it was in hand when the server ended.
+    if len(entries) == 1 and times >= max(attempts, 2):
         lane.condemned = entries[0].id
     elif len(entries) > 1 and (slow or times >= _CRASHES):
         lane.limit = max(1, len(entries) // 2)

@@ -10,7 +10,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -19,8 +19,8 @@ import pytest
 
 from processor import worker
 from processor.embedded import PostgresServer
-from tests.fix_servers import execute
-from tests.fix_site import Site, counted
+from tests.fix_servers import Factory, execute
+from tests.fix_site import Site, counted, step, write
 from tests.fix_wait import wait_until
 
 AWAY = psycopg2.Error
@@ -352,3 +352,20 @@ def test_a_schema_that_goes_missing_is_an_outage_with_a_remedy(site: Site) -> No
     site.resumes(within=2.0)
 
     site.whole(load.end())
+
+
+def test_a_transaction_in_hand_when_the_server_ends_is_not_condemned_where_one_attempt_is_all(
+    site_of: Callable[..., Site], own_postgres: Factory
+) -> None:
+    postgres = own_postgres()
+    site = site_of(postgres=postgres, retry={"attempts": 1})
+    drain = site.drain()
+    step(drain)
+    postgres.restart("immediate")
+    site.submit(write(1))
+
+    for _ in range(4):
+        step(drain)
+
+    assert site.dead() == []
+    assert site.tape() == [1]
