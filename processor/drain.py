@@ -173,7 +173,13 @@ class Drain:
         for lane in self.owners.owned:
             if lane.rewind and lane.page is None:
                 lane.rewind = False
-                if lane.stuck or not self._withholding.is_whole(lane):
+                whole = self._withholding.is_whole(lane)
+                if whole and lane.stuck:
+                    # What is withheld before them may be a long way.
+                    stuck = [entry.entry_id for entry in lane.stuck.values()]
+                    lane.cursor = lane.withheld.back_to(stuck) or "-"
+                    lane.stuck.clear()
+                elif not whole:
                     lane.withheld.forget()
                     lane.cursor = "-"
                     lane.stuck.clear()

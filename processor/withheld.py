@@ -8,7 +8,7 @@ due alone when its end is committed.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from processor.position import Position
@@ -117,8 +117,20 @@ class Withheld:
         """Whether all is remembered that may go some time, or it is too early to look for it."""
         return not self._incomplete or self._missed is not None
 
+    def back_to(self, entry_ids: Iterable[str]) -> str:
+        """Forget the ranges in which these lie, and all behind; the last entry before them."""
+        first = min(map(_order, entry_ids))
+        while self.ranges and _order(self.ranges[-1].last) >= first:
+            self.ranges.pop()
+        return self.last
+
     def forget(self) -> None:
         """The stream is read from its head: everything is met again."""
         self.ranges.clear()
         self.single.clear()
         self._missed, self._incomplete = None, False
+
+
+def _order(entry_id: str) -> tuple[int, int]:
+    milliseconds, _, sequence = entry_id.partition("-")
+    return int(milliseconds), int(sequence or 0)

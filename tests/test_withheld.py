@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from processor import worker
 from processor.transaction import Transaction
-from tests.fix_failover import Pair, replayed
+from tests.fix_failover import Pair, held, replayed
+from tests.fix_servers import Factory
 from tests.fix_site import Site, counted, write
 from tests.fix_wait import wait_until
 
@@ -49,3 +51,35 @@ def test_parked_entries_whose_copies_stay_are_not_read_again_and_again(
     site.ask(site.dead()[0][0], "discard")
     site.commits(*range(1, 501))
     site.empties()
+
+
+def test_what_a_full_redis_does_not_park_has_no_long_way_read_again(
+    own_redis: Factory, site_of: Callable[..., Site], pair: Pair
+) -> None:
+    redis = own_redis()
+    site = site_of(
+        redis=redis, postgres=pair.primary, database={"dsn": pair.dsn}, settle="replicated",
+        interval=0.05, replicas={"servers": {"near": pair.standby.dsn}},
+        retry={"attempts": 50, "delay": 0.2},
+    )  # fmt: skip
+    site.execute(SHELF)
+    site.start()
+    replayed(site, pair)
+    held(site, pair, *(write(n) for n in range(1, 1001)))
+    assert worker.stop()
+    site.submit(orphan(key="a"), write(1001, key="a"), orphan(), *(write(n) for n in (1002, 1003)))
+    site.redis.config_set("maxmemory", "1")
+    site.start()
+    wait_until(lambda: 1003 in site.tape(), message=site.tale)
+    known, passes = counted("known"), counted("passes")
+    wait_until(lambda: passes() > 10)
+    assert known() < 300 * passes(), "all of what is withheld is read again in every pass"
+
+    pair.fail(site)
+    site.redis.config_set("maxmemory", "0")
+    site.submit(Transaction().insert("shelf", {"n": 9}))
+
+    wait_until(lambda: sorted(site.tape()) == list(range(1, 1004)), 20, message=site.tale)
+    wait_until(lambda: site.one("select count(*) from link") == 2, message=site.tale)
+    site.empties()
+    assert site.dead() == []
