@@ -107,12 +107,19 @@ class Database:
                 self._settings.dsn, async_=1, application_name=self._application,
                 client_encoding="UTF8", keepalives_idle=10, keepalives_interval=3, **host,
             )  # fmt: skip
+            self._take_socket()
             self._wait()
-            self._socket = socket.socket(fileno=os.dup(self._connection.fileno()))
+            # libpq may have gone on to another address of the host.
+            self._take_socket()
             self._cursor = self._connection.cursor()
             self._pin()
         except (psycopg2.Error, DatabaseError) as error:
             raise DatabaseUnavailable(f"cannot open a session: {_phrase(error)}") from None
+
+    def _take_socket(self) -> None:
+        before, self._socket = self._socket, socket.socket(fileno=os.dup(self._connection.fileno()))
+        if before is not None:
+            before.close()
 
     def _pin(self) -> None:
         rows = self.run(pins.LOOK)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import socket
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -378,3 +380,24 @@ def test_a_primary_that_was_left_behind_is_written_to_no_more(
 
 def primary_told(site: Site) -> tuple[str, int] | None:
     return replication.written_to(site.redis.get(f"{site.settings.namespace}:primary"))
+
+
+def test_a_stop_waits_for_no_connect_to_a_replica_that_does_not_answer(
+    site_of: Callable[..., Site]
+) -> None:
+    slow = {"connect_timeout": 15.0, "call_timeout": 15.0}
+    with socket.create_server(("127.0.0.1", 0)) as hole:
+        dsn = f"host=127.0.0.1 port={hole.getsockname()[1]} user=postgres dbname=postgres"
+        servers = dict.fromkeys(("near", "far", "farther"), dsn)
+        site = site_of(replicas={"servers": servers}, database=slow)
+        site.start()
+        site.submit(write(1))
+        site.commits(1)
+        hole.settimeout(10)
+        met = [hole.accept()[0] for _ in servers]
+        begun = time.monotonic()
+        assert worker.stop(10.0)
+        assert time.monotonic() - begun < 1.5
+        assert not [t for t in threading.enumerate() if t.name == "processor-replicas"]
+        for each in met:
+            each.close()
