@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
+
+import pytest
 
 from processor import worker
+from processor.errors import DatabaseError
+from processor.position import number
 from processor.transaction import Transaction
 from tests.fix_failover import Pair, held, replayed
 from tests.fix_servers import Factory
-from tests.fix_site import Site, counted, write
+from tests.fix_site import Site, counted, step, write
 from tests.fix_wait import wait_until
 
 SHELF = "create table shelf (n int primary key); create table link (n int references shelf)"
@@ -83,3 +88,30 @@ def test_what_a_full_redis_does_not_park_has_no_long_way_read_again(
     wait_until(lambda: site.one("select count(*) from link") == 2, message=site.tale)
     site.empties()
     assert site.dead() == []
+
+
+def test_a_commit_whose_reply_was_an_error_is_not_taken_for_an_earlier_one(
+    site_at: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found in the ledger, it is withheld for a position that is not before its own."""
+    site = site_at(settle="replicated")
+    site.execute(SHELF)
+    drain = site.drain()
+    step(drain)
+    session, commits = drain._session, []
+    read_reply = session._commit
+
+    def reply(row: Any) -> Any:
+        commits.append(number(row[1]))
+        if len(commits) == 2:
+            raise DatabaseError("57014", in_transaction=False)
+        return read_reply(row)
+
+    monkeypatch.setattr(session, "_commit", reply)
+    # With limits of their own, entries are tried one by one when one of them fails.
+    site.submit(orphan(timeout=5.0), *(write(n, timeout=5.0) for n in (1, 2)))
+    step(drain)
+
+    assert site.tape() == [1, 2]
+    (span,) = drain.owners.lanes["default:0"].withheld.ranges
+    assert span.position.lsn >= commits[1]
