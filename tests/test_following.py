@@ -261,6 +261,8 @@ def test_a_cut_link_is_told_and_mended(
     replicas: dict[str, Any] = {"servers": {"near": standby.dsn}, "timeout": 0.3}
     site = site_of(postgres=primary, replicas=replicas)
     site.start()
+    # Before the cut it has the schema, by which alone it can be judged.
+    wait_until(caught_up)
     link.off()
     site.submit(write(1))
     site.commits(1)
