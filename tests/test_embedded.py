@@ -293,7 +293,7 @@ def test_a_closed_server_leaves_neither_process_nor_directory():
             assert pids
             assert directory.exists()
         assert not directory.exists()
-        assert not [pid for pid in pids if Path(f"/proc/{pid}/cwd").exists()]
+        wait_until(lambda: not [pid for pid in pids if Path(f"/proc/{pid}/cwd").exists()], 1.0)
 
 
 @pytest.mark.parametrize("frozen", [False, True])
