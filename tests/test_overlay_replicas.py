@@ -211,6 +211,9 @@ class ByLsn:
             found = self._asks(reading, *arguments)
         commits = self._commits()
         found.known = {i for i in ids if i in commits and commits[i] <= replayed}
+        gathered, after = arguments[2], reading._asked.after
+        if after and not gathered.there:
+            found.known.add(after)  # Taken away already: it is to be read, not refused.
         return found
 
     @staticmethod
