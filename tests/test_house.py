@@ -100,7 +100,7 @@ PUBLIC = {
 
 MODULE_LINES, FUNCTION_LINES = 300, 40
 # These may only shrink.
-LARGER = {"apply": 345, "transaction": 315, "attempt.apply": 45}
+LARGER = {"apply": 343, "transaction": 314}
 
 SAYS_NOTHING = {"utils", "util", "helpers", "helper", "common", "manager", "base", "misc"}
 
