@@ -17,8 +17,9 @@ import pytest
 from processor import config
 from processor import receipt as receipt_module
 from processor.embedded import PostgresServer, Standby
+from processor.receipt import Receipt
 from tests.fix_servers import FAST, execute
-from tests.fix_site import Site, merged
+from tests.fix_site import Site, merged, write
 from tests.fix_wait import wait_until
 
 #: Seconds (PostgreSQL takes no less) after which a replica tells the primary what it replayed.
@@ -131,3 +132,10 @@ def followed(
         return site
 
     return make
+
+
+def committed(site: Site, n: int = 1) -> Receipt:
+    """Submit a number to the tape, and wait until it is committed."""
+    (receipt,) = site.submit(write(n))
+    assert receipt.wait(timeout=10).state == "committed"
+    return receipt

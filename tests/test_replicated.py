@@ -21,7 +21,7 @@ from processor.receipt import Receipt
 from tests.fix_cli import as_user
 from tests.fix_process import Spawn
 from tests.fix_proxy import Proxy
-from tests.fix_replicas import Replicas
+from tests.fix_replicas import Replicas, committed
 from tests.fix_servers import Factory, execute
 from tests.fix_site import Site, write
 from tests.fix_wait import wait_until
@@ -110,12 +110,6 @@ def site(followed: Callable[..., Site]) -> Site:
     made = followed()
     made.start()
     return made
-
-
-def committed(site: Site, n: int = 1) -> Receipt:
-    (receipt,) = site.submit(write(n))
-    assert receipt.wait(timeout=10).state == "committed"
-    return receipt
 
 
 def test_a_status_climbs_and_tells_which_replica_has_it(site: Site, replicas: Replicas) -> None:

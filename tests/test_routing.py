@@ -13,7 +13,7 @@ import processor
 from processor import confirmation, worker
 from processor.config import configure
 from processor.receipt import Receipt
-from tests.fix_replicas import Replicas
+from tests.fix_replicas import Replicas, committed
 from tests.fix_servers import Factory
 from tests.fix_site import Site, write
 from tests.fix_wait import wait_until
@@ -24,12 +24,6 @@ def site(followed: Callable[..., Site]) -> Site:
     made = followed()
     made.start()
     return made
-
-
-def committed(site: Site, n: int = 1) -> Receipt:
-    (receipt,) = site.submit(write(n))
-    assert receipt.wait(timeout=10).state == "committed"
-    return receipt
 
 
 def has(replicas: Replicas, name: str, n: int) -> None:
