@@ -286,13 +286,39 @@ def test_a_standby_follows_through_a_proxy_that_can_hold_the_wal(
 # What is left behind: nothing.
 
 
+def shared_memory(data: Path) -> str:
+    """The System V segment of the cluster in `data`, as /proc/sysvipc names it: key and id."""
+    notes = (data / "postmaster.pid").read_text().splitlines()
+    return " ".join(notes[guardian.SEGMENT_LINE].split())
+
+
+def held_memory() -> set[str]:
+    lines = Path("/proc/sysvipc/shm").read_text().splitlines()[1:]
+    return {" ".join(line.split()[:2]) for line in lines}
+
+
+def test_a_killed_postgres_leaves_no_shared_memory(own_postgres):
+    server = own_postgres()
+    for _ in range(2):
+        segment = shared_memory(server.data)
+        assert segment in held_memory()
+        assert "/dev/shm" not in Path(f"/proc/{server.pid}/maps").read_text()
+
+        server.kill()
+
+        assert segment not in held_memory()
+        server.start()
+
+
 def test_a_closed_server_leaves_neither_process_nor_directory():
     for kind in (RedisServer, PostgresServer):
         with kind() as server:
             pids, directory = server.pids(), server.directory
+            segment = shared_memory(server.data) if isinstance(server, PostgresServer) else None
             assert pids
             assert directory.exists()
         assert not directory.exists()
+        assert segment not in held_memory()
         wait_until(lambda left=pids: not [n for n in left if Path(f"/proc/{n}/cwd").exists()], 1.0)
 
 
@@ -316,11 +342,13 @@ def test_a_program_killed_with_9_leaves_neither_servers_nor_directories(spawn: S
     directories = [Path(word) for word in program.expect("serving").split()[1:]]
     programs = PostgresServer().programs | RedisServer().programs
     assert all(guardian.processes(directory, programs) for directory in directories)
+    segment = shared_memory(directories[1] / "data")
 
     program.kill()
 
     wait_until(lambda: not any(map(Path.exists, directories)))
     assert not any(guardian.processes(directory, programs) for directory in directories)
+    assert segment not in held_memory()
 
 
 def test_a_server_outlives_the_thread_that_started_it(spawn: Spawn):

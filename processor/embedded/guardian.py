@@ -10,6 +10,7 @@ frozen PostgreSQL backend, and it removes no directory.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import select
 import shutil
@@ -21,6 +22,9 @@ from pathlib import Path
 
 END_TIMEOUT = 10.0
 POLL_PARENT = 0.2
+# PostgreSQL notes the key and the id of its System V segment on this line, counted from 0.
+SEGMENT_LINE = 6
+IPC_RMID = 0
 
 _pipes: dict[int, int] = {}
 
@@ -57,6 +61,22 @@ def end(directory: Path, programs: Iterable[str]) -> None:
     while (pids := processes(directory, programs)) and time.monotonic() < deadline:
         send(pids, signal.SIGKILL)
         time.sleep(0.002)
+    for notes in Path(directory).glob("*/postmaster.pid"):
+        _release_memory(notes)
+
+
+def _release_memory(notes: Path) -> None:
+    """Give back the System V segment of a PostgreSQL server that was killed.
+
+    It belongs to the kernel and outlives everybody, and a machine has 4,096: without this, so many
+    kills later no PostgreSQL starts there any more (ENOSPC, "No space left on device").
+    """
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        key, segment = map(int, notes.read_text().splitlines()[SEGMENT_LINE].split())
+        libc = ctypes.CDLL(None)
+        # Asked by its key, since the id of a segment that is gone may be a stranger's by now.
+        if libc.shmget(key, 0, 0) == segment:
+            libc.shmctl(segment, IPC_RMID, None)
 
 
 def watch(directory: Path, programs: Iterable[str]) -> None:

@@ -153,6 +153,8 @@ class PostgresServer(Server):
             "unix_socket_directories": str(self.directory),
             "logging_collector": False,
             "log_destination": "stderr",
+            # In files of the cluster: what lies in /dev/shm stays there after a kill.
+            "dynamic_shared_memory_type": "mmap",
         }
         (self.data / INCLUDED).write_text(conf(own | self.settings))
 
