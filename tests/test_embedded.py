@@ -386,12 +386,15 @@ def test_what_a_program_starts_is_known_also_as_a_daemon(spawn: Spawn):
     program = spawn(
         """
         import os, time
+        told, tell = os.pipe()
         if os.fork() == 0:
             os.setsid()
             if os.fork():
                 os._exit(0)
-            print("daemon", os.getpid())
+            print("daemon", os.getpid(), flush=True)
+            os.write(tell, b".")
             time.sleep(60)
+        os.read(told, 1)
         """
     )
     daemon = int(program.expect("daemon").split()[1])

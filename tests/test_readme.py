@@ -399,7 +399,8 @@ def page():
 while "processor_dead_letters 1.0" not in page():
     time.sleep(0.05)
 processor.submit({"operations": [{"op": "delete", "table": "orders", "where": {"account": 1}}]})
-while "processor_batches_total" not in page() or "processor_oldest_age{" not in page():
+awaited = ("processor_batches_total", "processor_oldest_age{", "processor_last_pass")
+while not all(name in page() for name in awaited):
     time.sleep(0.05)
 print(page())
 """
