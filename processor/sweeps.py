@@ -31,7 +31,9 @@ _LETTERS = 100
 _PRUNED = 5_000
 _AT_ONCE = 500
 _PRUNE_EVERY = 60.0
+#: Dead letters are counted this often, and when one came or went here.
 _COUNT_EVERY = 10.0
+_COUNT_SOON = 1.0
 #: Operators' requests are asked for this often, idle and busy.
 _ASK = 1.0
 _ASK_BUSY = 5.0
@@ -52,6 +54,7 @@ class Sweeps:
         self._outlook = outlook
         self._overlay = Overlay(settings)
         self._touched = self._pruned = self._counted = float("-inf")
+        self._changes = self._counted_changes = 0.0
         self._ended: dict[str, int] = {}
 
     def run(self, now: float, *, busy: bool) -> None:
@@ -63,15 +66,20 @@ class Sweeps:
         if now - self._touched >= often:
             self._touched = now
             self._requests()
-        if now - self._counted >= _COUNT_EVERY:
-            self._counted = now
-            letters = deadletter.count_open(self._database, self._owners.buffer)
-            self._outlook.dead_letters = letters
-            metrics.gauge("dead_letters", letters)
+        self._count(now)
         if now - self._pruned >= _PRUNE_EVERY:
             self._pruned = now
             for lane in self._owners.owned:
                 self._prune(lane)
+
+    def _count(self, now: float) -> None:
+        changes = self._changes + metrics.value("dead")
+        often = _COUNT_EVERY if changes == self._counted_changes else _COUNT_SOON
+        if now - self._counted >= often:
+            self._counted, self._counted_changes = now, changes
+            letters = deadletter.count_open(self._database, self._owners.buffer)
+            self._outlook.dead_letters = letters
+            metrics.gauge("dead_letters", letters)
 
     def _requests(self) -> None:
         lanes = {lane.lane.name: lane for lane in self._owners.owned}
@@ -94,6 +102,7 @@ class Sweeps:
         if commit is None:
             log.warning("dead letter %s: %s failed, it stays", letter.id, letter.request)
             return
+        self._changes += 1
         log.info("dead letter %s: %s done", letter.id, letter.request)
         if letter.request != "discard":
             note = Note(

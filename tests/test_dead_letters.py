@@ -324,6 +324,20 @@ def test_a_dead_letter_that_was_decided_while_nobody_drained_holds_no_longer(sit
     assert site.parked() == 0
 
 
+def test_how_many_wait_is_told_within_seconds_of_the_death_and_of_the_decision(site: Site) -> None:
+    """Who is paged looks at the figure at once; with nothing new it is counted every 10 s."""
+    site.start()
+    site.submit(write(1))
+    site.commits(1)
+    # Counted already, just before.
+    wait_until(lambda ended=counted("passes"): ended() >= 2)
+
+    site.submit(Transaction().insert("nowhere", {"n": 1}))
+    wait_until(lambda: metrics.value("dead_letters") == 1, 4.0)
+    site.ask(dead_ids(site)[0], "discard")
+    wait_until(lambda: metrics.value("dead_letters") == 0, 4.0)
+
+
 def test_dead_letters_that_hold_nothing_let_followers_pass_in_order(site_of) -> None:
     """Rule 27: `dead_letter.hold: none`."""
     site = site_of(dead_letter={"hold": "none"})

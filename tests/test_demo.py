@@ -43,7 +43,7 @@ CLOSING = re.compile(r"submitted (\d+)  committed (\d+)  dead (\d+)  lost (\d+) 
 @pytest.fixture
 def room() -> Iterator[Path]:
     """A directory for temporary directories: short for sockets, open for PostgreSQL's user."""
-    directory = Path(tempfile.mkdtemp(prefix="demo-", dir="/tmp"))
+    directory = Path(tempfile.mkdtemp(prefix="demo-"))
     directory.chmod(0o755)
     yield directory
     # Fails when anything is left in it.

@@ -97,7 +97,10 @@ def test_an_owner_frozen_in_a_batch_that_commits_without_it(site_of) -> None:
         with other.cursor() as cursor:
             cursor.execute("lock table tape in access exclusive mode")
         site.submit(*(write(n) for n in range(1, 11)))
-        waiting = "select exists (select from pg_locks where not granted)"
+        # In the batch: the standby may wait for a lock as well.
+        waiting = (
+            "select exists (select from pg_locks where not granted and relation = 'tape'::regclass)"
+        )
         wait_until(lambda: site.one(waiting))
 
         frozen.freeze()
