@@ -330,7 +330,8 @@ def test_how_many_wait_is_told_within_seconds_of_the_death_and_of_the_decision(s
     site.submit(write(1))
     site.commits(1)
     # Counted already, just before.
-    wait_until(lambda ended=counted("passes"): ended() >= 2)
+    passes = counted("passes")
+    wait_until(lambda: passes() >= 2)
 
     site.submit(Transaction().insert("nowhere", {"n": 1}))
     wait_until(lambda: metrics.value("dead_letters") == 1, 4.0)

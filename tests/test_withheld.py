@@ -50,8 +50,9 @@ def test_parked_entries_whose_copies_stay_are_not_read_again_and_again(
     # All of the stream is parked or dead, and nothing of it is withheld for the replica.
     wait_until(lambda: site.depth() == 500, message=site.tale)
     # The pass that brought it so far counts its batch at its end.
-    wait_until(lambda ended=counted("passes"): ended() >= 2)
-    batches, passes = counted("batches"), counted("passes")
+    passes = counted("passes")
+    wait_until(lambda: passes() >= 2)
+    batches = counted("batches")
     wait_until(lambda: passes() > 20)
     assert batches() == 0
 
