@@ -29,7 +29,7 @@ class Declaration:
     unit: str = ""
     check: Check | None = None
     secret: bool = False
-    of: type | None = None  # what a mapping maps its names to: a record, or str
+    of: type | None = None  # what a mapping maps its names to: a record, str or tuple
     names: Check | None = None  # of the names of a mapping
     item: Check | None = None  # of each text of a mapping or list
 
@@ -212,13 +212,16 @@ class Reader:
         try:
             if declared.names is not None:
                 declared.names(path[-1])
-            if declared.of is not str:
-                return self.record(cast(type, declared.of), raw, path)
-            text = typed(str, raw)
-            return declared.item(text) if declared.item else text
+            item = declared.item or str
+            if declared.of is str:
+                return item(typed(str, raw))
+            if declared.of is tuple:
+                texts = raw.split(",") if isinstance(raw, str) else typed(tuple, raw) or ("",)
+                return tuple(item(text.strip()) for text in texts)
+            return self.record(cast(type, declared.of), raw, path)
         except ValueError as error:
             self.refuse(path, str(error))
-            return "" if declared.of is str else cast(type, declared.of)()
+            return cast(type, declared.of)()
 
 
 def _order(problem: tuple[Place, str]) -> tuple[bool, Place]:

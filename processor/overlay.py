@@ -74,9 +74,7 @@ class Overlay:
         self.primary = f"{settings.namespace}:primary"
         self.replicas = f"{settings.namespace}:replicas"
         self.servers = bool(settings.replicas.servers)
-        self.declared = Declared(
-            {name: section.keys(name) for name in section.tables}, settings.database.search_path
-        )
+        self.declared = Declared(section.tables, settings.database.search_path)
 
     def table(self, table: str) -> str:
         """The list of all that touches a table."""

@@ -138,15 +138,11 @@ class Replicas:
 
 @dataclass(frozen=True, slots=True)
 class Overlay:
-    tables: Mapping[str, str] = mapping(
+    tables: Mapping[str, tuple[str, ...]] = mapping(
         {}, "table to its key columns; reads of these tables see pending writes, and a submit "
-        "that touches them sends them along", of=str,
+        "that touches them sends them along", of=tuple,
         names=matching(rf"(?:{_IDENTIFIER}\.)?{_IDENTIFIER}", "write table or schema.table"),
-        item=matching(rf"\s*{_COLUMN}(?:\s*,\s*{_COLUMN})*\s*", "write column, or column, column"))
-
-    def keys(self, table: str) -> tuple[str, ...]:
-        """The key columns of a table. Raises KeyError if it is not declared."""
-        return tuple(column.strip() for column in self.tables[table].split(","))
+        item=matching(_COLUMN, "write column, or [column, column]"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -155,10 +155,33 @@ def example(kind: type, default: Any) -> tuple[str, Any]:
     }.get(kind, (str(default), default))
 
 
+@pytest.mark.parametrize("text", ["site", "site, sku", "[site]", "[site, sku]"])
+def test_key_columns_are_a_list_or_a_text(written: Any, text: str) -> None:
+    quoted = text if text.startswith("[") else f'"{text}"'
+    settings = config.load(written(f"overlay: {{tables: {{stock: {quoted}}}}}\n"), {})
+    assert settings.overlay.tables == {"stock": tuple(text.strip("[]").split(", "))}
+    assert config.load(config.as_mapping(settings), {}) == settings
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "has no value (give a list such as [a, b], or take the line out)"),
+        ("[]", "is empty (write column, or [column, column])"),
+        ("'a,,b'", "is empty (write column, or [column, column])"),
+        ("[a b]", "has a character out of place (write column, or [column, column])"),
+        ("{a: 1}", "wrong type (give a list such as [a, b])"),
+    ],
+)
+def test_key_columns_that_are_none_are_refused(written: Any, text: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(f":3: overlay.tables.stock: {said}")):
+        config.load(written(f"overlay:\n  tables:\n    stock: {text}\n"), {})
+
+
 NAMED = {
     ("statements",): ('{one: "select 1"}', {"one": "select 1"}),
     ("replicas", "servers"): ('{default: "postgresql:///b"}', {"default": "postgresql:///b"}),
-    ("overlay", "tables"): ('{stock: "site, sku"}', {"stock": "site, sku"}),
+    ("overlay", "tables"): ("{stock: [site, sku]}", {"stock": ("site", "sku")}),
 }
 
 
