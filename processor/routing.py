@@ -22,9 +22,9 @@ from processor.errors import (
     Unavailable,
 )
 from processor.receipt import Receipt
+from processor.settings import PRIMARY
 from processor.whereabouts import UNKNOWN, Sought, Whereabouts
 
-PRIMARY = "primary"
 #: Where nobody follows the replicas, their ledgers are asked this often, seconds.
 _POLL = 0.05
 _WAITING = ("accepted", "scheduled", "parked", "retrying")

@@ -17,6 +17,9 @@ _NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}"
 _IDENTIFIER = r'[^\s."\0]{1,63}'
 _COLUMN = r'[^\s,"\0]{1,63}'
 
+#: The name of `database.dsn` among the servers that one reads from; no replica has it.
+PRIMARY = "primary"
+
 
 _NAMED = matching(_NAME, "use letters, digits, _ . - and at most 63 of them")
 
@@ -245,6 +248,9 @@ def contradictions(settings: Settings) -> Iterator[tuple[list[Path], str]]:
             hint = nearest(name, list(replicas.servers))
             yield _paths("replicas.promotable", "replicas.servers"), (
                 f"{name} is not in replicas.servers ({hint})")
+    if PRIMARY in replicas.servers:
+        yield _paths(f"replicas.servers.{PRIMARY}", "replicas.servers"), (
+            f"{PRIMARY} is the name of database.dsn itself (give the replica another name)")
     if settings.settle == "replicated" and not replicas.tracking:
         yield _paths("settle", "replicas.tracking"), (
             "replicated needs replicas.tracking (set it to true, or settle: committed)")

@@ -462,6 +462,12 @@ CONTRADICTIONS = [
     ("retry:\n\n  max_delay: 1.0", 3, "retry.delay", "above retry.max_delay = 1.0"),
     ("batch:\n  bytes: 1048575", 2, "buffer.transaction_bytes", "batch.bytes = 1_048_575"),
     ("drain: [hihg]", 1, "drain", "did you mean high?"),
+    (
+        "replicas:\n  servers:\n    near: 'host=a'\n    primary: 'host=b'",
+        4,
+        "replicas.servers.primary",
+        "give the replica another name",
+    ),
     ("health:\n  bind: '0.0.0.0:8787'", 2, "health.bind", "health.public"),
     ("health:\n  bind: '[::]:8787'", 2, "health.bind", "health.public"),
     ("health:\n  bind: 'example.org:8787'", 2, "health.bind", "health.public"),
