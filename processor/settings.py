@@ -15,11 +15,12 @@ from processor.declaration import Path, between, mapping, matching, nearest, one
 
 _NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}"
 _IDENTIFIER = r'[^\s."\0]{1,63}'
+# No comma within quotes either: who takes the path apart does so at commas.
+_SCHEMA = r'''(?:[^\s,;"'\0-\x1f]{1,63}|"[^,;"'\0-\x1f]{1,63}")'''
 _COLUMN = r'[^\s,"\0]{1,63}'
 
 #: The name of `database.dsn` among the servers that one reads from; no replica has it.
 PRIMARY = "primary"
-
 
 _NAMED = matching(_NAME, "use letters, digits, _ . - and at most 63 of them")
 
@@ -67,7 +68,8 @@ class Database:
         5.0, "a frozen owner loses its lanes after this", unit="s", check=between(0.5, 300))
     search_path: str = setting(
         "public", "where tables without a schema are looked for",
-        check=matching(r"[^\0-\x1f;']+", "give schemas, separated by commas"))
+        check=matching(rf" *{_SCHEMA} *(?:, *{_SCHEMA} *)*", "give schemas, separated by commas;"
+                       ' one with blanks in "quotes"'))
     init: bool = setting(False, "create the schema `processor` where it is missing")
     tables: tuple[str, ...] = setting(
         (), "the only tables that transactions may name; empty: all that the role may write",

@@ -275,6 +275,13 @@ def test_health_is_shown_to_others_only_when_that_is_said() -> None:
     assert config.load({"health": health}, {}).health.bind == "0.0.0.0:8787"
 
 
+@pytest.mark.parametrize(
+    "path", ["app", "app, public", " app ,public ", '"$user", public', '"my app",b', "$user,größe"]
+)
+def test_schemas_are_searched_in_quotes_or_without(path: str) -> None:
+    assert config.load({"database": {"search_path": path}}, {}).database.search_path == path
+
+
 def test_the_default_queue_is_always_there() -> None:
     assert set(config.load({"queues": {"night": {"weight": 2}}}, {}).queues) == {"night", "default"}
 
@@ -433,6 +440,13 @@ RANGES = [
     ("drain: ['a b']", 1, "drain", "use letters"),
     ("database: {tables: [a.b.c]}", 1, "database.tables", "schema.table"),
     ("database: {search_path: ''}", 1, "database.search_path", "give schemas"),
+    ("database: {search_path: ','}", 1, "database.search_path", "give schemas"),
+    ("database: {search_path: 'a,'}", 1, "database.search_path", "give schemas"),
+    ("database: {search_path: 'a,,b'}", 1, "database.search_path", "give schemas"),
+    ("database: {search_path: ' , a'}", 1, "database.search_path", "give schemas"),
+    ("database: {search_path: 'a b'}", 1, "database.search_path", 'in "quotes"'),
+    ("database: {search_path: '\"a'}", 1, "database.search_path", 'in "quotes"'),
+    ("database: {search_path: '\"\"'}", 1, "database.search_path", 'in "quotes"'),
     ("database:\n  dsn: mysql://h/db", 2, "database.dsn", "postgresql://"),
     ("database:\n  dsn: app", 2, "database.dsn", "postgresql://"),
     ("database:\n  dsn: ''", 2, "database.dsn", "postgresql://"),
