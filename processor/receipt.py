@@ -17,10 +17,13 @@ from processor.answers import everywhere
 from processor.buffer import Lane
 from processor.errors import InvalidTransaction, TransactionDead, TransactionLost, WaitTimeout
 from processor.identity import canonical_id
+from processor.settings import NAME
 from processor.whereabouts import Sought, Whereabouts
 
 _UNTIL = ("committed", "replicated")
 _ORDER = re.compile("([0-9]{16})-([0-9]{20})").fullmatch
+_LANE = re.compile(f"{NAME}:(?:0|[1-9][0-9]{{0,3}})", re.ASCII).fullmatch
+_WHOLE = "give the text that str(receipt) gave, whole and unchanged"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +90,16 @@ class Receipt:
     def parse(cls, text: str) -> Receipt:
         """The receipt of a text made by `str`. Raises InvalidTransaction."""
         try:
-            order, transaction, buffer_id, lane = text.split("~")
+            order, transaction, buffer_id, quoted = text.split("~")
             entry_id = _entry_id(order) if order else ""
             ids = canonical_id("id", transaction), canonical_id("buffer", buffer_id)
-        except (ValueError, AttributeError):
-            raise InvalidTransaction("receipt", "is not the text of a receipt") from None
-        return cls(ids[0], unquote(lane), entry_id, ids[1])
+            found = cls(ids[0], _lane(unquote(quoted)), entry_id, ids[1])
+        except (ValueError, AttributeError, TypeError):
+            found = None
+        # A damaged text would be asked for all the same, and a write that is safe be unknown.
+        if found is None or str(found) != text:
+            raise InvalidTransaction("receipt", "is not the text of a receipt", hint=_WHOLE)
+        return found
 
 
 def _entry_id(order: str) -> str:
@@ -101,6 +108,13 @@ def _entry_id(order: str) -> str:
     if found is None or int(found[2]) >= 1 << 64:
         raise ValueError(order)
     return f"{int(found[1])}-{int(found[2])}"
+
+
+def _lane(name: str) -> str:
+    """The name of a lane, as `buffer.lane_name` makes them. Raises ValueError."""
+    if not _LANE(name):
+        raise ValueError(name)
+    return name
 
 
 close = answers.close

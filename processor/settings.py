@@ -13,7 +13,7 @@ from operator import attrgetter
 from processor import address
 from processor.declaration import Path, between, mapping, matching, nearest, one_of, setting
 
-_NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}"
+NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}"
 _IDENTIFIER = r'[^\s."\0]{1,63}'
 # No comma within quotes either: who takes the path apart does so at commas.
 _SCHEMA = r'''(?:[^\s,;"'\0-\x1f]{1,63}|"[^,;"'\0-\x1f]{1,63}")'''
@@ -22,7 +22,7 @@ _COLUMN = r'[^\s,"\0]{1,63}'
 #: The name of `database.dsn` among the servers that one reads from; no replica has it.
 PRIMARY = "primary"
 
-_NAMED = matching(_NAME, "use letters, digits, _ . - and at most 63 of them")
+_NAMED = matching(NAME, "use letters, digits, _ . - and at most 63 of them")
 
 
 def _with_default(queues: dict[str, Queue]) -> dict[str, Queue]:

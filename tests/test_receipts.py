@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from urllib.parse import quote
 
 import pytest
 from msgspec.json import encode
@@ -194,6 +195,40 @@ def test_texts_of_receipts_sort_as_their_entries_do() -> None:
 def test_what_is_no_receipt_is_refused_in_one_line(text: str) -> None:
     with pytest.raises(processor.InvalidTransaction, match="receipt: is not the text of a receipt"):
         Receipt.parse(text)
+
+
+def receipt_of(lane: str = "low:0", entry_id: str = "1-1") -> Receipt:
+    return Receipt(processor.new_id(), lane, entry_id, processor.new_id())
+
+
+def with_lane(lane: str) -> Callable[[str], object]:
+    return lambda text: text.removesuffix("low%3A0") + quote(lane, safe="")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text + "\n", lambda text: " " + text, lambda text: text[:-1], str.upper,
+        str.encode, lambda text: [text], lambda text: text.replace("%3A", ":"),
+        lambda text: text.replace("%3A", "%3a"), lambda text: text.replace("low", "l%6Fw"),
+        *map(with_lane, ["", "low", "low:", ":0", "low:00", "low:01", "low:12345", "low:x", "a b:0",
+                         "low:\u0661", "lo\0w:0", "a:b:0", "low:0\n", "x" * 100_000 + ":0"]),
+    ],
+)  # fmt: skip
+def test_a_damaged_text_is_refused_and_not_asked_for(damage: Callable[[str], str]) -> None:
+    """It would be unknown, although the write is safe."""
+    text = str(receipt_of())
+    assert damage(text) != text
+    with pytest.raises(processor.InvalidTransaction, match="receipt: is not the text of a") as no:
+        Receipt.parse(damage(text))
+    assert len(str(no.value)) < 200
+
+
+@pytest.mark.parametrize("lane", ["default:0", "low:1023", "a.b-c_D:7", "_" * 63 + ":10"])
+@pytest.mark.parametrize("entry_id", ["", "0-1", "1-0", f"1700000000000-{(1 << 64) - 1}"])
+def test_the_text_of_any_lane_and_entry_is_a_receipt_again(lane: str, entry_id: str) -> None:
+    made = receipt_of(lane, entry_id)
+    assert Receipt.parse(str(made)) == made
 
 
 @pytest.mark.parametrize(
