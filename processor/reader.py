@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from processor import config, routing
+from processor import receipt as receipts
 from processor.errors import (
     DatabaseUnavailable,
     InvalidRead,
@@ -95,10 +96,11 @@ class Reader:
         return names[0]
 
     def _see_server(self, server: str) -> None:
-        if server != PRIMARY and server not in self.settings.replicas.servers:
-            known = ", ".join([*self.settings.replicas.servers, PRIMARY])
+        known = [*self.settings.replicas.servers, PRIMARY]
+        # A mapping could not even be asked for what is no text.
+        if not isinstance(server, str) or server not in known:
             raise InvalidRead(f"replica {server!r} is not in replicas.servers",
-                              hint=f"one of {known}")  # fmt: skip
+                              hint=f"one of {', '.join(known)}")  # fmt: skip
 
     def _read_on(self, server: str, asked: Question, *, choosing: bool = False) -> RowList:
         """Read on one server, twice if the session that was kept for it has ended."""
@@ -173,7 +175,7 @@ def read(
     Raises InvalidRead, InvalidTransaction (a `where` or receipt that is none), RedisUnavailable,
     DatabaseUnavailable, ReplicaLost, and ReplicaBehind if no server shows the write of `after`.
     """
-    receipt = Receipt.parse(after) if isinstance(after, str) else after
+    receipt = None if after is None else receipts.of(after)
     return _current().read(table, where, receipt, replica)
 
 

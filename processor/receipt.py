@@ -102,6 +102,18 @@ class Receipt:
         return found
 
 
+def of(given: object) -> Receipt:
+    """The receipt that somebody gave as `after`, itself or its text. Raises InvalidTransaction."""
+    if isinstance(given, Receipt):
+        return given
+    if isinstance(given, str):
+        return Receipt.parse(given)
+    raise InvalidTransaction(
+        "after", f"is a {type(given).__name__}, no receipt",
+        hint="give what submit returned, or the text of it",
+    )  # fmt: skip
+
+
 def _entry_id(order: str) -> str:
     """The entry id of a text made by `parked.order`. Raises ValueError; Redis would, too."""
     found = _ORDER(order)

@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass, field
 
 from processor import answers, ledger
+from processor import receipt as receipts
 from processor.answers import Answers
 from processor.confirmation import Confirmation
 from processor.errors import (
@@ -45,8 +46,7 @@ def route(after: Receipt | str, *, wait: float = 0.0, primary: bool = True) -> S
     primary, if it will do. Raises ReplicaBehind, TransactionLost, InvalidTransaction, and
     RedisUnavailable if no server has it that can be found without Redis.
     """
-    return server_for(Receipt.parse(after) if isinstance(after, str) else after,
-                      wait=wait, primary=primary)  # fmt: skip
+    return server_for(receipts.of(after), wait=wait, primary=primary)
 
 
 def server_for(receipt: Receipt, *, wait: float = 0.0, primary: bool = True) -> Server:

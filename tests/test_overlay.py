@@ -306,6 +306,9 @@ def test_what_cannot_be_read_is_refused_in_one_line(shown: Site) -> None:
             processor.read(table, where)
     with pytest.raises(processor.InvalidRead, match="not in replicas"):
         processor.read("item", {"id": 1}, replica="munich")
+    for odd in (["munich"], b"primary", 5, ""):
+        with pytest.raises(processor.InvalidRead, match=r"not in replicas.*one of primary"):
+            processor.read("item", {"id": 1}, replica=odd)  # type: ignore[arg-type]
 
 
 def test_a_key_that_tells_no_rows_apart_is_refused(site_of: Callable[..., Site]) -> None:

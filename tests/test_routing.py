@@ -6,6 +6,7 @@ import re
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -191,3 +192,13 @@ def test_replicas_that_nobody_may_follow_are_asked_themselves(
 def test_what_is_no_receipt_is_refused(text: str) -> None:
     with pytest.raises(processor.InvalidTransaction, match="receipt"):
         processor.route(text)
+
+
+@pytest.mark.parametrize("given", [None, b"text", 5, ["text"]])
+def test_what_is_not_even_a_text_is_refused_alike(given: Any) -> None:
+    said = f"after: is a {type(given).__name__}, no receipt .give what submit returned"
+    with pytest.raises(processor.InvalidTransaction, match=said):
+        processor.route(given)
+    if given is not None:
+        with pytest.raises(processor.InvalidTransaction, match=said):
+            processor.read("item", after=given)
