@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from math import inf, isnan, nan
+from numbers import Real
 from urllib.parse import quote, unquote
 from uuid import UUID
 
@@ -48,10 +50,11 @@ class Receipt:
 
         A wait also ends if it is dead, discarded or lost, and a wait until it is replicated if all
         replicas are lost. Raises as `status`, and InvalidTransaction if there are no replicas to
-        wait for; a time-out is no error.
+        wait for, or `timeout` is no number; a time-out is no error.
         """
         if until not in _UNTIL:
             raise InvalidTransaction("until", f"{until!r} is not one of {', '.join(_UNTIL)}")
+        timeout = None if timeout is None else seconds("timeout", timeout)
         asked = answers.current()
         sought = self.sought(asked.settings.namespace)
         if until == "committed":
@@ -65,7 +68,8 @@ class Receipt:
     def result(self, timeout: float | None = None) -> Whereabouts:
         """Wait until it is committed.
 
-        Raises TransactionDead, TransactionLost, WaitTimeout, and as `status`.
+        Raises TransactionDead, TransactionLost, WaitTimeout, InvalidTransaction if `timeout` is no
+        number, and as `status`.
         """
         reached = self.wait("committed", timeout)
         if reached.state in ("dead", "discarded"):
@@ -112,6 +116,20 @@ def of(given: object) -> Receipt:
         "after", f"is a {type(given).__name__}, no receipt",
         hint="give what submit returned, or the text of it",
     )  # fmt: skip
+
+
+def seconds(field: str, given: object) -> float:
+    """How long somebody waits; for ever is a number, too. Raises InvalidTransaction."""
+    try:
+        found = float(given) if isinstance(given, Real) else nan
+    except OverflowError:
+        found = nan
+    # A clock is never past nan: the wait would not end.
+    if isnan(found) or found == -inf:
+        raise InvalidTransaction(
+            field, f"{given!r:.40} is no number of seconds", hint="give a number such as 1.5"
+        )
+    return found
 
 
 def _entry_id(order: str) -> str:

@@ -46,7 +46,8 @@ def route(after: Receipt | str, *, wait: float = 0.0, primary: bool = True) -> S
     primary, if it will do. Raises ReplicaBehind, TransactionLost, InvalidTransaction, and
     RedisUnavailable if no server has it that can be found without Redis.
     """
-    return server_for(receipts.of(after), wait=wait, primary=primary)
+    receipt, left = receipts.of(after), receipts.seconds("wait", wait)
+    return server_for(receipt, wait=left, primary=primary)
 
 
 def server_for(receipt: Receipt, *, wait: float = 0.0, primary: bool = True) -> Server:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -244,6 +247,23 @@ def test_waiting_for_a_stage_that_does_not_exist_is_refused() -> None:
     receipt = Receipt(processor.new_id(), "default:0", "1-1", processor.new_id())
     with pytest.raises(processor.InvalidTransaction, match="until"):
         receipt.wait(until="done")
+
+
+@pytest.mark.parametrize("timeout", ["5", float("nan"), float("-inf"), 10**400, Decimal(5), []])
+def test_a_time_out_that_is_no_number_of_seconds_is_refused(timeout: Any) -> None:
+    """With nan a wait would never end."""
+    for wait in (receipt_of().wait, receipt_of().result):
+        with pytest.raises(processor.InvalidTransaction, match=r"timeout: .* is no number") as no:
+            wait(timeout=timeout)
+        assert len(str(no.value)) < 200
+
+
+@pytest.mark.parametrize("timeout", [None, 10, 10.0, Fraction(10), float("inf")])
+def test_any_number_of_seconds_is_waited(told: Site, timeout: Any) -> None:
+    (receipt,) = told.submit(write(1))
+    told.start()
+    assert receipt.wait(timeout=timeout).state == "committed"
+    assert receipt.wait(timeout=-1).state == "committed"
 
 
 def test_a_note_is_found_also_when_the_clock_of_redis_was_set_back(told: Site) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import re
 import threading
 import time
@@ -18,6 +19,8 @@ from tests.fix_replicas import Replicas, committed
 from tests.fix_servers import Factory
 from tests.fix_site import Site, write
 from tests.fix_wait import wait_until
+
+NO_SECONDS = [None, "5", float("nan"), float("-inf"), 10**400, datetime.timedelta(1), [], b"1"]
 
 
 @pytest.fixture
@@ -202,3 +205,10 @@ def test_what_is_not_even_a_text_is_refused_alike(given: Any) -> None:
     if given is not None:
         with pytest.raises(processor.InvalidTransaction, match=said):
             processor.read("item", after=given)
+
+
+@pytest.mark.parametrize("wait", NO_SECONDS)
+def test_a_wait_that_is_no_number_of_seconds_is_refused(wait: Any) -> None:
+    receipt = Receipt(processor.new_id(), "default:0", "1-1", processor.new_id())
+    with pytest.raises(processor.InvalidTransaction, match=r"wait: .* is no number of seconds"):
+        processor.route(receipt, wait=wait)
