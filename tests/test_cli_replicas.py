@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from processor import replication, worker
 from processor.embedded import PostgresServer, Standby
 from processor.redis_connection import RedisConnection
+from processor.report import Replica, timestamp
 from tests.fix_cli import Cli
 from tests.fix_servers import Factory
 from tests.fix_site import Site, write
@@ -52,6 +54,37 @@ def test_status_shows_how_far_each_replica_is(
     assert near["heard"]
     assert any(line.split()[:2] == ["near", "following"] for line in shown.lines)
     assert standby.dsn not in str(told)
+
+
+@pytest.mark.parametrize(
+    ("state", "ago", "interval", "shown"),
+    [
+        ("following", 1, 0.1, ("following", 0.0)),
+        ("following", 95, 0.1, ("unheard", None)),
+        ("away", 95, 0.1, ("unheard", None)),
+        ("lost", 95, 0.1, ("lost", 0.0)),
+        ("following", 95, 20.0, ("following", 0.0)),
+        ("following", 105, 20.0, ("unheard", None)),
+    ],
+)
+def test_status_shows_that_nobody_tells_of_a_replica_any_more(
+    cli: Cli, site_of: Callable[..., Site], state: str, ago: int, interval: float,
+    shown: tuple[str, float | None],
+) -> None:  # fmt: skip
+    """It was taken out of the settings; what was told of it last stays in Redis."""
+    site = site_of(replicas={"interval": interval})
+    then = time.time() - ago
+    replica = Replica(state, at=then, lsn="0/3000000", lag=0.0, told=then)
+    site.redis.execute_command(*replication.tell("processor", "near", replica))
+
+    at_site = cli.use(site.mapping)
+    near = at_site("status", "--json").records[0]["replicas"]["near"]
+
+    assert (near["status"], near["lag"]) == shown
+    assert near["heard"] == timestamp(then)
+    line = next(line for line in at_site("status").lines if line.split()[:1] == ["near"])
+    assert shown[0] in line
+    assert ("0.0s" in line) is (shown[1] is not None)
 
 
 def test_status_names_the_commits_that_a_failover_left_behind(cli: Cli, site: Site) -> None:

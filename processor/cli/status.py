@@ -1,11 +1,14 @@
 """`processor status`: who drains, how full the lanes are, how far replicas and dead letters are.
 
 It reads what each processor last told, and the lanes themselves, from Redis: it works while
-PostgreSQL is away. Status words and their meaning are those of /health.
+PostgreSQL is away. Status words and their meaning are those of /health; a replica is unheard if
+nobody tells of it any more.
 """
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -14,9 +17,14 @@ from processor import replication
 from processor.cli import output, overview
 from processor.cli.overview import Overview
 from processor.cli.servers import Servers, with_servers
-from processor.report import replica_mapping, timestamp
+from processor.report import Replica, replica_mapping, timestamp
+from processor.settings import Replicas
 
 _WELL = frozenset({"running", "standby", "outage", "paused"})
+#: Whoever follows a replica says so each second, or each `replicas.interval` if that is longer;
+#: what was told longer ago, seconds and rounds, is of one that was taken out of the settings, or
+#: of a processor that is gone.
+_SILENT, _ROUNDS = 10.0, 5
 
 
 @click.command()
@@ -30,7 +38,10 @@ def status(servers: Servers, as_json: bool) -> int:
         followed = replication.known(redis, servers.settings.namespace)
         losses = replication.losses(redis, servers.settings.namespace)
     summary = _summary(seen, told) | {
-        "replicas": {name: replica_mapping(each) for name, each in sorted(followed.items())},
+        "replicas": {
+            name: replica_mapping(_as_of_now(each, servers.settings.replicas))
+            for name, each in sorted(followed.items())
+        },
         "losses": [each | {"ids": each["ids"].split(",")} for each in losses],
     }
     if as_json:
@@ -39,6 +50,17 @@ def status(servers: Servers, as_json: bool) -> int:
         _print(summary, told)
     words = {each["background_processor"]["status"] for each in told}
     return output.OK if words & _WELL and not words - _WELL else output.FAILED
+
+
+def _as_of_now(replica: Replica, settings: Replicas) -> Replica:
+    """How a replica stands, or that nobody tells any more: then nobody knows how far behind it is.
+
+    One that is lost stays lost until somebody who follows it takes it back.
+    """
+    quiet = max(_SILENT, _ROUNDS * settings.interval)
+    if replica.state == "lost" or time.time() - replica.told <= quiet:
+        return replica
+    return replace(replica, state="unheard", lag=None)
 
 
 def _summary(seen: Overview, told: list[dict[str, Any]]) -> dict[str, Any]:
