@@ -2,11 +2,16 @@
 
 `config` checks `redis.url`, `database.dsn` and `health.bind` here, and masks them when settings
 are printed. An address may hold a password, so no problem found here repeats any of it.
+
+The drivers are asked whether they understand an address, when there is one: who imports `processor`
+loads none.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 MASK = "****"
 
@@ -36,18 +41,76 @@ def redis_url(value: str) -> str:
     if found is None:
         raise ValueError("not a Redis address (write redis://user:password@host:6379/0, rediss:// "
                          "for TLS, or unix:///path; percent-encode / and @ in a password)")
+    return _seen_by_redis(value)
+
+
+def _seen_by_redis(value: str) -> str:
+    import redis.connection
+
+    try:
+        options = dict(redis.connection.parse_url(value))  # type: ignore[no-untyped-call]
+        options.pop("connection_class", redis.Connection)(**options)
+    except (ValueError, TypeError, redis.RedisError):
+        raise ValueError("the Redis client does not understand it (see the options after the ?; "
+                         "those of TLS go with rediss://)") from None
     return value
 
 
 def dsn(value: str) -> str:
     """Anything libpq takes, and the schemes of SQLAlchemy, turned into what libpq takes."""
     found = _POSTGRESQL.fullmatch(value)
-    if found:
-        return f"postgresql://{found['rest']}"
-    if "\0" in value or not _PAIRS.fullmatch(value):
+    if found is None and ("\0" in value or not _PAIRS.fullmatch(value)):
         raise ValueError("not a PostgreSQL address (write postgresql://user@host:5432/name, or "
                          '"host=... dbname=..."; percent-encode blanks, / and @ in a URL)')
+    if found:
+        value = f"postgresql://{found['rest']}"
+        where, _, rest = found["rest"].partition("?")[0].partition("/")
+        # libpq takes what stands before the first of them for the user and password.
+        if where.count("@") > 1 or "@" in rest:
+            raise ValueError("has an @ out of place (percent-encode %, / and @ in a password)")
+    lists, count = _lists(value)
+    ports = lists.get("port", [])
+    if not all(p == "" or (p.isdecimal() and 0 < int(p) < 65536) for p in ports):
+        raise ValueError("a port is not 1 to 65535 (percent-encode %, / and @ in a password)")
+    if any(len(each) not in (1, count) for each in lists.values()):
+        raise ValueError("has another number of ports than of hosts (give one port, or one each)")
     return value
+
+
+def _parts(dsn: str) -> dict[str, str]:
+    import psycopg2.extensions
+
+    try:
+        return dict(psycopg2.extensions.parse_dsn(dsn))
+    except psycopg2.Error:
+        # Its own words may quote a piece of a password.
+        raise ValueError("libpq does not understand it (see the names of its options; "
+                         "percent-encode %, / and @ in a password)") from None
+
+
+def hosts(dsn: str) -> list[dict[str, str]]:
+    """What to override in `dsn` for each of its hosts; one empty override if it has one or none."""
+    found, count = _lists(dsn)
+    if count == 1:
+        return [{}]
+    return [
+        {name: values[place if len(values) > 1 else 0] for name, values in found.items()}
+        for place in range(count)
+    ]
+
+
+def _lists(dsn: str) -> tuple[dict[str, list[str]], int]:
+    """What `dsn` lists for its hosts, and how many they are."""
+    parts = _parts(dsn)
+    found = {n: parts[n].split(",") for n in ("host", "hostaddr", "port") if parts.get(n)}
+    return found, max((len(found[n]) for n in ("host", "hostaddr") if n in found), default=1)
+
+
+def place(dsn: str, host: Mapping[str, Any]) -> str:
+    """How errors name a server: host:port of `dsn` with the override `host`, or its socket."""
+    parts = {**_parts(dsn), **host}
+    name = parts.get("host") or parts.get("hostaddr")
+    return f"{name}:{parts.get('port') or 5432}" if name else "its default address"
 
 
 def bind(value: str) -> str:

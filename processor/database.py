@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import select
 import socket
 import time
@@ -25,7 +26,7 @@ from typing import Any
 import psycopg2
 import psycopg2.extensions as pg
 
-from processor import pins
+from processor import address, pins
 from processor.errors import DatabaseError, DatabaseUnavailable, PoolerDetected
 from processor.progress import Progress
 from processor.settings import Database as Settings
@@ -33,6 +34,13 @@ from processor.settings import Database as Settings
 Row = tuple[Any, ...]
 
 _LEAST_VERSION = 140000
+# What libpq says of a server before there is a session; any other sentence may quote the DSN.
+_OF_SERVERS = re.compile(
+    r"FATAL|connection (to|refused|timed out|reset)|could not translate host|timeout expired|"
+    r"server (closed|does not support)|no route to host|network is unreachable|SSL error|"
+    r"(root )?certificate|definition of service",
+    re.IGNORECASE,
+)
 
 
 class Database:
@@ -54,6 +62,7 @@ class Database:
         self._connection: Any = None
         self._cursor: Any = None
         self._socket: socket.socket | None = None
+        self._place = ""
         self._deadline = 0.0
         self._previous: tuple[int, str] | None = None
         self._session: tuple[int, str] | None = None
@@ -86,7 +95,7 @@ class Database:
         DatabaseUnavailable (to write, also for a standby or a server that only reads) and
         PoolerDetected.
         """
-        hosts = _hosts(self._settings.dsn)
+        hosts = address.hosts(self._settings.dsn)
         for number, host in enumerate(hosts, 1):
             self.close()
             # libpq tries them in turn itself, but waits for a dead one without end in this mode.
@@ -102,6 +111,7 @@ class Database:
         self._end_previous()
 
     def _open(self, host: dict[str, Any]) -> None:
+        self._place = address.place(self._settings.dsn, host)
         try:
             self._connection = psycopg2.connect(
                 self._settings.dsn, async_=1, application_name=self._application,
@@ -114,7 +124,9 @@ class Database:
             self._cursor = self._connection.cursor()
             self._pin()
         except (psycopg2.Error, DatabaseError) as error:
-            raise DatabaseUnavailable(f"cannot open a session: {_phrase(error)}") from None
+            raise DatabaseUnavailable(
+                f"cannot open a session at {self._place}: {_phrase(error)}"
+            ) from None
 
     def _take_socket(self) -> None:
         before, self._socket = self._socket, socket.socket(fileno=os.dup(self._connection.fileno()))
@@ -229,7 +241,9 @@ class Database:
             poller.register(connection.fileno(), events)
             if remaining <= 0 or not poller.poll(remaining * 1000):
                 self._cut()
-                raise DatabaseUnavailable("no answer within the deadline of the call")
+                raise DatabaseUnavailable(
+                    f"PostgreSQL at {self._place} gives no answer within the deadline of the call"
+                )
 
     def _cut(self) -> None:
         self.abort()
@@ -264,19 +278,6 @@ class Database:
         )
 
 
-def _hosts(dsn: str) -> list[dict[str, Any]]:
-    """What to override in `dsn` for each of its hosts; one empty override if it has one or none."""
-    parts = pg.parse_dsn(dsn)
-    hosts = {n: parts[n].split(",") for n in ("host", "hostaddr", "port") if parts.get(n)}
-    count = max((len(hosts[n]) for n in ("host", "hostaddr") if n in hosts), default=1)
-    if count == 1:
-        return [{}]
-    return [
-        {name: values[place if len(values) > 1 else 0] for name, values in hosts.items()}
-        for place in range(count)
-    ]
-
-
 # What a fork inherited is kept from the garbage collector: closing it would send the server a
 # goodbye on the parent's socket.
 _inherited: list[Sequence[Any]] = []
@@ -289,10 +290,8 @@ def _phrase(error: Exception) -> str:
     code = getattr(error, "pgcode", None)
     if code:
         return f"SQLSTATE {code}"
-    text = str(error).strip().splitlines()
-    # Before a session exists libpq's sentence holds no row's value; it says host, role or reason.
-    known = text and ("connect" in text[0] or text[0].startswith("FATAL"))
-    return text[0][:200] if known else type(error).__name__
+    text = str(error).strip().partition("\n")[0]
+    return text[:200] if _OF_SERVERS.match(text) else type(error).__name__
 
 
 def _detail(error: psycopg2.Error) -> str:

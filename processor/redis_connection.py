@@ -185,8 +185,10 @@ def _options(url: str, timeout: float) -> tuple[Any, dict[str, Any]]:
             hint="redis://, rediss:// or unix://",
         ) from None
     kind = options.pop("connection_class", redis.Connection)
-    options.setdefault("protocol", 2)
     options.update(
+        # Replies are read here as bytes and lists, whatever an address says.
+        protocol=2,
+        decode_responses=False,
         socket_timeout=timeout,
         socket_connect_timeout=timeout,
         retry=Retry(NoBackoff(), 0),
@@ -240,4 +242,17 @@ def _unavailable(error: Exception) -> RedisUnavailable:
         return RedisUnavailable("Redis refused the credentials", hint="check redis.url")
     if isinstance(error, redis.exceptions.BusyLoadingError):
         return RedisUnavailable("Redis is loading its data")
-    return RedisUnavailable(f"Redis is away: {type(error).__name__}")
+    if isinstance(error, redis.ResponseError):
+        # To SELECT, most of all: the number of a database that is not there.
+        return RedisUnavailable("Redis refused the connection", hint="check redis.url")
+    return RedisUnavailable(f"Redis is away: {_trouble(error)}")
+
+
+def _trouble(error: BaseException) -> str:
+    """What the system said of a connection; the driver's own words may hold more."""
+    found: BaseException | None = error
+    while found is not None:
+        if isinstance(found, OSError) and found.strerror:
+            return found.strerror
+        found = found.__context__
+    return type(error).__name__

@@ -323,7 +323,7 @@ def test_current_without_configure_reads_the_environment(monkeypatch: pytest.Mon
 
 ADDRESSES = [
     ("database", "dsn", "postgresql://u:s3cret@h/db"),
-    ("database", "dsn", "postgresql://u:s3c@s3cret/s3cret@h/db"),
+    ("database", "dsn", "postgresql://u:s3c%40s3cret%2Fs3cret@h/db"),
     ("database", "dsn", "postgresql://h/db?user=u&password=s3cret&sslmode=require"),
     ("database", "dsn", "host=h password=s3cret dbname=db"),
     ("database", "dsn", r"host=h password = 's3cret \' s3cret' dbname=db"),
@@ -332,7 +332,7 @@ ADDRESSES = [
     ("redis", "url", "redis://:s3cret@h:6379/0"),
     ("redis", "url", "rediss://u:s3cret@h:6379/0"),
     ("redis", "url", "unix://u:s3cret@/run/redis.sock"),
-    ("redis", "url", "redis://h/0?password=s3cret&ssl_password=s3cret"),
+    ("redis", "url", "rediss://h/0?password=s3cret&ssl_password=s3cret"),
 ]
 
 
@@ -355,6 +355,10 @@ def test_an_address_without_a_password_is_printed_whole() -> None:
         ("PROCESSOR_DATABASE_DSN", "mysql://u:s3cret@h/db"),
         ("PROCESSOR_DATABASE_DSN", "s3cret"),
         ("DATABASE_URL", "postgresql+psycopg2://u:s3 cret@h/db"),
+        ("DATABASE_URL", "postgresql://u:s3cret/x@h:5432/db"),
+        ("DATABASE_URL", "postgresql://u:5432/s3cret@h/db"),
+        ("DATABASE_URL", "postgresql://u:x@s3cret@h/db"),
+        ("DATABASE_URL", "postgresql://u:s3%cret@h/db"),
         ("REDIS_URL", "redis://:s3cret/x@h"),
         ("PROCESSOR_REDIS_URL", "http://:s3cret@h"),
         ("PROCESSOR_REDIS_URL", "redis://:s3cret@h:99999"),
@@ -365,6 +369,35 @@ def test_an_address_without_a_password_is_printed_whole() -> None:
 )
 def test_no_password_is_in_the_error_about_its_address(name: str, value: str) -> None:
     assert "s3" not in problem(None, {name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("DATABASE_URL", "postgresql://h/db?sslmodee=require", "the names of its options"),
+        ("DATABASE_URL", "host=h pasword=x", "the names of its options"),
+        ("DATABASE_URL", "host=h port=99999", "a port is not 1 to 65535"),
+        ("DATABASE_URL", "host=a,b,c port=1,2", "another number of ports than of hosts"),
+        ("REDIS_URL", "redis://h:6379/0?helth=2", "the options after the ?"),
+        ("REDIS_URL", "redis://h:6379/0?ssl_cert_reqs=none", "those of TLS go with rediss://"),
+        ("REDIS_URL", "redis://h:6379/0?protocol=9", "the options after the ?"),
+        ("REDIS_URL", "redis://h:6379/?db=zz", "the options after the ?"),
+    ],
+)
+def test_an_address_that_its_driver_refuses_is_refused_with_the_settings(
+    name: str, value: str, said: str
+) -> None:
+    assert said in problem(None, {name: value})
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["service=x", "postgresql:///db", "postgresql://a,b:1/db", "postgresql://a:1,b:2/db",
+     "host=a,b port=5432", "host=/run/postgresql", "host=@abstract", "hostaddr=127.0.0.1 port=1",
+     "postgresql://u:p%40%2F@[::1]:5432/db?options=-c%20x%3Dy", "postgresql://%2Frun/db"],
+)  # fmt: skip
+def test_an_address_that_libpq_takes_is_taken(value: str) -> None:
+    assert config.load(None, {"DATABASE_URL": value}).database.dsn == value
 
 
 def test_what_is_printed_can_be_loaded_again(written: Any) -> None:

@@ -79,9 +79,9 @@ INSIDE = {
 
 # Who alone may know a driver; everybody else sees our own classes.
 DRIVERS = {
-    "redis": {"redis_connection"},
+    "redis": {"redis_connection", "address"},
     "hiredis": {"redis_connection"},
-    "psycopg2": {"database"},
+    "psycopg2": {"database", "address"},
     "daemon": {"detach"},
     "yaml": {"configfile", "config"},
     "sqlparse": {"registry"},

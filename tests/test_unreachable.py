@@ -1,0 +1,92 @@
+"""What is said of a server that cannot be reached: which one, and why, and never a password."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from processor.database import Database
+from processor.errors import DatabaseUnavailable, RedisUnavailable
+from processor.progress import Progress
+from processor.redis_connection import RedisConnection
+from processor.settings import Database as Settings
+
+
+@pytest.fixture
+def nobody() -> Iterator[int]:
+    """A port at which nobody listens, kept for the test."""
+    with socket.socket() as kept:
+        kept.bind(("127.0.0.1", 0))
+        yield kept.getsockname()[1]
+
+
+def said_of_postgres(dsn: str) -> str:
+    database = Database(Settings(dsn=dsn), Progress(), application="test")
+    with pytest.raises(DatabaseUnavailable) as caught:
+        database.connect()
+    return str(caught.value)
+
+
+def test_postgres_that_is_off_is_named(nobody: int) -> None:
+    said = said_of_postgres(f"postgresql://u:s3cret@127.0.0.1:{nobody}/x")
+    assert said == f"cannot open a session at 127.0.0.1:{nobody}: Connection refused"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"dbname": "nowhere"}, 'FATAL:  database "nowhere" does not exist'),
+        ({"user": "stranger"}, 'FATAL:  role "stranger" does not exist'),
+        ({"sslmode": "require"}, "server does not support SSL, but SSL was required"),
+        ({"host": "nowhere.invalid"}, 'could not translate host name "nowhere.invalid"'),
+        ({"host": "/nowhere"}, 'connection to server on socket "/nowhere/.s.PGSQL'),
+        # These repeat what was written, and who wrote it may have slipped with a password.
+        ({"sslmode": "s3cret"}, "OperationalError"),
+    ],
+)
+def test_why_postgres_opens_no_session_is_told(
+    change: dict[str, str], reason: str, postgres_server: Any
+) -> None:
+    parts = {"host": "127.0.0.1", "port": postgres_server.port, "user": "postgres"} | change
+    said = said_of_postgres(" ".join(f"{name}={value}" for name, value in parts.items()))
+    place = f"{parts['host']}:{parts['port']}"
+    assert said.startswith(f"cannot open a session at {place}: {reason}")
+    assert "s3cret" not in said
+
+
+def test_a_server_that_is_none_of_postgres_is_named(redis_server: Any) -> None:
+    address = f"127.0.0.1:{redis_server.port}"
+    database = Database(
+        Settings(dsn=f"postgresql://{address}/x", connect_timeout=0.5), Progress(),
+        application="test",
+    )  # fmt: skip
+    with pytest.raises(DatabaseUnavailable, match=address):
+        database.connect()
+
+
+@pytest.mark.parametrize(
+    ("where", "reason"),
+    [
+        ("redis://:s3cret@127.0.0.1:{nobody}/0", "Connection refused"),
+        ("redis://nowhere.invalid", "Name or service not known"),
+        ("unix:///nowhere", "No such file or directory"),
+        ("redis://127.0.0.1:{redis}/99", "refused the connection"),
+    ],
+)
+def test_why_redis_is_away_is_told(
+    where: str, reason: str, nobody: int, redis_server: Any
+) -> None:
+    url = where.format(nobody=nobody, redis=redis_server.port)
+    with pytest.raises(RedisUnavailable, match=reason) as caught:
+        RedisConnection(url, 2.0).call("PING")
+    assert "s3cret" not in str(caught.value)
+
+
+def test_how_replies_are_read_is_not_up_to_the_address(redis_server: Any, redis: Any) -> None:
+    redis.hset("h", "field", "value")
+    connection = RedisConnection(f"{redis_server.url}?decode_responses=true&protocol=3", 2.0)
+    assert connection.call("HGETALL", "h") == [b"field", b"value"]
+    connection.close()
