@@ -121,6 +121,9 @@ class Following:
         if not self.tracks:
             return
         some = ",".join(ids).encode()
+        if not some:
+            # Nobody's id can be looked up, and an empty one would fail each look of a failover.
+            return
         self._unconfirmed.append((position, some))
         self._count += some.count(b",") + 1
         queue = self._unconfirmed

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import psycopg2
 import pytest
 
 from processor import worker
@@ -118,3 +119,56 @@ def test_a_commit_whose_reply_was_an_error_is_not_taken_for_an_earlier_one(
     assert site.tape() == [1, 2]
     (span,) = drain.owners.lanes["default:0"].withheld.ranges
     assert span.position.lsn >= commits[1]
+
+
+def lost(site: Site) -> None:
+    """Until the replica is taken for lost, and nothing waits for it any more."""
+    wait_until(lambda: worker.singleton.state.replicas["near"].state == "lost", message=site.tale)
+
+
+SOON_LOST = {"lost_after": 1.0, "timeout": 0.5, "interval": 0.02}
+
+
+def test_what_left_redis_without_an_id_does_not_stop_the_work_after_a_failover(
+    site_at: Callable[..., Site], pair: Pair
+) -> None:
+    """An entry that is no transaction has none to be looked up on the new primary."""
+    site = site_at(settle="replicated", replicas=SOON_LOST)
+    site.start()
+    site.submit(write(1))
+    site.commits(1)
+    site.empties()
+    pair.link.hold()
+    site.submit(write(2))
+    lost(site)
+    wait_until(lambda: site.depth() == 0, message=site.tale)
+    site.put({"no": "transaction"})
+    wait_until(lambda: len(site.dead()) == 1 and site.depth() == 0, message=site.tale)
+
+    pair.fail(site)
+    site.submit(write(3))
+    wait_until(lambda: 3 in site.tape(), 15, site.tale, ignore=psycopg2.Error)
+
+
+def test_what_was_parked_without_a_copy_does_not_stop_the_work_after_a_failover(
+    site_at: Callable[..., Site], pair: Pair
+) -> None:
+    """Parked while `settle: committed` was in force, it has no copy in the stream."""
+    site = site_at(replicas=SOON_LOST, retry={"attempts": 100, "delay": 0.3, "max_delay": 0.3})
+    site.execute(SHELF)
+    site.start()
+    site.submit(orphan(key="k"))
+    site.parks(1)
+    passes = counted("passes")
+    worker.reload(site.changed(settle="replicated"))
+    wait_until(lambda: passes() >= 3)
+    pair.link.hold()
+    site.submit(write(2))
+    lost(site)
+    site.execute("insert into shelf values (9)")
+    site.parks(0)
+    wait_until(lambda: site.depth() == 0, message=site.tale)
+
+    pair.fail(site)
+    site.submit(write(3))
+    wait_until(lambda: 3 in site.tape(), 15, site.tale, ignore=psycopg2.Error)
