@@ -102,9 +102,11 @@ class Crowd:
     def concerned(self, note: Note) -> list[Waiter]:
         """Those for whom a note may answer."""
         found = [w for i in (*note.also, *note.dead) for w in self._by_id.get(i, ())]
-        if note.first:
-            start = bisect.bisect_left(self._in_order, (parked.order(note.first),))
-            end = bisect.bisect_left(self._in_order, (parked.order(note.last) + b"~",))
+        span = note.entries.span
+        if span:
+            first, last = map(parked.order, span)
+            start = bisect.bisect_left(self._in_order, (first,))
+            end = bisect.bisect_left(self._in_order, (last + b"~",))
             found += [waiter for _, _, waiter in self._in_order[start:end]]
         return found
 

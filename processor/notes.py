@@ -1,16 +1,16 @@
 """Commit notes: what the owner of a lane tells about a batch, one note for all of it (rule 21).
 
-A note lies in the lane's `:commits` stream, which is bounded. It answers only for its own range of
-entries and its own buffer; for what no note tells, the ledger and the dead letters are asked.
+A note lies in the lane's `:commits` stream, which is bounded. It answers only for the entries that
+it names and its own buffer; for what no note tells, the ledger and the dead letters are asked.
+
+DESIGN. A range would be shorter, but it also answers for what lay in it once: an entry that Redis
+lost before it was read, one that died while its neighbours waited to be read again.
 
 ========= ==========================================================================================
 buffer    identity of the buffer whose entry ids these are
 position  system, timeline and LSN of the commit; of the look-up for what the ledger knew already
 at        when, Unix seconds
-first     first and last entry id of the batch; absent if it was applied from `:parked`
-last
-not       transaction ids in that range that this batch did not commit (or entry ids, where the
-          transaction cannot be read)
+in        entry ids that were committed from the stream, in order, without what they have in common
 also      transaction ids that were committed from elsewhere
 dead      transaction id -> entry id and reason, as JSON
 ========= ==========================================================================================
@@ -18,14 +18,13 @@ dead      transaction id -> entry id and reason, as JSON
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
 from processor.buffer import Lane
-from processor.parked import order
 from processor.position import Position
 from processor.redis_connection import Command
 
@@ -43,15 +42,56 @@ class Told:
 
 
 @dataclass(frozen=True, slots=True)
+class Entries:
+    """Entry ids in ascending order, as they are written: what they have in common, and then of each
+    what is left. A number of 0 is understood. Who reads many notes takes none of them apart.
+    """
+
+    text: str = ""
+
+    @classmethod
+    def of(cls, entries: Iterable[str]) -> Entries:
+        """Those of a batch."""
+        short = [entry.removesuffix("-0") for entry in entries]
+        if not short:
+            return cls()
+        common = _common(min(short), max(short))
+        return cls(",".join([common, *(each[len(common) :] for each in short)]))
+
+    def __contains__(self, entry_id: str) -> bool:
+        common, _, rest = self.text.partition(",")
+        short = entry_id.removesuffix("-0")
+        named = short.startswith(common) and f",{short[len(common) :]}," in f",{rest},"
+        return bool(self.text and entry_id) and named
+
+    @property
+    def span(self) -> tuple[str, str] | None:
+        """The first and the last of them."""
+        if not self.text:
+            return None
+        common, _, rest = self.text.partition(",")
+        first, last = common + rest.partition(",")[0], common + rest.rpartition(",")[2]
+        return _whole(first), _whole(last)
+
+
+def _common(least: str, greatest: str) -> str:
+    """What all texts between these two begin with."""
+    pairs = enumerate(zip(least, greatest, strict=False))
+    return least[: next((place for place, (one, other) in pairs if one != other), len(least))]
+
+
+def _whole(entry: str) -> str:
+    return entry if "-" in entry else f"{entry}-0"
+
+
+@dataclass(frozen=True, slots=True)
 class Note:
     """One note; see the head of this file."""
 
     buffer: str
     at: float
     position: Position | None = None
-    first: str = ""
-    last: str = ""
-    absent: frozenset[str] = frozenset()
+    entries: Entries = Entries()
     also: frozenset[str] = frozenset()
     dead: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
@@ -63,11 +103,7 @@ class Note:
         grave = self.dead.get(transaction_id)
         if grave is not None and entry_id in (grave[0], ""):
             return Told("dead", None, self.at, grave[1])
-        if transaction_id in self.also:
-            return Told("committed", self.position, self.at)
-        if not self.first or not entry_id or not {transaction_id, entry_id}.isdisjoint(self.absent):
-            return None
-        if order(self.first) <= order(entry_id) <= order(self.last):
+        if transaction_id in self.also or entry_id in self.entries:
             return Told("committed", self.position, self.at)
         return None
 
@@ -78,9 +114,7 @@ def write(lane: Lane, note: Note) -> Command:
         "buffer": note.buffer,
         "position": str(note.position or ""),
         "at": repr(note.at),
-        "first": note.first,
-        "last": note.last,
-        "not": ",".join(note.absent),
+        "in": note.entries.text,
         "also": ",".join(note.also),
         "dead": msgspec.json.encode(note.dead) if note.dead else "",
     }
@@ -99,9 +133,7 @@ def read(fields: Sequence[bytes]) -> Note:
         found["buffer"],
         float(found["at"]),
         Position.parse(position) if position else None,
-        found.get("first", ""),
-        found.get("last", ""),
-        _ids(found.get("not", "")),
+        Entries(found.get("in", "")),
         _ids(found.get("also", "")),
         msgspec.json.decode(found["dead"]) if "dead" in found else {},
     )

@@ -19,7 +19,7 @@ from processor.burial import Burial, Death
 from processor.deadletter import Reason
 from processor.entry import Entry
 from processor.errors import RedisRefused, RedisUnavailable
-from processor.notes import Note
+from processor.notes import Entries, Note
 from processor.outcome import Outcome
 from processor.ownership import OwnedLane, Page
 from processor.redis_connection import Command, RedisConnection
@@ -252,11 +252,12 @@ class Settling:
         if page is None:
             note = replace(note, also=frozenset(done))
         elif done:
-            # Whatever lies in the range and was not committed by this batch, for any reason.
-            absent = {e.id for e in page.entries if e.id not in done} | lane.later
-            delayed = frozenset(e.id for e in page.entries if e.delayed and e.id in done)
-            note = replace(note, first=page.entries[0].entry_id, last=page.entries[-1].entry_id,
-                           absent=frozenset(absent), also=delayed)  # fmt: skip
+            other = {e.entry_id for e in outcome.clashing}
+            mine = [e for e in page.entries if e.id in done and e.entry_id not in other]
+            note = replace(
+                note, entries=Entries.of(e.entry_id for e in mine),
+                also=frozenset(e.id for e in mine if e.delayed),
+            )  # fmt: skip
         crashpoint.reach("note-before")
         return [notes.write(lane.lane, note)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,14 +20,14 @@ from processor import receipt as receipt_module
 from processor.answers import everywhere
 from processor.confirmation import Confirmation
 from processor.crowd import Crowd, Waiter
-from processor.notes import Note
+from processor.notes import Entries, Note
 from processor.position import Position
 from processor.receipt import Receipt
 from processor.replication import Replica
 from processor.settings import Replicas
 from processor.whereabouts import Sought, Whereabouts
 from tests.fix_process import Spawn
-from tests.fix_servers import Database
+from tests.fix_servers import Database, Factory
 from tests.fix_site import Site, write
 from tests.fix_wait import wait_until
 
@@ -269,10 +270,50 @@ def test_any_number_of_seconds_is_waited(told: Site, timeout: Any) -> None:
 def test_a_note_is_found_also_when_the_clock_of_redis_was_set_back(told: Site) -> None:
     """Entry ids and ids of notes are times of Redis, which are only ordered within a stream."""
     receipt = Receipt(processor.new_id(), "default:0", "5000-0", BUFFER)
-    command = notes.write(told.lane(), Note(BUFFER, 1.0, POSITION, "5000-0", "5000-0"))
+    command = notes.write(told.lane(), Note(BUFFER, 1.0, POSITION, Entries.of(["5000-0"])))
     told.redis.execute_command(*("1-1" if part == "*" else part for part in command))
     config.configure(told.changed(database={"dsn": "host=/nowhere dbname=none"}))
     assert receipt.status().state == "committed"
+
+
+def test_a_write_that_redis_lost_is_not_told_committed(
+    own_redis: Factory, site_of: Callable[..., Site], configured: Callable[[Site], Site]
+) -> None:
+    """Its neighbours on both sides are committed by one batch, whose range it lies in."""
+    redis = own_redis()
+    site = configured(site_of(redis))
+    site.submit(write(1))
+    site.redis.save()
+    (lost,) = site.submit(write(2))
+    redis.kill()
+    redis.start()
+    (last,) = site.submit(write(3))
+    site.start()
+    assert last.wait(timeout=10).state == "committed"
+    assert site.tape() == [1, 3]
+    assert lost.status().state == "unknown"
+
+
+def test_the_dead_are_not_told_committed_by_those_who_are_read_again_around_them(
+    own_redis: Factory, site_of: Callable[..., Site], configured: Callable[[Site], Site]
+) -> None:
+    """What a full Redis cannot park stays in the stream, and is in one page with newer entries."""
+    site = configured(site_of(own_redis(), retry={"attempts": 5, "delay": 60, "max_delay": 60}))
+    site.execute("create table parent (id int primary key)")
+    site.execute("create table child (id int primary key references parent, n int not null)")
+    waits = processor.Transaction(key="k").insert("child", {"id": 1, "n": 1})
+    dies = processor.Transaction().insert("child", {"id": 2, "n": None})
+    _, dead, one = site.submit(waits, dies, write(1))
+    site.redis.config_set("maxmemory", 1)
+    site.start()
+    site.commits(1)
+    wait_until(lambda: site.depth() == 1, message=site.tale)
+    assert dead.wait(timeout=10).state == "dead"
+    site.redis.config_set("maxmemory", 0)
+    (two,) = site.submit(write(2))
+    assert two.wait(timeout=10).state == "committed"
+    wait_until(lambda: site.parked() == 1, message=site.tale)
+    assert [each.status().state for each in (dead, one, two)] == ["dead", *["committed"] * 2]
 
 
 POSITION = Position("7", 1, 100)
@@ -297,20 +338,36 @@ def waiter(transaction_id: str, entry_id: str, buffer_id: str = BUFFER) -> Waite
 @pytest.mark.parametrize(
     ("fields", "state"),
     [
-        ({"first": "1-0", "last": "9-0"}, "committed"),
-        ({"first": "5-1", "last": "9-0"}, None),
-        ({"first": "1-0", "last": "4-9"}, None),
-        ({"first": "1-0", "last": "9-0", "absent": frozenset({"me"})}, None),
-        ({"first": "1-0", "last": "9-0", "absent": frozenset({"5-0"})}, None),
+        ({"entries": Entries.of(["1-0", "5-0", "9-0"])}, "committed"),
+        ({"entries": Entries.of(["5-0"])}, "committed"),
+        ({"entries": Entries.of(["1-0", "9-0"])}, None),
+        ({"entries": Entries.of(["5-1", "5-10"])}, None),
+        ({"entries": Entries.of(["50-0", "15-0"])}, None),
         ({"also": frozenset({"me"})}, "committed"),
         ({"dead": {"me": ["5-0", "why"]}}, "dead"),
-        ({"dead": {"me": ["6-0", "another payload"]}, "first": "1-0", "last": "9-0"}, "committed"),
+        ({"dead": {"me": ["6-0", "another payload"]}, "entries": Entries.of(["5-0"])}, "committed"),
     ],
 )
-def test_a_note_answers_only_for_its_own_range(fields: dict[str, object], state: str) -> None:
-    """Rule 21: the last id of a batch covers what was parked, held or dead inside it, too."""
+def test_a_note_answers_only_for_its_own_entries(fields: dict[str, object], state: str) -> None:
+    """Rule 21: what was parked, held or dead in a batch lies between its ids as well."""
     told = _note(**fields).tells("me", "5-0")
     assert (told.state if told else None) == state
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_entries_are_found_in_a_note_and_no_others(seed: int) -> None:
+    chance = random.Random(seed)
+    start, spread = 10 ** chance.randint(0, 13), 10 ** chance.randint(0, 4)
+    moments = [(start + chance.randrange(spread), chance.choice([0, 0, 0, 1, 10, 100]))
+               for _ in range(chance.randint(1, 40))]  # fmt: skip
+    ids = [f"{at}-{number}" for at, number in sorted(set(moments))]
+    entries = Entries.of(ids)
+    assert all(each in entries for each in ids)
+    assert entries.span == (ids[0], ids[-1])
+    near = {f"{at + step}-{number + more}" for at, number in moments
+            for step in (-1, 0, 1) for more in (0, 1, 9)}  # fmt: skip
+    assert not [each for each in near - set(ids) if each in entries]
+    assert "" not in entries
 
 
 def test_a_crowd_finds_those_whom_a_note_concerns_and_no_others() -> None:
@@ -320,18 +377,18 @@ def test_a_crowd_finds_those_whom_a_note_concerns_and_no_others() -> None:
     for each in (*waiters, delayed):
         crowd.add(each)
     heard: Callable[[Note], list[str]] = lambda note: [w.sought.id for w in crowd.concerned(note)]  # noqa: E731
-    assert heard(_note(first="10-0", last="12-0")) == ["id10", "id11", "id12"]
+    assert heard(_note(entries=Entries.of(["10-0", "12-0"]))) == ["id10", "id11", "id12"]
     assert heard(_note(also=frozenset({"late"}))) == ["late"]
     assert heard(_note(dead={"id7": ["7-0", "why"]})) == ["id7"]
     for each in (*waiters, delayed):
         crowd.remove(each)
     assert not crowd
-    assert heard(_note(first="0-0", last="99-0")) == []
+    assert heard(_note(entries=Entries.of(["0-0", "99-0"]))) == []
 
 
 def test_a_note_of_another_buffer_is_not_heard() -> None:
     """Rule 21: after a Redis rollback the same entry ids are other people's."""
-    note = _note(first="1-0", last="9-0")
+    note = _note(entries=Entries.of(["5-0"]))
     assert waiter("me", "5-0").hear(note) is not None
     assert waiter("me", "5-0", OTHER).hear(note) is None
 
@@ -356,7 +413,7 @@ def patient(crowd: Crowd) -> Waiter:
 
 
 def at(timeline: int, lsn: int) -> Note:
-    return Note(BUFFER, 1.0, Position("7", timeline, lsn), first="1-0", last="9-0")
+    return Note(BUFFER, 1.0, Position("7", timeline, lsn), Entries.of(["1-0", "5-0", "9-0"]))
 
 
 def test_a_patient_waiter_is_told_when_the_last_replica_has_it_whatever_comes_first() -> None:
