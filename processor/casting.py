@@ -115,7 +115,9 @@ class Casting:
         except Undecided:
             return Change(change.id, decided=False)
         except Unfit:
-            return Change(change.id)
+            # A domain is only checked for rows that an update meets.
+            updates = any(step.kind == "update" and step.set for step in change.steps)
+            return Change(change.id, decided=not updates)
         return replace(change, steps=steps)
 
     def _read(self, values: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -101,7 +101,8 @@ class Crowd:
 
     def concerned(self, note: Note) -> list[Waiter]:
         """Those for whom a note may answer."""
-        found = [w for i in (*note.also, *note.dead) for w in self._by_id.get(i, ())]
+        named = (*note.also, *note.dead, *note.discarded)
+        found = [waiter for i in named for waiter in self._by_id.get(i, ())]
         span = note.entries.span
         if span:
             first, last = map(parked.order, span)

@@ -1,9 +1,9 @@
 """Pending writes applied to rows in memory, as PostgreSQL will apply them (P9).
 
 Pure: rows as they were read and changes of which every value has its column's type go in, the rows
-as they will be come out. A change that cannot succeed on what it meets - a key that is taken, an
-expectation that is not met - has no effect as a whole. One of which only PostgreSQL can tell is
-left out, and the answer says so.
+as they will be come out. A change that cannot succeed on what it meets - a key that is taken - has
+no effect as a whole. One of which only PostgreSQL can tell, or of which a later try may be another
+matter, is left out, and the answer says so.
 """
 
 from __future__ import annotations
@@ -98,7 +98,8 @@ class Rows:
                 for line in found:
                     self._take(line)
             if step.expect is not None and len(found) != step.expect:
-                raise Fails
+                # It is tried again, and may meet them then.
+                raise Undecided
 
     def find(self, where: Mapping[str, Any]) -> list[Line]:
         """The rows whose columns equal `where`, where None is NULL. Raises Undecided."""

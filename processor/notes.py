@@ -13,6 +13,7 @@ at        when, Unix seconds
 in        entry ids that were committed from the stream, in order, without what they have in common
 also      transaction ids that were committed from elsewhere
 dead      transaction id -> entry id and reason, as JSON
+discarded transaction id -> entry id of dead letters that an operator discarded, as JSON
 ========= ==========================================================================================
 """
 
@@ -94,6 +95,7 @@ class Note:
     entries: Entries = Entries()
     also: frozenset[str] = frozenset()
     dead: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    discarded: Mapping[str, str] = field(default_factory=dict)
 
     def tells(self, transaction_id: str, entry_id: str) -> Told | None:
         """What it says of a transaction, None if it does not answer for it.
@@ -103,6 +105,8 @@ class Note:
         grave = self.dead.get(transaction_id)
         if grave is not None and entry_id in (grave[0], ""):
             return Told("dead", None, self.at, grave[1])
+        if transaction_id in self.discarded and entry_id in (self.discarded[transaction_id], ""):
+            return Told("discarded", None, self.at)
         if transaction_id in self.also or entry_id in self.entries:
             return Told("committed", self.position, self.at)
         return None
@@ -117,6 +121,7 @@ def write(lane: Lane, note: Note) -> Command:
         "in": note.entries.text,
         "also": ",".join(note.also),
         "dead": msgspec.json.encode(note.dead) if note.dead else "",
+        "discarded": msgspec.json.encode(note.discarded) if note.discarded else "",
     }
     flat: list[Any] = [part for name, value in fields.items() if value for part in (name, value)]
     return ("XADD", lane.commits, "MAXLEN", "~", _KEPT, "*", *flat)
@@ -135,7 +140,8 @@ def read(fields: Sequence[bytes]) -> Note:
         Position.parse(position) if position else None,
         Entries(found.get("in", "")),
         _ids(found.get("also", "")),
-        msgspec.json.decode(found["dead"]) if "dead" in found else {},
+        msgspec.json.decode(found.get("dead", "{}")),
+        msgspec.json.decode(found.get("discarded", "{}")),
     )
 
 

@@ -7,7 +7,7 @@ alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from processor.errors import (
     SchemaMissing,
 )
 from processor.gathering import Decoded, Gathered, Gathering
-from processor.merging import Line, Rows, replay
+from processor.merging import Change, Line, Rows, replay
 from processor.overlay import Overlay, Pending
 from processor.position import Position, number
 from processor.readsession import PRIMARY, ReadSession
@@ -197,6 +197,7 @@ class Reading:
             raise NotShown
         complete = not gathered.unsure and shown.known.issuperset(gathered.statements)
         left = [change for change in changes if change.id not in shown.known]
+        complete = complete and not _overtaken(changes, shown.known)
         tables = {
             name: Rows(session.relation(name), lines) for name, lines in shown.lines.items()
         }
@@ -256,6 +257,17 @@ class Reading:
             ],
             server, complete,
         )  # fmt: skip
+
+
+def _overtaken(changes: Sequence[Change], known: Collection[str]) -> bool:
+    """Whether something is left that came before what is committed: it failed in its turn, and
+    nobody knows whether it will again."""
+    left = False
+    for change in changes:
+        if left and change.id in known:
+            return True
+        left = left or (bool(change.steps) and change.id not in known)
+    return False
 
 
 def _told(relation: Relation, where: Mapping[str, Any], typed: Mapping[str, Any]) -> bool:

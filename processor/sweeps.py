@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from dataclasses import replace
 
 from processor import buffer, deadletter, ledger, metrics, notes, parked
 from processor.burial import Burial
@@ -104,11 +105,12 @@ class Sweeps:
             return
         self._changes += 1
         log.info("dead letter %s: %s done", letter.id, letter.request)
-        if letter.request != "discard":
-            note = Note(
-                lane.owner.buffer, time.time(), commit.position, also=frozenset({letter.id})
-            )
-            self._redis.calls([notes.write(lane.lane, note)])
+        note = Note(lane.owner.buffer, time.time(), commit.position)
+        if letter.request == "discard":
+            note = replace(note, discarded={letter.id: letter.entry_id})
+        else:
+            note = replace(note, also=frozenset({letter.id}))
+        self._redis.calls([notes.write(lane.lane, note)])
         if letter.holds:
             # By its id a clash would take the transaction that had the id before.
             self._release(lane, letter)

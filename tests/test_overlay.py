@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import threading
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 import processor
 from processor import config, reader
+from processor.burial import Burial
 from processor.clearing import Clearing
 from processor.transaction import Transaction
 from tests.fix_site import Site, step
@@ -259,6 +261,54 @@ def test_dead_letters_leave_the_overlay(shown: Site) -> None:
     assert processor.read("item", {"id": 1})[0]["n"] == 0
     clear(shown)
     assert overlay_keys(shown) == []
+
+
+def test_what_failed_before_a_later_write_was_committed_is_not_shown_as_if_it_had_not(
+    shown: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between a batch's commit and that of its dead letters the ledger knows the later one only."""
+    shown.execute("insert into item (id, n) values (1, 1), (2, 2)")
+    dies = t(attempts=1).delete("item", {"id": 1}).insert("item", {"id": 2, "n": 0})
+    shown.submit(dies, t().delete("item", {"id": 2}))
+    committed, told, bury = threading.Event(), threading.Event(), Burial.bury
+
+    def late(*arguments: Any) -> None:
+        committed.set()
+        assert told.wait(10)
+        bury(*arguments)
+
+    monkeypatch.setattr(Burial, "bury", late)
+    thread = threading.Thread(target=step, args=(shown.drain(),))
+    thread.start()
+    try:
+        assert committed.wait(10)
+        assert not processor.read("item", {"id": 1}).complete
+    finally:
+        told.set()
+        thread.join()
+    found = processor.read("item", {"id": 1})
+    assert (found[0]["n"], found.complete) == (1, True)
+
+
+def test_an_expectation_that_is_not_met_yet_leaves_it_open_what_will_be(shown: Site) -> None:
+    """It is tried again, and may be met then."""
+    shown.execute("insert into item (id, n) values (1, 1)")
+    shown.submit(t().update("item", {"n": 5}, where={"id": 1}).delete("item", {"id": 2}, expect=1))
+    found = processor.read("item", {"id": 1})
+    assert (found[0]["n"], found.complete) == (1, False)
+
+
+def test_a_domain_is_not_checked_for_rows_that_are_not_met(site_of: Callable[..., Site]) -> None:
+    site = reading(site_of(overlay={"tables": {"item": "id"}}))
+    site.execute("create domain small as int check (value < 10)")
+    site.execute("create table item (id int primary key, n small)")
+    site.execute("insert into item values (1, 1)")
+    away = t().update("item", {"n": 50}, where={"id": 9})
+    site.submit(away.update("item", {"n": 5}, where={"id": 1}))
+    found = processor.read("item", {"id": 1})
+    assert not found.complete
+    step(site.drain())
+    assert site.execute("select n from item") == [(5,)]
 
 
 def test_delayed_work_is_shown_behind_what_comes_before_it_is_due(shown: Site) -> None:

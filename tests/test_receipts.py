@@ -276,6 +276,18 @@ def test_a_note_is_found_also_when_the_clock_of_redis_was_set_back(told: Site) -
     assert receipt.status().state == "committed"
 
 
+def test_a_dead_letter_that_was_discarded_is_told_as_that(
+    site_of: Callable[..., Site], configured: Callable[[Site], Site]
+) -> None:
+    site = configured(site_of())
+    site.start()
+    (receipt,) = site.submit(processor.Transaction().insert("tape", {"n": None}))
+    assert receipt.wait(timeout=10).state == "dead"
+    site.ask(receipt.id, "discard")
+    wait_until(lambda: receipt.status().state == "discarded", message=site.tale)
+    assert site.one("select outcome from processor.ledger") == "discarded"
+
+
 def test_a_write_that_redis_lost_is_not_told_committed(
     own_redis: Factory, site_of: Callable[..., Site], configured: Callable[[Site], Site]
 ) -> None:
@@ -345,6 +357,8 @@ def waiter(transaction_id: str, entry_id: str, buffer_id: str = BUFFER) -> Waite
         ({"entries": Entries.of(["50-0", "15-0"])}, None),
         ({"also": frozenset({"me"})}, "committed"),
         ({"dead": {"me": ["5-0", "why"]}}, "dead"),
+        ({"discarded": {"me": "5-0"}}, "discarded"),
+        ({"discarded": {"me": "6-0"}, "entries": Entries.of(["5-0"])}, "committed"),
         ({"dead": {"me": ["6-0", "another payload"]}, "entries": Entries.of(["5-0"])}, "committed"),
     ],
 )
