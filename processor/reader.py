@@ -28,10 +28,10 @@ from processor.errors import (
 from processor.gathering import Decoded
 from processor.overlay import Overlay
 from processor.reading import NotShown, Question, Reading, RowList
-from processor.readsession import PRIMARY, ReadPool, ReadSession
+from processor.readsession import ReadPool, ReadSession
 from processor.receipt import Receipt
 from processor.redis_connection import RedisPool
-from processor.settings import Settings
+from processor.settings import PRIMARY, Settings
 from processor.values import plain_mapping
 
 

@@ -25,10 +25,11 @@ from processor.gathering import Decoded, Gathered, Gathering
 from processor.merging import Change, Line, Rows, replay
 from processor.overlay import Overlay, Pending
 from processor.position import Position, number
-from processor.readsession import PRIMARY, ReadSession
+from processor.readsession import ReadSession
 from processor.redis_connection import RedisConnection
 from processor.relation import Relation
 from processor.rowvalue import Undecided
+from processor.settings import PRIMARY
 from processor.snapshot import Changed, Snapshot
 
 #: Errors of what was prepared before the table changed: look it up anew and ask again.

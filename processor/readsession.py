@@ -21,10 +21,8 @@ from processor.footprint import Declared
 from processor.merging import Fails
 from processor.progress import Progress
 from processor.relation import Relation
-from processor.settings import Settings
+from processor.settings import PRIMARY, Settings
 from processor.snapshot import Prepared
-
-PRIMARY = "primary"
 
 _MOST_IDLE = 16
 #: Tables are looked up anew after this, seconds: a default may have been given since.
