@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import datetime
+import importlib
 import json
+import time
 from typing import Any
+
+import pytest
 
 from processor import worker
 from processor.transaction import Transaction
 from tests.fix_cli import UNKNOWN, Cli, poison
 from tests.fix_site import Site, merged, write
 from tests.fix_wait import wait_until
+
+# The package has the command under this name.
+explain_module = importlib.import_module("processor.cli.explain")
 
 
 def explained(cli: Cli, transaction_id: str) -> dict[str, Any]:
@@ -110,6 +118,27 @@ def test_an_outage_is_named_as_what_keeps_it(at_site: Cli, site: Site) -> None:
     told = said.records[0]
     assert told["place"] == "stream"
     assert told["why"].startswith("outage: ")
+
+
+def test_a_long_outage_is_still_named_as_what_keeps_it(
+    at_site: Cli, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No pass is finished meanwhile, which is not the owner's doing."""
+    monkeypatch.setattr(explain_module, "_SILENT", 0.5)
+    site.start()
+    (receipt,) = site.submit(write(1))
+    site.commits(1)
+    site.execute("alter schema processor rename to elsewhere")
+    site.execute("select pg_terminate_backend(pid) from pg_stat_activity"
+                 " where application_name like 'processor %'")
+    site.shows("outage")
+    (receipt,) = site.submit(write(2))
+    last_run = datetime.datetime.fromisoformat(
+        worker.state()["background_processor"]["last_run"]).timestamp()
+    wait_until(lambda: time.time() - last_run > 1.5)
+    told = at_site("explain", receipt.id, "--json").records[0]
+    assert told["why"].startswith("outage: ")
+    assert told["release"] == "the return of the server"
 
 
 def test_with_postgresql_away_redis_still_answers(cli: Cli, site: Site) -> None:

@@ -235,11 +235,12 @@ def _lane(found: Found, seen: Overview, told: list[Answer], else_: str) -> Answe
     if kept is None:
         return {"why": f"no processor owns the lane {found.lane}", "release": "see `drain`, or wait"
                 " for the owner's session to end (database.takeover)"}
+    if kept["status"] == "outage":
+        # Before its silence: no pass is finished in an outage.
+        return {"why": f"outage: {kept['reason']}", "release": "the return of the server"}
     if kept["silent"] > _SILENT:
         return {"why": f"its owner {kept['instance']} has finished no pass for"
                 f" {output.seconds(kept['silent'])}", "release": "see its log; end it if it hangs"}
-    if kept["status"] == "outage":
-        return {"why": f"outage: {kept['reason']}", "release": "the return of the server"}
     if kept["status"] == "paused":
         return {"why": f"the lane is paused: {kept['reason']}", "release": f"its end, or {resume}"}
     look = seen.lanes[found.lane]
