@@ -49,7 +49,7 @@ def open_file(path: str | os.PathLike[str]) -> int:
     try:
         return os.open(path, flags, 0o640)
     except OSError as error:
-        raise ConfigError(f"log {os.fspath(path)}: {error.strerror}", hint="give another --log"
+        raise ConfigError(f"log {os.fspath(path)}: {error.strerror}", hint="give another --log-file"
                           ) from None
 
 

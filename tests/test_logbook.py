@@ -185,6 +185,11 @@ def test_a_log_file_that_was_rotated_away_is_opened_anew(tmp_path: Path) -> None
     assert path.read_text() == "after\n"
 
 
+def test_a_log_in_no_directory_names_the_option_that_it_came_from(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="give another --log-file"):
+        logbook.open_file(tmp_path / "nowhere" / "log")
+
+
 def test_a_log_that_is_a_symbolic_link_is_refused(tmp_path: Path) -> None:
     (tmp_path / "log").symlink_to(tmp_path / "passwd")
 
