@@ -16,7 +16,7 @@ from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from typing import Any
 
-from processor import address, configfile
+from processor import address, configfile, registry
 from processor.declaration import Declaration, Path, Place, Reader, from_text, leaves
 from processor.errors import ConfigError
 from processor.settings import Settings, contradictions
@@ -159,9 +159,21 @@ class _Loading:
             if not refused.intersection(paths):
                 written = next((path for path in paths if path in self.places), paths[0])
                 self.reader.refuse(paths[0], problem, self.reader.place(written))
+        self.check_statements(settings)
         if self.reader.problems:
             raise ConfigError("\n".join(self.reader.lines()))
         return settings
+
+    def check_statements(self, settings: Settings) -> None:
+        """Refuse here, where the line is known, what could not be registered."""
+        for name, sql in settings.statements.items():
+            path = ("statements", name)
+            if path in self.reader.refused:
+                continue
+            try:
+                registry.check(sql)
+            except ConfigError as error:
+                self.reader.refuse(path, str(error))
 
 
 def _paths(source: Any, path: Path = ()) -> Iterator[Path]:

@@ -42,7 +42,15 @@ def statement(name: str, sql: str) -> None:
 
     Raises ConfigError if the text is not one plain statement.
     """
-    _statements[name] = _compile(name, sql)
+    try:
+        _statements[name] = _compile(name, sql)
+    except ConfigError as error:
+        raise ConfigError(f"statement {name}: {error.args[0]}", hint=error.hint) from None
+
+
+def check(sql: str) -> None:
+    """See that it could be registered. Raises ConfigError, which leaves the name to the caller."""
+    _compile("", sql)
 
 
 def register(statements: Mapping[str, str]) -> None:
@@ -62,7 +70,7 @@ def names() -> Iterable[str]:
 
 
 def _compile(name: str, sql: str) -> Statement:
-    _check(name, sql)
+    _check(sql)
     pieces, places, end = [], [], 0
     text = ""
     for match in _PLACE.finditer(sql):
@@ -76,14 +84,14 @@ def _compile(name: str, sql: str) -> Statement:
             text = ""
         else:
             raise ConfigError(
-                f"statement {name}: a lone % at character {match.start() + 1}",
+                f"a lone % at character {match.start() + 1}",
                 hint="write %(name)s for a parameter and %% for a percent sign",
             )
     pieces.append(text + sql[end:])
     return Statement(name, tuple(pieces), tuple(places))
 
 
-def _check(name: str, sql: str) -> None:
+def _check(sql: str) -> None:
     # Loaded only where statements are registered: most processors have none.
     import sqlparse
 
@@ -91,17 +99,17 @@ def _check(name: str, sql: str) -> None:
     parsed = [s for s in parsed if s.token_first(skip_cm=True) is not None]
     if len(parsed) != 1:
         raise ConfigError(
-            f"statement {name}: {len(parsed)} statements in one text",
+            f"{len(parsed)} statements in one text",
             hint="register each statement under its own name",
         )
     first = parsed[0].token_first(skip_cm=True).normalized.upper().split()[0]
     if first not in _ALLOWED:
         raise ConfigError(
-            f"statement {name}: begins with {first}",
+            f"begins with {first}",
             hint=f"use one of {', '.join(sorted(_ALLOWED))}; SET, DDL and COMMIT would reach "
             "beyond this transaction",
         )
     if ";" in (str(t) for t in parsed[0].flatten() if not t.is_whitespace) and not (
         sql.rstrip().endswith(";")
     ):
-        raise ConfigError(f"statement {name}: text after a semicolon", hint="remove it")
+        raise ConfigError("text after a semicolon", hint="remove it")

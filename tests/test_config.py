@@ -519,6 +519,11 @@ CONTRADICTIONS = [
     ("health:\n  bind: '[::]:8787'", 2, "health.bind", "health.public"),
     ("health:\n  bind: 'example.org:8787'", 2, "health.bind", "health.public"),
 ]
+STATEMENTS = [
+    ("statements:\n  good: select 1\n  bad: drop table x", 3, "statements.bad", "use one of CALL"),
+    ("statements:\n  two: select 1; select 2", 2, "statements.two", "under its own name"),
+    ("statements:\n  place: select %s", 2, "statements.place", "write %(name)s"),
+]
 ILL_FORMED = [
     ("interval: 1\ninterval: 2", 2, "interval", "line 1"),
     ("retry: {delay: 1,\n delay: 1}", 2, "retry.delay", "line 1"),
@@ -542,7 +547,9 @@ ILL_FORMED = [
 
 
 @pytest.mark.parametrize(
-    ("text", "line", "name", "remedy"), [*UNKNOWN, *TYPES, *RANGES, *CONTRADICTIONS, *ILL_FORMED]
+    ("text", "line", "name", "remedy"), [
+        *UNKNOWN, *TYPES, *RANGES, *CONTRADICTIONS, *STATEMENTS, *ILL_FORMED
+    ]
 )
 def test_a_wrong_file_is_one_line_with_place_name_and_remedy(
     written: Any, text: str | bytes, line: int, name: str, remedy: str
@@ -561,7 +568,7 @@ def test_a_wrong_file_is_one_line_with_place_name_and_remedy(
     ("text", "name", "remedy"),
     [
         (text, name, remedy)
-        for text, _, name, remedy in [*UNKNOWN, *TYPES, *RANGES, *CONTRADICTIONS]
+        for text, _, name, remedy in [*UNKNOWN, *TYPES, *RANGES, *CONTRADICTIONS, *STATEMENTS]
         if "!" not in text and "write 90" not in remedy and "<<" not in text
     ],
 )

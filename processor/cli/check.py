@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from processor import config, registry
+from processor import config
 from processor.cli import output, unit
 from processor.errors import ConfigError
 
@@ -23,7 +23,6 @@ def check_config(
     """Check the settings; exit 78 and name every mistake with its line if there is any."""
     source = context.find_root().obj
     settings = config.configure(source)
-    registry.register(settings.statements)
     if problems := unit.contradictions(settings, unit_file):
         raise ConfigError("\n".join(problems), hint="change one of the two")
     if as_json:
