@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -48,6 +50,41 @@ def test_what_is_dead_is_shown_without_its_values_unless_they_are_asked_for(
         assert "order-1" in hidden.out
         assert "text of 13" in hidden.out
         assert "canary" in at_site("dead", "show", dead, "--values", *form).out
+
+
+def on_a_terminal(cli: Cli, columns: int, *arguments: str) -> str:
+    """What the command line prints on a terminal that is so wide."""
+    here, there = pty.openpty()
+    environ = {"PROCESSOR_CONFIG": cli.head[1], "COLUMNS": str(columns), "TERM": "dumb"}
+    done = subprocess.Popen(
+        [sys.executable, "-m", "processor", *arguments], cwd=ROOT, stdin=subprocess.DEVNULL,
+        stdout=there, env=os.environ | environ,
+    )
+    os.close(there)
+    said = b""
+    with contextlib.suppress(OSError):  # the terminal's other side is closed
+        while chunk := os.read(here, 65536):
+            said += chunk
+    os.close(here)
+    done.wait(20)
+    return said.decode()
+
+
+@pytest.mark.parametrize("columns", [150, 80, 50])
+def test_nothing_is_cut_off_on_a_narrow_terminal(
+    at_site: Cli, dead_site: Site, columns: int
+) -> None:
+    dead = poison(dead_site, 2)
+    wait_until(lambda: dead_site.redis.keys("processor:state:*"))
+    listed = on_a_terminal(at_site, columns, "dead", "list")
+    stand = on_a_terminal(at_site, columns, "status")
+    assert max(map(len, (listed + stand).splitlines())) <= columns
+    # To be copied in one piece, where there is room for one.
+    assert all(each in listed for each in dead)
+    assert re.search(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d", stand)
+    assert "reason" in listed
+    assert "reason" in stand
+    assert dead_site.dead()[0][2] in " ".join(listed.split())
 
 
 def test_a_retry_is_carried_out_by_the_owner(at_site: Cli, dead_site: Site) -> None:

@@ -26,6 +26,10 @@ CONFIGURATION = 78
 INTERRUPTED = 130
 PIPE_CLOSED = 141
 
+#: Only the last column of a table folds, and not below this; else each row stands for itself, a
+#: line a value, since an id that is cut or folded cannot be copied into the next command.
+_ROOM_TO_FOLD = 20
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -64,14 +68,28 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
 
 def _rich_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     # Late: rich takes longer to load than most commands to run, and pipes need none of it.
+    from rich.cells import cell_len
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    grid = Table(*columns, box=None, pad_edge=False, header_style="bold")
-    for row in rows:
-        grid.add_row(*map(Text, row))
-    Console(highlight=False).print(grid)
+    def grid(lines: Iterable[Sequence[str]], names: Sequence[str] = ("", "")) -> Table:
+        made = Table(box=None, pad_edge=False, header_style="bold", show_header=any(names))
+        for number, name in enumerate(names, 1):
+            made.add_column(name, overflow="fold", no_wrap=bool(rows) and number < len(names))
+        for each in lines:
+            made.add_row(*map(Text, each))
+        return made
+
+    console = Console(highlight=False)
+    *firm, last = (max(map(cell_len, column)) for column in zip(columns, *rows, strict=True))
+    if not rows or sum(firm) + 2 * len(firm) + min(last, _ROOM_TO_FOLD) <= console.width:
+        console.print(grid(rows, columns))
+        return
+    for number, row in enumerate(rows):
+        if number:
+            console.print()
+        console.print(grid(zip(columns, row, strict=True)))
 
 
 def cell(value: Any) -> str:
