@@ -94,6 +94,21 @@ class ReplicaLost(DatabaseUnavailable):
     hint = "read from another server, or leave replica out"
 
 
+#: SQLSTATEs of our own functions, which no manual of PostgreSQL explains.
+_OUR_STATES = {
+    "PR001": "another processor owns the lane",
+    "PR002": "an update or delete met another number of rows than it expects",
+}
+
+
+def refusal(sqlstate: str, *, table: str = "", column: str = "", constraint: str = "") -> str:
+    """What PostgreSQL refused, in words that hold names and no value (rule 19)."""
+    names = (("table", table), ("column", column), ("constraint", constraint))
+    text = " ".join([f"SQLSTATE {sqlstate}", *(f"{kind} {name}" for kind, name in names if name)])
+    ours = _OUR_STATES.get(sqlstate)
+    return f"{text}: {ours}" if ours else text
+
+
 class DatabaseError(ProcessorError):
     """PostgreSQL refused a statement; the session is alive.
 
@@ -112,12 +127,7 @@ class DatabaseError(ProcessorError):
         detail: str = "",
         in_transaction: bool = True,
     ) -> None:
-        names = [
-            f"{k} {v}"
-            for k, v in (("table", table), ("column", column), ("constraint", constraint))
-            if v
-        ]
-        super().__init__(" ".join([f"SQLSTATE {sqlstate}", *names]))
+        super().__init__(refusal(sqlstate, table=table, column=column, constraint=constraint))
         self.sqlstate = sqlstate
         self.schema = schema
         self.table = table

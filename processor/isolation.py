@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from processor import ledger, parking
 from processor.deadletter import Reason
 from processor.entry import Entry
+from processor.errors import refusal
 from processor.ledger import Ownership
 from processor.literal import quoted
 from processor.render import Renderer, Taken
@@ -78,6 +79,6 @@ def failures(done: Commit) -> dict[int, Reason | None]:
 
 
 def _reason(failure: dict[str, str]) -> Reason:
-    names = [f"{k} {failure[k]}" for k in ("table", "column", "constraint") if failure.get(k)]
-    text = " ".join([f"SQLSTATE {failure['sqlstate']}", *names])
-    return Reason(text, failure["sqlstate"], failure.get("detail") or "")
+    state = failure["sqlstate"]
+    names = {kind: failure.get(kind) or "" for kind in ("table", "column", "constraint")}
+    return Reason(refusal(state, **names), state, failure.get("detail") or "")

@@ -106,6 +106,22 @@ def test_each_kind_of_poison_dies_alone_with_its_reason(name: str, site_of) -> N
     assert site.depth() == 0
 
 
+@pytest.mark.parametrize("width", [1, 250], ids=["alone", "in a batch"])
+def test_a_state_of_our_own_is_told_in_words(width: int, site: Site) -> None:
+    """No manual of PostgreSQL explains it."""
+    drain = site.drain()
+    bad = Transaction(attempts=1).update(
+        "account", add={"balance": 1}, where={"id": 404}, expect=1)
+    site.submit(bad, *(write(n) for n in range(1, width)))
+
+    step(drain)
+
+    assert site.dead() == [(
+        bad.id, "PR002",
+        "SQLSTATE PR002: an update or delete met another number of rows than it expects",
+    )]
+
+
 def test_poison_costs_few_round_trips(site_of, proxy_to, postgres_server) -> None:
     """Rule 16: bisection cost 26 to 115 of them."""
     proxy = proxy_to(postgres_server)
