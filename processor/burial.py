@@ -6,6 +6,7 @@ keys are released and entries settled.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,8 @@ from processor.ledger import Ownership
 from processor.render import Unrenderable, tables
 from processor.session import Commit, Session
 from processor.verdict import Failure, Verdict, judge
+
+log = logging.getLogger("processor")
 
 #: Dead letters committed at once; each carries its body twice over in hex.
 _AT_ONCE = 50
@@ -47,6 +50,8 @@ class Burial:
         """Commit dead letters and their outcome. Raises what the session raises."""
         for start in range(0, len(deaths), _AT_ONCE):
             self._bury(owner, deaths[start : start + _AT_ONCE])
+        if deaths:
+            _tell(owner, deaths)
 
     def _bury(self, owner: Ownership, deaths: Sequence[Death]) -> None:
         crashpoint.reach("dead-before")
@@ -124,6 +129,17 @@ class Burial:
         """A request could not be fulfilled: the dead letter stays, with this reason."""
         self._session.commit(ledger.fence(owner, 0) + deadletter.failed_again(letter, reason))
         metrics.count("retried")
+
+
+def _tell(owner: Ownership, deaths: Sequence[Death]) -> None:
+    """One line for all of them, so that a flood of poison is no flood of lines."""
+    first = deaths[0]
+    # Behind a colon the reason goes into what was written; that is for `dead show`.
+    why = first.reason.text.partition(":")[0]
+    if first.reason.sqlstate:
+        why = f"SQLSTATE {first.reason.sqlstate}"
+    log.warning("lane %s: %d became dead letters, the first is %s (%s): see `processor dead list`",
+                owner.lane, len(deaths), first.entry.id, why)
 
 
 def _revived(letter: DeadLetter) -> Entry:

@@ -122,6 +122,37 @@ def test_a_state_of_our_own_is_told_in_words(width: int, site: Site) -> None:
     )]
 
 
+def test_the_dead_of_a_batch_are_one_line_of_the_log(site: Site, caplog) -> None:
+    caplog.set_level(logging.INFO)
+    site.execute(f"create table failing (s text check (s <> '{SECRET}'))")
+    drain = site.drain()
+    many = [Transaction().insert("failing", {"s": SECRET}) for _ in range(60)]
+    site.submit(write(1), *many)
+
+    step(drain)
+
+    assert len(site.dead()) == 60
+    told = [each for each in caplog.records if "dead letter" in each.getMessage()]
+    assert [(each.levelname, each.getMessage()) for each in told] == [(
+        "WARNING", f"lane default:0: 60 became dead letters, the first is {many[0].id}"
+        " (SQLSTATE 23514): see `processor dead list`",
+    )]
+
+
+def test_an_unreadable_entry_is_a_line_of_the_log_without_what_it_holds(
+    site: Site, caplog
+) -> None:
+    drain = site.drain()
+    site.put({"v": "1", "tx": f'{{"{SECRET}": 1'})
+
+    step(drain)
+
+    assert len(site.dead()) == 1
+    assert "lane default:0: 1 became dead letters" in caplog.text
+    assert "(unreadable)" in caplog.text
+    assert SECRET not in caplog.text
+
+
 def test_poison_costs_few_round_trips(site_of, proxy_to, postgres_server) -> None:
     """Rule 16: bisection cost 26 to 115 of them."""
     proxy = proxy_to(postgres_server)
