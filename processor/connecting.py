@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from processor import schema
 from processor.database import Database
+from processor.errors import DatabaseUnavailable
 from processor.failover import Failover
 from processor.following import Following
 from processor.ownership import Owners
@@ -47,9 +48,7 @@ class Connecting:
             self._owners.lose()
             self._failover.expect(database, self._redis)
             database.connect()
-            if self._settings.database.init:
-                schema.create(database)
-            schema.check(database)
+            self._see_schema(database)
             self._met = float("-inf")
         if self._primary_met != database.generation:
             # Redis may have been away when it was to be met.
@@ -63,6 +62,17 @@ class Connecting:
                 self._follow()
             self._met = now
         return not self.session_is_old
+
+    def _see_schema(self, database: Database) -> None:
+        try:
+            if self._settings.database.init:
+                schema.create(database)
+            schema.check(database)
+            schema.check_rights(database)
+        except DatabaseUnavailable:
+            # On a session that stays the next pass would not look again, and fail with less to say.
+            database.close()
+            raise
 
     def forget(self) -> None:
         """Meet the lanes anew in the next pass."""

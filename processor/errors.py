@@ -143,6 +143,12 @@ class SchemaMissing(DatabaseUnavailable):
     hint = "run `processor init-db` with a role that may create schemas"
 
 
+class RightsMissing(DatabaseUnavailable):
+    """The role may not work with the schema `processor`."""
+
+    hint = "grant the role of database.dsn what `processor print schema` lists"
+
+
 class PoolerDetected(DatabaseUnavailable):
     """A transaction pooler sits between the processor and PostgreSQL."""
 

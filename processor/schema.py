@@ -19,7 +19,7 @@ isolate(...)     applies transactions one by one in subtransactions and reports 
 from __future__ import annotations
 
 from processor.database import Database
-from processor.errors import DatabaseError, DatabaseUnavailable, SchemaMissing
+from processor.errors import DatabaseError, DatabaseUnavailable, RightsMissing, SchemaMissing
 
 VERSION = 1
 
@@ -203,19 +203,45 @@ GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA processor TO processor;
 """
 
 
+#: The least that a processor needs of its tables.
+_RIGHTS = {
+    "lane": "SELECT INSERT UPDATE", "ledger": "SELECT INSERT UPDATE DELETE",
+    "dead_letter": "SELECT INSERT UPDATE", "outbox": "SELECT INSERT UPDATE DELETE",
+}  # fmt: skip
+_NO_RIGHT = "42501"
+
+
 def check(database: Database) -> None:
-    """See that the schema is there and of this release. Raises SchemaMissing."""
+    """See that the schema is there and of this release. Raises SchemaMissing, RightsMissing."""
     try:
         rows = database.run("SELECT processor.version()")
     except DatabaseError as error:
         if database.alive and not database.idle:
             database.run("ROLLBACK")
+        refuse_rights(error)
         raise SchemaMissing(f"the schema processor is not usable: {error}") from None
     found = rows[0][0]
     if found != VERSION:
         raise SchemaMissing(
             f"the schema processor has version {found}, this release needs {VERSION}"
         )
+
+
+def check_rights(database: Database) -> None:
+    """See that the role may do what a processor does, where `check` holds. Raises RightsMissing."""
+    wanted = [(name, right) for name, rights in _RIGHTS.items() for right in rights.split()]
+    asked = ", ".join(f"has_table_privilege('processor.{n}', '{right}')" for n, right in wanted)
+    granted = database.run(f"SELECT {asked}")[0]
+    missing = {name for (name, _), has in zip(wanted, granted, strict=True) if not has}
+    if missing:
+        names = ", ".join(f"processor.{name}" for name in _RIGHTS if name in missing)
+        raise RightsMissing(f"the role may not work with {names}")
+
+
+def refuse_rights(error: DatabaseError) -> None:
+    """Raise RightsMissing if that is what PostgreSQL refused a statement of ours for."""
+    if error.sqlstate == _NO_RIGHT:
+        raise RightsMissing(f"the role may not work with the schema processor: {error}") from None
 
 
 def create(database: Database) -> None:

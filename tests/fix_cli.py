@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -54,6 +55,30 @@ def as_user(url: str, part: str) -> str:
         for each in acl.lines("processor", url):
             client.execute_command("ACL", "SETUSER", *each.split()[1:])
     return url.replace("redis://", f"redis://processor-{part}:CHANGE-ME@")
+
+
+@dataclass(frozen=True)
+class Role:
+    """A role of PostgreSQL that may log in, and has no right until it is granted one."""
+
+    name: str
+    dsn: str
+
+
+@pytest.fixture
+def lowly(site: Site) -> Iterator[Role]:
+    """Such a role at the site."""
+    name = f"lowly_{os.getpid()}"
+    site.execute(f"create role {name} login")
+    yield Role(name, as_role(site.dsn, name))
+    site.execute(f"drop owned by {name}; drop role {name}")
+
+
+def as_role(dsn: str, name: str) -> str:
+    """The same database as another role."""
+    if "://" in dsn:
+        return re.sub(r"//[^@/]*@", f"//{name}@", dsn)
+    return f"{dsn} user={name}"
 
 
 @dataclass(frozen=True)

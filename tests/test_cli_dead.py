@@ -15,9 +15,9 @@ import pytest
 
 from processor import worker
 from processor.transaction import Transaction
-from tests.fix_cli import UNKNOWN, Cli, line, poison
+from tests.fix_cli import UNKNOWN, Cli, Role, line, poison
 from tests.fix_process import ROOT
-from tests.fix_site import Site, write
+from tests.fix_site import Site, merged, write
 from tests.fix_wait import wait_until
 
 
@@ -184,6 +184,33 @@ def test_a_request_waits_for_a_processor_to_come(at_site: Cli, dead_site: Site) 
     assert "@" in row["requested_by"]
     dead_site.start()
     wait_until(lambda: not dead_site.dead())
+
+
+ASKED = (["list"], ["show", UNKNOWN], ["retry", UNKNOWN], ["discard", "--all", "--yes"],
+         ["edit", UNKNOWN, "--file", "/dev/null"])  # fmt: skip
+
+
+def test_before_init_db_each_names_it(cli: Cli, site: Site) -> None:
+    site.execute("drop schema processor cascade")
+    cli.use(site.mapping)
+    for each in (["verify"], *(["dead", *verb] for verb in ASKED)):
+        said = cli(*each)
+        assert said.code == 69, each
+        assert said.error.startswith("the schema processor is not usable: SQLSTATE 3F000: run "
+                                     "`processor init-db`"), each
+
+
+def test_a_role_without_rights_is_told_what_to_grant(cli: Cli, site: Site, lowly: Role) -> None:
+    cli.use(merged(site.mapping, {"database": {"dsn": lowly.dsn}}))
+    for rights in ("", f"grant usage on schema processor to {lowly.name}",
+                   f"grant select on processor.meta to {lowly.name}"):  # fmt: skip
+        site.execute(rights or "select 1")
+        for each in (["verify"], *(["dead", *verb] for verb in ASKED)):
+            said = cli(*each)
+            assert said.code == 69, each
+            assert said.error.startswith("the role may not work with the schema processor: "
+                                         "SQLSTATE 42501: grant "), each
+            assert "`processor print schema`" in said.error, each
 
 
 def test_an_unknown_dead_letter_is_an_error_with_the_next_step(

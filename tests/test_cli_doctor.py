@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,8 @@ import redis as redis_driver
 from processor import schema, worker
 from processor.cli import examine_host
 from processor.settings import Settings
-from tests.fix_cli import Cli, as_user, poison
-from tests.fix_site import Site, merged, write
+from tests.fix_cli import Cli, Role, as_role, as_user, poison
+from tests.fix_site import Site, merged, step, write
 from tests.fix_wait import wait_until
 
 
@@ -99,9 +98,7 @@ def test_the_doctor_judges_the_role_and_what_a_commit_is_worth(cli: Cli, site: S
     site.execute(schema.ROLE.replace("ROLE processor", f"ROLE {name}")
                  .replace("TO processor", f"TO {name}").replace("    TO", " TO"))
     try:
-        dsn = f"{site.dsn} user={name}" if "=" in site.dsn and "://" not in site.dsn else (
-            re.sub(r"//[^@/]*@", f"//{name}@", site.dsn)
-        )
+        dsn = as_role(site.dsn, name)
         cli.use(merged(site.mapping, {"database": {"dsn": dsn, "tables": ["tape", "nowhere"]}}))
         assert diagnosis(cli, "postgresql", "role")["level"] == "ok"
         assert diagnosis(cli, "postgresql", "rights")["level"] == "ok"
@@ -114,6 +111,46 @@ def test_the_doctor_judges_the_role_and_what_a_commit_is_worth(cli: Cli, site: S
         assert "create databases" in diagnosis(cli, "postgresql", "role")["found"]
     finally:
         site.execute(f"drop owned by {name}; drop role {name}")
+
+
+def test_the_doctor_tells_a_role_without_rights_from_a_server_that_is_away(
+    cli: Cli, site: Site, lowly: Role
+) -> None:
+    site.start()
+    cli.use(merged(site.mapping, {"database": {"dsn": lowly.dsn}}))
+    for rights, what in (
+        ("select 1", "the schema processor: SQLSTATE 42501"),
+        (f"grant usage on schema processor to {lowly.name}", "SQLSTATE 42501"),
+        (f"grant select on processor.meta to {lowly.name}", "with processor.lane, processor."),
+    ):
+        site.execute(rights)
+        said = cli("doctor", "--json")
+        assert said.code == 1
+        failed = {r["check"]: r for r in said.records
+                  if (r["section"], r["level"]) == ("postgresql", "fail")
+                  and r["check"] != "fsync"}  # fmt: skip
+        assert list(failed) == ["rights"]
+        assert what in failed["rights"]["found"]
+        assert "`processor print schema`" in failed["rights"]["remedy"]
+        assert diagnosis(cli, "postgresql", "connections")["level"] == "ok"
+
+
+def test_an_outage_for_want_of_rights_names_tables_and_remedy(
+    site: Site, lowly: Role
+) -> None:
+    drain = site.drain(site.changed(database={"dsn": lowly.dsn}))
+    step(drain)
+    assert "`processor print schema`" in drain.gate.reason
+    site.execute(f"grant usage on schema processor to {lowly.name};"
+                 f"grant select on all tables in schema processor to {lowly.name};"
+                 f"grant insert, update on processor.lane to {lowly.name}")  # fmt: skip
+    step(drain)
+    assert drain.gate.reason.startswith(
+        "the role may not work with processor.ledger, processor.dead_letter, processor.outbox (")
+    assert "`processor print schema`" in drain.gate.reason
+    site.execute(f"grant all on all tables in schema processor to {lowly.name}")
+    step(drain)
+    assert not drain.gate.is_shut
 
 
 def test_the_doctor_judges_schema_retention_pauses_and_dead_letters(cli: Cli, site: Site) -> None:

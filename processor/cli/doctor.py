@@ -73,16 +73,19 @@ class Examination:
 
     def _postgres(self) -> Iterator[Finding]:
         try:
-            with self._servers.database() as database:
+            with self._servers.postgresql() as database:
                 yield from examine_postgres.examine(database, self._settings, self._identity)
                 yield examine_host.clock("PostgreSQL", lambda: examine_postgres.clock(database))
                 yield from examine_replicas.examine(
                     database, self._settings, self._servers.replica
                 )
-        except (Unavailable, DatabaseError) as error:
+        except Unavailable as error:
             self.away = True
             remedy = error.hint or "start it, or see database.dsn"
             yield Finding("postgresql", "server", FAIL, str(error.args[0]), remedy)
+        except DatabaseError as error:
+            yield Finding("postgresql", "examination", FAIL, f"ended early: {error}",
+                          "see the log of PostgreSQL for what it refused, and grant it")
 
     def _checklist(self) -> Iterator[Finding]:
         yield from checklist.go_through(self._settings, self._found, self._average)

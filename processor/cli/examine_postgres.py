@@ -8,15 +8,11 @@ from processor import address, deadletter, schema
 from processor.cli import output
 from processor.cli.finding import FAIL, OK, WARN, Finding
 from processor.database import Database
-from processor.errors import SchemaMissing
+from processor.errors import RightsMissing, SchemaMissing
 from processor.literal import quoted, table
 from processor.settings import Settings
 
 _ROOM = 5
-_RIGHTS = (
-    ("lane", "SELECT, INSERT, UPDATE"), ("ledger", "SELECT, INSERT, UPDATE, DELETE"),
-    ("dead_letter", "SELECT, INSERT, UPDATE"), ("outbox", "SELECT, INSERT, UPDATE, DELETE"),
-)
 _STRONG = ("pg_execute_server_program", "pg_write_server_files", "pg_read_server_files")
 
 
@@ -24,7 +20,8 @@ def examine(database: Database, settings: Settings, identity: str | None) -> Ite
     """All checks of PostgreSQL, on a session that was opened as the drain opens its own."""
     version = database.server_version
     yield _finding("session", OK, f"PostgreSQL {version // 10000}, writable, no pooler between")
-    yield from _schema(database)
+    ours = list(_schema(database))
+    yield from ours
     yield _role(database)
     yield from _tables(database, settings)
     yield from _commit(database)
@@ -32,7 +29,7 @@ def examine(database: Database, settings: Settings, identity: str | None) -> Ite
     yield _encoding(database)
     yield _connections(database)
     yield _link(database)
-    if identity is not None and _has_schema(database):
+    if identity is not None and all(each.level == OK for each in ours):
         yield _dead_letters(database, identity)
 
 
@@ -43,20 +40,13 @@ def _finding(check: str, level: str, found: str, remedy: str = "") -> Finding:
 def _schema(database: Database) -> Iterator[Finding]:
     try:
         schema.check(database)
+        yield _finding("schema", OK, f"version {schema.VERSION}")
+        schema.check_rights(database)
+        yield _finding("rights", OK, "the role may work with the schema processor")
     except SchemaMissing as error:
         yield _finding("schema", FAIL, str(error.args[0]), error.hint)
-        return
-    yield _finding("schema", OK, f"version {schema.VERSION}")
-    missing = [
-        name for name, rights in _RIGHTS
-        if not all(_one(database, f"SELECT has_table_privilege('processor.{name}', '{right}')")
-                   for right in rights.split(", "))
-    ]
-    if missing:
-        yield _finding("rights", FAIL, f"the role may not work with {', '.join(missing)}",
-                       "grant what `processor print schema` shows")
-    else:
-        yield _finding("rights", OK, "the role may work with the schema processor")
+    except RightsMissing as error:
+        yield _finding("rights", FAIL, str(error.args[0]), error.hint)
 
 
 def _role(database: Database) -> Finding:
@@ -155,10 +145,6 @@ def _dead_letters(database: Database, identity: str) -> Finding:
 def clock(database: Database) -> float:
     """The time by the clock of PostgreSQL, Unix seconds."""
     return float(database.run("SELECT extract(epoch FROM clock_timestamp())::float8")[0][0])
-
-
-def _has_schema(database: Database) -> bool:
-    return bool(_one(database, "SELECT to_regclass('processor.dead_letter') IS NOT NULL"))
 
 
 def _one(database: Database, sql: str) -> object:

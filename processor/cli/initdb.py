@@ -27,7 +27,7 @@ def init_db(servers: Servers, only_print: bool) -> None:
     if only_print:
         _print(servers)
         return
-    with servers.database(os.environ.get(_ADMIN)) as database:
+    with servers.postgresql(os.environ.get(_ADMIN)) as database:
         schema.create(database)
         schema.check(database)
     output.message(f"the schema processor is there, version {schema.VERSION}")

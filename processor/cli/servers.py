@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 
 import click
 
-from processor import config
+from processor import config, schema
 from processor.database import Database
+from processor.errors import DatabaseError
 from processor.progress import Progress
 from processor.redis_connection import RedisConnection
 from processor.settings import Settings
@@ -46,8 +47,20 @@ class Servers:
             connection.close()
 
     @contextmanager
-    def database(self, dsn: str | None = None) -> Iterator[Database]:
-        """A session on PostgreSQL, of the configured role unless a `dsn` is given."""
+    def database(self) -> Iterator[Database]:
+        """A session on PostgreSQL with the schema of this release. Raises what `schema.check` does.
+        """
+        with self.postgresql() as database:
+            schema.check(database)
+            try:
+                yield database
+            except DatabaseError as error:
+                schema.refuse_rights(error)
+                raise
+
+    @contextmanager
+    def postgresql(self, dsn: str | None = None) -> Iterator[Database]:
+        """A session, whatever is there, of the configured role unless a `dsn` is given."""
         with self._session(dsn or self.settings.database.dsn, writes=True) as database:
             yield database
 
