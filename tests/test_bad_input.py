@@ -345,7 +345,7 @@ def test_a_statement_registered_in_code_is_checked_alike(text: str) -> None:
     if text.startswith("with"):
         statement("a", text)  # what it means is for PostgreSQL to say
         return
-    with pytest.raises(ConfigError, match="statements.a"):
+    with pytest.raises(ConfigError, match="statement a"):
         statement("a", text)
 
 
