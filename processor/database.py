@@ -125,7 +125,7 @@ class Database:
             self._pin()
         except (psycopg2.Error, DatabaseError) as error:
             raise DatabaseUnavailable(
-                f"cannot open a session at {self._place}: {_phrase(error)}"
+                f"cannot open a session of PostgreSQL at {self._place}: {_phrase(error)}"
             ) from None
 
     def _take_socket(self) -> None:

@@ -41,6 +41,7 @@ class RedisConnection:
 
     def __init__(self, url: str, timeout: float, *, name: str = "processor") -> None:
         self._kind, self._options = _options(url, timeout)
+        self._place = _place(self._options)
         self._timeout = timeout
         self._name = name
         self._connection: Any = None
@@ -77,7 +78,7 @@ class RedisConnection:
                 replies = [self._reply(connection) for _ in commands]
         except (redis.RedisError, OSError, RedisUnavailable) as error:
             self.close()
-            unavailable = error if isinstance(error, RedisUnavailable) else _unavailable(error)
+            unavailable = _unavailable(error, self._place)
             unavailable.sent = True
             raise unavailable from None
         except BaseException:
@@ -127,7 +128,7 @@ class RedisConnection:
             try:
                 connection.connect()
             except (redis.RedisError, OSError) as error:
-                raise _unavailable(error) from None
+                raise _unavailable(error, self._place) from None
             self._connection = connection
             self.generation += 1
             self.memory = {}
@@ -235,17 +236,25 @@ def _sentence(error: Exception) -> str:
     return f"Redis refused: {code} {text.strip()}".strip()
 
 
-def _unavailable(error: Exception) -> RedisUnavailable:
+def _place(options: dict[str, Any]) -> str:
+    """How errors name the server: its socket, or host:port."""
+    host, port = options.get("host", "localhost"), options.get("port", 6379)
+    return str(options["path"]) if "path" in options else f"{host}:{port}"
+
+
+def _unavailable(error: Exception, place: str) -> RedisUnavailable:
+    if isinstance(error, RedisUnavailable):
+        return error
     if isinstance(error, redis.exceptions.TimeoutError):
-        return RedisUnavailable("Redis gives no answer within the deadline of the call")
+        return RedisUnavailable(f"Redis at {place} gives no answer within the deadline of the call")
     if isinstance(error, redis.exceptions.AuthenticationError):
         return RedisUnavailable("Redis refused the credentials", hint="check redis.url")
     if isinstance(error, redis.exceptions.BusyLoadingError):
         return RedisUnavailable("Redis is loading its data")
     if isinstance(error, redis.ResponseError):
         # To SELECT, most of all: the number of a database that is not there.
-        return RedisUnavailable("Redis refused the connection", hint="check redis.url")
-    return RedisUnavailable(f"Redis is away: {_trouble(error)}")
+        return RedisUnavailable(f"Redis at {place} refused the connection", hint="check redis.url")
+    return RedisUnavailable(f"Redis is away at {place}: {_trouble(error)}")
 
 
 def _trouble(error: BaseException) -> str:

@@ -32,7 +32,7 @@ def said_of_postgres(dsn: str) -> str:
 
 def test_postgres_that_is_off_is_named(nobody: int) -> None:
     said = said_of_postgres(f"postgresql://u:s3cret@127.0.0.1:{nobody}/x")
-    assert said == f"cannot open a session at 127.0.0.1:{nobody}: Connection refused"
+    assert said == f"cannot open a session of PostgreSQL at 127.0.0.1:{nobody}: Connection refused"
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_why_postgres_opens_no_session_is_told(
     parts = {"host": "127.0.0.1", "port": postgres_server.port, "user": "postgres"} | change
     said = said_of_postgres(" ".join(f"{name}={value}" for name, value in parts.items()))
     place = f"{parts['host']}:{parts['port']}"
-    assert said.startswith(f"cannot open a session at {place}: {reason}")
+    assert said.startswith(f"cannot open a session of PostgreSQL at {place}: {reason}")
     assert "s3cret" not in said
 
 
@@ -70,9 +70,9 @@ def test_a_server_that_is_none_of_postgres_is_named(redis_server: Any) -> None:
 @pytest.mark.parametrize(
     ("where", "reason"),
     [
-        ("redis://:s3cret@127.0.0.1:{nobody}/0", "Connection refused"),
-        ("redis://nowhere.invalid", "Name or service not known"),
-        ("unix:///nowhere", "No such file or directory"),
+        ("redis://:s3cret@127.0.0.1:{nobody}/0", "away at 127.0.0.1:{nobody}: Connection refused"),
+        ("redis://nowhere.invalid", "away at nowhere.invalid:6379: Name or service not known"),
+        ("unix:///nowhere", "away at /nowhere: No such file or directory"),
         ("redis://127.0.0.1:{redis}/99", "refused the connection"),
     ],
 )
@@ -80,7 +80,7 @@ def test_why_redis_is_away_is_told(
     where: str, reason: str, nobody: int, redis_server: Any
 ) -> None:
     url = where.format(nobody=nobody, redis=redis_server.port)
-    with pytest.raises(RedisUnavailable, match=reason) as caught:
+    with pytest.raises(RedisUnavailable, match=reason.format(nobody=nobody)) as caught:
         RedisConnection(url, 2.0).call("PING")
     assert "s3cret" not in str(caught.value)
 
