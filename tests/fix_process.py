@@ -48,7 +48,9 @@ class Process:
 
     @property
     def lines(self) -> list[str]:
-        return self.output.splitlines()
+        """What it has said so far in whole lines: `print` writes word by word, one may be on its
+        way (a word was once taken for its line)."""
+        return self.output.rpartition("\n")[0].splitlines()
 
     @property
     def running(self) -> bool:
