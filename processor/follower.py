@@ -145,7 +145,7 @@ class Follower:
         self._redis = RedisConnection(settings.redis.url, settings.redis.timeout)
         self._untold: dict[str, tuple[Position, list[str]]] = {}
         self._lanes: dict[str, list[str]] = {}
-        self._told: dict[str, float] = {}
+        self._told: dict[str, Replica] = {}
         self._stopped = threading.Event()
         self._wake = threading.Event()
         self._pace = _QUICK
@@ -222,6 +222,9 @@ class Follower:
             commands += replication.confirm(namespace, name, position, lanes, time.time())
         # Refused by a full Redis or unheard: what was not told now is told with the next words.
         with contextlib.suppress(ProcessorError):
+            if any(map(self._is_passed_over, self._untold)):
+                # Who hears that his write is there may read there: no more told away by then.
+                self._tell_states(namespace)
             if commands and not any(
                 isinstance(reply, RedisRefused) for reply in self._redis.calls(commands)
             ):
@@ -237,14 +240,19 @@ class Follower:
         }  # fmt: skip
         if words:
             self._redis.calls([replication.tell(namespace, *each) for each in words.items()])
-            self._told |= {name: state.told for name, state in words.items()}
+            self._told |= words
+
+    def _is_passed_over(self, name: str) -> bool:
+        """Whether nobody reads from a replica, by what was told of it last."""
+        told = self._told.get(name)
+        return told is None or told.state in ("away", "lost")
 
     def _is_lost_to_others(self, name: str, known: Replica | None) -> bool:
         """Another processor found it lost, by commits of which we know nothing, and says when not.
 
         Unless that one is gone, and we have commits of our own to judge by.
         """
-        if known is None or known.state != "lost" or known.told == self._told.get(name):
+        if known is None or known.state != "lost" or known == self._told.get(name):
             return False
         return self._marks.newest() is None or time.time() - known.told <= _SILENT
 

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 import processor
-from processor import confirmation, worker
+from processor import confirmation, replication, worker
 from processor.config import configure
 from processor.receipt import Receipt
+from tests.fix_proxy import Proxy
 from tests.fix_replicas import Replicas, committed
 from tests.fix_servers import Factory
 from tests.fix_site import Site, write
@@ -111,6 +112,37 @@ def test_a_replica_that_is_lost_is_passed_over(
     assert replicas.shows("near", 1), "it has it, and is lost all the same"
     has(replicas, "far", 1)
     assert processor.route(receipt).name == "far"
+
+
+def test_a_replica_that_is_back_is_read_from_as_soon_as_it_is_told_to_have_a_write(
+    followed: Callable[..., Site], replicas: Replicas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    near = replicas.standbys["near"]
+    proxy = Proxy(("127.0.0.1", near.port), server=near)
+    try:
+        site = followed(replicas={"servers": {"near": proxy.dsn_of()}})
+        proxy.off()
+        site.start()
+        wait_until(lambda: _told(site)["near"].state == "away")
+        receipt = committed(site)
+        states = replication.known
+
+        def slowly(*asked: Any) -> dict[str, Any]:
+            time.sleep(0.3)
+            return states(*asked)
+
+        monkeypatch.setattr(replication, "known", slowly)
+        proxy.on()
+        assert receipt.wait("replicated", 10).state == "replicated"
+        assert processor.route(receipt, primary=False).name == "near"
+    finally:
+        proxy.close()
+
+
+def _told(site: Site) -> dict[str, Any]:
+    """What everybody can hear of the replicas."""
+    reply = site.redis.hgetall(f"{site.settings.namespace}:replicas")
+    return replication.replicas([part for pair in reply.items() for part in pair])
 
 
 def test_a_server_is_found_without_a_watch(
