@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Container, Sequence
-from dataclasses import dataclass
 
 from processor import crashpoint, isolation, ledger, metrics
 from processor.deadletter import Reason
@@ -21,28 +20,14 @@ from processor.entry import Entry
 from processor.errors import DatabaseError, DatabaseUnavailable
 from processor.ledger import Ownership
 from processor.outcome import Contended, Fenced, Outcome, Systemic
-from processor.render import UNFORESEEN, Taken, Unrenderable, tables
 from processor.session import Session
 from processor.settings import Settings
 from processor.verdict import Failure, Verdict, judge
+from processor.written import Written, extra_seconds, limited, names_of, write
 
 _REDONE_IN_PLACE = 6
-#: No time limit of a transaction prolongs the deadline of its call by more a statement, seconds.
-_LONGEST = 3600.0
 #: Batches that go through isolation at once after poison was met.
 _WARY = 8
-
-
-@dataclass(slots=True)
-class Written:
-    """Entries as text, or as parts for isolation; good while the session's mark is the same."""
-
-    entries: list[Entry]
-    taken: list[Taken]
-    text: str
-    unfit: dict[str, Reason]
-    mark: tuple[int, int]
-    parts: isolation.Parts | None = None
 
 
 class Applier:
@@ -117,23 +102,7 @@ class Applier:
         return written
 
     def _write(self, entries: list[Entry]) -> Written:
-        renderer = self._session.renderer
-        taken: list[Taken] = []
-        unfit: dict[str, Reason] = {}
-        for entry in entries:
-            try:
-                taken.append(renderer.take(entry))
-            except Unrenderable as error:
-                unfit[entry.id] = Reason(str(error), error.sqlstate)
-            except UNFORESEEN as error:
-                unfit[entry.id] = Reason(f"cannot be written: {type(error).__name__}", "22000")
-        if self._wary > 0 and not unfit and not _limited(entries):
-            written = isolation.parts(renderer, taken)
-            if written is not None:
-                return Written(entries, taken, "", unfit, self._session.mark, written)
-        text, refused = renderer.batch(taken)
-        unfit |= {i: Reason(str(error), error.sqlstate) for i, error in refused.items()}
-        return Written(entries, taken, text, unfit, self._session.mark)
+        return write(self._session, entries, in_parts=self._wary > 0)
 
     def _send(
         self,
@@ -154,7 +123,7 @@ class Applier:
             + written.text
         )
         outcome.commit = self._session.commit(
-            body, prepared=prepared, extra=_extra(entries), meanwhile=meanwhile
+            body, prepared=prepared, extra=extra_seconds(entries), meanwhile=meanwhile
         )
         outcome.committed += entries
 
@@ -251,7 +220,7 @@ class Applier:
         if error.sqlstate[:2] == "42":
             # The names behind it may have changed since they were looked up.
             self._session.forget_names()
-        if error.sqlstate == "57014" or self._isolated or _limited(entries):
+        if error.sqlstate == "57014" or self._isolated or limited(entries):
             # A time limit counts for one statement, and isolation is one statement (rule 18).
             self._session.know(names_of(entries))
             self._one_by_one(owner, entries, outcome)
@@ -281,7 +250,7 @@ class Applier:
             + self._session.renderer.plain(entry)
         )
         try:
-            outcome.commit = self._session.commit(body, extra=_extra([entry]))
+            outcome.commit = self._session.commit(body, extra=extra_seconds([entry]))
         except DatabaseError as error:
             if not error.in_transaction and not self._look_up([entry], outcome):
                 return None
@@ -294,22 +263,6 @@ class Applier:
             return Reason(f"{error}", error.sqlstate, error.detail)
         outcome.committed.append(entry)
         return None
-
-
-def _extra(entries: Sequence[Entry]) -> float:
-    """Seconds that entries with a time limit of their own may take beside all others."""
-    limits = [(e.timeout, len(e.operations)) for e in entries if e.timeout is not None]
-    return sum(min(max(limit, 0.0), _LONGEST) * statements for limit, statements in limits)
-
-
-def names_of(entries: Sequence[Entry]) -> set[str]:
-    """The tables that these entries name."""
-    return set().union(*map(tables, entries)) if entries else set()
-
-
-def _limited(entries: Sequence[Entry]) -> bool:
-    """Whether one of these has a time limit of its own."""
-    return any(entry.timeout is not None for entry in entries)
 
 
 def _without_copies(entries: Sequence[Entry], outcome: Outcome) -> list[Entry]:

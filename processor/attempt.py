@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 
 from processor import ledger, metrics, troubles
-from processor.apply import Applier, Written
+from processor.apply import Applier
 from processor.entry import Entry
 from processor.errors import DatabaseUnavailable, Unavailable
 from processor.outcome import Contended, Fenced, Outcome, Systemic
@@ -19,6 +19,7 @@ from processor.ownership import OwnedLane
 from processor.redis_connection import RedisConnection
 from processor.session import Session
 from processor.settings import Settings
+from processor.written import Written
 
 log = logging.getLogger("processor")
 

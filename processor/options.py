@@ -1,16 +1,29 @@
-"""The options of a transaction, each checked where it is given: texts, seconds, counts, times."""
+"""The options of a transaction, each checked where it is given: id, texts, seconds, times."""
 
 from __future__ import annotations
 
 import datetime
+import uuid
 from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
 from processor.errors import InvalidTransaction
+from processor.identity import canonical_id, id_of_key, new_id
 from processor.values import key_text, plain
 
 _MOMENT = "write 2026-11-21T06:00:00Z, or an aware datetime"
+
+
+def decided_id(given: str | uuid.UUID | None, idempotency_key: str | None) -> str:
+    """The id that was given or that the key decides; else a new one. Raises InvalidTransaction."""
+    if given is not None and idempotency_key is not None:
+        raise InvalidTransaction(
+            "id", "given together with idempotency_key", hint="give one of them"
+        )
+    if idempotency_key is not None:
+        return id_of_key(key_text("idempotency_key", idempotency_key))
+    return new_id() if given is None else canonical_id("id", given)
 
 
 def text(field: str, value: str | None) -> str | None:

@@ -17,7 +17,6 @@ import msgspec
 
 from processor.complaint import explained
 from processor.errors import InvalidTransaction
-from processor.identity import canonical_id, id_of_key, new_id
 from processor.operation import (
     Delete,
     Document,
@@ -30,8 +29,8 @@ from processor.operation import (
     encoder,
 )
 from processor.operation import operations as operation_decoder
-from processor.options import cache_values, due_text, instant, seconds, text, whole
-from processor.values import identifier, key_text, plain, plain_mapping
+from processor.options import cache_values, decided_id, due_text, instant, seconds, text, whole
+from processor.values import identifier, key_text, plain, plain_mapping, plain_rows
 
 
 class Encoded(msgspec.Struct, frozen=True):
@@ -86,7 +85,7 @@ class Transaction:
         trace: str | None = None,
         cache: Mapping[str, Any] | None = None,
     ) -> None:
-        self.id = _decide_id(id, idempotency_key)
+        self.id = decided_id(id, idempotency_key)
         self.receipt: Any = None
         self._operations: list[Operation] = []
         self.cache = None if cache is None else cache_values(cache)
@@ -122,7 +121,7 @@ class Transaction:
         if (values is None) == (rows is None):
             raise InvalidTransaction(at, "insert needs either values or rows")
         checked = None if values is None else plain_mapping(f"{at}.values", values)
-        many = None if rows is None else _rows(f"{at}.rows", rows)
+        many = None if rows is None else plain_rows(f"{at}.rows", rows)
         return self._add(Insert(identifier(f"{at}.table", table), checked, many))
 
     def upsert(self, table: str, values: Mapping[str, Any], conflict: Sequence[str]) -> Self:
@@ -292,23 +291,3 @@ def _json(source: Mapping[str, Any]) -> str | bytes:
         return json.dumps(source, allow_nan=False)
     except (TypeError, ValueError, RecursionError):
         return encoder.encode({str(name): plain(str(name), each) for name, each in source.items()})
-
-
-def _decide_id(given: str | uuid.UUID | None, idempotency_key: str | None) -> str:
-    if given is not None and idempotency_key is not None:
-        raise InvalidTransaction(
-            "id", "given together with idempotency_key", hint="give one of them"
-        )
-    if idempotency_key is not None:
-        return id_of_key(key_text("idempotency_key", idempotency_key))
-    return new_id() if given is None else canonical_id("id", given)
-
-
-def _rows(at: str, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    checked = [plain_mapping(f"{at}[{n}]", row) for n, row in enumerate(rows)]
-    if not checked:
-        raise InvalidTransaction(at, "is empty", hint="give at least one row")
-    for number, row in enumerate(checked):
-        if row.keys() != checked[0].keys():
-            raise InvalidTransaction(f"{at}[{number}]", "has other columns than the first row")
-    return checked

@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime
 import math
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -30,6 +30,17 @@ def plain_mapping(at: str, mapping: Mapping[str, Any]) -> dict[str, Any]:
     if not mapping:
         raise InvalidTransaction(at, "is empty", hint="name at least one column")
     return {_column(at, name): plain(f"{at}.{name}", value) for name, value in mapping.items()}
+
+
+def plain_rows(at: str, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of equal columns, each value checked. Raises InvalidTransaction."""
+    checked = [plain_mapping(f"{at}[{n}]", row) for n, row in enumerate(rows)]
+    if not checked:
+        raise InvalidTransaction(at, "is empty", hint="give at least one row")
+    for number, row in enumerate(checked):
+        if row.keys() != checked[0].keys():
+            raise InvalidTransaction(f"{at}[{number}]", "has other columns than the first row")
+    return checked
 
 
 def plain(at: str, value: Any, depth: int = 0) -> Any:

@@ -45,6 +45,7 @@ FLOORS = (
     ("what goes wrong in a batch, what is told of it",
      "burial failover isolation outcome receipt withholding"),
     ("where it can be read", "routing"),
+    ("a batch as it is sent", "written"),
     ("a batch", "apply connecting sweeps"),
     ("after a batch", "settling troubles"),
     ("before a batch", "admission attempt"),
@@ -99,8 +100,6 @@ PUBLIC = {
 }  # fmt: skip
 
 MODULE_LINES, FUNCTION_LINES = 300, 40
-# These may only shrink.
-LARGER = {"apply": 343, "transaction": 314}
 
 SAYS_NOTHING = {"utils", "util", "helpers", "helper", "common", "manager", "base", "misc"}
 
@@ -268,12 +267,11 @@ def test_every_file_opens_with_what_it_is():
 def test_modules_and_functions_have_a_size_that_one_can_read():
     for name, path in MODULES.items():
         lines = len(path.read_text().splitlines())
-        assert lines <= LARGER.get(name, MODULE_LINES), f"{name} has {lines} lines"
+        assert lines <= MODULE_LINES, f"{name} has {lines} lines"
         for node in ast.walk(tree(path)):
             if isinstance(node, ast.FunctionDef):
                 long = (node.end_lineno or 0) - node.lineno + 1
-                full = f"{name}.{node.name}"
-                assert long <= LARGER.get(full, FUNCTION_LINES), f"{full} has {long} lines"
+                assert long <= FUNCTION_LINES, f"{name}.{node.name} has {long} lines"
 
 
 # What is declared is used.

@@ -1,0 +1,71 @@
+"""A batch as it is sent: its entries written out as one text, or in parts for `isolation`.
+
+What cannot be written - a value that does not fit its column, a table that is not there - is named
+with its reason and left to `apply` to judge: the catalog that says so may be older than the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from processor import isolation
+from processor.deadletter import Reason
+from processor.entry import Entry
+from processor.render import UNFORESEEN, Taken, Unrenderable, tables
+from processor.session import Session
+
+#: No time limit of a transaction prolongs the deadline of its call by more a statement, seconds.
+_LONGEST = 3600.0
+
+
+@dataclass(slots=True)
+class Written:
+    """Entries as text, or as parts for isolation; good while the session's mark is the same."""
+
+    entries: list[Entry]
+    taken: list[Taken]
+    text: str
+    unfit: dict[str, Reason]
+    mark: tuple[int, int]
+    parts: isolation.Parts | None = None
+
+
+def write(session: Session, entries: list[Entry], *, in_parts: bool) -> Written:
+    """Write entries whose tables the session knows; `in_parts` if isolation is to apply them.
+
+    Raises KeyError if a table is not known to the session.
+    """
+    renderer = session.renderer
+    taken: list[Taken] = []
+    unfit: dict[str, Reason] = {}
+    for entry in entries:
+        try:
+            taken.append(renderer.take(entry))
+        except Unrenderable as error:
+            unfit[entry.id] = Reason(str(error), error.sqlstate)
+        except UNFORESEEN as error:
+            unfit[entry.id] = Reason(f"cannot be written: {type(error).__name__}", "22000")
+    if in_parts and not unfit and not limited(entries):
+        parts = isolation.parts(renderer, taken)
+        if parts is not None:
+            return Written(entries, taken, "", unfit, session.mark, parts)
+    text, refused = renderer.batch(taken)
+    unfit |= {i: Reason(str(error), error.sqlstate) for i, error in refused.items()}
+    return Written(entries, taken, text, unfit, session.mark)
+
+
+def names_of(entries: Sequence[Entry]) -> set[str]:
+    """The tables that these entries name."""
+    return set().union(*map(tables, entries)) if entries else set()
+
+
+def limited(entries: Sequence[Entry]) -> bool:
+    """Whether one of these has a time limit of its own: it counts for each of its statements."""
+    return any(entry.timeout is not None for entry in entries)
+
+
+def extra_seconds(entries: Sequence[Entry]) -> float:
+    """Seconds that entries with a time limit of their own may take beside all others."""
+    limits = [(e.timeout, len(e.operations)) for e in entries if e.timeout is not None]
+    return sum(min(max(limit, 0.0), _LONGEST) * statements for limit, statements in limits)
