@@ -38,7 +38,8 @@ _LEAST_VERSION = 140000
 _OF_SERVERS = re.compile(
     r"FATAL|connection (to|refused|timed out|reset)|could not translate host|timeout expired|"
     r"server (closed|does not support)|no route to host|network is unreachable|SSL error|"
-    r"(root )?certificate|definition of service",
+    r"(root )?certificate|definition of service|fe_sendauth: no password|channel binding required|"
+    r"authentication method requirement|(session|server) is (not )?(read-only|in hot standby)",
     re.IGNORECASE,
 )
 

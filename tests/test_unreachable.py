@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +14,8 @@ from processor.errors import DatabaseUnavailable, RedisUnavailable
 from processor.progress import Progress
 from processor.redis_connection import RedisConnection
 from processor.settings import Database as Settings
+
+_SSL_REQUEST = (80877103).to_bytes(4)
 
 
 @pytest.fixture
@@ -43,6 +46,15 @@ def test_postgres_that_is_off_is_named(nobody: int) -> None:
         ({"sslmode": "require"}, "server does not support SSL, but SSL was required"),
         ({"host": "nowhere.invalid"}, 'could not translate host name "nowhere.invalid"'),
         ({"host": "/nowhere"}, 'connection to server on socket "/nowhere/.s.PGSQL'),
+        ({"channel_binding": "require"}, "channel binding required, but server"),
+        ({"require_auth": "md5"}, 'authentication method requirement "md5" failed'),
+        # All hosts of `database.dsn` are standbys while nobody has been promoted yet.
+        ({"target_session_attrs": "standby"}, "server is not in hot standby mode"),
+        (
+            {"target_session_attrs": "read-write",
+             "options": "-cdefault_transaction_read_only=on"},
+            "session is read-only",
+        ),
         # These repeat what was written, and who wrote it may have slipped with a password.
         ({"sslmode": "s3cret"}, "OperationalError"),
     ],
@@ -55,6 +67,27 @@ def test_why_postgres_opens_no_session_is_told(
     place = f"{parts['host']}:{parts['port']}"
     assert said.startswith(f"cannot open a session of PostgreSQL at {place}: {reason}")
     assert "s3cret" not in said
+
+
+def test_a_password_that_is_missing_is_told() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        asker = threading.Thread(target=asks_for_a_password, args=(listener,))
+        asker.start()
+        said = said_of_postgres(f"host=127.0.0.1 port={port} user=u passfile=/nowhere")
+        asker.join()
+    assert said.endswith(f"127.0.0.1:{port}: fe_sendauth: no password supplied")
+
+
+def asks_for_a_password(listener: socket.socket) -> None:
+    """What PostgreSQL answers to a role whose line of pg_hba.conf says `password`."""
+    client, _ = listener.accept()
+    with client:
+        if client.recv(1024)[4:8] == _SSL_REQUEST:
+            client.sendall(b"N")
+            client.recv(1024)
+        client.sendall(b"R" + (8).to_bytes(4) + (3).to_bytes(4))
+        client.recv(1)
 
 
 def test_a_server_that_is_none_of_postgres_is_named(redis_server: Any) -> None:
