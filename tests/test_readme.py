@@ -86,7 +86,6 @@ def program(path: Path, line: str) -> None:
 @pytest.fixture
 def reader(spawn: Spawn, redis_url: str, database: Database, tmp_path: Path) -> Iterator[Reader]:
     database.execute(block("tables"))
-    database.execute("insert into account values (7), (8), (9)")
     return Reader(spawn, redis_url, database, tmp_path)
 
 
@@ -191,7 +190,6 @@ def replicated(
     primary = own_postgres()
     database = Database(primary, "postgres")
     database.execute(block("tables"))
-    database.execute("insert into account values (7), (8), (9)")
     near = own_standby(primary, name="site", settings={"recovery_min_apply_delay": "200ms"})
     far = own_standby(primary, name="munich")
     file = block("replicas", {
