@@ -56,6 +56,7 @@ class Drain:
         following: Following | None = None,
     ) -> None:  # fmt: skip
         self._settings = settings
+        self._progress = progress
         self._stopping = stopping
         self.gate = Gate()
         self.database = Database(settings.database, progress, application=f"processor {instance}")
@@ -258,12 +259,14 @@ class Drain:
             raise RedisUnavailable(str(refused))
         lane.full_until = time.monotonic() + 1.0
 
-    def leave(self) -> None:
-        """Give the lanes to others and close both connections, at a clean stop."""
+    def leave(self, *, ends: bool = True) -> None:
+        """Give the lanes to others and close both connections: it ends, or a pass failed."""
         try:
             if self.database.idle:
                 self.owners.give_up(self.database)
-            if self.redis.alive:
+            if not ends:
+                self.state(time.time())
+            elif self.redis.alive:
                 self._outlook.farewell()
         except (Unavailable, DatabaseError):
             log.info("lanes are given up by closing the session")
@@ -282,6 +285,11 @@ class Drain:
             self._outlook.state(now, time.monotonic(), self.gate),
             replicas=self._following.states(),
         )
+        if self._progress.failure:
+            # Nobody else need own the lanes that it gave up: it stands by for nobody.
+            stuck = self._progress.age(time.monotonic()) > self._settings.watchdog.limit
+            word = "stuck" if stuck else "running"
+            state = replace(state, status=word, reason=self._progress.failure)
         if self.redis.alive:
             try:
                 self._outlook.tell(state, time.monotonic())

@@ -14,12 +14,14 @@ import time
 class Progress:
     """When the drain thread last got something done, on the monotonic clock."""
 
-    __slots__ = ("_at", "_failing", "_until")
+    __slots__ = ("_at", "_failing", "_until", "failure")
 
     def __init__(self) -> None:
         self._at = time.monotonic()
         self._until = 0.0
         self._failing: float | None = None
+        #: What is said of the pass that ended in a defect, until one is completed.
+        self.failure = ""
 
     def made(self) -> None:
         """A call to a server was completed."""
@@ -28,11 +30,12 @@ class Progress:
 
     def passed(self) -> None:
         """A pass was completed."""
-        self._failing = None
+        self._failing, self.failure = None, ""
         self.made()
 
-    def failed(self) -> None:
+    def failed(self, failure: str) -> None:
         """A pass ended in a defect; until one is completed, time counts from the first of these."""
+        self.failure = failure
         if self._failing is None:
             self._failing = time.monotonic()
 

@@ -172,7 +172,8 @@ def judged(now: float) -> State:
         return replace(known, status="stopped", reason=known.reason or "no thread in this process")
     age = run.progress.age(now)
     if age > run.settings.watchdog.limit:
-        return replace(known, status="stuck", reason=f"no progress for {age:.0f} s")
+        why = f": {run.progress.failure}" if run.progress.failure else ""
+        return replace(known, status="stuck", reason=f"no progress for {age:.0f} s{why}")
     return known
 
 
@@ -235,10 +236,10 @@ def _pass(run: Run) -> float:
         return delay
     except Exception as error:
         # A defect must not end the thread, and its words may hold values: only its place is told.
-        run.progress.failed()
+        run.progress.failed(f"a pass failed and will be tried again: {defect.place(error)}")
         metrics.count("verdicts", verdict="defect")
-        log.error("a pass failed and will be tried again: %s", defect.place(error))
-        run.drain.leave()
+        log.error("%s", run.progress.failure)
+        run.drain.leave(ends=False)
         return max(1.0, run.settings.interval)
 
 

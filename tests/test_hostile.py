@@ -29,6 +29,7 @@ from processor.identity import new_id
 from processor.producer import Producer
 from processor.progress import Progress
 from processor.transaction import Transaction
+from tests.fix_cli import Cli
 from tests.fix_servers import Database
 from tests.fix_site import Site, counted, step, write
 from tests.fix_wait import wait_until
@@ -467,3 +468,51 @@ def test_passes_that_fail_are_no_progress(
     site.submit(write(1))
     site.commits(1)
     site.shows("running")
+
+
+def fail(*_: Any) -> float:
+    raise KeyError(EVIL)
+
+
+def told(cli: Cli) -> list[tuple[str, str]]:
+    """Status and reason of each processor, as the others are told."""
+    (status,) = cli("status", "--json").records
+    each = [processor["background_processor"] for processor in status["processors"]]
+    return [(one["status"], one["reason"]) for one in each]
+
+
+def test_of_a_pass_that_fails_health_and_status_say_just_that(
+    cli: Cli, site_of: MakeSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not that it stands by for another processor, or has stopped; its lanes are given up."""
+    site = site_of(interval=0.1)
+    cli.use(site.mapping)
+    site.start()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Drain, "_drain", fail)
+        wait_until(lambda: "a pass failed" in site.reason, message=site.tale)
+        said = site.reason
+        assert "KeyError at test_hostile.py:" in said
+        assert EVIL not in said
+        assert site.status == "running"
+        wait_until(lambda: told(cli) == [("running", said)], message=lambda: str(told(cli)))
+
+    wait_until(lambda: (site.status, site.reason) == ("running", ""), message=site.tale)
+    wait_until(lambda: told(cli) == [("running", "")], message=lambda: str(told(cli)))
+    site.submit(write(1))
+    site.commits(1)
+
+
+def test_passes_that_fail_for_long_are_told_as_stuck_to_others_too(
+    cli: Cli, site_of: MakeSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = site_of(watchdog={"limit": 2.5}, interval=0.1)
+    cli.use(site.mapping)
+    site.start()
+    monkeypatch.setattr(Drain, "_drain", fail)
+
+    wait_until(lambda: [word for word, _ in told(cli)] == ["stuck"], message=site.tale)
+    assert cli("status").code == 1
+    site.shows("stuck")
+    assert "a pass failed" in site.reason
