@@ -6,6 +6,8 @@ that the pass answers and the frozen state that everybody reads.
 
 from __future__ import annotations
 
+import logging
+
 import msgspec
 
 from processor import __version__, buffer, metrics
@@ -17,6 +19,9 @@ from processor.report import LaneState, State, as_mapping
 from processor.settings import Settings
 from processor.verdict import Gate
 
+log = logging.getLogger("processor")
+
+FULL = "Redis has reached its memory limit and takes nothing new"
 _AGAIN = 0.1
 _PUBLISHED = 1.0
 _KEPT = 30
@@ -35,6 +40,7 @@ class Outlook:
         self._instance = instance
         self._looks: dict[str, Look] = {}
         self._looked = self._told = self._heeded = float("-inf")
+        self._full = False
         self.paused: set[str] = set()
         self.dead_letters = 0
         self.last_run: float | None = None
@@ -103,8 +109,16 @@ class Outlook:
         self._told = now
         told = msgspec.json.encode(as_mapping(state, version=__version__))
         key = f"{self._settings.namespace}:state:{self._instance}"
-        # A full Redis refuses it: `status` then says that nothing was heard.
-        self._redis.calls([("SET", key, told, "EX", _KEPT)])
+        (reply,) = self._redis.calls([("SET", key, told, "EX", _KEPT)])
+        self._note_full(isinstance(reply, RedisRefused) and reply.code == "OOM")
+
+    def _note_full(self, full: bool) -> None:
+        """Redis takes nothing new, or does again: reading and settling go on (rule 20)."""
+        if full and not self._full:
+            log.warning("%s: it is drained; give it more memory, or see what holds it up", FULL)
+        elif self._full and not full:
+            log.warning("Redis takes new entries again")
+        self._full = full
 
     def farewell(self) -> None:
         """Let other processes read that this one has ended; soon nothing is left of it."""
@@ -133,7 +147,8 @@ class Outlook:
         owned = [(name, lane) for name, lane in lanes.items() if lane.owner]
         if owned and all(lane.status == "paused" for _, lane in owned):
             return "paused", owned[0][1].reason
-        reasons = [f"lane {name}: {lane.reason}" for name, lane in owned if lane.reason]
+        reasons = [FULL] if self._full else []
+        reasons += [f"lane {name}: {lane.reason}" for name, lane in owned if lane.reason]
         return "running", "; ".join(reasons)
 
     def _lane(self, lane: OwnedLane, now: float, gate: Gate) -> LaneState:

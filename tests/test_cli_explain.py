@@ -73,7 +73,7 @@ def test_what_failed_names_its_next_try_and_what_waits_names_whom(
     (behind,) = site.submit(write(1, key="k"))
     wait_until(lambda: site.parked() == 2)
     told = explained(cli, failing.id)
-    assert (told["place"], told["attempts"], told["why"]) == ("parked", 1, "it failed 1 times")
+    assert (told["place"], told["attempts"], told["why"]) == ("parked", 1, "it failed 1 time")
     assert told["release"].startswith("it is tried again at ")
     told = explained(cli, behind.id)
     assert (told["place"], told["waits_behind"]) == ("parked", failing.id)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
+
+import pytest
 
 from processor import worker
 from tests.fix_cli import Cli
 from tests.fix_site import Site, merged, write
 from tests.fix_wait import wait_until
+
+MakeSite = Callable[..., Site]
 
 
 def test_a_paused_queue_takes_entries_and_applies_none_until_it_is_resumed(
@@ -46,7 +51,50 @@ def test_lanes_that_left_the_settings_are_still_listed(at_site: Cli, site: Site)
     assert "old:0" in at_site("queues", "list").out
 
 
+def test_a_queue_is_resumed_also_while_redis_is_full(
+    cli: Cli, site_of: MakeSite, own_redis: Any
+) -> None:
+    site = site_of(redis=own_redis())
+    cli.use(site.mapping)
+    site.start()
+    assert cli("queues", "pause", "default").code == 0
+    site.submit(write(1))
+    site.redis.config_set("maxmemory", 1)
+
+    said = cli("queues", "resume", "default")
+
+    assert (said.code, said.err.splitlines()[0]) == (0, "processor: default goes on")
+    assert "memory limit" in said.err
+    site.commits(1)
+    assert cli("queues", "pause", "default").code == 69
+
+
 # status
+
+
+def test_a_full_redis_is_told_by_health_and_not_taken_for_a_missing_processor(
+    cli: Cli, site_of: MakeSite, own_redis: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    site = site_of(redis=own_redis())
+    cli.use(site.mapping)
+    site.start()
+    site.redis.config_set("maxmemory", 1)
+
+    wait_until(lambda: "reached its memory limit" in site.reason, message=site.tale)
+    assert site.status == "running"
+    site.redis.delete(*site.redis.keys("*:state:*"))
+    said = cli("status")
+    assert said.code == 1
+    assert "reached its memory limit" in said.error
+    assert "start one" not in said.err
+
+    site.redis.config_set("maxmemory", 0)
+    wait_until(lambda: site.reason == "", message=site.tale)
+    wait_until(lambda: cli("status").code == 0, message=site.tale)
+    full = [r.getMessage() for r in caplog.records if "Redis" in r.getMessage()]
+    assert [text.split(":")[0] for text in full] == [
+        "Redis has reached its memory limit and takes nothing new", "Redis takes new entries again"
+    ]
 
 
 def test_status_tells_who_drains_what_and_fails_if_nobody_does(at_site: Cli, site: Site) -> None:

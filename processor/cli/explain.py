@@ -165,7 +165,7 @@ def _parked(found: Found, seen: Overview, told: list[Answer]) -> Answer:
     if found.retry_at <= seen.now:
         return answer | _lane(found, seen, told, "its next try is due")
     return answer | {
-        "why": f"it failed {found.attempt} times",
+        "why": f"it failed {output.count(found.attempt, 'time')}",
         "release": f"it is tried again at {timestamp(found.retry_at)}",
     }
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from processor import buffer
 from processor.buffer import Lane, Look
+from processor.errors import RedisRefused
 from processor.redis_connection import RedisConnection
 from processor.settings import Settings
 
@@ -64,6 +65,16 @@ def clock(redis: RedisConnection) -> float:
     """The time by the clock of Redis, Unix seconds."""
     whole, micro = redis.call("TIME")
     return int(whole) + int(micro) / 1e6
+
+
+def is_full(redis: RedisConnection) -> bool:
+    """Whether Redis has reached its memory limit, if it may be asked: then nobody can tell."""
+    (reply,) = redis.calls([("INFO", "memory")])
+    if isinstance(reply, RedisRefused):
+        return False
+    found = dict(row.split(":", 1) for row in reply.decode().splitlines() if ":" in row)
+    most = int(found.get("maxmemory", 0))
+    return 0 < most <= int(found.get("used_memory", 0))
 
 
 def queue_of(lane: str) -> str:

@@ -16,6 +16,7 @@ from processor.cli.group import Group
 from processor.cli.overview import Overview
 from processor.cli.parameters import length
 from processor.cli.servers import Servers, with_servers
+from processor.errors import RedisRefused
 from processor.report import timestamp
 from processor.settings import Settings
 
@@ -69,9 +70,16 @@ def resume(servers: Servers, queue: str) -> None:
     with servers.redis() as redis:
         lanes = _lanes_of(overview.look(redis, servers.settings), queue)
         redis.call("HDEL", f"{namespace}:paused", queue)
-        for lane in lanes:
-            redis.call("HINCRBY", f"{namespace}:resumed", lane, 1)
+        lifts = [("HINCRBY", f"{namespace}:resumed", lane, 1) for lane in lanes]
+        refused = [r for r in redis.calls(lifts) if isinstance(r, RedisRefused)]
+    # A full Redis lets go of the pause, and takes nothing new.
+    for each in refused:
+        if each.code != "OOM":
+            raise each
     output.message(f"{queue} goes on")
+    if refused:
+        output.message("Redis has reached its memory limit: a lane that paused itself over failures"
+                       " tries again by itself, resume it when there is room")
 
 
 def _lanes_of(seen: Overview, queue: str) -> list[str]:

@@ -37,6 +37,7 @@ def status(servers: Servers, as_json: bool) -> int:
         told = overview.processors(redis, servers.settings)
         followed = replication.known(redis, servers.settings.namespace)
         losses = replication.losses(redis, servers.settings.namespace)
+        full = overview.is_full(redis)
     summary = _summary(seen, told) | {
         "replicas": {
             name: replica_mapping(_as_of_now(each, servers.settings.replicas))
@@ -48,8 +49,17 @@ def status(servers: Servers, as_json: bool) -> int:
         output.record(summary | {"processors": told})
     else:
         _print(summary, told)
+        _print_silence(full, told)
     words = {each["background_processor"]["status"] for each in told}
     return output.OK if words & _WELL and not words - _WELL else output.FAILED
+
+
+def _print_silence(full: bool, told: list[dict[str, Any]]) -> None:
+    if full:
+        output.message("Redis has reached its memory limit: no processor can tell how it stands;"
+                       " see /health of each")
+    elif not told:
+        output.message("no processor has told anything for 30 s: start one with `processor run`")
 
 
 def _as_of_now(replica: Replica, settings: Replicas) -> Replica:
@@ -123,5 +133,3 @@ def _print(summary: dict[str, Any], told: list[dict[str, Any]]) -> None:
     for each in told:
         if each["background_processor"].get("loss"):
             output.message(each["background_processor"]["loss"])
-    if not told:
-        output.message("no processor has told anything for 30 s: start one with `processor run`")
