@@ -10,6 +10,7 @@ import contextlib
 import datetime
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -81,7 +82,9 @@ def _rich_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
             made.add_row(*map(Text, each))
         return made
 
-    console = Console(highlight=False)
+    # By itself rich takes a terminal of few abilities for one of 80 columns.
+    width, height = shutil.get_terminal_size()
+    console = Console(highlight=False, width=width, height=height)
     *firm, last = (max(map(cell_len, column)) for column in zip(columns, *rows, strict=True))
     if not rows or sum(firm) + 2 * len(firm) + min(last, _ROOM_TO_FOLD) <= console.width:
         console.print(grid(rows, columns))
