@@ -53,6 +53,12 @@ SETTINGS: dict[str, Any] = {
     "stop_timeout": 10.0,
 }  # fmt: skip
 
+#: Servers that all tests share are never away: no pause of the machine is to look like it.
+UNHURRIED: dict[str, dict[str, Any]] = {
+    "redis": {"timeout": 10.0},
+    "database": {"connect_timeout": 10.0, "call_timeout": 15.0, "takeover": 20.0},
+}
+
 PROGRAM = """
 import json, logging, signal, sys, threading
 from processor import config, worker
@@ -345,6 +351,9 @@ def site_of(
         **settings: Any,
     ) -> Site:
         name = database.name if getattr(postgres, "server", None) is database.server else "postgres"
+        own = {"redis": redis, "database": postgres} | settings
+        limits = {part: limit for part, limit in UNHURRIED.items() if own[part] is None}
+        settings = ({} if "watchdog" in settings else limits) | settings
         site = Site(redis or redis_server, postgres or database, settings, spawn, name=name)
         made.append(site)
         return site

@@ -24,13 +24,15 @@ def wait_until(
     deadline = time.monotonic() + timeout
     last: object = None
     while True:
+        # It looks once more when the time is over: a pause of the machine may have taken it all.
+        asked = time.monotonic()
         try:
             last = answer = condition()
             if answer:
                 return answer
         except ignore as error:
             last = error
-        if time.monotonic() > deadline:
+        if asked > deadline:
             what = message() if callable(message) else message
             raise AssertionError(f"not within {timeout:g} s: {what or condition} (last: {last!r})")
         time.sleep(poll)

@@ -44,7 +44,7 @@ def test_what_a_failover_lost_is_applied_again_once_and_in_order(
 
     site.commits(*range(1, 101), timeout=20)
     site.whole(100)
-    assert committed() == 150
+    wait_until(lambda: committed() == 150)
 
 
 def test_nothing_leaves_redis_before_the_replica_has_it(

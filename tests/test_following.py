@@ -270,7 +270,7 @@ def test_a_cut_link_is_told_and_mended(
 
     link.on()
     wait_until(caught_up, 20)
-    assert worker.state()["replicas"]["near"]["status"] == "following"
+    wait_until(lambda: worker.state()["replicas"]["near"]["status"] == "following")
 
 
 def test_a_standby_that_comes_first_among_the_hosts_is_not_asked_for_those_that_stream(

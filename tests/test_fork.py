@@ -72,13 +72,13 @@ def submit(n):
     processor.submit(processor.Transaction().insert("effect", {{"n": n}}))
 
 def child(n):
-    faulthandler.dump_traceback_later(8, exit=True)
+    faulthandler.dump_traceback_later(30, exit=True)
     # Even: its first submit brings the thread back. Odd: it asks for it.
     if n % 2:
         processor.start()
     submit(n)
     os._exit(0 if processor.state()["background_processor"]["status"] != "stopped"
-             and processor.stop(5) else 1)
+             and processor.stop(20) else 1)
 
 failed = 0
 for n in range({rounds}):

@@ -80,12 +80,13 @@ def test_memory_is_flat_while_a_server_is_away(site_of, proxy_to, postgres_serve
 
     proxy.off()
     process.expect("outage:")
-    load.grow(300)
+    load.grow(300, 60)
     before = resident(process)
-    load.grow(600)
+    load.grow(600, 60)
     most = resident(process)
     proxy.on()
     site.whole(load.end())
+    process.expect("outage over")
 
     assert (most - before) / MEGABYTE < 2
     # Said once at each end, however many probes there were.

@@ -20,6 +20,7 @@ from processor.errors import DatabaseError
 from processor.ledger import Ownership
 from processor.transaction import Transaction
 from tests.fix_process import Process
+from tests.fix_servers import execute
 from tests.fix_site import Site, counted, step, write
 from tests.fix_wait import wait_until
 
@@ -69,8 +70,9 @@ def test_a_frozen_owner_is_replaced_within_seconds_and_stands_by_when_it_wakes(s
     load.grow(50)
 
     frozen.freeze()
+    begun = time.monotonic()
     wait_until(lambda: owner_of(site)[0] == standby.pid, timeout=3.0)
-    site.resumes(within=1.0)
+    site.resumes(within=4.0 - (time.monotonic() - begun))
     load.grow(50)
     frozen.thaw()
     wait_until(lambda: told(site, frozen) == "standby", message=lambda: frozen.output)
@@ -116,7 +118,7 @@ def test_an_owner_frozen_in_a_batch_that_commits_without_it(site_of) -> None:
 
 def test_an_idle_owner_keeps_its_lanes_whatever_the_interval(site_of) -> None:
     """Rule 4: it touches the server at least every third of a takeover."""
-    site = site_of(database={"takeover": 0.6}, interval=20.0)
+    site = site_of(database={"takeover": 2.0}, interval=20.0)
     site.start()
     site.submit(write(1))
     site.commits(1)
@@ -124,15 +126,16 @@ def test_an_idle_owner_keeps_its_lanes_whatever_the_interval(site_of) -> None:
     session = "select pid from pg_stat_activity where application_name like 'processor %'"
     pid = site.one(session)
 
-    end = time.monotonic() + 3 * 0.6
+    end = time.monotonic() + 1.5 * 2.0
     wait_until(lambda: time.monotonic() > end)
 
     assert site.one(session) == pid
     assert owner_of(site) == before
 
 
-def test_the_session_bids_the_server_to_end_it_when_it_is_silent(site: Site) -> None:
+def test_the_session_bids_the_server_to_end_it_when_it_is_silent(site_of) -> None:
     """Rules 4, 6 and 18, as the server understood them."""
+    site = site_of(database={"takeover": 3.0})
     drain = site.drain()
     step(drain)
     shown = {
@@ -335,14 +338,15 @@ def test_settings_that_a_role_brings_along_change_nothing(site: Site, database) 
         "s": "back\\slash' \u00e9 \u4e2d",
     }
     for name, value in STRANGE.items():
-        site.execute(f"alter database {database.name} set {name} = {value}")
+        execute(database.server.dsn, f"alter database {database.name} set {name} = {value}")
     drain = site.drain()
     site.submit(Transaction().insert("kept", row))
 
     step(drain)
 
+    # From another database, since these limits hold for whoever comes to this one.
     for name in STRANGE:
-        site.execute(f"alter database {database.name} reset {name}")
+        execute(database.server.dsn, f"alter database {database.name} reset {name}")
     assert site.execute(
         "select d = '2026-02-03', i = '26 hours', t = '2026-02-03T04:05:06Z', x, s from kept"
     ) == [(True, True, True, 0.1 + 0.2, row["s"])]

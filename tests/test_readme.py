@@ -23,8 +23,9 @@ import yaml
 import processor
 from processor import config, metrics, settings
 from processor.cli import SECTIONS
+from processor.embedded import PostgresServer, Standby
 from tests.fix_process import Process, Spawn
-from tests.fix_servers import Database, Factory
+from tests.fix_servers import Database, Factory, execute
 from tests.fix_wait import wait_until
 from tests.readme import ROOT, TEXT, block, blocks
 
@@ -183,14 +184,25 @@ def test_a_receipt_tells_how_far_the_write_got(reader: Reader):
 
 
 @pytest.fixture
+def primary(own_postgres: Factory) -> PostgresServer:
+    server: PostgresServer = own_postgres()
+    return server
+
+
+@pytest.fixture
+def near(own_standby: Factory, primary: PostgresServer) -> Standby:
+    made: Standby = own_standby(primary, name="site")
+    return made
+
+
+@pytest.fixture
 def replicated(
-    own_postgres: Factory, own_standby: Factory, spawn: Spawn, redis_url: str, tmp_path: Path
+    primary: PostgresServer, near: Standby, own_standby: Factory, spawn: Spawn, redis_url: str,
+    tmp_path: Path,
 ) -> Reader:
     """With the replicas that the file of the README names."""
-    primary = own_postgres()
     database = Database(primary, "postgres")
     database.execute(block("tables"))
-    near = own_standby(primary, name="site", settings={"recovery_min_apply_delay": "200ms"})
     far = own_standby(primary, name="munich")
     file = block("replicas", {
         "postgresql://db1.site/app": near.dsn, "postgresql://db2.munich/app": far.dsn
@@ -203,7 +215,9 @@ def replicated(
     return reader
 
 
-def test_a_write_is_read_before_it_is_committed_and_found_where_it_is(replicated: Reader):
+def test_a_write_is_read_before_it_is_committed_and_found_where_it_is(
+    replicated: Reader, near: Standby
+):
     """Rows as they will be, where the write is."""
     replicated.does("processor init-db")
     before = replicated.python("import processor\n" + block("read"))
@@ -211,6 +225,9 @@ def test_a_write_is_read_before_it_is_committed_and_found_where_it_is(replicated
     assert before.lines == ["25 buffer True"]
 
     replicated.drains()
+    # So late that it is read before, however long the program takes for that.
+    near.reload({"recovery_min_apply_delay": "2s"})
+    wait_until(lambda: execute(near.dsn, "show recovery_min_apply_delay") == [("2s",)])
     told = replicated.python("import processor\n" + block("read") + block("route"))
     assert told.wait(20) == 0, told.output
     read, reached, server = told.lines

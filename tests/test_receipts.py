@@ -122,10 +122,10 @@ def test_a_dead_write_that_an_operator_retries_is_told_as_committed(told: Site) 
 
 
 def test_a_delayed_write_is_scheduled_and_then_committed(told: Site) -> None:
-    told.start()
     (receipt,) = told.submit(write(1, delay=0.5))
     assert receipt.entry_id == ""
     assert receipt.status().state == "scheduled"
+    told.start()
     assert receipt.wait(timeout=10).state == "committed"
 
 

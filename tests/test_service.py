@@ -205,7 +205,7 @@ def test_sigterm_finishes_the_batch_in_hand_settles_it_and_leaves(
     service: Start, submit: Submit, redis: redis_driver.Redis
 ) -> None:
     running = service(statements=SLOW).started()
-    submit(slow(1, 1.0))
+    submit(slow(1, 3.0))
     wait_until(lambda: in_progress(running))
 
     running.process.send(signal.SIGTERM)
@@ -390,12 +390,12 @@ def test_a_taken_port_holds_up_no_work_and_is_served_once_it_is_free(
 def test_a_standby_with_a_long_interval_is_not_taken_for_frozen_and_takes_over_soon(
     service: Start
 ) -> None:
-    patient = {"interval": 50.0, "database": {"takeover": 0.6}}
+    patient = {"interval": 50.0, "database": {"takeover": 2.0}}
     owner = service(environ={"NOTIFY_SOCKET": ""}, **patient)
     owner.process.expect("started: running")
     standby = service(**patient).started()
     begun = time.monotonic()
-    wait_until(lambda: time.monotonic() - begun > 2.0)
+    wait_until(lambda: time.monotonic() - begun > 3.0)
     assert standby.systemd.status.startswith("standby")
     assert "outage" not in standby.process.output
 

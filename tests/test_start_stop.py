@@ -88,7 +88,7 @@ for thread in hammers:
 for thread in hammers:
     thread.join()
 assert processor.stop()
-wait_until(lambda: threads() == before, 3)
+wait_until(lambda: threads() == before)
 from processor import producer
 producer._producer.pool.close()
 print("hammered")
@@ -100,16 +100,20 @@ time.sleep(30)
 def test_500_rounds_of_start_and_stop_from_ten_threads_leave_nothing_behind(
     program: Callable[..., Process], site: Site
 ) -> None:
-    before = sessions(site.database), clients(site.redis)
+    def there() -> tuple[int, int]:
+        return sessions(site.database), clients(site.redis)
+
+    before = there()
 
     hammer = program(HAMMER)
     hammer.expect("hammered", 60)
 
     assert "Traceback" not in hammer.output, hammer.output
+    # Fewer, when what an earlier test dropped is collected only now.
     wait_until(
-        lambda: (sessions(site.database), clients(site.redis)) == before, 5,
-        lambda: f"{before}: {sessions(site.database)} {site.redis.client_list()}",
-    )  # fmt: skip
+        lambda: all(now <= then for now, then in zip(there(), before, strict=True)),
+        message=lambda: f"{before}: {sessions(site.database)} {site.redis.client_list()}",
+    )
     assert hammer.running
 
 
@@ -233,7 +237,7 @@ def test_without_any_wake_up_work_is_found_at_the_interval(
     url = site.mapping["redis"]["url"].replace("redis://", "redis://deaf:x@")
     deaf = program(
         "processor.start()\nwait_until(owns)\nprint('ready')\ntime.sleep(30)",
-        redis={"url": url}, interval=0.5,
+        **patient(site) | {"redis": {"url": url}, "interval": 0.5},
     )  # fmt: skip
     deaf.expect("ready")
 
@@ -248,10 +252,11 @@ def test_idle_it_rests(program: Callable[..., Process], site: Site) -> None:
     idle = program(
         WAKE
         + """
-before, used = passes(), time.process_time()
+before, used, begun = passes(), time.process_time(), time.monotonic()
 time.sleep(2)
-assert passes() - before <= 3, passes() - before
-assert time.process_time() - used < 0.1
+made, lasted = passes() - before, time.monotonic() - begun
+assert made <= lasted + 1, (made, lasted)
+assert time.process_time() - used < 0.05 * lasted
 """,
         interval=1.0,
         database={"dsn": site.database.dsn},
@@ -294,7 +299,10 @@ print("unharmed")
 def test_a_forked_child_has_no_thread_until_it_starts_or_submits_and_harms_nobody(
     program: Callable[..., Process], site: Site, revive: str, leave: str
 ) -> None:
-    parent = program(FORK.replace("REVIVE", revive).replace("LEAVE", leave))
+    # So long that the parent's session ends by no pause of the machine.
+    unhurried = {"dsn": site.database.dsn, "takeover": 60.0}
+    code = FORK.replace("REVIVE", revive).replace("LEAVE", leave)
+    parent = program(code, database=unhurried)
 
     assert parent.wait(20) == 0, parent.output
     assert "revived" in parent.output
@@ -367,9 +375,9 @@ for turn in range(40):
     if child == 0:
         processor.submit(effect())
         processor.start()
-        assert processor.stop(5)
+        assert processor.stop(20)
         os._exit(0)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while os.waitpid(child, os.WNOHANG) == (0, 0):
         if time.monotonic() > deadline:
             os.kill(child, 9)

@@ -75,7 +75,12 @@ class Station:
 
     def __init__(self, redis: RedisServer, database: Database, spawn: Spawn) -> None:
         self.redis = redis
-        self.site = Site(redis.url, database, namespace="processor")
+        # So long that no pause of the machine is taken for the end of a server or an owner.
+        self.site = Site(
+            redis.url, database, namespace="processor",
+            redis={"url": redis.url, "timeout": 10.0},
+            database={"dsn": database.dsn, "takeover": 60.0},
+        )  # fmt: skip
         self.processor = spawn(WATCHED, json.dumps(self.site.mapping))
         self.load = Load(self.site)
 

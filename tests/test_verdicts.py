@@ -259,7 +259,10 @@ def test_a_deadlock_with_somebody_else_is_redone(site_of) -> None:
 @pytest.mark.parametrize("own", [True, False], ids=["its own limit", "everybody's limit"])
 def test_a_statement_beyond_its_limit_dies_alone(own: bool, wary: bool, site_of) -> None:
     """Rule 18: a limit counts for one statement; neighbours neither wait nor die with it."""
-    site = site_of(statements={"nap": "select pg_sleep(%(s)s)"})
+    # Behind poison the limit is one for all that is sent together, that of the call.
+    site = site_of(
+        statements={"nap": "select pg_sleep(%(s)s)"}, database={"call_timeout": 1.5}
+    )
     drain = site.drain()
     if wary:
         site.submit(Transaction(attempts=1).insert("account", {"id": None}))
@@ -280,7 +283,8 @@ def test_a_statement_beyond_its_limit_dies_alone(own: bool, wary: bool, site_of)
 def test_many_quick_statements_together_may_take_longer_than_one(site_of) -> None:
     """Rule 18: the server's limit is for each statement of a string, and none of them is slow."""
     site = site_of(
-        statements={"nap": "select pg_sleep(0.1)"}, database={"statement_timeout": 0.4},
+        statements={"nap": "select pg_sleep(0.2)"},
+        database={"statement_timeout": 1.4, "call_timeout": 5.0},
     )  # fmt: skip
     drain = site.drain()
     site.submit(*(write(n, attempts=1).statement("nap") for n in range(1, 9)))

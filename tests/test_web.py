@@ -220,10 +220,10 @@ def test_the_pages_are_served_where_health_bind_says(served: web.Serving) -> Non
 
 
 def test_an_empty_health_bind_serves_nowhere() -> None:
-    before = threading.enumerate()
+    before = set(threading.enumerate())
 
     assert web.serve(Health(bind="")) is None
-    assert threading.enumerate() == before
+    assert set(threading.enumerate()) <= before
 
 
 def test_the_pages_are_served_on_ipv6() -> None:
@@ -282,8 +282,8 @@ def test_a_request_out_of_bounds_is_refused_and_the_next_one_answered(
 
 
 def test_a_client_that_sends_a_byte_now_and_then_is_given_up(served: web.Serving) -> None:
+    begun = time.monotonic()
     with socket.create_connection(served.address, timeout=10) as client:
-        begun = time.monotonic()
         client.sendall(b"GET /health HTTP/1.1\r\n")
         client.setblocking(False)
 
@@ -325,9 +325,10 @@ def test_closing_frees_the_port_and_ends_the_threads() -> None:
 
 
 def test_a_port_that_is_taken_is_an_error_and_leaves_no_thread(served: web.Serving) -> None:
-    before = threading.enumerate()
+    before = set(threading.enumerate())
 
     with pytest.raises(OSError, match="in use"):
         web.serve(Health(bind=f"127.0.0.1:{served.address[1]}"))
 
-    assert threading.enumerate() == before
+    # Threads of an earlier test may end meanwhile.
+    assert set(threading.enumerate()) <= before
