@@ -101,13 +101,10 @@ class Producer:
 
     def _see_room(self, place: str, asked: Fullness) -> None:
         """It was full when last seen: look before adding (soft by one for each thread)."""
-        connection = self.pool.take()
         try:
-            depth = connection.call(*asked)
+            depth = self._ask(asked)
         except RedisRefused as refused:
             raise _refusal(refused) from None
-        finally:
-            self.pool.give(connection)
         self._depth[asked] = depth
         if depth >= self.settings.buffer.limit:
             metrics.count("refused")
@@ -115,6 +112,19 @@ class Producer:
                 f"{place} holds {depth} entries, buffer.limit is"
                 f" {self.settings.buffer.limit}", retry_after=max(1.0, self.settings.interval),
             )  # fmt: skip
+
+    def _ask(self, question: Fullness) -> Any:
+        for attempt in range(1, _TRIES + 1):
+            connection = self.pool.take()
+            try:
+                return connection.call(*question)
+            except RedisUnavailable:
+                self.pool.close()
+                if attempt == _TRIES:
+                    raise
+            finally:
+                self.pool.give(connection)
+        raise AssertionError
 
     @staticmethod
     def _add(lane: Lane, encoded: Encoded) -> Command:
@@ -142,6 +152,8 @@ class Producer:
                     _see_all_added(added, transaction_id)
                 return added, identity
             except RedisUnavailable as error:
+                # What ended one connection has mostly ended all that were idle.
+                self.pool.close()
                 sent = sent or (adding and error.sent)
                 if attempt == _TRIES:
                     if sent:

@@ -363,6 +363,25 @@ def test_a_connection_that_died_while_it_was_idle_is_nothing_to_speak_of(
     drain(far, 4)
 
 
+@pytest.mark.parametrize("first", [False, True], ids=["a lane it knows", "a lane new to it"])
+def test_of_many_connections_that_died_while_they_were_idle_one_is_tried(
+    first: bool, far: Site, proxy: Proxy, redis: redis_driver.Redis
+) -> None:
+    many = [far.producer.pool.take() for _ in range(5)]
+    for connection in many:
+        connection.call("PING")
+    for connection in many:
+        far.producer.pool.give(connection)
+    queue = "high" if first else "default"
+
+    proxy.cut()
+    work = Transaction(queue=queue).insert("nowhere", {"n": 1})
+    far.producer.submit(work.encode(time.time(), 10_000))
+
+    stream = buffer.Lane(far.settings.namespace, f"{queue}:0").stream
+    assert redis.xlen(stream) == (1 if first else 2)
+
+
 @pytest.mark.parametrize("connected", [True, False])
 def test_every_call_to_a_frozen_redis_ends_at_its_deadline(
     own_redis: Factory, site_at: Callable[..., Site], connected: bool
