@@ -6,7 +6,7 @@ same key, and copies of what has its place already.
 
 from __future__ import annotations
 
-from processor import ledger, parked
+from processor import due, ledger, parked
 from processor.database import Database
 from processor.entry import Entry
 from processor.outcome import Outcome
@@ -33,7 +33,8 @@ class Admission:
         """Part a page into what may run and what waits behind somebody with the same key."""
         entries = [e for e in page.entries if e.id not in lane.stuck]
         if doubtful := self._doubtful(lane, entries):
-            self._settling.bury_doubtful(lane, doubtful, page.generation)
+            self._settling.bury_doubtful(lane, doubtful)
+            self._settling.let_go(lane, doubtful, page.generation)
             entries = [e for e in entries if e not in doubtful]
         parked_copies = self._parked_copies(lane, entries)
         if parked_copies.placed or parked_copies.clashing:
@@ -104,6 +105,16 @@ class Admission:
         """The end of parked entries of which nobody knows whether they were applied, if any."""
         doubtful = self._doubtful(lane, entries)
         return Outcome(failed=[(e, DOUBTFUL) for e in doubtful]) if doubtful else None
+
+    def judge_due(self, lane: OwnedLane, now: float) -> None:
+        """Before a move at `now`: delayed work in doubt is dead by the time its copy is met.
+
+        In the stream it gets a new entry id, which does not tell how old it is.
+        """
+        if lane.suspect_to is not None:
+            until = min(now, lane.suspect_to / 1000)
+            entries = due.next_entries(self._redis, lane.lane, until)
+            self._settling.bury_doubtful(lane, self._doubtful(lane, entries))
 
     def _doubtful(self, lane: OwnedLane, entries: list[Entry]) -> list[Entry]:
         """After Redis went back: what is older than the ledger's memory may have been applied.

@@ -199,6 +199,7 @@ class Drain:
         for lane in self._open_lanes():
             if lane.next_due is not None and lane.next_due <= now and not lane.is_full():
                 try:
+                    self._admission.judge_due(lane, now)
                     due.move(self.redis, lane.lane, now)
                 except RedisRefused as refused:
                     self._full(lane, refused)

@@ -7,8 +7,11 @@ done twice meets the ledger.
 
 from __future__ import annotations
 
+import contextlib
+
 from processor import crashpoint
 from processor.buffer import Lane, add
+from processor.entry import VERSION, Entry, Unreadable, decode
 from processor.errors import RedisRefused
 from processor.redis_connection import Command, RedisConnection
 
@@ -18,6 +21,22 @@ _MOVED_AT_ONCE = 500
 def schedule(lane: Lane, body: bytes, due: float) -> Command:
     """Add a transaction that is due at `due`, Unix seconds."""
     return ("ZADD", lane.scheduled, repr(due), body)
+
+
+def next_entries(redis: RedisConnection, lane: Lane, until: float) -> list[Entry]:
+    """What a move at `until` would move, as if it had been accepted when it was due.
+
+    Without what is no transaction.
+    """
+    found = redis.call(
+        "ZRANGEBYSCORE", lane.scheduled, "-inf", repr(until), "WITHSCORES",
+        "LIMIT", 0, _MOVED_AT_ONCE,
+    )  # fmt: skip
+    entries = []
+    for body, due in zip(found[::2], found[1::2], strict=True):
+        with contextlib.suppress(Unreadable):
+            entries.append(decode(f"{int(max(0.0, float(due)) * 1000)}-0", VERSION, body))
+    return entries
 
 
 def move(redis: RedisConnection, lane: Lane, now: float) -> int:

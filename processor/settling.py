@@ -130,16 +130,16 @@ class Settling:
     ) -> None:
         """File entries that are no transactions, with their raw bytes (rule 10)."""
         self._bury(lane, [Death(e, Reason(f"unreadable: {why}"), 1) for e, why in found])
-        self._let_go(lane, [entry for entry, _ in found], generation)
+        self.let_go(lane, [entry for entry, _ in found], generation)
 
-    def bury_doubtful(self, lane: OwnedLane, entries: Sequence[Entry], generation: int) -> None:
+    def bury_doubtful(self, lane: OwnedLane, entries: Sequence[Entry]) -> None:
         """File entries of which nobody can tell any more whether they were applied (rule 23)."""
         self._bury(lane, [Death(e, DOUBTFUL, e.attempt + 1) for e in entries])
         if self._hold:
             self._put(lane, [(entry, []) for entry in entries])
-        self._let_go(lane, entries, generation)
 
-    def _let_go(self, lane: OwnedLane, entries: Sequence[Entry], generation: int) -> None:
+    def let_go(self, lane: OwnedLane, entries: Sequence[Entry], generation: int) -> None:
+        """Remove entries from the stream that became dead letters."""
         self._withholding.end(lane, entries)
         if not self._withholding.applies:
             self._remove(lane, [e.entry_id for e in entries], generation)

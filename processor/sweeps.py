@@ -11,7 +11,7 @@ import sys
 import time
 from dataclasses import replace
 
-from processor import buffer, deadletter, ledger, metrics, notes, parked
+from processor import buffer, deadletter, due, ledger, metrics, notes, parked
 from processor.burial import Burial
 from processor.database import Database
 from processor.deadletter import DeadLetter, Reason
@@ -149,7 +149,10 @@ class Sweeps:
             buffer.read(keys, "-", 1), ("HLEN", keys.parked), ("GET", keys.pruned)
         ]))  # fmt: skip
         oldest = int(head[0][0].partition(b"-")[0]) if head else sys.maxsize
-        if lane.suspect_to is not None and (waiting or oldest <= lane.suspect_to):
+        if lane.suspect_to is not None and (
+            waiting or oldest <= lane.suspect_to
+            or due.next_entries(self._redis, keys, lane.suspect_to / 1000)
+        ):
             return  # Some of what Redis brought back is not judged yet.
         rows = self._forgettable(lane.owner, lane, oldest)
         newest = max([int(mark or 0), lane.suspect_to or 0, *(at for _, at in rows)])

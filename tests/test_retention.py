@@ -275,6 +275,46 @@ def test_a_restored_redis_brings_back_what_was_parked_and_forgotten(own_redis, s
     assert site.parked() == 0
 
 
+@pytest.mark.parametrize("paused", [False, True], ids=["at once", "in a paused queue first"])
+def test_a_restored_redis_brings_back_what_was_delayed_and_forgotten(
+    paused: bool, own_redis, site_of
+) -> None:
+    """It enters the lane once more, under an entry id that looks new."""
+    server = own_redis()
+    site = site_of(redis=server)
+    drain = site.drain()
+    keyed = write(1, key="k", delay=0.2)
+    site.submit(keyed, write(2, delay=0.3), write(3, delay=3600))
+    copy = backup(server, site)
+    passes_until(drain, lambda: site.tape() == [1, 2])
+    drain.leave()
+    site.execute(AGED)
+    second = site.drain(instance="second")
+    step(second)
+    assert site.one(KEPT) == 0
+
+    restore(server, copy)
+    if paused:
+        site.redis.hset("processor:paused", "default", 0)
+        step(second)
+        second.leave()
+        second = site.drain(instance="third")
+        step(second)
+        site.redis.hdel("processor:paused", "default")
+    later = write(4, key="k")
+    site.submit(later, write(5, delay=0.1))
+    passes_until(second, lambda: 5 in site.tape() and not site.depth())
+
+    assert site.tape() == [1, 2, 5]
+    assert [reason.partition(":")[0] for _, _, reason in site.dead()] == ["possibly applied"] * 2
+    assert site.redis.zcard(site.lane().scheduled) == 1
+    second.leave()
+    site.start()
+    site.ask(keyed.id, "discard")
+    site.commits(1, 2, 5, 4)
+    assert site.redis.zcard(site.lane().blocked) == 0
+
+
 def test_what_waits_for_an_operator_may_be_older_than_all_that_was_forgotten(site: Site) -> None:
     """Without a rollback it is known that it was not applied."""
     first = site.drain(instance="first")
