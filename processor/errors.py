@@ -138,7 +138,7 @@ class DatabaseError(ProcessorError):
 
 
 class SchemaMissing(DatabaseUnavailable):
-    """The schema `processor` is missing or older than this release."""
+    """The schema `processor` is missing or of another release."""
 
     hint = "run `processor init-db` with a role that may create schemas"
 

@@ -22,6 +22,7 @@ from processor.database import Database
 from processor.errors import DatabaseError, DatabaseUnavailable, RightsMissing, SchemaMissing
 
 VERSION = 1
+LATER_STATE = "PR006"
 
 DDL = """\
 CREATE SCHEMA IF NOT EXISTS processor;
@@ -189,6 +190,18 @@ INSERT INTO processor.meta (version) VALUES ({version})
     ON CONFLICT (one) DO UPDATE SET version = excluded.version;
 """.replace("{version}", str(VERSION))
 
+# What `create` begins with: an older release must not replace the functions of a later one, whose
+# processors are at work.
+_NOT_LATER = f"""\
+DO $block$ BEGIN
+    IF to_regclass('processor.meta') IS NOT NULL THEN
+        IF EXISTS (SELECT FROM processor.meta WHERE version > {VERSION}) THEN
+            RAISE EXCEPTION 'the schema is of a later release' USING ERRCODE = '{LATER_STATE}';
+        END IF;
+    END IF;
+END $block$;
+"""
+
 ROLE = """\
 -- The role of the running processor: no DDL, no superuser, only these rights.
 CREATE ROLE processor LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS;
@@ -209,6 +222,8 @@ _RIGHTS = {
     "dead_letter": "SELECT INSERT UPDATE", "outbox": "SELECT INSERT UPDATE DELETE",
 }  # fmt: skip
 _NO_RIGHT = "42501"
+# Two processors with `database.init` starting together would collide in the catalog.
+_LOCK = 7310593858020254331
 
 
 def check(database: Database) -> None:
@@ -223,7 +238,8 @@ def check(database: Database) -> None:
     found = rows[0][0]
     if found != VERSION:
         raise SchemaMissing(
-            f"the schema processor has version {found}, this release needs {VERSION}"
+            f"the schema processor has version {found}, this release needs {VERSION}",
+            hint="run the release that made it" if found > VERSION else "",
         )
 
 
@@ -247,14 +263,15 @@ def refuse_rights(error: DatabaseError) -> None:
 def create(database: Database) -> None:
     """Make or upgrade the schema in one transaction; safe when several do it at once.
 
-    Raises DatabaseUnavailable if the role may not.
+    Raises DatabaseUnavailable if the role may not, SchemaMissing if it is of a later release.
     """
-    # Two processors with database.init starting together would collide in the catalog.
     try:
-        database.run(f"BEGIN; SELECT pg_advisory_xact_lock(7310593858020254331); {DDL} COMMIT")
+        database.run(f"BEGIN; SELECT pg_advisory_xact_lock({_LOCK}); {_NOT_LATER} {DDL} COMMIT")
     except DatabaseError as error:
         if database.alive and not database.idle:
             database.run("ROLLBACK")
+        if error.sqlstate == LATER_STATE:
+            check(database)
         raise DatabaseUnavailable(
             f"cannot create the schema processor: {error}",
             hint="run `processor init-db` with a role that may create schemas",

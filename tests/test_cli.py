@@ -201,6 +201,25 @@ def test_init_db_makes_the_schema_and_may_be_run_again(cli: Cli, database: Any) 
     assert database.execute("select processor.version()") == [(schema.VERSION,)]
 
 
+def test_init_db_leaves_the_schema_of_a_later_release_as_it_is(cli: Cli, database: Any) -> None:
+    """Its processors call functions that an older release would replace."""
+    cli.use({"database": {"dsn": database.dsn}})
+    assert cli("init-db").code == 0
+    database.execute(
+        "update processor.meta set version = 99;"
+        "create or replace function processor.expect(met bigint, expected bigint) returns void"
+        " language sql as 'select 99'"
+    )
+
+    said = cli("init-db")
+
+    assert (said.code, "version 99" in said.err) == (69, True)
+    assert "init-db" not in said.err
+    assert database.execute("select processor.version()") == [(99,)]
+    source = "select prosrc from pg_proc where proname = 'expect'"
+    assert database.execute(source) == [("select 99",)]
+
+
 def test_what_init_db_prints_makes_the_schema_by_hand(cli: Cli, database: Any) -> None:
     said = cli("init-db", "--print")
     assert said.code == 0

@@ -17,7 +17,7 @@ from pathlib import Path
 import psycopg2
 import pytest
 
-from processor import worker
+from processor import schema, worker
 from processor.embedded import PostgresServer
 from tests.fix_servers import Factory, execute
 from tests.fix_site import Site, counted, step, write
@@ -352,6 +352,20 @@ def test_a_schema_that_goes_missing_is_an_outage_with_a_remedy(site: Site) -> No
     site.resumes(within=2.0)
 
     site.whole(load.end())
+
+
+@pytest.mark.parametrize("init", [False, True])
+def test_a_schema_of_a_later_release_is_an_outage_and_stays_as_it_is(init: bool, site_of) -> None:
+    site = site_of(database={"init": init})
+    site.execute("update processor.meta set version = 99")
+    worker.start(site.settings)
+    site.submit(write(1))
+    site.shows("outage")
+    wait_until(lambda: "version 99" in site.reason, message=lambda: site.reason)
+
+    assert site.one("select processor.version()") == 99
+    site.execute(f"update processor.meta set version = {schema.VERSION}")
+    site.commits(1)
 
 
 def test_a_transaction_in_hand_when_the_server_ends_is_not_condemned_where_one_attempt_is_all(
