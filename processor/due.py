@@ -19,8 +19,8 @@ _MOVED_AT_ONCE = 500
 
 
 def schedule(lane: Lane, body: bytes, due: float) -> Command:
-    """Add a transaction that is due at `due`, Unix seconds."""
-    return ("ZADD", lane.scheduled, repr(due), body)
+    """Add a transaction that is due at `due`, Unix seconds; once more it does not put it off."""
+    return ("ZADD", lane.scheduled, "NX", repr(due), body)
 
 
 def next_entries(redis: RedisConnection, lane: Lane, until: float) -> list[Entry]:

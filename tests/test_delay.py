@@ -82,6 +82,18 @@ def test_a_delayed_one_submitted_twice_is_one_effect(site: Site) -> None:
     site.commits(1, 2)
 
 
+def test_submitting_a_delayed_one_again_does_not_put_it_off(site: Site) -> None:
+    """A client that repeats what it asked for would wait for ever."""
+    once = write(1, idempotency_key="a", delay=60)
+    site.submit(once)
+    due = site.redis.zrange(site.lane().scheduled, 0, -1, withscores=True)
+    time.sleep(0.01)
+
+    site.submit(once, write(1, idempotency_key="a", delay=60))
+
+    assert site.redis.zrange(site.lane().scheduled, 0, -1, withscores=True) == due
+
+
 def test_what_is_due_is_not_starved_by_a_backlog_that_never_ends(
     site_of: Callable[..., Site],
 ) -> None:
