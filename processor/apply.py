@@ -20,10 +20,10 @@ from processor.entry import Entry
 from processor.errors import DatabaseError, DatabaseUnavailable
 from processor.ledger import Ownership
 from processor.outcome import Contended, Fenced, Outcome, Systemic
-from processor.session import Session
+from processor.session import Session, prolonged
 from processor.settings import Settings
 from processor.verdict import Failure, Verdict, judge
-from processor.written import Written, extra_seconds, limited, names_of, write
+from processor.written import Written, limited, names_of, write
 
 _REDONE_IN_PLACE = 6
 #: Batches that go through isolation at once after poison was met.
@@ -123,7 +123,7 @@ class Applier:
             + written.text
         )
         outcome.commit = self._session.commit(
-            body, prepared=prepared, extra=extra_seconds(entries), meanwhile=meanwhile
+            body, prepared=prepared, extra=prolonged(entries), meanwhile=meanwhile
         )
         outcome.committed += entries
 
@@ -185,12 +185,10 @@ class Applier:
     def _facts(
         self, error: DatabaseError, entries: Sequence[Entry], started: float, *, prepared: bool
     ) -> Failure:
-        limits = [e.timeout for e in entries if e.timeout is not None]
-        limit = min([self._settings.database.statement_timeout, *limits])
+        over = time.monotonic() - started >= self._session.least_limit(entries)
         return Failure(
-            error.sqlstate, error.schema, error.table, True,
-            over_limit=time.monotonic() - started >= limit, prepared=prepared,
-        )  # fmt: skip
+            error.sqlstate, error.schema, error.table, over_limit=over, prepared=prepared
+        )
 
     def _look_up(self, entries: list[Entry], outcome: Outcome) -> list[Entry]:
         """Part off what the ledger knows; the entries that are new to it."""
@@ -250,7 +248,7 @@ class Applier:
             + self._session.renderer.plain(entry)
         )
         try:
-            outcome.commit = self._session.commit(body, extra=extra_seconds([entry]))
+            outcome.commit = self._session.commit(body, extra=prolonged([entry]))
         except DatabaseError as error:
             if not error.in_transaction and not self._look_up([entry], outcome):
                 return None

@@ -7,6 +7,7 @@ keys are released and entries settled.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ from processor.entry import Entry, Unreadable, decode
 from processor.errors import DatabaseError, DatabaseUnavailable
 from processor.ledger import Ownership
 from processor.render import Unrenderable, tables
-from processor.session import Commit, Session
+from processor.session import Commit, Session, prolonged
 from processor.verdict import Failure, Verdict, judge
 
 log = logging.getLogger("processor")
@@ -79,11 +80,12 @@ class Burial:
         known = ledger.find(self._session.database, [letter.id]).get(letter.id)
         own = known is not None and (known.outcome, known.hash) == ("dead", letter.hash)
         if letter.request == "discard":
-            return self._session.commit(
+            return self._decide(
+                owner, letter,
                 ledger.fence(owner, 0)
                 + (ledger.resolve(letter.id, letter.hash, "discarded", letter.hash) if own else "")
-                + deadletter.resolved(letter, "discarded")
-            )
+                + deadletter.resolved(letter, "discarded"),
+            )  # fmt: skip
         if not own:
             self.fail(owner, letter, Reason("its id has another outcome: submit it under a new id"))
             return None
@@ -102,18 +104,19 @@ class Burial:
     def _apply(
         self, owner: Ownership, letter: DeadLetter, entry: Entry, effect: str
     ) -> Commit | None:
+        started = time.monotonic()
         try:
-            return self._session.commit(
+            return self._decide(
+                owner, letter,
                 ledger.fence(owner, 1, last=None)
                 + ledger.resolve(letter.id, letter.hash, "applied", entry.hash)
                 + deadletter.resolved(letter, "applied")
-                + effect
-            )
+                + effect,
+                prolonged([entry]),
+            )  # fmt: skip
         except DatabaseError as error:
-            verdict = judge(Failure(error.sqlstate, error.schema, error.table, True, True))
-            if not error.in_transaction and self._is_resolved(letter):
-                return self._session.behind(owner)
-            self._session.settle_down()
+            over = time.monotonic() - started >= self._session.least_limit([entry])
+            verdict = judge(Failure(error.sqlstate, error.schema, error.table, over_limit=over))
             if verdict is Verdict.OUTAGE:
                 raise DatabaseUnavailable(f"PostgreSQL takes no work: {error}") from None
             if verdict is not Verdict.POISON:
@@ -121,13 +124,28 @@ class Burial:
             self.fail(owner, letter, Reason(str(error), error.sqlstate, error.detail))
             return None
 
-    def _is_resolved(self, letter: DeadLetter) -> bool:
-        found = ledger.find(self._session.database, [letter.id])
-        return letter.id in found and found[letter.id].outcome != "dead"
+    def _decide(
+        self, owner: Ownership, letter: DeadLetter, body: str, extra: float = 0.0
+    ) -> Commit:
+        try:
+            return self._commit(body, extra)
+        except DatabaseError as error:
+            # Idle after an error: it may have been committed, whatever the SQLSTATE (rule 13).
+            if error.in_transaction or not deadletter.is_decided(self._session.database, letter):
+                raise
+            return self._session.behind(owner)
+
+    def _commit(self, body: str, extra: float = 0.0) -> Commit:
+        try:
+            return self._session.commit(body, extra=extra)
+        except DatabaseError:
+            # Whoever comes next must not meet the failed transaction.
+            self._session.settle_down()
+            raise
 
     def fail(self, owner: Ownership, letter: DeadLetter, reason: Reason) -> None:
         """A request could not be fulfilled: the dead letter stays, with this reason."""
-        self._session.commit(ledger.fence(owner, 0) + deadletter.failed_again(letter, reason))
+        self._commit(ledger.fence(owner, 0) + deadletter.failed_again(letter, reason))
         metrics.count("retried")
 
 

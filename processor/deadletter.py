@@ -193,6 +193,13 @@ def ask(database: Database, letter: DeadLetter, request: str, edited: bytes | No
     return bool(rows)
 
 
+def is_decided(database: Database, letter: DeadLetter) -> bool:
+    """Whether a dead letter was applied or discarded by now."""
+    return any(
+        now.hash == letter.hash and now.outcome != "dead" for now in found(database, letter.id)
+    )
+
+
 def _letters(database: Database, sql: str) -> list[DeadLetter]:
     return [_letter(row) for row in database.run(sql)]
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from processor import crashpoint, ledger
 from processor.catalog import Catalog
 from processor.database import Database, Row
+from processor.entry import Entry
 from processor.errors import DatabaseError, DatabaseUnavailable
 from processor.ledger import Ownership
 from processor.marks import Marks
@@ -32,6 +33,9 @@ _TAIL = (
 #: Names are not looked up anew more often than this, seconds, nor more shapes kept than this.
 _OFTEN = 1.0
 _SHAPES = 1_000
+
+#: No time limit of a transaction prolongs the deadline of its call by more a statement, seconds.
+_LONGEST = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +143,11 @@ class Session:
         crashpoint.reach("batch-committed")
         return self._commit(rows[0])
 
+    def least_limit(self, entries: Sequence[Entry]) -> float:
+        """After how many seconds PostgreSQL may end a statement of these for its time limit."""
+        usual = self._settings.statement_timeout
+        return min(usual if entry.timeout is None else entry.timeout for entry in entries)
+
     def here(self) -> Commit:
         """The position of now: an upper bound for what the ledger knows already (rule 21)."""
         return self._commit(self.database.run(_TAIL.format(""))[0])
@@ -163,3 +172,9 @@ class Session:
         if not self._ledger_prepared:
             text, self._ledger_prepared = text + ledger.PREPARED, True
         return text + self.renderer.prepare()
+
+
+def prolonged(entries: Sequence[Entry]) -> float:
+    """Seconds that entries with a time limit of their own may take beside all others."""
+    limits = [(e.timeout, len(e.operations)) for e in entries if e.timeout is not None]
+    return sum(min(max(limit, 0.0), _LONGEST) * statements for limit, statements in limits)

@@ -130,14 +130,17 @@ class Sweeps:
     def _fulfilled(self, owner: Ownership, letter: DeadLetter) -> Commit | None:
         """Try it again, but not for ever if that ends the session each time."""
         times = self._ended.pop(letter.id, 0)
-        if times >= self._settings.retry.attempts:
+        # Once proves nothing: it was in hand when the server ended.
+        if times >= max(self._settings.retry.attempts, 2):
             reason = Reason("it ended its session each time it was tried", ENDS_SESSION_STATE)
             self._burial.fail(owner, letter, reason)
             return None
         try:
             return self._burial.fulfil(owner, letter)
         except DatabaseUnavailable:
-            self._ended[letter.id] = times + 1
+            if not self._database.alive:
+                # Else it is the server that takes no work.
+                self._ended[letter.id] = times + 1
             raise
 
     def _prune(self, lane: OwnedLane) -> None:

@@ -15,9 +15,6 @@ from processor.entry import Entry
 from processor.render import UNFORESEEN, Taken, Unrenderable, tables
 from processor.session import Session
 
-#: No time limit of a transaction prolongs the deadline of its call by more a statement, seconds.
-_LONGEST = 3600.0
-
 
 @dataclass(slots=True)
 class Written:
@@ -63,9 +60,3 @@ def names_of(entries: Sequence[Entry]) -> set[str]:
 def limited(entries: Sequence[Entry]) -> bool:
     """Whether one of these has a time limit of its own: it counts for each of its statements."""
     return any(entry.timeout is not None for entry in entries)
-
-
-def extra_seconds(entries: Sequence[Entry]) -> float:
-    """Seconds that entries with a time limit of their own may take beside all others."""
-    limits = [(e.timeout, len(e.operations)) for e in entries if e.timeout is not None]
-    return sum(min(max(limit, 0.0), _LONGEST) * statements for limit, statements in limits)

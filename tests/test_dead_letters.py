@@ -10,11 +10,13 @@ import hashlib
 import json
 import logging
 import time
+from contextlib import closing
 from typing import Any
 
+import psycopg2
 import pytest
 
-from processor import metrics, worker
+from processor import metrics, session, worker
 from processor.identity import new_id
 from processor.transaction import Transaction
 from tests.fix_site import Site, counted, step, write
@@ -321,6 +323,129 @@ def test_a_retry_that_fails_again_leaves_the_dead_letter_where_it_is(site: Site)
     assert site.tape() == []
     assert site.parked() == 1
     assert site.one("select outcome from processor.ledger") == "dead"
+
+
+def died(site: Site, bad: Transaction) -> None:
+    """Have a transaction die of what is over now."""
+    site.execute(FAILING + "insert into failing values ('x')")
+    drain = site.drain(instance="before")
+    site.submit(bad)
+    while not site.dead():
+        step(drain)
+    drain.leave()
+    site.execute("delete from failing")
+
+
+def test_a_retry_waits_for_a_server_that_takes_no_work(site: Site) -> None:
+    """It is an outage, however often it was tried by then (P4)."""
+    bad = write(1, "x", attempts=1)
+    died(site, bad)
+    site.execute(
+        "create table full_disk (yes bool); insert into full_disk values (true);"
+        "create sequence refused; create or replace function fail() returns trigger"
+        " language plpgsql as $$ begin"
+        " if exists (select from full_disk) and nextval('refused') > 0 then"
+        " raise exception using errcode = '53100'; end if; return new; end $$"
+    )
+    site.start()
+    site.ask(bad.id, "retry")
+    wait_until(lambda: site.one("select last_value from refused") >= 5)
+
+    site.execute("delete from full_disk")
+
+    site.commits(1)
+    assert site.dead() == []
+
+
+def test_a_retry_is_given_the_time_that_the_transaction_asks_for(site_of) -> None:
+    site = site_of(statements={"nap": "select pg_sleep(%(s)s)"})
+    bad = Transaction(attempts=1, timeout=10).statement("nap", {"s": 3.0})
+    died(site, bad.insert("tape", {"n": 1, "scope": "x"}))
+    site.start()
+
+    site.ask(bad.id, "retry")
+
+    site.commits(1)
+
+
+def test_a_retry_that_somebody_cancels_is_made_again(site_of) -> None:
+    site = site_of(
+        database={"statement_timeout": 10.0, "call_timeout": 12.0},
+        statements={"nap": "select pg_sleep(%(s)s)"}, stop_timeout=20.0,
+    )  # fmt: skip
+    bad = Transaction(attempts=1).statement("nap", {"s": 0.6})
+    died(site, bad.insert("tape", {"n": 1, "scope": "x"}))
+    site.start()
+    site.ask(bad.id, "retry")
+
+    cancel = "select pg_cancel_backend(pid) from pg_stat_activity where wait_event = 'PgSleep'"
+    wait_until(lambda: site.execute(cancel))
+
+    site.commits(1)
+
+
+@pytest.mark.parametrize("request_", ["retry", "discard"])
+def test_a_dead_letter_locked_by_somebody_else_is_waited_for_and_stops_nobody(
+    request_: str, site: Site, caplog
+) -> None:
+    bad = write(1, "x", attempts=1)
+    died(site, bad)
+    site.ask(bad.id, request_)
+    outages = counted("outages")
+    with closing(psycopg2.connect(site.dsn)) as other:
+        with other.cursor() as cursor:
+            cursor.execute("select from processor.dead_letter for update")
+        site.start()
+        wait_until(lambda: caplog.text.count("put off: SQLSTATE 55P03") >= 2)
+
+    wait_until(lambda: not site.dead())
+    assert site.tape() == ([1] if request_ == "retry" else [])
+    assert outages() == 0
+
+
+@pytest.mark.parametrize("request_", ["retry", "discard"])
+def test_an_error_behind_the_commit_of_a_decision_does_not_undo_it(
+    request_: str, site: Site, monkeypatch
+) -> None:
+    """Rule 13: whoever waits for the key goes on at once."""
+    bad = write(1, "x", key="k", attempts=1)
+    died(site, bad)
+    site.execute(
+        "create sequence called; create function late() returns text language plpgsql as $$ begin"
+        " if exists (select from processor.dead_letter where outcome <> 'dead')"
+        " and nextval('called') = 1 then"
+        " raise exception 'too late' using errcode = '57014'; end if; return ''; end $$"
+    )
+    site.submit(write(2, key="k"))
+    site.ask(bad.id, request_)
+    drain = site.drain()
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "_TAIL", f"{session._TAIL} WHERE late() = ''")
+        step(drain)
+    assert site.one("select is_called from called")
+    for _ in range(3):
+        step(drain)
+
+    assert site.dead() == []
+    assert site.tape() == ([1, 2] if request_ == "retry" else [2])
+
+
+def test_a_copy_of_one_that_waits_has_no_second_place_in_line(site: Site) -> None:
+    """Nobody would ever release that one."""
+    bad, waiting = write(1, "x", key="k", attempts=1), write(2, key="k")
+    died(site, bad)
+    site.start()
+    site.submit(waiting)
+    site.parks(1)
+    site.submit(waiting)
+    wait_until(lambda: not site.depth())
+
+    site.ask(bad.id, "discard")
+    site.commits(2)
+    site.submit(write(3, key="k"))
+
+    site.commits(2, 3)
+    assert site.redis.zcard(site.lane().blocked) == 0
 
 
 def test_what_waits_behind_a_dead_letter_survives_a_restart(site: Site) -> None:

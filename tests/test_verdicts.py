@@ -230,6 +230,26 @@ def test_an_operators_cancel_is_not_our_time_out(site_of) -> None:
     assert retried() == 0
 
 
+def test_a_cancel_within_the_time_that_a_transaction_asks_for_is_not_our_time_out(site_of) -> None:
+    """Its own limit is longer than that of all others. Once would be taken for bad luck."""
+    site = site_of(statements={"nap": "select pg_sleep(%(s)s)"}, stop_timeout=20.0)
+    site.start()
+    nap = Transaction(attempts=1, timeout=10).statement("nap", {"s": 1.6})
+    retried = counted("retried")
+    site.submit(nap.insert("tape", {"n": 1}))
+
+    cancel = (
+        "select pg_cancel_backend(pid) from pg_stat_activity"
+        " where wait_event = 'PgSleep' and now() - query_start > interval '1.1 s'"
+    )
+    for _ in range(2):
+        wait_until(lambda: site.execute(cancel))
+        wait_until(lambda: not site.execute(cancel))
+
+    site.commits(1)
+    assert (retried(), site.dead()) == (0, [])
+
+
 def test_a_deadlock_with_somebody_else_is_redone(site_of) -> None:
     site = site_of(database={"lock_timeout": 0.9})
     site.execute("insert into account values (1), (2)")
