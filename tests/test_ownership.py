@@ -222,6 +222,8 @@ def test_a_new_owner_waits_until_the_batch_of_the_old_one_is_decided(site: Site)
 
     step(new)
     assert owned(new) == LANES - {"default:0"}
+    # It leaves the lock to whoever is first when the lane can be had.
+    assert site.one("select count(*) from pg_locks where locktype = 'advisory'") == len(LANES) - 1
     old.database.run("INSERT INTO tape (n) VALUES (1); COMMIT")
     step(new)
 

@@ -282,6 +282,21 @@ def test_a_full_disk_is_waited_for(site: Site) -> None:
     site.whole(load.end())
 
 
+def test_a_disk_that_stays_full_condemns_nobody(site: Site) -> None:
+    """The server ends no session, it takes no work: that is not the doing of whoever is first."""
+    site.execute(FULL + "insert into full_disk values (true)")
+    drain = site.drain()
+    site.submit(write(1, attempts=1))
+    for _ in range(8):
+        step(drain)
+    assert site.dead() == []
+
+    site.execute("delete from full_disk")
+    step(drain)
+
+    assert site.tape() == [1]
+
+
 @contextmanager
 def small_disk(path: Path) -> Iterator[None]:
     """A file system of 12 MB at `path`, or the test is skipped."""

@@ -244,6 +244,32 @@ def test_a_restored_redis_brings_back_what_the_ledger_forgot(
     assert site.parked() == 1
 
 
+def test_what_a_paused_queue_brings_back_is_judged_when_it_goes_on(own_redis, site_of) -> None:
+    """Until then nothing is forgotten that tells it to be in doubt."""
+    server = own_redis()
+    site = site_of(redis=server)
+    drain = site.drain()
+    site.submit(write(1))
+    copy = backup(server, site)
+    step(drain)
+    drain.leave()
+    site.execute(AGED)
+    second = site.drain(instance="second")
+    step(second)
+    assert site.one(KEPT) == 0
+    second.leave()
+    restore(server, copy)
+    site.redis.hset("processor:paused", "default", 0)
+
+    third = site.drain(instance="third")
+    step(third)
+    site.redis.hdel("processor:paused", "default")
+    passes_until(third, lambda: not site.depth())
+
+    assert site.tape() == [1]
+    assert [reason.partition(":")[0] for _, _, reason in site.dead()] == ["possibly applied"]
+
+
 def test_a_restored_redis_brings_back_what_was_parked_and_forgotten(own_redis, site_of) -> None:
     server = own_redis()
     site = site_of(redis=server, retry={"delay": 60.0, "max_delay": 60.0, "attempts": 9})

@@ -264,6 +264,7 @@ def test_nobody_is_parked_before_one_that_could_not_be(site: Site) -> None:
 
     assert site.tape() == [4]
     assert (site.depth(), site.parked()) == (2, 0)
+    assert site.redis.zcard(site.lane().blocked) == 0
     assert lane.stuck.keys() >= {first.id, second.id}
 
 
