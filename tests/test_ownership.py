@@ -290,6 +290,10 @@ def test_a_buffer_that_lost_its_identity_is_reported_and_goes_on_under_a_new_one
     assert "loss window" in caplog.text
     site.submit(write(2))
     site.commits(1, 2)
+    now = site.redis.get("processor:buffer").decode()
+    assert site.execute("select buffer::text = %s from processor.ledger order by id", (now,)) == [
+        (False,), (True,)
+    ]  # fmt: skip
 
 
 def loss(site: Site) -> str:
