@@ -407,6 +407,21 @@ def test_a_note_of_another_buffer_is_not_heard() -> None:
     assert waiter("me", "5-0", OTHER).hear(note) is None
 
 
+def test_a_note_of_another_buffer_is_not_believed_of_a_write_that_is_lost(told: Site) -> None:
+    """Rule 21."""
+    (receipt,) = told.submit(write(1))
+    stream = told.lane().stream
+    (entry_id,) = [entry.decode() for entry, _ in told.redis.xrange(stream)]
+    told.redis.delete(stream)
+    states = {}
+    for buffer in (OTHER, told.redis.get("processor:buffer").decode()):
+        note = Note(buffer, time.time(), entries=Entries.of([entry_id]))
+        told.redis.execute_command(*notes.write(told.lane(), note))
+        states[buffer] = receipt.status().state
+
+    assert [state == "committed" for state in states.values()] == [False, True]
+
+
 # Waiters until it is replicated.
 
 
