@@ -526,6 +526,28 @@ def test_an_error_behind_the_commit_does_not_undo_it(state: str, site: Site, mon
     assert judged() == 0
 
 
+def test_an_error_behind_the_commit_of_one_alone_does_not_undo_it(
+    site: Site, monkeypatch
+) -> None:
+    """Rule 13, where a time limit of its own has each applied alone."""
+    drain = site.drain()
+    step(drain)
+    site.execute(
+        "create sequence called; create function late() returns text language plpgsql as $$ begin"
+        " if nextval('called') = 1 then raise exception 'too late'; end if; return ''; end $$"
+    )
+    poison = Transaction(timeout=5).insert("tape", {"n": 2}).insert("tape", {"n": None})
+    site.submit(write(1, attempts=1, timeout=5), poison, write(3, attempts=1, timeout=5))
+    known, dead = counted("known"), counted("dead")
+    with monkeypatch.context() as patch:
+        patch.setattr(session_module, "_TAIL", f"{session_module._TAIL} WHERE late() = ''")
+        step(drain, looks=False)
+
+    assert site.tape() == [1, 3]
+    assert [row[0] for row in site.dead()] == [poison.id]
+    assert (known(), dead()) == (1, 1)
+
+
 def verdicts() -> Callable[[], int]:
     """How many verdicts are pronounced from now on."""
     each = [counted("verdicts", verdict=verdict.value) for verdict in Verdict]
