@@ -25,29 +25,28 @@ class Beside:
         # What is withheld waits for replicas, and with it the drain.
         further = event.set if settings.settle == "replicated" else _nothing
         self.following = Following(settings, instance, further)
-        self._clearing = Clearing(settings) if settings.overlay.tables else None
+        # Also where no table is in the overlay: one may have been until now, and a transaction may
+        # bring values of its own.
+        self._clearing = Clearing(settings)
 
     def start(self) -> None:
         """Start them all."""
         self.doorbell.start()
         self.following.start()
-        if self._clearing is not None:
-            self._clearing.start()
+        self._clearing.start()
 
     def stop(self, timeout: float) -> None:
         """End them all, in about `timeout` seconds."""
         end = time.monotonic() + timeout
         self.doorbell.stop(timeout)
         self.following.stop(max(0.1, end - time.monotonic()))
-        if self._clearing is not None:
-            self._clearing.stop(max(0.1, end - time.monotonic()))
+        self._clearing.stop(max(0.1, end - time.monotonic()))
 
     def drop(self) -> None:
         """Forget all connections without closing them, in a forked child (P6)."""
         self._bell.drop()
         self.following.drop()
-        if self._clearing is not None:
-            self._clearing.drop()
+        self._clearing.drop()
 
 
 def _nothing() -> None:

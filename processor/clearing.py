@@ -2,8 +2,8 @@
 
 A small thread in the processor's process with connections of its own. It asks the ledgers of the
 primary and of every replica that is not lost (rule 33); what all of them know, or the primary knows
-as dead or discarded, is taken away. As long as one cannot be asked, all is kept, whatever that
-outage lasts.
+as dead or discarded, is taken away, and what a failover is told to have left behind. As long as one
+cannot be asked, all is kept, whatever that outage lasts.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from processor import defect, ledger, replication
+from processor import defect, ledger, parked, replication
 from processor.database import Database
 from processor.errors import (
     DatabaseError,
@@ -135,6 +135,7 @@ class Clearing:
             if name not in lost and everywhere:
                 everywhere &= self._on(database, list(everywhere)).keys()
         ended = {one for one, known in on_primary.items() if known.outcome != "applied"}
+        ended |= self._left_behind([e for e in page if e.id and e.id not in on_primary])
         gone = [each for each in page if not each.id or each.id in everywhere | ended]
         if lost and gone:
             # Before they go: a replica that comes back must not be read until it has them.
@@ -142,6 +143,31 @@ class Clearing:
             self._redis.call("HSET", self._overlay.missed, *told)
         self._overlay.hide(self._redis, gone)
         return bool(gone)
+
+    def _left_behind(self, unknown: Sequence[Shown]) -> set[str]:
+        """Those whose commit a failover left behind: no server will have them any more.
+
+        Unless they were submitted again since.
+        """
+        if not unknown:
+            return set()
+        told = replication.left_behind(
+            self._redis, self._settings.namespace, unknown[0].entry_id
+        )
+        lost = {
+            each.id: told[each.id] for each in unknown
+            if each.id in told and parked.order(each.entry_id) < parked.order(told[each.id])
+        }  # fmt: skip
+        return lost.keys() - self._accepted_since(lost.values()) if lost else set()
+
+    def _accepted_since(self, entries: Iterable[str]) -> set[str]:
+        """The ids in the log behind the first of these entries."""
+        found: set[str] = set()
+        after = min(entries, key=parked.order)
+        while page := self._overlay.page(self._redis, after, _PAGE):
+            found.update(each.id for each in page)
+            after = page[-1].entry_id
+        return found
 
     def _on_primary(self, ids: Sequence[str]) -> tuple[dict[str, Known], Position]:
         """What the primary's ledger knows, and a position behind all of that."""
@@ -174,16 +200,23 @@ class Clearing:
             raise RedisUnavailable(str(refused)) from None
         lost = {n for n, each in told.items() if each.state == "lost" and n in self._replicas}
         for name, position in zip(missed[::2], missed[1::2], strict=True):
-            if name.decode() not in lost:
-                self._welcome(name.decode(), position.decode())
+            if name.decode(errors="replace") not in lost:
+                self._welcome(name, position)
         return lost
 
-    def _welcome(self, name: str, position: str) -> None:
-        database = self._replicas.get(name)
+    def _welcome(self, name: bytes, position: bytes) -> None:
+        database = self._replicas.get(name.decode(errors="replace"))
         if database is not None:
             if not database.alive:
                 database.connect()
             replayed = database.run("SELECT pg_last_wal_replay_lsn()::text")[0][0]
-            if not replayed or number(replayed) < Position.parse(position).lsn:
+            try:
+                missed = Position.parse(position.decode())
+            except ValueError:
+                # Damaged: it missed nothing that is behind where the primary is now.
+                _, here = self._on_primary(())
+                self._redis.call("HSET", self._overlay.missed, name, str(here))
+                return
+            if not replayed or number(replayed) < missed.lsn:
                 return
         self._redis.call("HDEL", self._overlay.missed, name)

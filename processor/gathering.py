@@ -147,7 +147,10 @@ class Gathering:
         found.statements = [each for each in ids[:_STATEMENTS] if overlay.is_id(each)]
         found.unsure = len(ids) > _STATEMENTS
         pairs = zip(missed[::2], missed[1::2], strict=True)
-        found.missed = {name.decode(): position.decode() for name, position in pairs}
+        found.missed = {
+            name.decode(errors="replace"): position.decode(errors="replace")
+            for name, position in pairs
+        }
         return bool(wide)
 
     def _grown(self) -> bool:

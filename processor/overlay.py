@@ -208,6 +208,14 @@ def record(found: bytes) -> Pending | None:
         return None
 
 
+def value(found: bytes) -> Any:
+    """The value of an element of a `:cache:` list; None if it is none."""
+    try:
+        return msgspec.json.decode(found, type=tuple[str, Any])[1]
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None
+
+
 def _count(reply: Any) -> int:
     if isinstance(reply, RedisRefused):
         if reply.code != "WRONGTYPE":

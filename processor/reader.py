@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any
 
-import msgspec
-
-from processor import config, routing
+from processor import config, overlay, routing
 from processor import receipt as receipts
 from processor.errors import (
     DatabaseUnavailable,
@@ -51,7 +50,7 @@ class Reader:
     ) -> RowList:  # fmt: skip
         """The rows. Raises as `processor.read` says."""
         asked = Question(
-            self._declared(table), plain_mapping("where", where) if where else {},
+            self._declared(table), _carried(plain_mapping("where", where)) if where else {},
             after.id if after else None,
         )  # fmt: skip
         if server is not None:
@@ -142,7 +141,7 @@ class Reader:
             raise RedisUnavailable(f"pending writes cannot be read: {refused}") from None
         finally:
             self._redis.give(redis)
-        return msgspec.json.decode(found[0])[1] if found else None
+        return overlay.value(found[0]) if found else None
 
     def close(self) -> None:
         """Close what nobody uses at the moment."""
@@ -153,6 +152,15 @@ class Reader:
         """Forget all connections without closing them, in a forked child."""
         self._redis.drop()
         self._pool.drop()
+
+
+def _carried(value: Any) -> Any:
+    """A value as a transaction would carry it: a number with a fraction is a decimal there."""
+    if isinstance(value, float):
+        return Decimal(repr(value))
+    if isinstance(value, dict):
+        return {name: _carried(each) for name, each in value.items()}
+    return [_carried(each) for each in value] if isinstance(value, list) else value
 
 
 _reader: Reader | None = None

@@ -167,7 +167,10 @@ class Reading:
 
     def _replayed(self, missed: str) -> bool:
         """Whether it has what was taken out of the overlay while it was lost."""
-        at = Position.parse(missed)
+        try:
+            at = Position.parse(missed)
+        except ValueError:
+            return False  # Damaged; the clearing puts a position in its place.
         replayed = self._session.database.run("SELECT pg_last_wal_replay_lsn()::text")[0][0]
         return bool(replayed) and self._session.database.system == at.system and (
             number(replayed) >= at.lsn

@@ -40,8 +40,9 @@ _EQUAL = frozenset({
     *WHOLE, *_TEXTS, BOOL, OID, UUID, NUMERIC, FLOAT4, FLOAT8, DATE, TIME, TIMESTAMP, TIMESTAMPTZ,
     BYTEA,
 })  # fmt: skip
-#: Types of which equal values have equal marks (`footprint`), whatever form they are sent in.
-_MARKED = frozenset({*WHOLE, *_TEXTS, UUID, NUMERIC, OID})
+#: Types of which equal values have equal marks (`footprint`), whatever form they are sent in: no
+#: name, which is cut off silently, no oid, of which -1 is 4294967295.
+_MARKED = frozenset({*WHOLE, TEXT, VARCHAR, BPCHAR, UUID, NUMERIC})
 #: A default that is the same for every row and needs no function.
 _CONSTANT = re.compile(r"-?[0-9.]+|true|false|'(?:[^']|'')*'::[a-z][a-z0-9_ ]*(?:\[\])?").fullmatch
 

@@ -15,6 +15,7 @@ A position told for a lane is exact for this lane, across promotions (see `marks
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -30,6 +31,7 @@ from processor.report import Replica as Replica
 #: `WAIT FOR LSN`: from this version on a standby says itself when it has replayed a position.
 WAITS = 190000
 
+_WHOLE = re.compile("[0-9]+").fullmatch
 _KEPT = 1_000
 _LOSSES = 1_000
 _IDS_AT_ONCE = 1_000
@@ -92,7 +94,7 @@ def primary(redis: RedisConnection, namespace: str) -> tuple[str, int] | None:
 def written_to(reply: Any) -> tuple[str, int] | None:
     """The reply to GET of `<ns>:primary`."""
     system, separator, timeline = (reply or b"").decode(errors="replace").partition("/")
-    return (system, int(timeline)) if separator and timeline.isdigit() else None
+    return (system, int(timeline)) if separator and _WHOLE(timeline) else None
 
 
 def now_primary(namespace: str, system: str, timeline: int) -> Command:
@@ -119,6 +121,20 @@ def losses(redis: RedisConnection, namespace: str) -> list[dict[str, str]]:
         {k.decode(): v.decode(errors="replace") for k, v in zip(f[::2], f[1::2], strict=True)}
         for _, f in found
     ]
+
+
+def left_behind(redis: RedisConnection, namespace: str, since: str) -> dict[str, str]:
+    """The ids of what failovers left behind after an entry of a stream, with where it was told.
+
+    Raises RedisUnavailable and RedisRefused.
+    """
+    found = redis.call("XRANGE", f"{namespace}:losses", f"({since}", "+")
+    return {
+        each: entry_id.decode()
+        for entry_id, fields in found
+        for each in dict(zip(fields[::2], fields[1::2], strict=True))
+        .get(b"ids", b"").decode(errors="replace").split(",")
+    }  # fmt: skip
 
 
 # Asked of PostgreSQL.

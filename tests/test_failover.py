@@ -15,7 +15,9 @@ from collections.abc import Callable
 
 import pytest
 
-from processor import replication, worker
+import processor
+from processor import reader, replication, worker
+from processor.clearing import Clearing
 from processor.redis_connection import RedisConnection
 from processor.transaction import Transaction
 from tests.fix_failover import Pair, held, replayed
@@ -241,6 +243,38 @@ def test_a_loss_window_outlives_a_reload(site_at: Callable[..., Site], pair: Pai
 
     assert loss(site) == lost
     site.commits(1, 30)
+
+
+def test_what_a_failover_lost_is_shown_no_more_unless_it_is_submitted_again(
+    site_at: Callable[..., Site], pair: Pair, configured: Callable[[Site], Site]
+) -> None:
+    site = configured(site_at(overlay={"tables": {"account": "id"}}, interval=0.2))
+    site.start()
+    site.submit(write(1).insert("account", {"id": 1}))
+    replayed(site, pair, 1)
+    overlay = "processor:overlay"
+    wait_until(lambda: not site.redis.exists(overlay))
+    lost = [write(n).update("account", add={"balance": n}, where={"id": 1}) for n in (2, 3)]
+    held(site, pair, *lost)
+    site.submit(lost[0])  # Its first reply was lost, it may be.
+    site.empties()
+
+    pair.fail(site)
+
+    assert set(loss(site)) == {each.id for each in lost}
+    wait_until(lambda: not site.redis.exists(overlay))
+    assert processor.read("account", {"id": 1})[0]["balance"] == 0
+    worker.stop()
+    site.submit(lost[1])
+    clearing = Clearing(site.settings)
+    clearing.clear()
+    for where in ({"id": 1}, None):
+        assert processor.read("account", where, replica="primary")[0]["balance"] == 3
+    site.start()
+    site.commits(1, 3)
+    wait_until(lambda: clearing.clear() and not site.redis.exists(overlay))
+    clearing.close()
+    reader.close()
 
 
 def test_dead_letters_that_a_failover_lost_are_reported_and_hold_nothing_for_ever(

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 
 import processor
-from processor import config, reader
+from processor import config, reader, worker
 from processor.burial import Burial
 from processor.clearing import Clearing
+from processor.settings import Settings
 from processor.transaction import Transaction
-from tests.fix_site import Site, step
+from tests.fix_site import Site, step, write
 from tests.fix_wait import wait_until
 
 TABLES = """
@@ -434,6 +435,29 @@ def test_the_overlay_counts_towards_a_full_buffer(site_of: Any) -> None:
     reader.close()
 
 
+def test_values_go_also_where_no_table_is_shown(site_of: Callable[..., Site]) -> None:
+    site = reading(site_of())
+    site.start()
+    site.submit(write(1, cache={"page-1": 1}))
+    assert processor.cached("page-1") == 1
+    site.commits(1)
+    wait_until(lambda: processor.cached("page-1") is None)
+    assert overlay_keys(site) == []
+    reader.close()
+
+
+def test_what_was_shown_goes_also_when_its_table_is_shown_no_more(shown: Site) -> None:
+    shown.submit(t().insert("item", {"id": 1}))
+    shown.start(shown.changed(overlay={"tables": {"part": "site, no"}}))
+    worker.reload(without_overlay(shown))
+    wait_until(lambda: not overlay_keys(shown))
+
+
+def without_overlay(site: Site) -> Settings:
+    mapping = {name: each for name, each in site.mapping.items() if name != "overlay"}
+    return config.load(mapping, environ={})
+
+
 def test_the_same_transaction_submitted_twice_is_seen_once_and_leaves_nothing(shown: Site) -> None:
     shown.execute("insert into item (id, n) values (1, 0)")
     once = t(cache={"x": 1}).update("item", add={"n": 1}, where={"id": 1}).update(
@@ -502,6 +526,22 @@ def test_what_others_put_into_the_overlay_stops_nothing(shown: Site) -> None:
     assert shown.redis.xlen("processor:overlay:log") == 0
 
 
+@pytest.mark.parametrize("value", [b"x", b"7", b"[]", b'["a"]', b"\xff"])
+def test_what_is_no_cached_value_is_none(shown: Site, value: bytes) -> None:
+    shown.redis.rpush("processor:overlay:cache:page-1", value)
+    assert processor.cached("page-1") is None
+
+
+@pytest.mark.parametrize("primary", ["7/\N{SUPERSCRIPT TWO}", "x", b"\xff/1"])
+def test_what_names_no_primary_stops_neither_reads_nor_work(shown: Site, primary: Any) -> None:
+    shown.redis.set("processor:primary", primary)
+    shown.submit(t().insert("item", {"id": 1}))
+    assert len(processor.read("item")) == 1
+    step(shown.drain())
+    clear(shown)
+    assert overlay_keys(shown) == []
+
+
 def test_something_else_under_a_name_of_the_overlay_is_told_and_accepted_writes_go_on(
     shown: Site,
 ) -> None:
@@ -535,6 +575,32 @@ def test_a_row_is_found_by_a_key_whose_values_have_many_forms(site_of: Callable[
         {"day": datetime.date(2026, 11, 21), "n": 3}
     ]
     assert processor.read("daily", {"day": "infinity"}) == []
+    reader.close()
+
+
+def test_a_row_is_found_by_numbers_with_a_fraction(site_of: Callable[..., Site]) -> None:
+    site = reading(site_of(overlay={"tables": {"gauge": "id"}}))
+    site.execute("create table gauge (id int primary key, n numeric(4,2), f float8, a float8[])")
+    site.submit(t().insert("gauge", {"id": 1, "n": 7.5, "f": 0.1, "a": [0.1]}))
+    for _ in range(2):
+        for where in ({"n": 7.5}, {"f": 0.1}, {"id": 1.0, "f": 0.1}):
+            assert [row["id"] for row in processor.read("gauge", where)] == [1]
+        assert processor.read("gauge", {"f": 0.5}) == []
+        step(site.drain())
+    assert [row["id"] for row in processor.read("gauge", {"a": [0.1]})] == [1]
+    reader.close()
+
+
+@pytest.mark.parametrize(
+    ("type_", "forms"), [("name", ["x" * 70, "x" * 63]), ("oid", ["-1", "4294967295"])]
+)
+def test_a_row_is_found_whose_key_its_type_changes(
+    site_of: Callable[..., Site], type_: str, forms: list[str]
+) -> None:
+    site = reading(site_of(overlay={"tables": {"thing": "id"}}))
+    site.execute(f"create table thing (id {type_} primary key, n int)")
+    site.submit(t().insert("thing", {"id": forms[0], "n": 1}))
+    assert [row["n"] for row in processor.read("thing", {"id": forms[1]})] == [1]
     reader.close()
 
 

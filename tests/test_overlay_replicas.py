@@ -314,6 +314,19 @@ def test_a_replica_that_was_lost_is_read_again_when_it_has_what_went_meanwhile(
     clearing.close()
 
 
+def test_a_damaged_word_of_what_a_lost_replica_missed_ends_as_a_whole_one(scene: Scene) -> None:
+    missed = "processor:overlay:missed"
+    for name in (b"late", b"gone", b"\xff"):
+        scene.site.redis.hset(missed, name, b"\xff")
+    with pytest.raises(processor.ReplicaLost, match="not back yet"):
+        processor.read("item", replica="late")
+    assert processor.read("item").source == "far"
+    clearing = Clearing(scene.site.settings)
+    wait_until(lambda: clearing.clear() and not scene.site.redis.exists(missed))
+    clearing.close()
+    assert processor.read("item").source == "late"
+
+
 def test_what_a_replica_lacks_is_kept_for_as_long_as_it_cannot_be_asked(scene: Scene) -> None:
     site = scene.site
     scene.standbys["far"].kill()
