@@ -3,9 +3,9 @@
 Which server is asked is chosen here, what it is asked in `reading`. It does not matter how far a
 server is, nor whether the primary is up.
 
-What is not shown: defaults that are no constants, triggers, foreign keys that cascade, and writes
-by the name of another relation (a view, a partition). A write that some other constraint will
-refuse is seen until it is dead.
+What is not shown: defaults that are no constants, generated columns, triggers, rules, foreign keys
+that cascade, and writes by the name of another relation (a view, a partition). A write that some
+other constraint will refuse is seen until it is dead.
 """
 
 from __future__ import annotations

@@ -158,6 +158,11 @@ class Reading:
                 database.close()
                 raise DatabaseUnavailable("this primary was left behind by a failover")
             return
+        if gathered.primary and self._session.database.system != gathered.primary[0]:
+            raise ReplicaLost(
+                f"replica {server} belongs to another cluster than the primary",
+                hint=f"see replicas.servers.{server}",
+            )
         state = gathered.replicas[server].state if server in gathered.replicas else ""
         if state == "lost" or (state == "away" and self._choosing):
             raise ReplicaLost(f"replica {server} is {state}")
@@ -177,7 +182,7 @@ class Reading:
         )  # fmt: skip
 
     def _plain(self, relation: Relation) -> RowList:
-        where, server, run = self._asked.where, self._session.server, self._session.database.run
+        where, server, run = self._asked.where, self._session.server, self._run
         if where.keys() >= set(relation.keys) and None not in where.values():
             prepared = self._session.prepared(relation, where)
             rows = prepared.rows(run(prepared.plain(where)))
@@ -213,18 +218,27 @@ class Reading:
         able: Sequence[Pending], ids: Sequence[str],
     ) -> Snapshot:  # fmt: skip
         """The rows that are needed, and what the ledger knows, at one moment."""
-        where, database = self._asked.where, self._session.database
+        where, run = self._asked.where, self._run
         single = not gathered.tables and gathered.rows.keys() == {relation.name}
         if single and len(gathered.rows[relation.name]) == 1 and _told(relation, where, typed):
             key = {column: where[column] for column in relation.keys}
             prepared = self._session.prepared(relation, key)
-            return prepared.read(database.run(prepared.merged(key, ids)))
+            return prepared.read(run(prepared.merged(key, ids)))
         wanted = [(relation, self._conditions(relation, gathered, able))]
         for name in sorted((gathered.tables | gathered.rows.keys()) - {relation.name}):
             other = self._session.relation(name)
             wanted.append((other, self._conditions(other, gathered, able)))
-        answer = database.run(snapshot.whole(wanted, where, ids))
+        answer = run(snapshot.whole(wanted, where, ids))
         return snapshot.read([each for each, _ in wanted], answer)
+
+    def _run(self, sql: str) -> list[tuple[Any, ...]]:
+        try:
+            return self._session.database.run(sql)
+        except (ValueError, OverflowError):
+            raise InvalidRead(
+                f"a row of {self._asked.table} holds a date that Python does not have",
+                hint="Python has the years 1 to 9999; read that row as text, by a session of yours",
+            ) from None
 
     def _conditions(
         self, relation: Relation, gathered: Gathered, able: Sequence[Pending]

@@ -604,6 +604,17 @@ def test_a_row_is_found_whose_key_its_type_changes(
     reader.close()
 
 
+@pytest.mark.parametrize("day", ["0044-03-15 BC", "12000-01-01"])
+def test_a_date_that_python_does_not_have_is_told(shown: Site, day: str) -> None:
+    shown.execute("insert into item (id, at) values (1, %s), (2, null)", (day,))
+    for _ in range(2):
+        for where in ({"id": 1}, {"name": "new"}, None):
+            with pytest.raises(processor.InvalidRead, match="item holds a date that Python"):
+                processor.read("item", where)
+        assert [row["id"] for row in processor.read("item", {"id": 2})] == [2]
+        shown.submit(t().update("item", add={"n": 1}, where={"id": 1}))
+
+
 def test_large_rows_are_merged_and_not_remembered(shown: Site) -> None:
     shown.submit(*(t().insert("item", {"id": n, "name": "x" * 100_000}) for n in range(20)))
     assert {len(row["name"]) for row in processor.read("item")} == {100_000}

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import processor
-from processor import config, notes, reader
+from processor import config, notes, reader, schema
 from processor.clearing import Clearing
 from processor.position import Position, number
 from processor.reading import Reading
@@ -286,6 +286,22 @@ def test_a_lost_replica_is_refused_and_passed_over(scene: Scene) -> None:
     assert processor.read("item", replica="far").source == "far"
     replica_states(scene, far="lagging")
     assert processor.read("item").source == "far"
+
+
+def test_a_replica_of_another_cluster_is_refused_and_passed_over(
+    scene: Scene, own_postgres: Factory
+) -> None:
+    site, strange = scene.site, own_postgres(copy_of=None).dsn
+    execute(strange, schema.DDL + TABLE)
+    execute(strange, "insert into item values (1, 99)")
+    servers = {"far": strange, "late": scene.standbys["late"].dsn}
+    config.configure(site.changed(replicas={"servers": servers}))
+    site.start()
+    site.submit(Transaction().insert("item", {"id": 1}))
+    wait_until(lambda: site.redis.exists("processor:primary"))
+    assert [row["n"] for row in processor.read("item")] == [0]
+    with pytest.raises(processor.ReplicaLost, match="replica far belongs to another cluster"):
+        processor.read("item", replica="far")
 
 
 def test_a_replica_that_was_lost_is_read_again_when_it_has_what_went_meanwhile(
