@@ -18,7 +18,8 @@ from processor.values import identifier
 class Column:
     """A column's type: name for casts, oid and modifier of its base type, oid of its elements.
 
-    `domain` if a domain stands before the base type, `deterministic` if equal means same bytes.
+    `domain` is the name of a domain that stands before the base type, `deterministic` tells whether
+    equal means same bytes.
     """
 
     name: str
@@ -26,7 +27,7 @@ class Column:
     base: int
     modifier: int
     element: int
-    domain: bool = False
+    domain: str = ""
     deterministic: bool = True
 
 
@@ -127,25 +128,26 @@ def _table(name: str, columns: dict[str, Column], facts: Row) -> Table:
     )  # fmt: skip
 
 
-# A domain is followed to its base type for the check of values; casts name the domain itself.
+# A domain is followed to its base type, which casts name: one to the domain would cut off without a
+# word what is too long for it. What is assigned to the column is checked.
 # format_type with -1 gives names that bring no length of their own (bpchar, not character(1)).
 _COLUMNS = """
 WITH RECURSIVE asked (name, quoted) AS (VALUES {}),
 relations AS (
     SELECT name, to_regclass(quoted) AS oid FROM asked
 ), base AS (
-    SELECT r.name, a.attname, a.attnum, format_type(a.atttypid, -1) AS type, a.atttypid AS oid,
+    SELECT r.name, a.attname, a.attnum, format_type(a.atttypid, -1) AS domain, a.atttypid AS oid,
            a.atttypmod AS modifier, a.attcollation AS collation, 0 AS depth
       FROM relations r JOIN pg_attribute a ON a.attrelid = r.oid
      WHERE a.attnum > 0 AND NOT a.attisdropped
     UNION ALL
-    SELECT b.name, b.attname, b.attnum, b.type, t.typbasetype, t.typtypmod, b.collation,
+    SELECT b.name, b.attname, b.attnum, b.domain, t.typbasetype, t.typtypmod, b.collation,
            b.depth + 1
       FROM base b JOIN pg_type t ON t.oid = b.oid WHERE t.typtype = 'd'
 )
-SELECT b.name, b.attname, b.type, b.oid::bigint, b.modifier,
+SELECT b.name, b.attname, format_type(b.oid, -1), b.oid::bigint, b.modifier,
        CASE WHEN t.typcategory = 'A' THEN t.typelem::bigint ELSE 0 END,
-       b.depth > 0, coalesce(l.collisdeterministic, true)
+       CASE WHEN b.depth > 0 THEN b.domain ELSE '' END, coalesce(l.collisdeterministic, true)
   FROM base b JOIN pg_type t ON t.oid = b.oid LEFT JOIN pg_collation l ON l.oid = b.collation
  WHERE t.typtype <> 'd'
  ORDER BY b.name, b.attnum

@@ -143,19 +143,23 @@ def _constants(database: Database, found: Table, rules: Sequence[_Rule]) -> dict
     texts = {name: text for name, _, _, text, *_ in rules if text and _CONSTANT(text)}
     if not texts:
         return {}
-    casts = [f"({text})::{found.columns[name].type}" for name, text in texts.items()]
+    columns = {name: found.columns[name] for name in texts}
+    casts = [f"({text})::{columns[n].domain or columns[n].type}" for n, text in texts.items()]
     values = database.run(f"SELECT {', '.join(casts)}")[0]
     return {
-        name: read_as(found.columns[name], value)
-        if found.columns[name].base in (VARCHAR, BPCHAR) else value
-        for name, value in zip(texts, values, strict=True)
+        name: read_as(column, value)
+        if column.base in (VARCHAR, BPCHAR) and not column.domain else value
+        for (name, column), value in zip(columns.items(), values, strict=True)
     }  # fmt: skip
 
 
 _RULES = """
 SELECT a.attrelid::bigint, a.attname, a.attnotnull,
-       d.adbin IS NOT NULL OR a.attidentity <> '' OR a.attgenerated <> '',
-       CASE WHEN a.attgenerated = '' THEN pg_get_expr(d.adbin, d.adrelid) END, t.typtype = 'e',
+       coalesce(d.adbin, t.typdefaultbin) IS NOT NULL OR a.attidentity <> ''
+       OR a.attgenerated <> '',
+       CASE WHEN a.attgenerated = '' THEN
+           coalesce(pg_get_expr(d.adbin, d.adrelid), pg_get_expr(t.typdefaultbin, 0)) END,
+       t.typtype = 'e',
        CASE WHEN row_number() OVER (PARTITION BY a.attrelid ORDER BY a.attnum) = 1 THEN
            (SELECT jsonb_agg((SELECT jsonb_agg(k.attname) FROM pg_attribute k
                                WHERE k.attrelid = i.indrelid

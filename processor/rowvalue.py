@@ -103,7 +103,7 @@ def compared_with(column: Column, value: Any) -> Any:
 
 @lru_cache(maxsize=1000)
 def _unsized(column: Column) -> Column:
-    return replace(column, modifier=-1)
+    return replace(column, modifier=-1, domain="")
 
 
 def _read(column: Column, value: Any, text: str) -> Any:
@@ -116,7 +116,9 @@ def _read(column: Column, value: Any, text: str) -> Any:
         raise Undecided
     if _cut_to_size(column):
         raise Undecided
-    return Cast(column.type, text)
+    if column.domain and column.base in (VARCHAR, BPCHAR) and column.modifier >= 4:
+        _cut(text, column.modifier - 4)  # A cast to the domain would do it without a word.
+    return Cast(column.domain or column.type, text)
 
 
 def _cut_to_size(column: Column) -> bool:
@@ -267,7 +269,7 @@ def total(column: Column, old: Any, added: Any) -> Any:
     if old is None or added is None:
         return None
     if isinstance(added, Cast):
-        return Sum(column.type, _written(old), added)
+        return Sum(column.domain or column.type, _written(old), added)
     if column.base in WHOLE:
         return _in_range(column, old + added)
     if column.base == NUMERIC:

@@ -604,6 +604,28 @@ def test_a_row_is_found_whose_key_its_type_changes(
     reader.close()
 
 
+def test_a_domain_changes_no_value_without_a_word(site_of: Callable[..., Site]) -> None:
+    site = reading(site_of(overlay={"tables": {"tag": "id"}}))
+    site.execute("create domain short as varchar(3) default 'new'")
+    site.execute(
+        "create table tag (id int primary key, word short not null, n int, other short default 'x')"
+    )
+    site.execute("insert into tag values (1, 'abc', 1)")
+    site.submit(
+        t().update("tag", {"n": 9}, where={"word": "abcd"}),
+        t(attempts=1).insert("tag", {"id": 2, "word": "abcd"}),
+        t().insert("tag", {"id": 3, "word": "ab   "}),
+        t().insert("tag", {"id": 4}),
+    )
+    expected = {1: ("abc", 1, "x"), 3: ("ab ", None, "x"), 4: ("new", None, "x")}
+    for _ in range(2):
+        rows = processor.read("tag")
+        assert rows.complete
+        assert {r["id"]: (r["word"], r["n"], r["other"]) for r in rows} == expected
+        step(site.drain())
+    reader.close()
+
+
 @pytest.mark.parametrize("day", ["0044-03-15 BC", "12000-01-01"])
 def test_a_date_that_python_does_not_have_is_told(shown: Site, day: str) -> None:
     shown.execute("insert into item (id, at) values (1, %s), (2, null)", (day,))

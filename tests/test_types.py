@@ -38,7 +38,8 @@ COLUMNS = {
     "tz": "timetz", "ts": "timestamp", "tsz": "timestamptz", "iv": "interval", "by": "bytea",
     "j": "json", "jb": "jsonb", "ai": "int[]", "at": "text[]", "an": "numeric[]", "af": "float8[]",
     "ab": "bytea[]", "au": "uuid[]", "ats": "timestamptz[]", "aj": "jsonb[]", "mood": "mood",
-    "small": "small", "net": "inet", "r": "int4range", "x": "bit(3)",
+    "small": "small", "net": "inet", "r": "int4range", "x": "bit(3)", "short": "short",
+    "shorts": "shorts",
 }  # fmt: skip
 
 
@@ -109,7 +110,8 @@ def tables(postgres_server: PostgresServer) -> Iterator[Database]:
     database = workload.prepare(Database(postgres_server, "types"))
     database.execute(
         "CREATE TABLE good (id int); CREATE TYPE mood AS ENUM ('calm', 'wild');"
-        " CREATE DOMAIN small AS int CHECK (VALUE < 100)"
+        " CREATE DOMAIN small AS int CHECK (VALUE < 100);"
+        " CREATE DOMAIN short AS varchar(3); CREATE DOMAIN shorts AS varchar(3)[]"
     )
     yield database
     execute(postgres_server.dsn, "drop database types with (force)")
@@ -266,6 +268,7 @@ POISON = [
     ("d", "2026-02-30", "22008"), ("d", MOMENT, "22007"), ("tm0", "12:00:00.5", "22008"),
     ("ai", [1, 2.5], "22P02"), ("ai", [[1], [2, 3]], "22P02"), ("by", "\\xg", "22023"),
     ("mood", "sad", "22P02"), ("small", 100, "23514"), ("x", "1111", "22026"),
+    ("short", "abcd", "22001"), ("shorts", ["abcd"], "22001"),
 ]  # fmt: skip
 
 
@@ -282,6 +285,20 @@ def test_a_value_that_its_column_does_not_hold_exactly_is_poison_in_every_way(
                     for n in range(several)]  # fmt: skip
             assert way.run(made) == [state] * several
             assert len(way.rows()) == 1
+
+
+def test_what_is_too_long_for_a_domain_meets_no_row(quick: Way, plain: Way) -> None:
+    for way in (quick, plain):
+        for several in (1, 6):
+            way.fill([{"short": "abc", "small": 9}])
+            before = way.rows()
+            made = [Transaction().delete(way.table, {"short": "abcd"}) for _ in range(several)]
+            assert way.run(made) == [""] * several
+            assert way.rows() == before
+            made = [Transaction().update(way.table, add={"small": 101 * s}, where={"short": "abc"})
+                    for s in (-1, 1)]  # fmt: skip
+            assert way.run(made) == ["", ""]
+            assert way.rows() == before
 
 
 @pytest.mark.parametrize("column", ["i2", "i4", "i8"])
