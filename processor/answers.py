@@ -78,7 +78,7 @@ class Answers:
                 if _ends(reached, seen.confirmation, enough):
                     return reached
                 if enough and reached.decided:
-                    self._watcher.committed(waiter, reached)
+                    self._watcher.committed(waiter, reached, seen.confirmation.servers)
                     if self._unheard(reached, seen):
                         look = min(look, _LOOK_UNHEARD)
                 # Not all at once: those who came together would look together for ever.

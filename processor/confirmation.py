@@ -7,7 +7,7 @@ it: those of `replicas.servers` or, where none are named, all that are still tol
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from processor import replication
@@ -26,12 +26,15 @@ class Confirmation:
     """What is told of the replicas.
 
     `primary` is the server and timeline that are written to; `replicas` are those that count, the
-    nearest first, None for one that was never told of; `positions` are how far each has the lane.
+    nearest first, None for one that was never told of; `positions` are how far each has the lane,
+    told of the server that has the name now, which
+    `servers` tells.
     """
 
     primary: tuple[str, int] | None
     replicas: Mapping[str, Replica | None]
     positions: Mapping[str, Position]
+    servers: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def awaited(self) -> list[str]:
@@ -75,6 +78,7 @@ def ask(namespace: str, lanes: Sequence[Lane]) -> list[Command]:
     """Ask for what is told of the replicas; `told` reads the replies."""
     return [
         ("GET", f"{namespace}:primary"), ("HGETALL", f"{namespace}:replicas"),
+        ("HGETALL", f"{namespace}:servers"),
         *(("HGETALL", lane.replayed) for lane in lanes),
     ]  # fmt: skip
 
@@ -84,8 +88,10 @@ def told(settings: Replicas, replies: Sequence[Any]) -> Iterator[Confirmation]:
     primary = replication.written_to(replies[0])
     known = replication.replicas(replies[1])
     counting = {name: known.get(name) for name in settings.servers or _recent(settings, known)}
-    for reply in replies[2:]:
-        yield Confirmation(primary, counting, replication.positions(reply))
+    servers = replication.meant(replies[2])
+    named = {name: found.server for name, found in servers.items()}
+    for reply in replies[3:]:
+        yield Confirmation(primary, counting, replication.positions(reply, servers), named)
 
 
 def _recent(settings: Replicas, known: Mapping[str, Replica]) -> list[str]:

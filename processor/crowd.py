@@ -9,7 +9,7 @@ from __future__ import annotations
 import bisect
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from processor import parked
 from processor.confirmation import Confirmation
@@ -112,12 +112,17 @@ class Crowd:
         return found
 
     def commit(
-        self, waiter: Waiter, told: Whereabouts, *, newest: bool = False
-    ) -> Whereabouts | None:
+        self, waiter: Waiter, told: Whereabouts, *, newest: bool = False,
+        servers: Mapping[str, str] | None = None,
+    ) -> Whereabouts | None:  # fmt: skip
         """What is known of a waiter's transaction; what to tell it, None while there is not enough.
 
         A commit that was looked up may be older than one that was heard, on another timeline.
+        `servers` are those that were told of then.
         """
+        if servers is not None and self._confirmation and self._confirmation.servers != servers:
+            # A name was given to another server, and the ring for it is not heard yet.
+            self._confirmation = None
         if waiter.enough is None or told.state not in ("committed", "replicated"):
             return told
         if newest or told.position is None or not _same_log(waiter.reached, told.position):

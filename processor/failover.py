@@ -67,7 +67,7 @@ class Failover:
         newest, tokens = marks.newest(), marks.lanes()
         if newest is None or not tokens:
             return False
-        _, shown = database.run(replication.ask(tokens))[0]
+        _, _, shown = database.run(replication.ask(tokens))[0]
         return marks.shown(replication.rows(shown)) != newest
 
     def look(self, database: Database, redis: RedisConnection) -> None:

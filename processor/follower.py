@@ -11,123 +11,28 @@ import contextlib
 import logging
 import threading
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Callable
 
 from processor import defect, replication
 from processor.buffer import Lane
-from processor.database import Database
 from processor.errors import DatabaseError, DatabaseUnavailable, ProcessorError, RedisRefused
 from processor.marks import Marks
-from processor.position import Position, number
-from processor.progress import Progress
+from processor.names import SILENT, Names
+from processor.position import Position
 from processor.redis_connection import Command, RedisConnection
 from processor.report import Replica
 from processor.settings import Settings
+from processor.source import Source
 from processor.standing import Standing
 
 log = logging.getLogger("processor")
 
 #: Told again after this long without news, so that others see that somebody still watches.
 _REST = 1.0
-#: Another processor that told nothing for so long is gone.
-_SILENT = 10.0
 #: Where nobody streams from the primary, or the role may not see who, it is asked this seldom.
 _NOBODY = 10.0
 #: The first questions after a rest come quicker than `replicas.interval`, seconds.
 _QUICK = 0.005
-
-
-class Source(ABC):
-    """Whom a follower asks. `names` are the replicas that it speaks of."""
-
-    #: Whether it is the primary that is asked.
-    primary = False
-
-    def __init__(self, dsn: str, settings: Settings, marks: Marks, instance: str) -> None:
-        self._marks = marks
-        self._deadline = settings.database.connect_timeout
-        self.database = Database(
-            replace(settings.database, dsn=dsn), Progress(),
-            application=f"processor-replicas {instance}", writes=False, primary=self.primary,
-        )  # fmt: skip
-
-    @abstractmethod
-    def names(self) -> list[str]: ...
-
-    @abstractmethod
-    def heard(self, tokens: Iterable[str]) -> dict[str, tuple[Position | None, str | None]]:
-        """For each replica that answered: up to where it has our commits, and what it replayed.
-
-        `tokens` are those of our lanes. Raises DatabaseError and DatabaseUnavailable.
-        """
-
-    def rest(self, seconds: float) -> bool:
-        """Wait where the server can tell when it is time to ask; False if it cannot."""
-        return False
-
-    def run(self, sql: str) -> list[tuple[object, ...]]:
-        """Ask, over a new session if need be."""
-        if not self.database.alive:
-            self.database.connect()
-        return self.database.run(sql, deadline=self._deadline)
-
-
-class Server(Source):
-    """One replica that is asked itself: which rows of our lanes it shows."""
-
-    def __init__(
-        self, name: str, dsn: str, settings: Settings, marks: Marks, instance: str
-    ) -> None:
-        super().__init__(dsn, settings, marks, instance)
-        self._name = name
-        self._waits = True
-
-    def names(self) -> list[str]:
-        return [self._name]
-
-    def heard(self, tokens: Iterable[str]) -> dict[str, tuple[Position | None, str | None]]:
-        lsn, shown = self.run(replication.ask(tokens))[0]
-        position = self._marks.shown(replication.rows(shown))  # type: ignore[arg-type]
-        return {self._name: (position, lsn)}  # type: ignore[dict-item]
-
-    def rest(self, seconds: float) -> bool:
-        newest = self._marks.newest()
-        if newest is None or not self._waits or self.database.server_version < replication.WAITS:
-            return False
-        try:
-            return self.run(replication.wait(newest, seconds))[0][0] in ("success", "timeout")
-        except DatabaseError:
-            # Not understood, or not allowed: it is asked at the interval as older ones are.
-            self._waits = False
-            return False
-
-
-class Streaming(Source):
-    """The primary, asked for those that stream from it; a role without pg_monitor sees none."""
-
-    primary = True
-
-    def __init__(self, settings: Settings, marks: Marks, instance: str) -> None:
-        super().__init__(settings.database.dsn, settings, marks, instance)
-        self._seen = set(settings.replicas.promotable)
-
-    def names(self) -> list[str]:
-        return sorted(self._seen)
-
-    def heard(self, tokens: Iterable[str]) -> dict[str, tuple[Position | None, str | None]]:
-        newest = self.database.newest
-        if self.database.alive and newest not in (None, _server(self.database)):
-            # After a failover the old primary may live on, with whoever still streams from it.
-            self.database.close()
-        found = {
-            str(name): (Position(self.database.system, int(str(timeline), 16), number(lsn)), lsn)
-            for name, lsn, timeline in self.run(replication.ASK_PRIMARY)
-            if name and isinstance(lsn, str)
-        }
-        self._seen |= found.keys()
-        return dict(found)
 
 
 class Follower:
@@ -143,8 +48,9 @@ class Follower:
         self._standing = standing
         self._further = further
         self._redis = RedisConnection(settings.redis.url, settings.redis.timeout)
-        self._untold: dict[str, tuple[Position, list[str]]] = {}
+        self._untold: dict[str, tuple[str, Position, list[str]]] = {}
         self._lanes: dict[str, list[str]] = {}
+        self._names = Names(settings, self._redis, marks)
         self._told: dict[str, Replica] = {}
         self._stopped = threading.Event()
         self._wake = threading.Event()
@@ -202,11 +108,16 @@ class Follower:
         # are: of another owner's commits it knows nothing.
         owned = self._marks.lanes()
         lanes = sorted({lane for token, lane in tokens.items() if token in owned})
-        for name, (position, lsn) in found.items():
+        for name, (position, lsn, server) in found.items():
+            if self._standing.begins_anew(name, lsn, server):
+                self._names.withdraw(name)
+                self._untold.pop(name, None)
+                self._lanes.pop(name, None)
             news = self._standing.hear(name, position, lsn) or self._lanes.get(name) != lanes
             if news and position is not None and lanes:
-                self._untold[name] = position, lanes
+                self._untold[name] = server, position, lanes
                 self._lanes[name] = lanes
+        self._names.heard = {name: (each.server, each.lsn) for name, each in found.items()}
         for name in self._source.names():
             if name not in found:
                 self._standing.miss(name)
@@ -217,11 +128,14 @@ class Follower:
     def _tell(self) -> None:
         namespace = self._settings.namespace
         commands: list[Command] = []
-        for name, (position, names) in self._untold.items():
+        for name, (server, position, names) in self._untold.items():
             lanes = [Lane(namespace, each) for each in names]
-            commands += replication.confirm(namespace, name, position, lanes, time.time())
+            commands += replication.confirm(namespace, name, server, position, lanes, time.time())
         # Refused by a full Redis or unheard: what was not told now is told with the next words.
         with contextlib.suppress(ProcessorError):
+            # Words of a server count only while its name is told to stand for it.
+            for name in self._names.tell():
+                self._lanes.pop(name, None)
             if any(map(self._is_passed_over, self._untold)):
                 # Who hears that his write is there may read there: no more told away by then.
                 self._tell_states(namespace)
@@ -235,8 +149,8 @@ class Follower:
         known = replication.known(self._redis, namespace)
         states = {name: self._standing.replica(name) for name in self._source.names()}
         words = {
-            name: state for name, state in states.items()
-            if state.state == "lost" or not self._is_lost_to_others(name, known.get(name))
+            name: state for name, state in states.items() if name not in self._names.taken
+            and (state.state == "lost" or not self._is_lost_to_others(name, known.get(name)))
         }  # fmt: skip
         if words:
             self._redis.calls([replication.tell(namespace, *each) for each in words.items()])
@@ -254,7 +168,7 @@ class Follower:
         """
         if known is None or known.state != "lost" or known == self._told.get(name):
             return False
-        return self._marks.newest() is None or time.time() - known.told <= _SILENT
+        return self._marks.newest() is None or time.time() - known.told <= SILENT
 
     def _rest(self, answered: bool) -> None:
         if not answered:
@@ -278,7 +192,3 @@ class Follower:
         except DatabaseUnavailable:
             self._source.database.close()
         self._stopped.wait(seconds)
-
-
-def _server(database: Database) -> tuple[str, int]:
-    return database.system, database.timeline

@@ -11,11 +11,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 
-from processor.follower import Follower, Server, Source, Streaming
+from processor.follower import Follower
 from processor.marks import Marks
 from processor.position import Position
 from processor.report import Replica
 from processor.settings import Settings
+from processor.source import Server, Source, Streaming
 from processor.standing import Standing
 
 #: Ids of commits that not all replicas have confirmed yet are remembered up to this many.

@@ -47,6 +47,11 @@ def number(lsn: str) -> int:
     return (int(high, 16) << 32) | int(low, 16)
 
 
+def is_less(lsn: str | None, other: str | None) -> bool:
+    """Whether one LSN is known to be before another. Raises ValueError."""
+    return bool(lsn and other) and number(lsn or "") < number(other or "")
+
+
 def written(lsn: int) -> str:
     """An LSN as PostgreSQL prints it."""
     return f"{lsn >> 32:X}/{lsn & 0xFFFFFFFF:X}"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from processor import metrics
 from processor.marks import Marks
-from processor.position import Position
+from processor.position import Position, is_less
 from processor.report import Replica
 from processor.settings import Replicas
 
@@ -29,6 +29,7 @@ class _Heard:
     progressed: float
     position: Position | None = None
     lsn: str | None = None
+    server: str = ""
     at: float | None = None
     away: bool = False
     lost: bool = False
@@ -55,6 +56,20 @@ class Standing:
         """It was lost when a processor last told of it, and is until it is heard."""
         with self._lock:
             self._of(name, time.monotonic()).lost = True
+
+    def begins_anew(self, name: str, lsn: str | None, server: str) -> bool:
+        """Whether a name stands for another server than before, or its server went back.
+
+        Then it has nothing of what was heard before.
+        """
+        now = time.monotonic()
+        with self._lock:
+            found = self._of(name, now)
+            back = is_less(lsn, found.lsn)
+            other, found.server = found.server not in ("", server), server
+            if back or other:
+                found.position, found.lsn, found.progressed = None, lsn, now
+        return back or other
 
     def hear(self, name: str, position: Position | None, lsn: str | None) -> bool:
         """A replica answered: it has commits up to `position`. Whether that is news."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -59,10 +59,15 @@ class Watcher:
                 self._crowds[waiter.sought.lane].remove(waiter)
                 self._left = time.monotonic()
 
-    def committed(self, waiter: Waiter, reached: Whereabouts) -> None:
-        """A waiter found out itself how far its transaction is: from here on it hears the rest."""
+    def committed(
+        self, waiter: Waiter, reached: Whereabouts, servers: Mapping[str, str]
+    ) -> None:
+        """A waiter found out itself how far its transaction is: from here on it hears the rest.
+
+        `servers` are those that it was told to be replicas.
+        """
         with self._lock:
-            told = self._crowds[waiter.sought.lane].commit(waiter, reached)
+            told = self._crowds[waiter.sought.lane].commit(waiter, reached, servers=servers)
         if told is not None:
             waiter.tell(told)
 

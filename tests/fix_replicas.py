@@ -7,8 +7,10 @@ stops, promotes or kills one of them makes its own.
 from __future__ import annotations
 
 import contextlib
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import psycopg2
@@ -132,6 +134,15 @@ def followed(
         return site
 
     return make
+
+
+def copied(standby: Standby) -> Path:
+    """A copy of a replica's disk, taken while it is stopped for a moment."""
+    copy = standby.data.with_name("older")
+    standby.stop()
+    subprocess.run(["cp", "-a", standby.data, copy], check=True)
+    standby.start()
+    return copy
 
 
 def committed(site: Site, n: int = 1) -> Receipt:

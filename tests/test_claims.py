@@ -49,6 +49,8 @@ class Auditor(threading.Thread):
             for entry_id, fields in reply[0][1] if reply else ():
                 last = entry_id
                 found = {k.decode(): v.decode() for k, v in fields.items()}
+                if "position" not in found:
+                    continue  # Something was taken back.
                 with shown[found["replica"]].cursor() as cursor:
                     cursor.execute("select id::text from processor.ledger")
                     ids = {i for (i,) in cursor.fetchall()}

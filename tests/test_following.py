@@ -163,6 +163,21 @@ def test_a_replica_that_does_not_answer_holds_only_what_it_has_not_shown() -> No
     assert standing.replica("near").state == "away"
 
 
+def test_a_server_that_went_back_or_another_one_has_nothing_of_what_was_heard() -> None:
+    marks = Marks()
+    marks.begin({"t": "default:0"})
+    marks.add(1, at(1))
+    for lsn, server in (("0/1", "a"), ("0/2", "b")):
+        standing = Standing(Replicas(), marks, ["near"])
+        assert not standing.begins_anew("near", "0/2", "a")
+        standing.hear("near", at(1), "0/2")
+        assert standing.has(at(1), ["near"])
+        assert not standing.begins_anew("near", "0/2", "a")
+        assert standing.begins_anew("near", lsn, server)
+        assert not standing.has(at(1), ["near"])
+        assert not standing.begins_anew("near", lsn, server)
+
+
 # Real servers.
 
 

@@ -30,7 +30,7 @@ FLOORS = (
     ("connections", "config redis_connection database logbook detach"),
     ("stores", "buffer schema catalog ledger doorbell overlay"),
     ("stores upon stores", "due parked deadletter shape fold partitions replication rowvalue"),
-    ("what is heard of replicas", "standing"),
+    ("what is heard of replicas", "standing source names"),
     ("what is pending, and for which tables", "gathering clearing relation"),
     ("rows with what is pending", "merging"),
     ("what is asked for a read", "casting snapshot"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ from processor.reading import Reading
 from processor.snapshot import Snapshot
 from processor.transaction import Transaction
 from tests.fix_proxy import Proxy
+from tests.fix_replicas import copied
 from tests.fix_servers import Factory, execute
 from tests.fix_site import Site, step
 from tests.fix_wait import wait_until
@@ -328,6 +330,32 @@ def test_a_replica_that_was_lost_is_read_again_when_it_has_what_went_meanwhile(
     clearing.clear()
     assert site.redis.exists("processor:overlay:missed") == 0
     clearing.close()
+
+
+def test_a_replica_built_anew_from_an_older_copy_is_read_when_it_has_what_went_before(
+    scene: Scene,
+) -> None:
+    site, far = scene.site, scene.standbys["far"]
+    site.start()
+    older = copied(far)
+    processor.submit(Transaction().insert("item", {"id": 1}))
+    wait_until(lambda: scene.items("far"))
+    wait_until(lambda: not site.redis.exists("processor:overlay", "processor:overlay:missed"))
+
+    far.stop()
+    scene.proxy.off()
+    shutil.rmtree(far.data)
+    older.rename(far.data)
+    far.start()
+
+    wait_until(lambda: site.redis.hexists("processor:overlay:missed", "far"))
+    assert scene.items("far") == []
+    with pytest.raises(processor.ReplicaLost, match="not back yet"):
+        processor.read("item", {"id": 1}, replica="far")
+    assert len(processor.read("item", {"id": 1})) == 1
+    scene.proxy.on()
+    wait_until(lambda: not site.redis.exists("processor:overlay:missed"), timeout=20)
+    assert len(processor.read("item", {"id": 1}, replica="far")) == 1
 
 
 def test_a_damaged_word_of_what_a_lost_replica_missed_ends_as_a_whole_one(scene: Scene) -> None:

@@ -516,7 +516,7 @@ def test_a_replica_that_is_told_of_no_more_does_not_count_unless_it_is_named() -
     now = time.time()
     told = {"here": Replica("following", told=now), "gone": Replica("following", told=now - 301)}
     pairs = [part for name, one in told.items() for part in (name.encode(), encode(one))]
-    replies = [b"7/1", pairs, []]
+    replies = [b"7/1", pairs, [], []]
     (found,) = confirmation.told(Replicas(), replies)
     assert list(found.replicas) == ["here"]
     (found,) = confirmation.told(Replicas(servers={"gone": "", "new": ""}), replies)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import re
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -12,12 +13,12 @@ from typing import Any
 import pytest
 
 import processor
-from processor import confirmation, replication, worker
+from processor import confirmation, names, replication, worker
 from processor.config import configure
 from processor.receipt import Receipt
 from tests.fix_proxy import Proxy
-from tests.fix_replicas import Replicas, committed
-from tests.fix_servers import Factory
+from tests.fix_replicas import Replicas, committed, copied
+from tests.fix_servers import Factory, execute
 from tests.fix_site import Site, write
 from tests.fix_wait import wait_until
 
@@ -244,3 +245,86 @@ def test_a_wait_that_is_no_number_of_seconds_is_refused(wait: Any) -> None:
     receipt = Receipt(processor.new_id(), "default:0", "1-1", processor.new_id())
     with pytest.raises(processor.InvalidTransaction, match=r"wait: .* is no number of seconds"):
         processor.route(receipt, wait=wait)
+
+
+# A name for another server.
+
+
+def exchanged(replicas: Replicas) -> dict[str, str]:
+    near, far = replicas.servers.values()
+    return {"near": far, "far": near}
+
+
+def server_of(site: Site, name: str) -> bytes:
+    """Which server a name stands for, as is told."""
+    told = site.redis.hget(f"{site.settings.namespace}:servers", name) or b""
+    return bytes(told.partition(b" ")[0])
+
+
+def test_a_name_that_is_given_to_another_server_counts_by_what_that_one_shows(
+    site: Site, replicas: Replicas
+) -> None:
+    replicas.pause("far")
+    receipt = committed(site, 1)
+    wait_until(lambda: receipt.status().replicas == {"near": True, "far": False})
+    settings = site.changed(replicas={"servers": exchanged(replicas)})
+    configure(settings)
+    worker.reload(settings)
+    wait_until(lambda: receipt.status().replicas == {"near": False, "far": True})
+    assert receipt.wait("replicated", 0.5).state == "committed"
+    assert processor.route(receipt).name == "far"
+    replicas.resume("far")
+    assert receipt.wait("replicated", 10).state == "replicated"
+    assert replicas.shows("far", 1)
+
+
+def test_of_two_processors_that_mean_two_servers_by_one_name_one_is_believed(
+    site: Site, replicas: Replicas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replicas.pause("far")
+    receipt = committed(site, 1)
+    wait_until(lambda: receipt.status().replicas["near"])
+    meant = server_of(site, "near")
+    other = site.run(replicas={"servers": exchanged(replicas)})
+    wait_until(lambda: server_of(site, "far") == meant != server_of(site, "near"))
+    for n in range(2, 20):
+        receipt = committed(site, n)
+        has(replicas, "near", n)
+        assert receipt.wait("replicated", 0.05).replicas == {"near": False, "far": False}
+    assert other.terminate() == 0
+    monkeypatch.setattr(names, "SILENT", 0.5)
+    wait_until(lambda: receipt.status().replicas == {"near": True, "far": False})
+
+
+def test_a_replica_that_is_built_anew_from_an_older_copy_has_what_it_shows(
+    site_of: Callable[..., Site], configured: Callable[[Site], Site], own_postgres: Factory,
+    own_standby: Factory, proxy_to: Callable[..., Proxy],
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    primary = own_postgres()
+    link = proxy_to(primary)
+    near = own_standby(
+        primary, name="near", conninfo_override=f"host=127.0.0.1 port={link.port}"
+    )
+    site = configured(site_of(postgres=primary, replicas={"servers": {"near": near.dsn}}))
+    site.start()
+    assert committed(site, 1).wait("replicated", 10).state == "replicated"
+    older = copied(near)
+    receipt = committed(site, 2)
+    assert receipt.wait("replicated", 20).state == "replicated"
+
+    near.stop()
+    link.off()
+    shutil.rmtree(near.data)
+    older.rename(near.data)
+    near.start()
+
+    wait_until(lambda: receipt.status().replicas == {"near": False})
+    assert "replica near went back" in caplog.text
+    assert execute(near.dsn, "select n from tape") == [(1,)]
+    assert receipt.wait("replicated", 0.5).state == "committed"
+    with pytest.raises(processor.ReplicaBehind):
+        processor.route(receipt, primary=False)
+    link.on()
+    assert receipt.wait("replicated", 20).state == "replicated"
+    assert execute(near.dsn, "select n from tape order by n") == [(1,), (2,)]

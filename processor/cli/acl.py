@@ -28,9 +28,9 @@ OPERATOR = (
 )
 
 # What a producer may touch. The identity and the register are shared by all lanes.
-_PRODUCED = ("buffer", "lanes", "partitions", "primary", "replicas", "replayed", "{*}:stream",
-             "{*}:scheduled", "{*}:commits", "{*}:parked", "{*}:retry", "{*}:replayed", "overlay",
-             "overlay:*")
+_PRODUCED = ("buffer", "lanes", "partitions", "primary", "replicas", "replayed", "servers",
+             "{*}:stream", "{*}:scheduled", "{*}:commits", "{*}:parked", "{*}:retry",
+             "{*}:replayed", "overlay", "overlay:*")
 _PASSWORD = "CHANGE-ME"
 
 
