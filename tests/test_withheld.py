@@ -172,3 +172,34 @@ def test_what_was_parked_without_a_copy_does_not_stop_the_work_after_a_failover(
     pair.fail(site)
     site.submit(write(3))
     wait_until(lambda: 3 in site.tape(), 15, site.tale, ignore=psycopg2.Error)
+
+
+def test_what_was_read_on_another_connection_is_not_removed_although_replicas_have_it(
+    site_of: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Redis went back in between, and gave the id to another entry (rule 9)."""
+    site = site_of(settle="replicated", replicas={"servers": {"near": "host=/nowhere"}})
+    stream = site.lane().stream
+    site.submit(write(2))
+    ((entry, later),) = site.redis.xrange(stream)
+    site.redis.xdel(stream, entry)
+    drain = site.drain()
+    monkeypatch.setattr(drain._following, "has", lambda _: True)
+    monkeypatch.setattr(drain._following, "is_everywhere", lambda _: True)
+    kept, keep = [], drain._withholding.keep
+
+    def keep_late(lane: Any, page: Any, notes: Any) -> None:
+        if not kept:
+            drain.redis.close()
+            site.redis.delete(stream)
+            site.redis.xadd(stream, later, id=page.first)
+        kept.append(page.first)
+        keep(lane, page, notes)
+
+    monkeypatch.setattr(drain._withholding, "keep", keep_late)
+    site.submit(write(1))
+    while site.depth():
+        step(drain)
+
+    assert site.tape() == [1, 2]
+    assert kept[0] == kept[1], "the entry of now has the id of the one before"
