@@ -100,10 +100,10 @@ class Following:
     def unconfirmed(self) -> tuple[list[str], int]:
         """Ids of what has left Redis and not all replicas are known to have, oldest first.
 
-        And of how many before them the ids are forgotten.
+        Each once; and of how many before them the ids are forgotten.
         """
-        ids = [i for _, some in self._unconfirmed for i in some.decode().split(",")]
-        return ids, self._unnamed
+        ids = (i for _, some in self._unconfirmed for i in some.decode().split(","))
+        return list(dict.fromkeys(ids)), self._unnamed
 
     def met(self, system: str, timeline: int) -> None:
         """The primary that is written to from now on."""

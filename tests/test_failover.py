@@ -188,6 +188,26 @@ def test_what_a_failover_lost_is_reported_with_its_ids(
     assert any(lost[0] in r.getMessage() for r in caplog.records if r.levelno >= logging.ERROR)
 
 
+def test_what_was_submitted_twice_is_one_commit_that_a_failover_lost(
+    site_at: Callable[..., Site], pair: Pair
+) -> None:
+    site = site_at()
+    site.start()
+    site.submit(write(1))
+    replayed(site, pair, 1)
+    twice = write(2)
+    lost = held(site, pair, twice, write(3))
+    known = counted("known")
+    site.submit(twice)
+    wait_until(lambda: known() == 1)
+    site.empties()
+
+    pair.fail(site)
+
+    assert loss(site) == lost
+    assert "left 2 commits behind" in worker.state()["background_processor"]["loss"]
+
+
 def test_a_lost_replica_that_is_promoted_is_known_to_lack_what_it_lacks(
     site_at: Callable[..., Site], pair: Pair
 ) -> None:
