@@ -196,8 +196,12 @@ class Answers:
         if reached.state != "committed" or not (replicas and settings.tracking and found.replicas):
             return reached
         having = found.having(reached.position)
+        watched = found.watched(time.time())
         for name in self._unheard(reached, seen) if settings.servers else ():
-            having[name] = having[name] or self.ledgers.on_replica(name, sought.id)
+            if not having[name] or name not in watched:
+                # What nobody watches may be another server by now: it is asked, if it can be.
+                shown = self.ledgers.on_replica(name, sought.id)
+                having[name] = having[name] if shown is None else shown
         return on_replicas(reached, having, found.awaited)
 
     def _unheard(self, reached: Whereabouts, seen: Seen) -> list[str]:

@@ -50,12 +50,12 @@ class Ledgers:
             lambda database: (question(database), _here(database)), newest=written_to
         )
 
-    def on_replica(self, name: str, transaction_id: str) -> bool:
-        """Whether a replica has the outcome of a transaction; False if it cannot be asked."""
+    def on_replica(self, name: str, transaction_id: str) -> bool | None:
+        """Whether a replica has the outcome of a transaction; None if it cannot be asked."""
         try:
             return bool(self._replicas[name].ask(lambda one: ledger.find(one, [transaction_id])))
         except DatabaseUnavailable:
-            return False
+            return None
 
     def close(self) -> None:
         """End the sessions."""

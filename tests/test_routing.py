@@ -278,6 +278,22 @@ def test_a_name_that_is_given_to_another_server_counts_by_what_that_one_shows(
     assert replicas.shows("far", 1)
 
 
+def test_what_is_told_of_a_name_is_not_believed_against_its_server_when_nobody_follows(
+    site: Site, replicas: Replicas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replicas.pause("far")
+    receipt = committed(site, 1)
+    wait_until(lambda: receipt.status().replicas == {"near": True, "far": False})
+    assert worker.stop()
+    monkeypatch.setattr(confirmation, "_SILENT", -1.0)
+    configure(site.changed(replicas={"servers": exchanged(replicas)}))
+    assert receipt.status().replicas == {"near": False, "far": True}
+    assert processor.route(receipt).name == "far"
+    nowhere = dict.fromkeys(replicas.servers, "host=/nowhere dbname=none")
+    configure(site.changed(replicas={"servers": nowhere}))
+    assert receipt.status().replicas == {"near": True, "far": False}, "nobody can be asked"
+
+
 def test_of_two_processors_that_mean_two_servers_by_one_name_one_is_believed(
     site: Site, replicas: Replicas, monkeypatch: pytest.MonkeyPatch
 ) -> None:
