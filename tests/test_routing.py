@@ -294,6 +294,26 @@ def test_what_is_told_of_a_name_is_not_believed_against_its_server_when_nobody_f
     assert receipt.status().replicas == {"near": True, "far": False}, "nobody can be asked"
 
 
+def test_what_was_told_of_another_server_is_taken_back_also_while_redis_is_full(
+    site_of: Callable[..., Site], configured: Callable[[Site], Site], replicas: Replicas,
+    own_redis: Factory,
+) -> None:  # fmt: skip
+    servers = {"replicas": {"servers": replicas.servers}}
+    site = configured(site_of(own_redis(), replicas.primary, **servers))
+    replicas.catch_up()
+    site.start()
+    replicas.pause("far")
+    receipt = committed(site, 1)
+    wait_until(lambda: receipt.status().replicas == {"near": True, "far": False})
+    site.redis.config_set("maxmemory", "1")
+    settings = site.changed(replicas={"servers": exchanged(replicas)})
+    configure(settings)
+    worker.reload(settings)
+    wait_until(lambda: receipt.status().replicas == {"near": False, "far": False})
+    site.redis.config_set("maxmemory", "0")
+    wait_until(lambda: receipt.status().replicas == {"near": False, "far": True})
+
+
 def test_of_two_processors_that_mean_two_servers_by_one_name_one_is_believed(
     site: Site, replicas: Replicas, monkeypatch: pytest.MonkeyPatch
 ) -> None:
