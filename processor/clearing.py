@@ -141,8 +141,20 @@ class Clearing:
             # Before they go: a replica that comes back must not be read until it has them.
             told = [part for name in sorted(lost) for part in (name, str(here))]
             self._redis.call("HSET", self._overlay.missed, *told)
+        if gone and everywhere:
+            self._tell_how_far(here, self._replicas.keys() - lost)
         self._overlay.hide(self._redis, gone)
         return bool(gone)
+
+    def _tell_how_far(self, here: Position, names: Iterable[str]) -> None:
+        """Before they go: what these replicas have, so must who comes in their place (`names`)."""
+        told: list[str] = []
+        for name in names:
+            replayed = self._replicas[name].run("SELECT pg_last_wal_replay_lsn()::text")[0][0]
+            if replayed:
+                told += name, str(replace(here, lsn=number(replayed)))
+        if told:
+            self._redis.call("HSET", self._overlay.cleared, *told)
 
     def _left_behind(self, unknown: Sequence[Shown]) -> set[str]:
         """Those whose commit a failover left behind: no server will have them any more.

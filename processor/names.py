@@ -18,7 +18,7 @@ from processor.buffer import Lane
 from processor.errors import RedisRefused
 from processor.marks import Marks
 from processor.overlay import Overlay
-from processor.position import is_less
+from processor.position import Position, is_less, number
 from processor.redis_connection import Command, RedisConnection
 from processor.replication import Meant
 from processor.settings import Settings
@@ -36,7 +36,7 @@ class Names:
 
     def __init__(self, settings: Settings, redis: RedisConnection, marks: Marks) -> None:
         self._namespace = settings.namespace
-        self._missed = Overlay(settings).missed if settings.overlay.tables else ""
+        self._overlay = Overlay(settings) if settings.overlay.tables else None
         self._redis = redis
         self._marks = marks
         #: The servers that answered just now, and what they have replayed, by their names.
@@ -80,11 +80,21 @@ class Names:
         lanes = [Lane(self._namespace, each) for each in set(own)]
         before = replication.take_back(self._namespace, name, lanes)
         self._say(name)
-        if self._missed:
-            # What the one before had is pending no more: nobody reads from this one before the
-            # clearing has said how far that goes, and it got there.
-            before.append(("HSET", self._missed, name, "all"))
-        return before + words
+        return before + self._refuse(name) + words
+
+    def _refuse(self, name: str) -> list[Command]:
+        """Have nobody read from a server that lacks what is pending no more, until it has it.
+
+        One that was only started anew has that in its own log, whatever link is down.
+        """
+        if self._overlay is None:
+            return []
+        told = self._redis.call("HGET", self._overlay.cleared, name)
+        _, lsn = self.heard[name]
+        with contextlib.suppress(ValueError):
+            if told and lsn and number(lsn) < Position.parse(told.decode()).lsn:
+                return [("HSETNX", self._overlay.missed, name, told)]
+        return []
 
     def _say(self, name: str) -> None:
         """Loudly if the replica has less than it was told to have."""

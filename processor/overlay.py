@@ -13,6 +13,7 @@ log, so that it can be taken away whatever the settings say by then. Keys of a b
 <ns>:overlay:statements             list   ids with a statement, which may touch any table
 <ns>:overlay:cache:<name>           list   id and value, of transactions that bring one
 <ns>:overlay:missed                 hash   replica -> position; what was taken away without it
+<ns>:cleared                        hash   replica -> position that it had when some was taken away
 =================================== ====== =========================================================
 
 A submit whose reply was lost stands here twice, like its entry: the first place counts, and each
@@ -70,6 +71,7 @@ class Overlay:
         self.log = f"{self.prefix}:log"
         self.statements = f"{self.prefix}:statements"
         self.missed = f"{self.prefix}:missed"
+        self.cleared = f"{settings.namespace}:cleared"
         #: What `replication` tells of primary and replicas, if any are read from.
         self.primary = f"{settings.namespace}:primary"
         self.replicas = f"{settings.namespace}:replicas"

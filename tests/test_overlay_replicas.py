@@ -358,6 +358,24 @@ def test_a_replica_built_anew_from_an_older_copy_is_read_when_it_has_what_went_b
     assert len(processor.read("item", {"id": 1}, replica="far")) == 1
 
 
+def test_a_replica_that_is_started_anew_is_read_while_the_primary_is_away(scene: Scene) -> None:
+    site, far = scene.site, scene.standbys["far"]
+    site.start()
+    processor.submit(Transaction().insert("item", {"id": 1}))
+    wait_until(lambda: scene.items("far"))
+    wait_until(lambda: site.redis.hexists("processor:cleared", "far"))
+    before = site.redis.hget("processor:servers", "far").split()[0]
+    scene.primary.kill()
+
+    far.stop()
+    far.start()
+
+    wait_until(lambda: site.redis.hget("processor:servers", "far").split()[0] != before)
+    (row,) = processor.read("item", {"id": 1}, replica="far")
+    assert (row.source, row.complete) == ("far", True)
+    assert not site.redis.exists("processor:overlay:missed")
+
+
 def test_a_damaged_word_of_what_a_lost_replica_missed_ends_as_a_whole_one(scene: Scene) -> None:
     missed = "processor:overlay:missed"
     for name in (b"late", b"gone", b"\xff"):
