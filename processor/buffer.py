@@ -100,11 +100,17 @@ def add(lane: Lane, body: bytes) -> Command:
 
 def identity(redis: RedisConnection, namespace: str) -> str:
     """The identity of this buffer; written by whoever asks first (rule 1)."""
+    while (found := written_identity(redis, namespace)) is None:
+        redis.call("SET", f"{namespace}:buffer", str(uuid.uuid4()), "NX")
+    return found
+
+
+def written_identity(redis: RedisConnection, namespace: str) -> str | None:
+    """The identity of this buffer, if somebody wrote one; for whoever only looks."""
     key = f"{namespace}:buffer"
     found = redis.call("GET", key)
     if found is None:
-        redis.call("SET", key, str(uuid.uuid4()), "NX")
-        found = redis.call("GET", key)
+        return None
     text = found.decode(errors="replace")
     try:
         return canonical_id(key, text)

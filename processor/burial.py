@@ -83,7 +83,8 @@ class Burial:
             return self._decide(
                 owner, letter,
                 ledger.fence(owner, 0)
-                + (ledger.resolve(letter.id, letter.hash, "discarded", letter.hash) if own else "")
+                + (ledger.resolve(owner, letter.id, letter.hash, "discarded", letter.hash)
+                   if own else "")
                 + deadletter.resolved(letter, "discarded"),
             )  # fmt: skip
         if not own:
@@ -109,7 +110,7 @@ class Burial:
             return self._decide(
                 owner, letter,
                 ledger.fence(owner, 1, last=None)
-                + ledger.resolve(letter.id, letter.hash, "applied", entry.hash)
+                + ledger.resolve(owner, letter.id, letter.hash, "applied", entry.hash)
                 + deadletter.resolved(letter, "applied")
                 + effect,
                 prolonged([entry]),

@@ -6,7 +6,9 @@ lanes that are ours gets a mark that replicas can show.
 
 from __future__ import annotations
 
-from processor import schema
+import logging
+
+from processor import deadletter, schema
 from processor.database import Database
 from processor.errors import DatabaseUnavailable
 from processor.failover import Failover
@@ -16,8 +18,12 @@ from processor.redis_connection import RedisConnection
 from processor.session import Session
 from processor.settings import Settings
 
+log = logging.getLogger("processor")
+
 #: How often lanes that are new, or another's, are looked for, seconds.
 _MEET = 1.0
+#: So many other buffers are named in a line of the log.
+_NAMED = 3
 
 
 class Connecting:
@@ -35,6 +41,7 @@ class Connecting:
         self._failover = Failover(settings.namespace, following)
         self._met = float("-inf")
         self._primary_met = -1
+        self._told_as = ""
         self.session_is_old = False
 
     def connect(self, now: float) -> bool:
@@ -61,6 +68,7 @@ class Connecting:
             if self._owners.take(database, self._redis) and self._following.tracks:
                 self._follow()
             self._met = now
+            self._tell_of_others(database)
         return not self.session_is_old
 
     def _see_schema(self, database: Database) -> None:
@@ -73,6 +81,18 @@ class Connecting:
             # On a session that stays the next pass would not look again, and fail with less to say.
             database.close()
             raise
+
+    def _tell_of_others(self, database: Database) -> None:
+        """Once for each identity: what a buffer left behind that is gone is in nobody's count."""
+        if self._told_as == self._owners.buffer:
+            return
+        self._told_as = self._owners.buffer
+        others = deadletter.open_elsewhere(database, self._told_as)
+        if others:
+            named = ", ".join(f"{count} of {buffer}" for buffer, count in others[:_NAMED])
+            log.info("open dead letters of other buffers, which this processor does not decide:"
+                     " %s%s: see `processor dead list`",
+                     named, ", ..." if len(others) > _NAMED else "")
 
     def forget(self) -> None:
         """Meet the lanes anew in the next pass."""

@@ -107,10 +107,11 @@ def open_holds(database: Database, owner: Ownership, after: str, count: int) -> 
 
 
 def resolved(letter: DeadLetter, outcome: str) -> str:
-    """Close a dead letter as applied or discarded."""
+    """Close a dead letter as applied or discarded. Raises PR002 if another buffer took it over."""
     return (
-        f"UPDATE processor.dead_letter SET outcome = '{outcome}', request = NULL,"
-        f" resolved_at = now() WHERE {_is(letter)};"
+        f"WITH met AS (UPDATE processor.dead_letter SET outcome = '{outcome}', request = NULL,"
+        f" resolved_at = now() WHERE {_is(letter)} RETURNING 1)"
+        " SELECT processor.expect((SELECT count(*) FROM met), 1);"
     )
 
 
@@ -131,16 +132,24 @@ def count_open(database: Database, buffer: str) -> int:
     return int(rows[0][0])
 
 
+def open_elsewhere(database: Database, buffer: str) -> list[tuple[str, int]]:
+    """The other buffers whose dead letters wait for a decision, with how many, most first."""
+    return [(row[0], row[1]) for row in database.run(
+        "SELECT buffer::text, count(*) FROM processor.dead_letter"
+        f" WHERE outcome = 'dead' AND buffer <> '{buffer}' GROUP BY 1 ORDER BY 2 DESC, 1"
+    )]  # fmt: skip
+
+
 def listed(
     database: Database, *, lane: str | None = None, sqlstate: str | None = None,
-    since: datetime.datetime | None = None, everything: bool = False, limit: int = 100,
-    after: str | None = None,
+    since: datetime.datetime | None = None, everything: bool = False, buffer: str | None = None,
+    limit: int = 100, after: str | None = None,
 ) -> list[DeadLetter]:  # fmt: skip
     """A page of dead letters for people, oldest first; `after` is the last id of the page before.
 
     `sqlstate` may be a class, its first two characters.
     """
-    conditions = _conditions(lane, sqlstate, since, everything)
+    conditions = _conditions(lane, sqlstate, since, everything, buffer)
     if after is not None:
         conditions += f" AND id > '{after}'"
     return _letters(
@@ -152,18 +161,21 @@ def listed(
 
 def count_listed(
     database: Database, *, lane: str | None = None, sqlstate: str | None = None,
-    since: datetime.datetime | None = None, everything: bool = False,
+    since: datetime.datetime | None = None, everything: bool = False, buffer: str | None = None,
 ) -> int:  # fmt: skip
     """How many `listed` would give in all."""
-    conditions = _conditions(lane, sqlstate, since, everything)
+    conditions = _conditions(lane, sqlstate, since, everything, buffer)
     rows = database.run(f"SELECT count(*) FROM processor.dead_letter WHERE {conditions}")
     return int(rows[0][0])
 
 
 def _conditions(
-    lane: str | None, sqlstate: str | None, since: datetime.datetime | None, everything: bool
-) -> str:
+    lane: str | None, sqlstate: str | None, since: datetime.datetime | None, everything: bool,
+    buffer: str | None,
+) -> str:  # fmt: skip
     conditions = ["true" if everything else "outcome = 'dead'"]
+    if buffer is not None:
+        conditions.append(f"buffer = '{buffer}'")
     if lane is not None:
         conditions.append(f"lane = {quoted(lane)}")
     if sqlstate is not None:
@@ -182,15 +194,29 @@ def found(database: Database, transaction_id: str) -> list[DeadLetter]:
     )
 
 
-def ask(database: Database, letter: DeadLetter, request: str, edited: bytes | None = None) -> bool:
-    """Record what an operator wants: retry, edit or discard. False if it is decided already."""
+def ask(
+    database: Database, letter: DeadLetter, request: str, edited: bytes | None = None, *,
+    buffer: str | None = None,
+) -> bool:  # fmt: skip
+    """Record what an operator wants: retry, edit or discard. False if it is decided already.
+
+    `buffer` takes the dead letter over if it is another one's, and counts it among its own.
+    """
+    taker = buffer or letter.buffer
     text = "NULL" if edited is None else f"'\\x{edited.hex()}'"
-    rows = database.run(
+    asked = (
         f"UPDATE processor.dead_letter SET request = {quoted(request)}, requested_at = now(),"
-        f" requested_by = {quoted(_operator())}, edited = {text}"
-        f" WHERE {_is(letter)} AND outcome = 'dead' RETURNING id"
+        f" requested_by = {quoted(_operator())}, edited = {text}, buffer = '{taker}'"
+        f" WHERE {_is(letter)} AND outcome = 'dead' RETURNING lane"
     )
-    return bool(rows)
+    if taker != letter.buffer:
+        asked = (
+            f"WITH taken AS ({asked}), counted AS (INSERT INTO processor.lane (buffer, lane, dead)"
+            f" SELECT '{taker}'::uuid, lane, 1 FROM taken"
+            " ON CONFLICT (buffer, lane) DO UPDATE SET dead = lane.dead + 1)"
+            " SELECT lane FROM taken"
+        )
+    return bool(database.run(asked))
 
 
 def is_decided(database: Database, letter: DeadLetter) -> bool:
@@ -213,7 +239,8 @@ def _letter(row: Row) -> DeadLetter:
 
 
 def _is(letter: DeadLetter) -> str:
-    return f"id = '{letter.id}' AND hash = '{letter.hash}'"
+    # With its buffer: what was asked of one that was taken over since is another owner's to do.
+    return f"id = '{letter.id}' AND hash = '{letter.hash}' AND buffer = '{letter.buffer}'"
 
 
 def _operator() -> str:

@@ -153,14 +153,17 @@ def row(database: Database, transaction_id: str) -> Row | None:
     return Row(*rows[0]) if rows else None
 
 
-def resolve(dead: str, dead_hash: str, outcome: str, payload_hash: str) -> str:
+def resolve(
+    owner: Ownership, dead: str, dead_hash: str, outcome: str, payload_hash: str
+) -> str:
     """Turn the outcome of a dead letter into applied or discarded (rule 15).
 
-    Raises PR002 if its id has another outcome, or belongs to another payload.
+    It is then of the owner's buffer, also if another one had it that is gone. Raises PR002 if its
+    id has another outcome, or belongs to another payload.
     """
     return (
         f"WITH met AS (UPDATE processor.ledger SET outcome = '{outcome}', hash = '{payload_hash}',"
-        " xid = pg_current_xact_id(), committed_at = now()"
+        f" buffer = '{owner.buffer}', xid = pg_current_xact_id(), committed_at = now()"
         f" WHERE id = '{dead}' AND hash = '{dead_hash}' AND outcome = 'dead' RETURNING 1)"
         " SELECT processor.expect((SELECT count(*) FROM met), 1);"
     )

@@ -102,6 +102,8 @@ class Sweeps:
             return
         if commit is None:
             log.warning("dead letter %s: %s failed, it stays", letter.id, letter.request)
+            if letter.holds:
+                self._hold(lane, letter)
             return
         self._changes += 1
         log.info("dead letter %s: %s done", letter.id, letter.request)
@@ -115,15 +117,29 @@ class Sweeps:
             # By its id a clash would take the transaction that had the id before.
             self._release(lane, letter)
 
+    def _hold(self, lane: OwnedLane, letter: DeadLetter) -> None:
+        """One that was taken over from another buffer stands in no line of this one yet."""
+        members = [parked.member(key, letter.entry_id, letter.id) for key in letter.keys]
+        places = ("ZADD", lane.lane.blocked, *(part for m in members for part in (0, m)))
+        try:
+            self._redis.call(*places)
+        except RedisRefused as refused:
+            self._lines_later(lane, refused)
+        lane.has_lines = True
+
+    @staticmethod
+    def _lines_later(lane: OwnedLane, refused: RedisRefused) -> None:
+        """A full Redis: lines are made to agree with dead letters when lanes are next looked at."""
+        if refused.code != "OOM":
+            raise refused
+        lane.seen = 0
+
     def _release(self, lane: OwnedLane, letter: DeadLetter) -> None:
         leaving = [(letter.id, letter.entry_id, letter.keys)]
         try:
             parked.release(self._redis, lane.lane, leaving, time.time())
         except RedisRefused as refused:
-            if refused.code != "OOM":
-                raise
-            # The lines are made to agree with the dead letters when lanes are looked at next.
-            lane.seen = 0
+            self._lines_later(lane, refused)
         lane.next_retry = 0.0
         self._outlook.forget()
 

@@ -124,7 +124,7 @@ def test_the_printed_users_have_the_very_commands_that_the_code_sends() -> None:
         sent["operator" if path.parent.name == "cli" else "processor"] |= commands_in(path)
     # What the operator's commands send by way of `buffer` and `parked`, and `doctor` where it may.
     sent["operator"] |= {"zrangebylex", "hmget", "smembers", "time", "hgetall", "xlen", "zcard",
-                         "hlen", "zrange", "info", "acl"}
+                         "hlen", "zrange", "info", "acl", "sadd"}
     assert {name.partition("|")[0] for name in acl.OPERATOR} == sent["operator"]
     assert {name.partition("|")[0] for name in acl.PROCESSOR} == sent["processor"]
     asking = ("producer", "partitions", "answers", "confirmation", "whereabouts", "watcher",

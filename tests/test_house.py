@@ -71,6 +71,7 @@ INSIDE = {
     "cli": (
         "output acl group payload shadow shipped parameters",
         "finding unit servers overview",
+        "belonging",
         "checklist examine_host examine_redis examine_postgres examine_replicas search audit"
         " request",
         "check dead demo doctor explain initdb prints queues run status submit verify",

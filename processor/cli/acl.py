@@ -23,7 +23,7 @@ PROCESSOR = (
 )
 OPERATOR = (
     "acl|whoami", "get", "hdel", "hget", "hgetall", "hincrby", "hlen", "hmget", "hscan", "hset",
-    "info", "scan", "smembers", "time", "xinfo|stream", "xlen", "xrange", "zcard", "zrange",
+    "info", "sadd", "scan", "smembers", "time", "xinfo|stream", "xlen", "xrange", "zcard", "zrange",
     "zrangebylex", "zscan", "zscore",
 )
 

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, BinaryIO, TypeVar
 
 import click
 import msgspec
 
 from processor import deadletter
-from processor.cli import output, payload, request
+from processor.cli import belonging, output, payload, request
+from processor.cli.belonging import Belonging
 from processor.cli.group import Group
-from processor.cli.parameters import length, moment, transaction_id, transaction_ids
+from processor.cli.parameters import buffer_id, length, moment, transaction_id, transaction_ids
 from processor.cli.request import Choice, Missing
 from processor.cli.servers import Servers, with_servers
+from processor.database import Database
 from processor.deadletter import DeadLetter
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -42,6 +45,8 @@ def asking(function: F) -> F:
         output.json_option,
         click.option("--wait", metavar="TIME", callback=length,
                      help="Wait this long for the outcome, as 30s."),
+        click.option("--adopt", "gone", metavar="BUFFER", callback=buffer_id,
+                     help="Take over dead letters of this buffer, which is gone for ever."),
     ):
         function = option(function)
     return function
@@ -62,22 +67,31 @@ def list_(
     servers: Servers, lane: str | None, sqlstate: str | None, since: Any, everything: bool,
     limit: int, as_json: bool,
 ) -> None:
-    """List dead letters, oldest first."""
+    """List dead letters of all buffers, oldest first."""
     choice = Choice(lane, sqlstate, since, everything)
     with servers.database() as database:
         letters = list(choice.letters(database, limit))
         total = len(letters) if len(letters) < limit else choice.count(database)
+    here = belonging.known(servers)
     if as_json:
         for letter in letters:
-            output.record(_summary(letter))
+            output.record(_summary(letter, here(letter)))
     else:
-        output.table(
-            ("id", "lane", "died", "attempts", "keys", "holds", "outcome", "reason"),
-            [(x.id, x.lane, x.died_at, x.attempts, x.keys, x.holds, _outcome(x), x.reason)
-             for x in letters],
-        )
+        _table(letters, {letter.buffer for letter in letters if here(letter) is False})
     if total > len(letters):
         output.message(f"{len(letters)} of {total} dead letters: see --limit")
+
+
+def _table(letters: list[DeadLetter], others: set[str]) -> None:
+    """Whose they are is a column of its own if some are of `others`, which are decided there."""
+    columns = ["id", "lane", "died", "attempts", "keys", "holds", "outcome", "reason"]
+    rows = [[x.id, x.lane, x.died_at, x.attempts, x.keys, x.holds, _outcome(x), x.reason]
+            for x in letters]  # fmt: skip
+    if others:
+        columns.insert(-1, "buffer")
+        for letter, row in zip(letters, rows, strict=True):
+            row.insert(-1, letter.buffer if letter.buffer in others else "this one")
+    output.table(columns, rows)
 
 
 @dead.command()
@@ -91,8 +105,9 @@ def show(servers: Servers, id: str, values: bool, as_json: bool) -> None:
         letters = deadletter.found(database, id)
     if not letters:
         raise Missing(f"{id} is no dead letter", hint=f"see `processor explain {id}`")
+    here = belonging.known(servers)
     for letter in letters:
-        fields = _summary(letter) | _inside(letter, values)
+        fields = _summary(letter, here(letter)) | _inside(letter, values)
         if as_json:
             output.record(fields)
             continue
@@ -131,19 +146,22 @@ def discard(servers: Servers, ids: list[str], **options: Any) -> int:
 @asking
 @with_servers
 def edit(
-    servers: Servers, id: str, file: BinaryIO | None, wait: float | None, as_json: bool
+    servers: Servers, id: str, file: BinaryIO | None, wait: float | None, gone: str | None,
+    as_json: bool,
 ) -> int:
     """Correct a dead letter in the editor or from a file, and have it applied."""
     with servers.database() as database:
-        letter = request.the_open_one(database, id)
+        known = Belonging(servers, gone)
+        letter = request.the_open_one(database, known, id)
     text = file.read() if file else _in_editor(letter)
     body = request.edited(letter, text, servers.settings.buffer.transaction_bytes)
-    return request.ask(servers, "edit", [letter], wait, as_json, body)
+    return request.ask(known, "edit", [letter], wait, as_json, body)
 
 
 def _request(
     servers: Servers, what: str, ids: list[str], *, lane: str | None, sqlstate: str | None,
-    since: Any, everything: bool, yes: bool, dry_run: bool, wait: float | None, as_json: bool,
+    since: Any, everything: bool, yes: bool, dry_run: bool, wait: float | None, gone: str | None,
+    as_json: bool,
 ) -> int:
     choice = Choice(lane, sqlstate, since)
     if bool(ids) == (choice.narrows or everything):
@@ -151,32 +169,47 @@ def _request(
             "give either IDs, or --lane, --sqlstate, --since or --all",
             click.get_current_context(),
         )
+    known = Belonging(servers, gone)
     if not ids:
-        return _request_all(servers, what, choice, yes, dry_run, wait, as_json)
+        return _request_all(known, what, choice, yes, dry_run, wait, as_json)
     with servers.database() as database:
-        letters = [request.the_open_one(database, each) for each in ids]
+        letters = [request.the_open_one(database, known, each) for each in ids]
     if dry_run:
         return _only_say(letters, what, as_json)
     if what == "discard":
         output.confirm(f"discard {output.count(len(letters), 'dead letter')}", yes)
-    return request.ask(servers, what, letters, wait, as_json)
+    return request.ask(known, what, letters, wait, as_json)
 
 
 def _request_all(
-    servers: Servers, what: str, choice: Choice, yes: bool, dry_run: bool, wait: float | None,
+    known: Belonging, what: str, choice: Choice, yes: bool, dry_run: bool, wait: float | None,
     as_json: bool,
 ) -> int:
-    with servers.database() as database:
-        count = choice.count(database)
+    with known.servers.database() as database:
+        choice, count = _of_one_buffer(database, known, choice)
         letters = list(choice.letters(database)) if dry_run or wait is not None else []
-    if not count:
-        raise Missing("no dead letter is meant by that", hint="see `processor dead list`")
     if dry_run:
         return _only_say(letters, what, as_json)
-    output.confirm(f"{what} {output.count(count, 'dead letter')}", yes)
+    taken = f" of the buffer {choice.buffer}" if known.gone else ""
+    output.confirm(f"{what} {output.count(count, 'dead letter')}{taken}", yes)
     if wait is not None:
-        return request.ask(servers, what, letters, wait, as_json)
-    return request.ask_all(servers, what, choice, as_json)
+        return request.ask(known, what, letters, wait, as_json)
+    return request.ask_all(known, what, choice, as_json)
+
+
+def _of_one_buffer(database: Database, known: Belonging, choice: Choice) -> tuple[Choice, int]:
+    """Those of the choice that are decided here, and how many: nobody's are taken unnamed."""
+    every = choice.count(database)
+    if every:
+        choice = replace(choice, buffer=known.gone or known.here)
+    count = choice.count(database)
+    left = f"{output.count(every - count, 'dead letter')} of other buffers left alone"
+    if not count:
+        besides = f" ({left})" if every else ""
+        raise Missing(f"no dead letter is meant by that{besides}", hint="see `processor dead list`")
+    if every > count:
+        output.message(f"{left}: see `processor dead list`")
+    return choice, count
 
 
 def _only_say(letters: list[DeadLetter], what: str, as_json: bool) -> int:
@@ -200,7 +233,7 @@ def _in_editor(letter: DeadLetter) -> str:
     return text
 
 
-def _summary(letter: DeadLetter) -> dict[str, Any]:
+def _summary(letter: DeadLetter, here: bool | None) -> dict[str, Any]:
     return {
         "id": letter.id,
         "lane": letter.lane,
@@ -213,13 +246,14 @@ def _summary(letter: DeadLetter) -> dict[str, Any]:
         "outcome": letter.outcome,
         "request": letter.request,
         "requested_by": letter.requested_by,
+        "buffer": letter.buffer,
+        "of_this_buffer": here,
     }
 
 
 def _inside(letter: DeadLetter, values: bool) -> dict[str, Any]:
     inside = {
         "entry": letter.entry_id,
-        "buffer": letter.buffer,
         "hash": letter.hash,
         "trace": letter.trace,
         "detail": letter.detail if values else "hidden, see --values",

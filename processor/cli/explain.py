@@ -102,7 +102,7 @@ def _answer(
     if row is not None and row.outcome != "dead":
         return _decided(row, found, waiting, withheld=withheld)
     if waiting is not None:
-        return _dead(waiting)
+        return _dead(waiting, seen.identity)
     if found is None:
         return {
             "place": "unknown",
@@ -131,9 +131,11 @@ def _decided(
     return answer
 
 
-def _dead(letter: DeadLetter) -> Answer:
+def _dead(letter: DeadLetter, here: str | None) -> Answer:
     release = f"`processor dead retry {letter.id}`, `dead edit` or `dead discard`"
-    if letter.request:
+    if letter.buffer != here:
+        release += f": it belongs to another buffer, {letter.buffer}, and is decided there"
+    elif letter.request:
         release = (f"{letter.request} was requested by {letter.requested_by}:"
                    " the owner of the lane carries it out in its turn")
     holds = f"; it holds {', '.join(letter.keys)}" if letter.holds else ""

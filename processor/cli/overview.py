@@ -36,22 +36,21 @@ class Overview:
 
 def look(redis: RedisConnection, settings: Settings) -> Overview:
     """Look at the buffer once; writes nothing."""
-    names = _lanes(redis, settings)
+    names = lane_names(redis, settings)
     lanes = [Lane(settings.namespace, name) for name in names]
     replies = redis.calls(buffer.look(settings.namespace, lanes))
     paused, looks = buffer.looked(lanes, replies)
     pauses = replies[1]
     until = {q.decode(): float(u) for q, u in zip(pauses[::2], pauses[1::2], strict=True)}
-    identity = redis.call("GET", f"{settings.namespace}:buffer")
     return Overview(
-        identity.decode() if identity else None,
+        buffer.written_identity(redis, settings.namespace),
         int(replies[0][0]) + int(replies[0][1]) / 1e6,
         dict(zip(names, looks, strict=True)),
         {queue: until.get(queue, 0.0) for queue in sorted(paused)},
     )
 
 
-def _lanes(redis: RedisConnection, settings: Settings) -> list[str]:
+def lane_names(redis: RedisConnection, settings: Settings) -> list[str]:
     """Lanes of the configuration, and those that were ever written (rule 7)."""
     configured = {
         f"{name}:{number}"

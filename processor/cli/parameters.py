@@ -68,6 +68,18 @@ def transaction_id(
         ) from None
 
 
+def buffer_id(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    """The identity of a buffer, as dead letters show it."""
+    if value is None:
+        return None
+    try:
+        return canonical_id("buffer", value)
+    except InvalidTransaction:
+        raise click.BadParameter(
+            f"{value[:60]!r} is no buffer (give the UUID that `dead list` prints)", context, option
+        ) from None
+
+
 def transaction_ids(
     context: click.Context, option: click.Parameter, values: tuple[str, ...]
 ) -> list[str]:

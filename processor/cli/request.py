@@ -1,7 +1,7 @@
 """What an operator asks of dead letters: retry, discard or edit them.
 
 A request is recorded in the dead letter's row; the owner of its lane carries it out in its turn
-(rule 15), so nothing here writes data or touches Redis, and it may be asked while nobody drains.
+(rule 15), so nothing here writes data, and it may be asked while nobody drains.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from processor import deadletter
 from processor.cli import output
-from processor.cli.servers import Servers
+from processor.cli.belonging import Belonging
 from processor.database import Database
 from processor.deadletter import DeadLetter
 from processor.errors import InvalidTransaction, ProcessorError
@@ -31,6 +31,7 @@ class Choice:
     sqlstate: str | None = None
     since: datetime.datetime | None = None
     everything: bool = False
+    buffer: str | None = None
 
     @property
     def narrows(self) -> bool:
@@ -41,7 +42,7 @@ class Choice:
         """How many there are."""
         return deadletter.count_listed(
             database, lane=self.lane, sqlstate=self.sqlstate, since=self.since,
-            everything=self.everything,
+            everything=self.everything, buffer=self.buffer,
         )
 
     def letters(self, database: Database, limit: int | None = None) -> Iterator[DeadLetter]:
@@ -51,7 +52,7 @@ class Choice:
             count = _PAGE if limit is None else min(_PAGE, limit - given)
             page = deadletter.listed(
                 database, lane=self.lane, sqlstate=self.sqlstate, since=self.since,
-                everything=self.everything, limit=count, after=after,
+                everything=self.everything, buffer=self.buffer, limit=count, after=after,
             )
             yield from page
             if len(page) < count:
@@ -63,8 +64,10 @@ class Missing(ProcessorError):
     """What was asked for is not there."""
 
 
-def the_open_one(database: Database, transaction_id: str) -> DeadLetter:
-    """The dead letter of this id that waits for a decision. Raises Missing."""
+def the_open_one(
+    database: Database, belonging: Belonging, transaction_id: str
+) -> DeadLetter:
+    """The dead letter of this id that waits for a decision. Raises Missing and Elsewhere."""
     letters = deadletter.found(database, transaction_id)
     waiting = [letter for letter in letters if letter.outcome == "dead"]
     if not letters:
@@ -72,19 +75,22 @@ def the_open_one(database: Database, transaction_id: str) -> DeadLetter:
                       hint=f"see `processor explain {transaction_id}`")
     if not waiting:
         raise Missing(f"{transaction_id} is {letters[-1].outcome} already")
-    if len(waiting) > 1:
+    own = [letter for letter in waiting if belonging.takes(letter)]
+    if not own:
+        belonging.refuse(database, waiting[0])
+    if len(own) > 1:
         # One id, several payloads (rule 15): the first is the one that the ledger calls dead.
-        output.message(f"{transaction_id} has {len(waiting)} dead letters, taking the oldest")
-    return waiting[0]
+        output.message(f"{transaction_id} has {len(own)} dead letters, taking the oldest")
+    return own[0]
 
 
 def ask(
-    servers: Servers, what: str, letters: list[DeadLetter], wait: float | None, as_json: bool,
+    belonging: Belonging, what: str, letters: list[DeadLetter], wait: float | None, as_json: bool,
     edited: bytes | None = None,
 ) -> int:
     """Record a request for each letter, and wait for their outcomes if told to."""
-    with servers.database() as database:
-        asked = [each for each in letters if _ask(database, each, what, edited)]
+    with belonging.servers.database() as database:
+        asked = [each for each in letters if _ask(database, belonging, each, what, edited)]
         code = output.OK if len(asked) == len(letters) else output.FAILED
         if wait is not None:
             return max(code, _await(database, asked, wait, as_json))
@@ -93,17 +99,20 @@ def ask(
     return code
 
 
-def ask_all(servers: Servers, what: str, choice: Choice, as_json: bool) -> int:
+def ask_all(belonging: Belonging, what: str, choice: Choice, as_json: bool) -> int:
     """Record a request for every letter that a choice names."""
-    with servers.database() as database:
+    with belonging.servers.database() as database:
         for letter in choice.letters(database):
-            if _ask(database, letter, what, None):
+            if _ask(database, belonging, letter, what, None):
                 say(letter, f"{what} requested", as_json)
     return output.OK
 
 
-def _ask(database: Database, letter: DeadLetter, what: str, edited: bytes | None) -> bool:
-    if deadletter.ask(database, letter, what, edited):
+def _ask(
+    database: Database, belonging: Belonging, letter: DeadLetter, what: str, edited: bytes | None
+) -> bool:
+    belonging.make_room(letter)
+    if deadletter.ask(database, letter, what, edited, buffer=belonging.here):
         return True
     output.message(f"{letter.id}: was decided meanwhile")
     return False
