@@ -7,7 +7,7 @@ Such an entry never re-enters the stream; the owner applies it from here, in acc
             readable as a range; whoever stands first holds the key. A dead letter that holds
             its keys stands here without a body.
 `:retry`    id -> when it is to be tried, Unix seconds.
-`:parked`   id -> record (entry id, attempt, body).
+`:parked`   id -> record (entry id, attempt and why it failed last, body).
 
 Puts come before the removal from the stream and may be done twice (rule 28); removal goes lines,
 body, retry last, so that a crash in between leaves something that finds its way again.
@@ -30,7 +30,7 @@ _NUL = b"\0"
 _MEMBER = re.compile(
     rb"(.*)\0([0-9]{16}-[0-9]{20})\0([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})", re.S
 ).fullmatch
-_RECORD = re.compile(rb"([0-9]{1,20}-[0-9]{1,20})\n([0-9]{1,9})\n").match
+_RECORD = re.compile(rb"([0-9]{1,20}-[0-9]{1,20})\n([0-9]{1,9})(?: ([^\n]*))?\n").match
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,16 +68,8 @@ def places(members: Iterable[bytes]) -> list[Place]:
 
 def line(lane: Lane, key: str, count: int) -> Command:
     """Ask for the first places in the line of a key."""
-    start = key.encode() + _NUL
-    return (
-        "ZRANGEBYLEX",
-        lane.blocked,
-        b"[" + start,
-        b"(" + key.encode() + b"\1",
-        "LIMIT",
-        0,
-        count,
-    )
+    start, end = b"[" + key.encode() + _NUL, b"(" + key.encode() + b"\1"
+    return ("ZRANGEBYLEX", lane.blocked, start, end, "LIMIT", 0, count)
 
 
 def first_places(redis: RedisConnection, lane: Lane, keys: Iterable[str]) -> dict[str, Place]:
@@ -120,9 +112,11 @@ def out_of_line(lane: Lane, entries: Iterable[Entry]) -> Command:
     return ("ZREM", lane.blocked, *members)
 
 
-def body(lane: Lane, entry: Entry, attempt: int) -> Command:
-    """Put or renew the record of an entry, with the number of attempts that failed."""
-    record = b"\n".join((entry.entry_id.encode(), str(attempt).encode(), entry.body))
+def body(lane: Lane, entry: Entry, attempt: int, why: str = "") -> Command:
+    """Put or renew the record of an entry: how many attempts failed, and why the last one did."""
+    # No values are in `why` (rule 19), but names are, and a name may hold the end of a line.
+    failed = f"{attempt} {why}".strip().replace("\n", " ")
+    record = b"\n".join((entry.entry_id.encode(), failed.encode(), entry.body))
     return ("HSET", lane.parked, entry.id, record)
 
 
@@ -142,6 +136,12 @@ def record(found: bytes) -> Entry:
     if head is None:
         raise Unreadable("a parked record without entry id and attempt")
     return decode(head[1].decode(), VERSION, found[head.end() :], int(head[2]))
+
+
+def why(found: bytes) -> str:
+    """Why the entry of a parked record failed last; empty if it did not, or nobody wrote it."""
+    head = _RECORD(found)
+    return (head[3] or b"").decode(errors="replace") if head else ""
 
 
 def due_entries(redis: RedisConnection, lane: Lane, now: float, count: int) -> list[Entry]:

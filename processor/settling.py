@@ -35,6 +35,8 @@ DOUBTFUL = Reason(
 
 #: An entry that has to wait, and the commands that put its record.
 Waiting = tuple[Entry, list[Command]]
+#: One that is to be tried again: how many attempts failed, why the last one, the seconds to wait.
+Retry = tuple[Entry, int, str, float]
 
 
 class Settling:
@@ -63,14 +65,9 @@ class Settling:
         return partial(self._carry, lane, outcome, retries, deaths, page, now)
 
     def _carry(
-        self,
-        lane: OwnedLane,
-        outcome: Outcome,
-        retries: Sequence[tuple[Entry, int, float]],
-        deaths: Sequence[Death],
-        page: Page,
-        now: float,
-    ) -> None:
+        self, lane: OwnedLane, outcome: Outcome, retries: Sequence[Retry],
+        deaths: Sequence[Death], page: Page, now: float,
+    ) -> None:  # fmt: skip
         gone = self._park(lane, outcome, retries, deaths, now)
         gone += [*outcome.ended, *outcome.clashing, *outcome.placed]
         ids = [i for e in gone for i in (e.entry_id, *outcome.copies.get(e.entry_id, ()))]
@@ -100,8 +97,8 @@ class Settling:
         retries, deaths = self._sort(outcome)
         self._bury(lane, deaths)
         again = [
-            command for entry, attempt, wait in retries for command in (
-                parked.body(lane.lane, entry, attempt),
+            command for entry, attempt, why, wait in retries for command in (
+                parked.body(lane.lane, entry, attempt, why),
                 parked.retry_at(lane.lane, entry.id, now + wait),
             )
         ]  # fmt: skip
@@ -144,8 +141,8 @@ class Settling:
         if not self._withholding.applies:
             self._remove(lane, [e.entry_id for e in entries], generation)
 
-    def _sort(self, outcome: Outcome) -> tuple[list[tuple[Entry, int, float]], list[Death]]:
-        """Part what failed into retries (entry, attempt, seconds to wait) and deaths."""
+    def _sort(self, outcome: Outcome) -> tuple[list[Retry], list[Death]]:
+        """Part what failed into retries and deaths."""
         retries, deaths = [], []
         policy = self._settings.retry
         for entry, reason in outcome.failed:
@@ -154,7 +151,7 @@ class Settling:
                 deaths.append(Death(entry, reason, attempt))
             else:
                 wait = backoff(attempt, policy.delay, policy.max_delay)
-                retries.append((entry, attempt, wait * random.uniform(1.0, 1.1)))
+                retries.append((entry, attempt, reason.text, wait * random.uniform(1.0, 1.1)))
         clash = Reason("the id was used before for another payload")
         deaths += [Death(entry, clash, 1, True) for entry in outcome.clashing]
         return retries, deaths
@@ -165,7 +162,7 @@ class Settling:
             self._burial.bury(lane.owner, deaths)
 
     def _park(
-        self, lane: OwnedLane, outcome: Outcome, retries: Sequence[tuple[Entry, int, float]],
+        self, lane: OwnedLane, outcome: Outcome, retries: Sequence[Retry],
         deaths: Sequence[Death], now: float,
     ) -> list[Entry]:  # fmt: skip
         """Put what waits into its place; the entries that may now leave the stream."""
@@ -174,8 +171,8 @@ class Settling:
         crashpoint.reach("park-before")
         waiting: list[Waiting] = [
             (entry, [parked.retry_at(lane.lane, entry.id, now + wait),
-                     parked.body(lane.lane, entry, attempt)])
-            for entry, attempt, wait in retries
+                     parked.body(lane.lane, entry, attempt, why)])
+            for entry, attempt, why, wait in retries
         ]  # fmt: skip
         waiting += [(entry, []) for entry in holding]
         waiting += [(entry, [parked.first_body(lane.lane, entry)]) for entry in outcome.held]

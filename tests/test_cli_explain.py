@@ -73,11 +73,60 @@ def test_what_failed_names_its_next_try_and_what_waits_names_whom(
     (behind,) = site.submit(write(1, key="k"))
     wait_until(lambda: site.parked() == 2)
     told = explained(cli, failing.id)
-    assert (told["place"], told["attempts"], told["why"]) == ("parked", 1, "it failed 1 time")
+    reason = "SQLSTATE 23503 table child constraint child_parent_fkey"
+    assert (told["place"], told["attempts"], told["reason"]) == ("parked", 1, reason)
+    assert told["why"] == f"it failed 1 time, the last one for {reason}"
     assert told["release"].startswith("it is tried again at ")
     told = explained(cli, behind.id)
-    assert (told["place"], told["waits_behind"]) == ("parked", failing.id)
+    assert (told["place"], told["waits_behind"], told["reason"]) == ("parked", failing.id, None)
     assert failing.id in told["release"]
+
+
+def test_the_reason_of_a_failure_is_told_without_values_whatever_the_names_are(
+    cli: Cli, site_of: Any
+) -> None:
+    site = site_of(retry={"delay": 0.1, "max_delay": 0.1, "attempts": 1000})
+    cli.use(site.mapping)
+    site.execute(
+        'create table "two\nlines" (s text); create function refuse() returns trigger language'
+        " plpgsql as $$ begin raise 'not %', new.s using errcode = 'P0007', table ="
+        " 'two' || chr(10) || 'lines'; end $$;"
+        ' create trigger refuse before insert on "two\nlines" execute function refuse()'
+    )
+    site.start()
+    failing = Transaction(key="k").insert("two\nlines", {"s": "secret-canary"})
+    site.submit(failing)
+    wait_until(lambda: site.parked() == 1 and explained(cli, failing.id)["attempts"] > 2)
+    told = explained(cli, failing.id)
+    assert told["reason"] == "SQLSTATE P0007 table two lines"
+    assert "canary" not in str(told)
+    record = site.redis.hget(site.lane().parked, failing.id)
+    assert "canary" not in record.decode().splitlines()[1]
+    site.execute('drop trigger refuse on "two\nlines"')
+    site.empties()
+    assert site.one('select s from "two\nlines"') == "secret-canary"
+
+
+def test_a_record_of_before_that_tells_no_reason_is_read(cli: Cli, site_of: Any) -> None:
+    site = site_of(retry={"delay": 3600.0, "max_delay": 3600.0})
+    cli.use(site.mapping)
+    site.execute("create table child (parent int references account)")
+    site.start()
+    failing = Transaction(key="k").insert("child", {"parent": 1})
+    site.submit(failing)
+    site.parks(1)
+    parked = site.lane().parked
+    entry_id, failed, body = site.redis.hget(parked, failing.id).split(b"\n", 2)
+    assert failed.startswith(b"1 SQLSTATE 23503")
+    site.redis.hset(parked, failing.id, b"\n".join((entry_id, b"1", body)))
+    told = explained(cli, failing.id)
+    assert (told["attempts"], told["reason"], told["why"]) == (1, None, "it failed 1 time")
+    site.execute("insert into account (id) values (1)")
+    site.redis.zadd(site.lane().retry, {failing.id: 0})
+    worker.stop()
+    site.start()
+    site.empties()
+    assert site.one("select parent from child") == 1
 
 
 def test_what_is_dead_names_the_reason_and_what_was_asked(at_site: Cli, dead_site: Site) -> None:

@@ -155,7 +155,7 @@ def _place(found: Found) -> Answer:
 
 
 def _parked(found: Found, seen: Overview, told: list[Answer]) -> Answer:
-    answer: Answer = {"attempts": found.attempt}
+    answer: Answer = {"attempts": found.attempt, "reason": found.reason or None}
     ahead = _ahead(found)
     if ahead is not None:
         return answer | ahead
@@ -167,7 +167,8 @@ def _parked(found: Found, seen: Overview, told: list[Answer]) -> Answer:
     if found.retry_at <= seen.now:
         return answer | _lane(found, seen, told, "its next try is due")
     return answer | {
-        "why": f"it failed {output.count(found.attempt, 'time')}",
+        "why": f"it failed {output.count(found.attempt, 'time')}"
+        + (f", the last one for {found.reason}" if found.reason else ""),
         "release": f"it is tried again at {timestamp(found.retry_at)}",
     }
 

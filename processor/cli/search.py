@@ -33,6 +33,7 @@ class Found:
     version: str = "1"
     due: float | None = None
     attempt: int = 0
+    reason: str = ""
     retry_at: float | None = None
     keys: tuple[str, ...] = ()
     heads: Mapping[str, Place] = field(default_factory=dict)
@@ -66,12 +67,12 @@ def _parked(redis: RedisConnection, lane: Lane, wanted: str) -> Found | None:
     record = redis.call("HGET", lane.parked, wanted)
     if record is None:
         return None
-    entry_id, attempt, body = record.split(b"\n", 2)
+    entry_id, failed, body = record.split(b"\n", 2)
     keys = _header(body).named()
     retry = redis.call("ZSCORE", lane.retry, wanted)
     return Found(
-        "parked", lane.name, entry_id.decode(), attempt=int(attempt), keys=keys,
-        retry_at=None if retry is None else float(retry),
+        "parked", lane.name, entry_id.decode(), attempt=int(failed.split(b" ")[0]), keys=keys,
+        reason=parked.why(record), retry_at=None if retry is None else float(retry),
         heads=parked.first_places(redis, lane, keys),
     )
 
