@@ -41,7 +41,7 @@ class Connecting:
         self._failover = Failover(settings.namespace, following)
         self._met = float("-inf")
         self._primary_met = -1
-        self._told_as = ""
+        self._known_as = ""
         self.session_is_old = False
 
     def connect(self, now: float) -> bool:
@@ -64,11 +64,10 @@ class Connecting:
         often = min(_MEET, self._settings.database.takeover / 3)
         if not self._redis.alive or now - self._met >= often:
             self._failover.look(database, self._redis)
-            self._owners.meet(self._redis)
+            self._meet(database)
             if self._owners.take(database, self._redis) and self._following.tracks:
                 self._follow()
             self._met = now
-            self._tell_of_others(database)
         return not self.session_is_old
 
     def _see_schema(self, database: Database) -> None:
@@ -82,12 +81,19 @@ class Connecting:
             database.close()
             raise
 
-    def _tell_of_others(self, database: Database) -> None:
-        """Once for each identity: what a buffer left behind that is gone is in nobody's count."""
-        if self._told_as == self._owners.buffer:
+    def _meet(self, database: Database) -> None:
+        self._owners.meet(self._redis)
+        before, self._known_as = self._known_as, self._owners.buffer
+        if before == self._owners.buffer:
             return
-        self._told_as = self._owners.buffer
-        others = deadletter.open_elsewhere(database, self._told_as)
+        if before:
+            # Whose lanes are locked lives: nobody could take over what it left.
+            database.run("SELECT pg_advisory_unlock_all()")
+        self._tell_of_others(database)
+
+    def _tell_of_others(self, database: Database) -> None:
+        """What a buffer that is gone left behind is in nobody's count."""
+        others = deadletter.open_elsewhere(database, self._owners.buffer)
         if others:
             named = ", ".join(f"{count} of {buffer}" for buffer, count in others[:_NAMED])
             log.info("open dead letters of other buffers, which this processor does not decide:"

@@ -61,6 +61,17 @@ def lock_key(namespace: str, buffer: str, lane: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], signed=True)
 
 
+def is_drained(database: Database, namespace: str, buffer: str) -> bool:
+    """Whether a processor with this namespace owns a lane of a buffer at this moment."""
+    lanes = database.run(f"SELECT lane FROM processor.lane WHERE buffer = '{buffer}'")
+    keys = ",".join(str(lock_key(namespace, buffer, lane)) for (lane,) in lanes)
+    return bool(database.run(
+        "SELECT EXISTS (SELECT FROM pg_locks JOIN pg_database d ON d.oid = pg_locks.database"
+        " WHERE locktype = 'advisory' AND objsubid = 1 AND datname = current_database()"
+        f" AND classid::bigint << 32 | objid::bigint = ANY ('{{{keys}}}'::bigint[]))"
+    )[0][0])  # fmt: skip
+
+
 def acquire(
     database: Database, namespace: str, buffer: str, lane: str, *, site: str, instance: str
 ) -> Ownership | None:

@@ -173,6 +173,29 @@ def test_a_filter_means_the_dead_letters_of_this_buffer_alone(
     pass_until(lambda: here.dead() == [], *drains)
 
 
+def test_what_a_processor_drains_is_not_gone(
+    cli: Cli, site_of: Callable[..., Site], own_redis: Callable[..., Any]
+) -> None:
+    """Behind its dead letter others wait in its own Redis, and nobody would release them."""
+    here, there = site_of(), site_of(own_redis())
+    drains = [each.drain() for each in (here, there)]
+    bad = Transaction(key="k").insert("account", {"id": 7, "balance": "x"})
+    there.submit(bad, write(1, key="k"))
+    for drain in drains:
+        step(drain)
+    cli.use(here.mapping)
+    asked = ["dead", "discard", bad.id, "--yes", "--adopt", identity(there)]
+    said = cli(*asked)
+    assert (said.code, said.error) == (
+        1, f"the buffer {identity(there)} is not gone: a processor drains it now:"
+        " ask with the settings of its site",
+    )
+    assert here.one("select request from processor.dead_letter") is None
+    drains[1].leave()
+    assert cli(*asked).code == 0
+    pass_until(lambda: not here.dead(), drains[0])
+
+
 def test_without_redis_dead_letters_are_shown_and_none_is_decided(
     cli: Cli, site_of: Callable[..., Site], own_redis: Callable[..., Any]
 ) -> None:
@@ -308,8 +331,11 @@ def test_an_owner_that_still_lives_does_not_decide_what_was_taken_from_it(
     cli: Cli, site_of: Callable[..., Site], own_redis: Callable[..., Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It has read the request already when its dead letter goes to another buffer."""
-    here, there = site_of(), site_of(own_redis())
+    """It has read the request already when its dead letter goes to another buffer.
+
+    By another namespace nobody can tell that it lives.
+    """
+    here, there = site_of(namespace="other"), site_of(own_redis())
     drains = [each.drain() for each in (here, there)]
     for drain in drains:
         step(drain)

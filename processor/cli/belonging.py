@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cached_property
 
-from processor import buffer
+from processor import buffer, ledger
 from processor.cli import output, overview
 from processor.cli.servers import Servers
 from processor.database import Database
@@ -59,11 +59,17 @@ class Belonging:
             f" the letter over with --adopt {letter.buffer}",
         )
 
-    def make_room(self, letter: DeadLetter) -> None:
-        """Have the lane of a letter that is taken over drained, if nobody writes to it (rule 7)."""
+    def make_room(self, database: Database, letter: DeadLetter) -> None:
+        """Have the lane of a letter that is taken over drained, if nobody writes to it (rule 7).
+
+        Raises Elsewhere if its buffer is not gone: what waits there behind it would be stranded.
+        """
         if letter.buffer == self.here or letter.lane in self._ready:
             return
         settings = self.servers.settings
+        if ledger.is_drained(database, settings.namespace, letter.buffer):
+            raise Elsewhere(f"the buffer {letter.buffer} is not gone: a processor drains it now",
+                            hint="ask with the settings of its site")
         with self.servers.redis() as redis:
             if letter.lane not in overview.lane_names(redis, settings):
                 redis.call(*buffer.register(settings.namespace, [letter.lane]))

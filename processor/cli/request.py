@@ -111,7 +111,7 @@ def ask_all(belonging: Belonging, what: str, choice: Choice, as_json: bool) -> i
 def _ask(
     database: Database, belonging: Belonging, letter: DeadLetter, what: str, edited: bytes | None
 ) -> bool:
-    belonging.make_room(letter)
+    belonging.make_room(database, letter)
     if deadletter.ask(database, letter, what, edited, buffer=belonging.here):
         return True
     output.message(f"{letter.id}: was decided meanwhile")
