@@ -44,7 +44,7 @@ from processor.withholding import Withholding
 
 log = logging.getLogger("processor")
 
-#: A pass gives way to its other steps after this long, seconds.
+#: Seconds after which a pass gives way to its other steps, though not before its first batch.
 _BUDGET = 1.0
 
 
@@ -139,19 +139,20 @@ class Drain:
         self._connecting.forget()
 
     def _drain(self, now: float) -> None:
-        end = now + _BUDGET
         self._move_due(time.time())
         # Also while the streams never run empty: what is due has its turn once a pass.
         self._retry_parked(time.time())
         self._rewind()
         self._taking.fill(self._open_lanes())
-        while not self._stopping() and time.monotonic() < end:
+        while not self._stopping():
             lane = self._taking.choose(self._open_lanes())
             if lane is not None:
                 self._batch(lane)
             elif not self._retry_parked(time.time()):
                 break
             self._taking.fill(self._open_lanes())
+            if time.monotonic() > now + _BUDGET:
+                break
         self._settle_last()
 
     def _meanwhile(self) -> None:
