@@ -1,10 +1,21 @@
-"""`python -m processor`: the command line, where the script `processor` is not on the path."""
+"""The program: the script `processor`, and `python -m processor` where that is not on the path.
+
+It begins here and not in `cli`, since loading that can be interrupted as well.
+"""
 
 from __future__ import annotations
 
 import sys
 
-from processor.cli import main, output, shadow
+try:
+    from processor.loading import Loading
+
+    with Loading():
+        from processor.cli import main, output, shadow
+except KeyboardInterrupt:
+    sys.exit(130)
+
+__all__ = ["main"]
 
 if __name__ == "__main__":
     if problem := shadow.warning():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import os
 import re
 import signal
@@ -129,6 +130,48 @@ def test_ctrl_c_is_quiet(program: Program, redis_url: str) -> None:
     assert process.stderr is not None
     # Where it was in the middle of a chunk it says how far it came; never where it stood.
     assert re.fullmatch(rb"(processor: interrupted: .*\n)?", process.stderr.read())
+
+
+def by_script() -> list[str]:
+    """What the installed script does, without installing it."""
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg")
+    target = parser["options.entry_points"]["console_scripts"].partition("processor = ")[2]
+    module, _, function = target.strip().partition(":")
+    return ["-c", f"import sys; from {module} import {function}; sys.exit({function}())"]
+
+
+@pytest.mark.parametrize("module", ["click", "redis", "msgspec"])
+@pytest.mark.parametrize("start", [["-m", "processor"], by_script()], ids=["module", "script"])
+def test_ctrl_c_is_quiet_while_modules_are_loaded(
+    tmp_path: Path, start: list[str], module: str
+) -> None:
+    """Also where the import swallows it, as a callback of the import system does."""
+    (tmp_path / f"{module}.py").write_text(
+        "import os, signal\n"
+        "try: os.kill(os.getpid(), signal.SIGINT)\n"
+        "except KeyboardInterrupt: print('swallowed')\n"
+    )
+    environ = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    done = subprocess.run(
+        [sys.executable, *start, "status"], capture_output=True, text=True, env=environ,
+        cwd=tmp_path, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_ctrl_c_that_the_caller_ignores_is_ignored_while_modules_are_loaded() -> None:
+    """As behind `nohup` or in the background of a script."""
+    ignoring = "import os, signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
+    code = f"{ignoring}; import sys; os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "-c",
+         "import os, signal; from processor.loading import Loading\n"
+         "with Loading(): os.kill(os.getpid(), signal.SIGINT)\n"
+         "print(signal.getsignal(signal.SIGINT) is signal.SIG_IGN)"],
+        capture_output=True, text=True, cwd=ROOT, check=True,
+    )  # fmt: skip
+    assert done.stdout == "True\n"
 
 
 def test_an_argument_that_is_no_text_is_shown_harmless(program: Program) -> None:

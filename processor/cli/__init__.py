@@ -18,6 +18,7 @@ from processor import __version__
 from processor.cli import output, shadow
 from processor.cli.group import Group
 from processor.errors import ProcessorError
+from processor.loading import Loading
 
 
 class Place(NamedTuple):
@@ -83,7 +84,9 @@ class Commands(Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         for section in SECTIONS.values():
             if place := section.get(cmd_name):
-                return with_config(getattr(importlib.import_module(place.module), place.attribute))
+                with Loading():
+                    module = importlib.import_module(place.module)
+                return with_config(getattr(module, place.attribute))
         return None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
