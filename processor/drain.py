@@ -69,9 +69,7 @@ class Drain:
         burial = Burial(self._session, hold=settings.dead_letter.hold == "named")
         self._withholding = Withholding(self.redis, self._following)
         self._settling = Settling(settings, self.redis, burial, self._withholding)
-        self._admission = Admission(
-            self.database, self.redis, self._settling, self._withholding
-        )
+        self._admission = Admission(self.database, self.redis, self._settling, self._withholding)
         self.owners = Owners(settings, instance)
         self._connecting = Connecting(
             settings, self._session, self.redis, self.owners, self._following
@@ -266,6 +264,8 @@ class Drain:
         try:
             if self.database.idle:
                 self.owners.give_up(self.database)
+            else:
+                self.owners.lose()
             if not ends:
                 self.state(time.time())
             elif self.redis.alive:

@@ -229,12 +229,14 @@ class Owners:
             if lane.owner is not None:
                 lane.epoch, lane.owner = lane.owner.epoch, None
             lane.retreat()
+            metrics.gauge("owner", 0.0, lane=lane.lane.name)
 
     def give_up(self, database: Database) -> None:
         """Let others take the lanes at once, at a clean stop."""
-        for lane in self.owned:
+        given = self.owned
+        self.lose()
+        for lane in given:
             ledger.give_up(database, self._settings.namespace, self.buffer, lane.lane.name)
-            lane.owner = None
 
 
 def rebuild(database: Database, redis: RedisConnection, lane: OwnedLane) -> None:
@@ -242,7 +244,6 @@ def rebuild(database: Database, redis: RedisConnection, lane: OwnedLane) -> None
 
     Needed after Redis lost them, and after a crash between a commit and the release that follows.
     """
-    assert lane.owner is not None
     try:
         _put_holders(database, redis, lane)
         _let_go(database, redis, lane)

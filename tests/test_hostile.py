@@ -17,8 +17,8 @@ from typing import Any
 import psycopg2
 import pytest
 
+from processor import metrics, worker
 from processor import session as session_module
-from processor import worker
 from processor.apply import Applier
 from processor.database import Database as Session
 from processor.drain import Drain
@@ -497,11 +497,15 @@ def test_of_a_pass_that_fails_health_and_status_say_just_that(
         assert EVIL not in said
         assert site.status == "running"
         wait_until(lambda: told(cli) == [("running", said)], message=lambda: str(told(cli)))
+        assert metrics.value("owner", lane="default:0") == 0
 
     wait_until(lambda: (site.status, site.reason) == ("running", ""), message=site.tale)
     wait_until(lambda: told(cli) == [("running", "")], message=lambda: str(told(cli)))
     site.submit(write(1))
     site.commits(1)
+    wait_until(lambda: metrics.value("owner", lane="default:0") == 1)
+    assert worker.stop()
+    assert metrics.value("owner", lane="default:0") == 0
 
 
 def test_passes_that_fail_for_long_are_told_as_stuck_to_others_too(
