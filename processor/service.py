@@ -146,8 +146,9 @@ class Service:
             self._web = web.serve(self._settings.health)
         except OSError as error:
             if not self._next_port:
-                log.error("no /health: cannot listen on %s: %s (change health.bind)",
-                          bind, error.strerror)
+                # Python repeats the address behind what the system says.
+                why = str(error.strerror).partition(" (while")[0]
+                log.error("no /health: cannot listen on %s: %s (change health.bind)", bind, why)
             self._next_port = time.monotonic() + _PORT
 
     def _reload(self) -> None:

@@ -34,14 +34,33 @@ def test_a_paused_queue_takes_entries_and_applies_none_until_it_is_resumed(
 
 
 def test_a_pause_with_an_end_lifts_itself(at_site: Cli, site: Site) -> None:
-    site.start()
-    assert at_site("queues", "pause", "default", "--for", "3s").code == 0
-    wait_until(lambda: worker.state()["lanes"]["default:0"]["status"] == "paused")
-    (row,) = (r for r in at_site.json("queues", "list") if r["queue"] == "default")
-    assert row["paused_until"]
+    said = at_site("queues", "pause", "default", "--for", "3s")
+    assert said.code == 0
+    until = said.error.removeprefix("default is paused until ")
     site.submit(write(1))
+    site.start()
     site.commits(1)
+    assert site.one("select committed_at >= %s from processor.ledger", (until,))
     assert not any(r["paused"] for r in at_site.json("queues", "list"))
+
+
+def test_when_a_pause_will_end_is_listed(at_site: Cli) -> None:
+    said = at_site("queues", "pause", "default", "--for", "1h")
+    (row,) = (r for r in at_site.json("queues", "list") if r["queue"] == "default")
+    assert said.error == f"default is paused until {row['paused_until']}"
+
+
+def test_a_pause_that_a_full_redis_refuses_says_what_to_do(
+    cli: Cli, site_of: MakeSite, own_redis: Any
+) -> None:
+    site = site_of(redis=own_redis())
+    cli.use(site.mapping)
+    site.redis.config_set("maxmemory", 1)
+    said = cli("queues", "pause", "default")
+    assert (said.code, said.error) == (
+        69, "default is not paused: Redis has reached its memory limit: give it more memory, or"
+        " wait until it is drained, and pause again"
+    )  # fmt: skip
 
 
 def test_lanes_that_left_the_settings_are_still_listed(at_site: Cli, site: Site) -> None:

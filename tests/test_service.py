@@ -380,7 +380,8 @@ def test_a_taken_port_holds_up_no_work_and_is_served_once_it_is_free(
     running = service("service._PORT = 0.3", health={"bind": bind}).started()
     submit(insert(1))
     wait_until(lambda: running.effects() == [1])
-    running.process.expect("cannot listen on")
+    said = running.process.expect("cannot listen on")
+    assert f"cannot listen on {bind}: Address already in use (change health.bind)" in said
 
     taken_port.close()
 

@@ -17,6 +17,7 @@ from processor.cli.overview import Overview
 from processor.cli.parameters import length
 from processor.cli.servers import Servers, with_servers
 from processor.errors import RedisRefused
+from processor.redis_connection import RedisConnection
 from processor.report import timestamp
 from processor.settings import Settings
 
@@ -56,9 +57,21 @@ def pause(servers: Servers, queue: str, time: float | None) -> None:
         seen = overview.look(redis, servers.settings)
         _lanes_of(seen, queue)
         until = 0.0 if time is None else seen.now + time
-        redis.call("HSET", f"{servers.settings.namespace}:paused", queue, repr(until))
+        _put_pause(redis, f"{servers.settings.namespace}:paused", queue, until)
     end = f"until {timestamp(until)}" if until else f"until `processor queues resume {queue}`"
     output.message(f"{queue} is paused {end}")
+
+
+def _put_pause(redis: RedisConnection, key: str, queue: str, until: float) -> None:
+    try:
+        redis.call("HSET", key, queue, repr(until))
+    except RedisRefused as refused:
+        if refused.code != "OOM":
+            raise
+        raise RedisRefused(
+            "OOM", f"{queue} is not paused: Redis has reached its memory limit",
+            hint="give it more memory, or wait until it is drained, and pause again",
+        ) from None
 
 
 @queues.command()
