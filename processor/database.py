@@ -63,11 +63,11 @@ class Database:
         self._connection: Any = None
         self._cursor: Any = None
         self._socket: socket.socket | None = None
-        self._place = ""
         self._deadline = 0.0
         self._previous: tuple[int, str] | None = None
         self._session: tuple[int, str] | None = None
         self.generation = 0
+        self.place = ""
         self.server_version = 0
         self.system = ""
         #: Of the primary that it is; 0 on a standby, which does not tell it to everybody.
@@ -112,7 +112,7 @@ class Database:
         self._end_previous()
 
     def _open(self, host: dict[str, Any]) -> None:
-        self._place = address.place(self._settings.dsn, host)
+        self.place = address.place(self._settings.dsn, host)
         try:
             self._connection = psycopg2.connect(
                 self._settings.dsn, async_=1, application_name=self._application,
@@ -126,7 +126,7 @@ class Database:
             self._pin()
         except (psycopg2.Error, DatabaseError) as error:
             raise DatabaseUnavailable(
-                f"cannot open a session of PostgreSQL at {self._place}: {_phrase(error)}"
+                f"cannot open a session of PostgreSQL at {self.place}: {_phrase(error)}"
             ) from None
 
     def _take_socket(self) -> None:
@@ -140,18 +140,19 @@ class Database:
         self.timeline = int(timeline, 16)
         if self.server_version < _LEAST_VERSION:
             raise DatabaseUnavailable(
-                f"PostgreSQL {self.server_version // 10000} is too old",
+                f"PostgreSQL {self.server_version // 10000} at {self.place} is too old",
                 hint="use PostgreSQL 14 or later",
             )
         if (self._primary and in_recovery) or (self._writes and read_only):
             raise DatabaseUnavailable(
-                "the server only reads (25006)", hint="point database.dsn at the primary"
+                f"the server at {self.place} only reads (25006)",
+                hint="point database.dsn at the primary",
             )
         newest = self.newest if self._primary else None
         if newest and newest[0] == self.system and newest[1] > self.timeline:
             raise DatabaseUnavailable(
-                f"the server is on timeline {self.timeline}, but {newest[1]} was written to"
-                " since: an old primary is back",
+                f"the server at {self.place} is on timeline {self.timeline}, but {newest[1]} was"
+                " written to since: an old primary is back",
                 hint="point database.dsn at the new one; if this one is meant, delete the key"
                 " <namespace>:primary in Redis",
             )
@@ -243,7 +244,7 @@ class Database:
             if remaining <= 0 or not poller.poll(remaining * 1000):
                 self._cut()
                 raise DatabaseUnavailable(
-                    f"PostgreSQL at {self._place} gives no answer within the deadline of the call"
+                    f"PostgreSQL at {self.place} gives no answer within the deadline of the call"
                 )
 
     def _cut(self) -> None:
@@ -279,8 +280,7 @@ class Database:
         )
 
 
-# What a fork inherited is kept from the garbage collector: closing it would send the server a
-# goodbye on the parent's socket.
+# What a fork inherited: collected, it would send the server a goodbye on the parent's socket.
 _inherited: list[Sequence[Any]] = []
 
 

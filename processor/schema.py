@@ -233,12 +233,15 @@ def check(database: Database) -> None:
     except DatabaseError as error:
         if database.alive and not database.idle:
             database.run("ROLLBACK")
-        refuse_rights(error)
-        raise SchemaMissing(f"the schema processor is not usable: {error}") from None
+        refuse_rights(database, error)
+        raise SchemaMissing(
+            f"the schema processor at {database.place} is not usable: {error}"
+        ) from None
     found = rows[0][0]
     if found != VERSION:
         raise SchemaMissing(
-            f"the schema processor has version {found}, this release needs {VERSION}",
+            f"the schema processor at {database.place} has version {found}, this release needs"
+            f" {VERSION}",
             hint="run the release that made it" if found > VERSION else "",
         )
 
@@ -251,13 +254,15 @@ def check_rights(database: Database) -> None:
     missing = {name for (name, _), has in zip(wanted, granted, strict=True) if not has}
     if missing:
         names = ", ".join(f"processor.{name}" for name in _RIGHTS if name in missing)
-        raise RightsMissing(f"the role may not work with {names}")
+        raise RightsMissing(f"the role may not work with {names} at {database.place}")
 
 
-def refuse_rights(error: DatabaseError) -> None:
+def refuse_rights(database: Database, error: DatabaseError) -> None:
     """Raise RightsMissing if that is what PostgreSQL refused a statement of ours for."""
     if error.sqlstate == _NO_RIGHT:
-        raise RightsMissing(f"the role may not work with the schema processor: {error}") from None
+        raise RightsMissing(
+            f"the role may not work with the schema processor at {database.place}: {error}"
+        ) from None
 
 
 def create(database: Database) -> None:
@@ -272,7 +277,21 @@ def create(database: Database) -> None:
             database.run("ROLLBACK")
         if error.sqlstate == LATER_STATE:
             check(database)
-        raise DatabaseUnavailable(
-            f"cannot create the schema processor: {error}",
-            hint="run `processor init-db` with a role that may create schemas",
-        ) from None
+        raise _refused(database, error) from None
+
+
+def _refused(database: Database, error: DatabaseError) -> DatabaseUnavailable:
+    """Why `create` failed: who may not do what, and where."""
+    role, name, owner = database.run(
+        "SELECT current_user, current_database(), (SELECT pg_get_userbyid(nspowner)"
+        " FROM pg_namespace WHERE nspname = 'processor')"
+    )[0]
+    what = "create" if owner is None else "upgrade"
+    where = f"the schema processor in database {name} at {database.place}"
+    if error.sqlstate != _NO_RIGHT:
+        return DatabaseUnavailable(f"role {role} cannot {what} {where}: {error}")
+    who = "a role that may create schemas" if owner is None else f"its owner, {owner}"
+    return DatabaseUnavailable(
+        f"role {role} may not {what} {where}: {error}",
+        hint=f"run `processor init-db` with {who} (see PROCESSOR_ADMIN_DSN)",
+    )

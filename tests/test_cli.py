@@ -8,10 +8,12 @@ import re
 import signal
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import click
+import psycopg2
 import pytest
 import yaml
 
@@ -20,9 +22,9 @@ from processor import config, schema
 from processor.cli import SECTIONS, examine_host, shadow
 from processor.cli import processor as root
 from processor.settings import Settings
-from tests.fix_cli import Cli, Program, lines
+from tests.fix_cli import Cli, Program, Role, lines
 from tests.fix_process import ROOT, Spawn
-from tests.fix_site import Site, write
+from tests.fix_site import Site, merged, write
 from tests.fix_wait import wait_until
 
 COMMANDS = [name for section in SECTIONS.values() for name in section]
@@ -261,6 +263,36 @@ def test_init_db_leaves_the_schema_of_a_later_release_as_it_is(cli: Cli, databas
     assert database.execute("select processor.version()") == [(99,)]
     source = "select prosrc from pg_proc where proname = 'expect'"
     assert database.execute(source) == [("select 99",)]
+
+
+def test_init_db_without_rights_names_role_database_and_who_may(
+    cli: Cli, site: Site, lowly: Role
+) -> None:
+    cli.use(merged(site.mapping, {"database": {"dsn": lowly.dsn}}))
+    name, owner = site.execute("select current_database(), current_user")[0]
+    who = f"role {lowly.name} may not"
+    where = f"the schema processor in database {name} at "
+
+    said = cli("init-db")
+    assert said.code == 69
+    assert said.error.startswith(f"{who} upgrade {where}")
+    assert said.error.endswith(f"its owner, {owner} (see PROCESSOR_ADMIN_DSN)")
+
+    site.execute("drop schema processor cascade")
+    said = cli("init-db")
+    assert said.code == 69
+    assert said.error.startswith(f"{who} create {where}")
+    assert "with a role that may create schemas (see PROCESSOR_ADMIN_DSN)" in said.error
+
+
+def test_init_db_that_meets_a_lock_does_not_send_for_another_role(cli: Cli, site: Site) -> None:
+    cli.use(site.mapping)
+    with closing(psycopg2.connect(site.dsn)) as other, other.cursor() as cursor:
+        cursor.execute("lock table processor.ledger in access exclusive mode")
+        said = cli("init-db")
+    assert said.code == 69
+    assert " cannot upgrade the schema processor in database " in said.error
+    assert said.error.endswith(": SQLSTATE 55P03")
 
 
 def test_what_init_db_prints_makes_the_schema_by_hand(cli: Cli, database: Any) -> None:

@@ -119,7 +119,7 @@ def test_the_doctor_tells_a_role_without_rights_from_a_server_that_is_away(
     site.start()
     cli.use(merged(site.mapping, {"database": {"dsn": lowly.dsn}}))
     for rights, what in (
-        ("select 1", "the schema processor: SQLSTATE 42501"),
+        ("select 1", "the schema processor at "),
         (f"grant usage on schema processor to {lowly.name}", "SQLSTATE 42501"),
         (f"grant select on processor.meta to {lowly.name}", "with processor.lane, processor."),
     ):
@@ -135,6 +135,25 @@ def test_the_doctor_tells_a_role_without_rights_from_a_server_that_is_away(
         assert diagnosis(cli, "postgresql", "connections")["level"] == "ok"
 
 
+def test_the_doctor_sends_nobody_to_start_a_server_that_answered(
+    cli: Cli, site: Site, postgres_server: Any
+) -> None:
+    away = {"database": {"dsn": postgres_server.dsn_of("nowhere")},
+            "replicas": {"servers": {"near": postgres_server.dsn_of("nowhere")}}}  # fmt: skip
+    cli.use(merged(site.mapping, away))
+    found = diagnosis(cli, "postgresql", "server")
+    assert found["found"].endswith('FATAL:  database "nowhere" does not exist')
+    assert found["remedy"] == "see database.dsn"
+
+    cli.use(merged(site.mapping, {"replicas": away["replicas"]}))
+    found = next(r for r in cli("doctor", "--json").records if r["check"] == "near")
+    assert found["found"].endswith('FATAL:  database "nowhere" does not exist')
+    assert found["remedy"] == "see replicas.servers"
+
+    cli.use(merged(site.mapping, {"database": {"dsn": "host=127.0.0.1 port=1 dbname=x"}}))
+    assert diagnosis(cli, "postgresql", "server")["remedy"] == "start it, or see database.dsn"
+
+
 def test_an_outage_for_want_of_rights_names_tables_and_remedy(
     site: Site, lowly: Role
 ) -> None:
@@ -146,7 +165,7 @@ def test_an_outage_for_want_of_rights_names_tables_and_remedy(
                  f"grant insert, update on processor.lane to {lowly.name}")  # fmt: skip
     step(drain)
     assert drain.gate.reason.startswith(
-        "the role may not work with processor.ledger, processor.dead_letter, processor.outbox (")
+        "the role may not work with processor.ledger, processor.dead_letter, processor.outbox at ")
     assert "`processor print schema`" in drain.gate.reason
     site.execute(f"grant all on all tables in schema processor to {lowly.name}")
     step(drain)

@@ -69,6 +69,18 @@ def test_why_postgres_opens_no_session_is_told(
     assert "s3cret" not in said
 
 
+def test_of_several_servers_the_one_that_only_reads_is_named(
+    nobody: int, postgres_server: Any
+) -> None:
+    said = said_of_postgres(
+        f"host=127.0.0.1,127.0.0.1 port={nobody},{postgres_server.port} user=postgres"
+        " password=s3cret options=-cdefault_transaction_read_only=on"
+    )
+    place = f"127.0.0.1:{postgres_server.port}"
+    assert said.startswith(f"the server at {place} only reads (25006) (")
+    assert "s3cret" not in said
+
+
 def test_a_password_that_is_missing_is_told() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]

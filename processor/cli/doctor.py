@@ -68,7 +68,7 @@ class Examination:
                 yield from examine_host.processors(settings, overview.processors(redis, settings))
         except (Unavailable, RedisRefused) as error:
             self.away = True
-            remedy = error.hint or "start it, or see redis.url"
+            remedy = finding.remedy_for(error, "redis.url")
             yield Finding("redis", "server", FAIL, str(error.args[0]), remedy)
 
     def _postgres(self) -> Iterator[Finding]:
@@ -81,7 +81,7 @@ class Examination:
                 )
         except Unavailable as error:
             self.away = True
-            remedy = error.hint or "start it, or see database.dsn"
+            remedy = finding.remedy_for(error, "database.dsn")
             yield Finding("postgresql", "server", FAIL, str(error.args[0]), remedy)
         except DatabaseError as error:
             yield Finding("postgresql", "examination", FAIL, f"ended early: {error}",

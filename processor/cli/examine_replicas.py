@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
-from processor.cli.finding import FAIL, OK, WARN, Finding
+from processor.cli.finding import FAIL, OK, WARN, Finding, remedy_for
 from processor.database import Database
 from processor.errors import DatabaseError, Unavailable
 from processor.settings import Settings
@@ -26,8 +26,8 @@ def examine(primary: Database, settings: Settings, opened: Open) -> Iterator[Fin
             with opened(dsn) as database:
                 yield _replica(name, database, primary.system)
         except (Unavailable, DatabaseError) as error:
-            yield _finding(name, FAIL, str(error.args[0]), error.hint if isinstance(
-                error, Unavailable) and error.hint else "start it, or see replicas.servers")
+            remedy = remedy_for(error, "replicas.servers")
+            yield _finding(name, FAIL, str(error.args[0]), remedy)
     if not replicas.servers:
         yield from _streaming(primary, replicas.promotable)
 

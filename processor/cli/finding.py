@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 from processor.cli import output
+from processor.errors import ProcessorError
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 _COLOURS = {OK: "green", WARN: "yellow", FAIL: "bold red"}
@@ -24,6 +25,14 @@ class Finding:
     level: str
     found: str
     remedy: str = ""
+
+
+def remedy_for(error: ProcessorError, setting: str) -> str:
+    """What to do about a server that `setting` names and that gave no session."""
+    if error.hint:
+        return error.hint
+    # PostgreSQL's own word: it runs, and refused us for what it said.
+    return f"see {setting}" if "FATAL:" in str(error) else f"start it, or see {setting}"
 
 
 def show(findings: Iterable[Finding], as_json: bool) -> int:

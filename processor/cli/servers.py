@@ -55,7 +55,7 @@ class Servers:
             try:
                 yield database
             except DatabaseError as error:
-                schema.refuse_rights(error)
+                schema.refuse_rights(database, error)
                 raise
 
     @contextmanager
