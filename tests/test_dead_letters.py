@@ -177,26 +177,46 @@ def test_poison_costs_few_round_trips(site_of, proxy_to, postgres_server) -> Non
 
 
 def test_a_failure_is_retried_with_growing_waits_and_then_buried(site_of) -> None:
-    site = site_of(retry={"attempts": 3, "delay": 0.2})
+    """When they are over, not at the next interval."""
+    site = site_of(retry={"attempts": 3, "delay": 0.2}, interval=20.0)
     site.execute(FAILING + "insert into failing values ('x')")
     site.start()
     bad = write(0, "x")
     started = time.time()
     retried = counted("retried")
     site.submit(bad, write(1))
-    site.commits(1, timeout=0.5)
-    wait_until(site.parked)
 
     wait_until(site.dead)
 
-    attempts, died = site.execute(
-        "select attempts, extract(epoch from died_at)::float from processor.dead_letter"
+    attempts, died, first = site.execute(
+        "select attempts, extract(epoch from died_at)::float, (select extract(epoch from"
+        " committed_at)::float from processor.ledger where outcome = 'applied')"
+        " from processor.dead_letter"
     )[0]
     assert attempts == 3
     assert retried() == 2
-    assert 0.2 + 0.4 <= died - started < 0.2 + 0.4 + 1.0
+    assert died - started >= 0.2 + 0.4
+    # What needs none has not waited for any of them.
+    assert died - first >= 0.4
     site.empties()
     assert dead_ids(site) == [bad.id]
+
+
+def test_each_wait_is_twice_the_one_before_up_to_its_limit(site_of) -> None:
+    """And up to a tenth longer, so that what failed together does not come back together."""
+    site = site_of(retry={"attempts": 5, "delay": 60.0, "max_delay": 200.0})
+    site.execute(FAILING + "insert into failing values ('x')")
+    drain = site.drain()
+    bad, retry = write(0, "x"), site.lane().retry
+    site.submit(bad)
+
+    for wait in (60.0, 120.0, 200.0, 200.0):
+        before = time.time()
+        wait_until(lambda: (step(drain), site.redis.zscore(retry, bad.id))[1])
+        due = site.redis.zscore(retry, bad.id)
+        assert before + wait <= due <= time.time() + wait * 1.1
+        site.redis.zadd(retry, {bad.id: 0})
+    wait_until(lambda: (step(drain), dead_ids(site) == [bad.id])[1])
 
 
 def test_a_failure_that_heals_is_committed_at_its_next_attempt(site_of) -> None:
