@@ -378,8 +378,10 @@ def test_a_retry_waits_for_a_server_that_takes_no_work(site: Site) -> None:
 
 
 def test_a_retry_is_given_the_time_that_the_transaction_asks_for(site_of) -> None:
-    site = site_of(statements={"nap": "select pg_sleep(%(s)s)"})
-    bad = Transaction(attempts=1, timeout=10).statement("nap", {"s": 3.0})
+    site = site_of(
+        database={"call_timeout": 1.5}, statements={"nap": "select pg_sleep(%(s)s)"}
+    )
+    bad = Transaction(attempts=1, timeout=10).statement("nap", {"s": 2.0})
     died(site, bad.insert("tape", {"n": 1, "scope": "x"}))
     site.start()
 
