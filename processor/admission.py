@@ -112,8 +112,7 @@ class Admission:
         In the stream it gets a new entry id, which does not tell how old it is.
         """
         if lane.suspect_to is not None:
-            until = min(now, lane.suspect_to / 1000)
-            entries = due.next_entries(self._redis, lane.lane, until)
+            entries = due.suspects(self._redis, lane.lane, lane.suspect_to, now)
             self._settling.bury_doubtful(lane, self._doubtful(lane, entries))
 
     def _doubtful(self, lane: OwnedLane, entries: list[Entry]) -> list[Entry]:

@@ -16,6 +16,8 @@ from processor.errors import RedisRefused
 from processor.redis_connection import Command, RedisConnection
 
 _MOVED_AT_ONCE = 500
+#: By so many seconds the clock of Redis may be behind that by which something is due.
+_CLOCKS = 60.0
 
 
 def schedule(lane: Lane, body: bytes, due: float) -> Command:
@@ -23,19 +25,23 @@ def schedule(lane: Lane, body: bytes, due: float) -> Command:
     return ("ZADD", lane.scheduled, "NX", repr(due), body)
 
 
-def next_entries(redis: RedisConnection, lane: Lane, until: float) -> list[Entry]:
-    """What a move at `until` would move, as if it had been accepted when it was due.
+def suspects(
+    redis: RedisConnection, lane: Lane, mark: int, now: float = float("inf")
+) -> list[Entry]:
+    """Some of what is due by `now` and may once have entered the lane by `mark`, an accept time.
 
-    Without what is no transaction.
+    Oldest first, as the next move has it; without what is no transaction. Due is by the clocks of
+    producers and processors, the accept time (ms) by that of Redis.
     """
     found = redis.call(
-        "ZRANGEBYSCORE", lane.scheduled, "-inf", repr(until), "WITHSCORES",
-        "LIMIT", 0, _MOVED_AT_ONCE,
+        "ZRANGEBYSCORE", lane.scheduled, "-inf", repr(min(now, mark / 1000 + _CLOCKS)),
+        "WITHSCORES", "LIMIT", 0, _MOVED_AT_ONCE,
     )  # fmt: skip
     entries = []
     for body, due in zip(found[::2], found[1::2], strict=True):
         with contextlib.suppress(Unreadable):
-            entries.append(decode(f"{int(max(0.0, float(due)) * 1000)}-0", VERSION, body))
+            accepted = int(max(0.0, float(due) - _CLOCKS) * 1000)
+            entries.append(decode(f"{accepted}-0", VERSION, body))
     return entries
 
 

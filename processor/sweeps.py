@@ -170,7 +170,7 @@ class Sweeps:
         oldest = int(head[0][0].partition(b"-")[0]) if head else sys.maxsize
         if lane.suspect_to is not None and (
             waiting or oldest <= lane.suspect_to
-            or due.next_entries(self._redis, keys, lane.suspect_to / 1000)
+            or due.suspects(self._redis, keys, lane.suspect_to)
         ):
             return  # Some of what Redis brought back is not judged yet.
         rows = self._forgettable(lane.owner, lane, oldest)

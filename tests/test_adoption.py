@@ -60,9 +60,8 @@ def mendable(site: Site, **options: Any) -> Transaction:
 
 
 def holds(cli: Cli) -> None:
-    """Redis and PostgreSQL tell the same story."""
-    said = cli("verify")
-    assert said.code == 0, said.out
+    """Redis and PostgreSQL tell the same story, once what was decided is settled."""
+    wait_until(lambda: cli("verify").code == 0, message=lambda: cli("verify").out)
 
 
 def pass_until(condition: Callable[[], Any], *drains: Drain) -> None:

@@ -267,7 +267,7 @@ def test_followers_of_a_retry_wait_in_order_and_nobody_else(site_of) -> None:
     site.submit(write(5, key="k"), write(6))
     site.commits(3, 4, 6)
     site.parks(3)
-    assert site.depth() == 0
+    wait_until(lambda: site.depth() == 0)
 
     site.execute("delete from failing")
 
@@ -467,7 +467,7 @@ def test_a_copy_of_one_that_waits_has_no_second_place_in_line(site: Site) -> Non
     site.submit(write(3, key="k"))
 
     site.commits(2, 3)
-    assert site.redis.zcard(site.lane().blocked) == 0
+    wait_until(lambda: site.redis.zcard(site.lane().blocked) == 0)
 
 
 def test_what_waits_behind_a_dead_letter_survives_a_restart(site: Site) -> None:
