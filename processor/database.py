@@ -29,6 +29,7 @@ import psycopg2.extensions as pg
 from processor import address, pins
 from processor.errors import DatabaseError, DatabaseUnavailable, PoolerDetected
 from processor.progress import Progress
+from processor.resolving import resolving
 from processor.settings import Database as Settings
 
 Row = tuple[Any, ...]
@@ -114,10 +115,10 @@ class Database:
     def _open(self, host: dict[str, Any]) -> None:
         self.place = address.place(self._settings.dsn, host)
         try:
-            self._connection = psycopg2.connect(
-                self._settings.dsn, async_=1, application_name=self._application,
-                client_encoding="UTF8", keepalives_idle=10, keepalives_interval=3, **host,
-            )  # fmt: skip
+            with resolving():
+                self._connection = psycopg2.connect(
+                    self._settings.dsn, async_=1, application_name=self._application,
+                    client_encoding="UTF8", keepalives_idle=10, keepalives_interval=3, **host)
             self._take_socket()
             self._wait()
             # libpq may have gone on to another address of the host.
@@ -273,11 +274,9 @@ class Database:
         )
 
     def _broken(self) -> bool:
-        status = self._connection.info.transaction_status
-        return bool(
-            self._connection.info.status != 0
-            or status in (pg.TRANSACTION_STATUS_UNKNOWN, pg.TRANSACTION_STATUS_ACTIVE)
-        )
+        info = self._connection.info
+        unusable = (pg.TRANSACTION_STATUS_UNKNOWN, pg.TRANSACTION_STATUS_ACTIVE)
+        return bool(info.status != 0 or info.transaction_status in unusable)
 
 
 # What a fork inherited: collected, it would send the server a goodbye on the parent's socket.

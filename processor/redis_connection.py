@@ -29,6 +29,7 @@ from redis.connection import parse_url
 from redis.retry import Retry
 
 from processor.errors import ConfigError, RedisRefused, RedisUnavailable
+from processor.resolving import resolving
 
 _pack = cast(Callable[[tuple[Any, ...]], bytes], hiredis.pack_command)
 
@@ -126,7 +127,8 @@ class RedisConnection:
             # log of a user with least privilege.
             connection.lib_name = connection.lib_version = connection.driver_info = None
             try:
-                connection.connect()
+                with resolving():
+                    connection.connect()
             except (redis.RedisError, OSError) as error:
                 raise _unavailable(error, self._place) from None
             self._connection = connection

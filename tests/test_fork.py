@@ -108,3 +108,31 @@ time.sleep(60)
 
     wait_until(lambda: len(effects()) >= len(expected), message=lambda: process.output)
     assert effects() == sorted(expected)
+
+
+def test_no_fork_comes_while_a_thread_looks_up_an_address(spawn: Spawn) -> None:
+    """The child would have the C library's lock held for ever, and reach no server."""
+    process = spawn("""
+import os, sys, threading
+from processor.resolving import resolving
+
+inside, left = threading.Event(), []
+
+def look_up():
+    with resolving():
+        inside.set()
+        threading.Event().wait(0.05)
+        left.append(True)
+
+thread = threading.Thread(target=look_up)
+thread.start()
+inside.wait()
+pid = os.fork()
+if not pid:
+    with resolving():  # Nobody holds it in the child.
+        os._exit(0 if left else 1)
+thread.join()
+with resolving():
+    sys.exit(os.waitpid(pid, 0)[1])
+""")
+    assert process.wait(20) == 0, process.output

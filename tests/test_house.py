@@ -21,7 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # From the ground. A module imports only from lower floors, never sideways. A new module gets a
 # place here; where there is none for it, its cut is wrong.
 FLOORS = (
-    ("words", "errors metrics crashpoint progress literal loading operation position"),
+    ("words", "errors metrics crashpoint progress literal loading operation position"
+     " resolving"),
     ("rules", "complaint defect identity values verdict parking registry report columntype"
      " declaration address configfile notify signals pidfile marks withheld footprint"),
     ("what is said of a transaction", "options"),
