@@ -133,6 +133,6 @@ if not pid:
         os._exit(0 if left else 1)
 thread.join()
 with resolving():
-    sys.exit(os.waitpid(pid, 0)[1])
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 """)
     assert process.wait(20) == 0, process.output
