@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Container, Sequence
 
-from processor import crashpoint, isolation, ledger, metrics
+from processor import crashpoint, isolation, ledger
 from processor.deadletter import Reason
 from processor.entry import Entry
 from processor.errors import DatabaseError, DatabaseUnavailable
@@ -22,6 +22,7 @@ from processor.ledger import Ownership
 from processor.outcome import Contended, Fenced, Outcome, Systemic
 from processor.session import Session, prolonged
 from processor.settings import Settings
+from processor.telemetry import metrics
 from processor.verdict import Failure, Verdict, judge
 from processor.written import Written, limited, names_of, write
 

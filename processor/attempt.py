@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from processor import ledger, metrics, troubles
+from processor import ledger, troubles
 from processor.apply import Applier
 from processor.entry import Entry
 from processor.errors import DatabaseUnavailable, Unavailable
@@ -19,6 +19,7 @@ from processor.ownership import OwnedLane
 from processor.redis_connection import RedisConnection
 from processor.session import Session
 from processor.settings import Settings
+from processor.telemetry import metrics
 from processor.written import Written
 
 log = logging.getLogger("processor")

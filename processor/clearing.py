@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from processor import defect, ledger, parked, replication
+from processor import ledger, parked, replication
 from processor.database import Database
 from processor.errors import (
     DatabaseError,
@@ -26,9 +26,10 @@ from processor.errors import (
 from processor.ledger import Known
 from processor.overlay import Overlay, Shown
 from processor.position import Position, after_commit, number
-from processor.progress import Progress
 from processor.redis_connection import RedisConnection
 from processor.settings import Settings
+from processor.telemetry import faults
+from processor.telemetry.progress import Progress
 
 log = logging.getLogger("processor")
 
@@ -89,7 +90,7 @@ class Clearing:
                 # Whoever needs these servers reports it; what is pending stays.
                 delay = _IDLE
             except Exception as error:  # A defect must not end the thread.
-                log.error("clearing the overlay failed: %s", defect.place(error))
+                log.error("clearing the overlay failed: %s", faults.place(error))
                 delay = _IDLE
         self.close()
 

@@ -28,9 +28,9 @@ import psycopg2.extensions as pg
 
 from processor import address, pins
 from processor.errors import DatabaseError, DatabaseUnavailable, PoolerDetected
-from processor.progress import Progress
 from processor.resolving import resolving
 from processor.settings import Database as Settings
+from processor.telemetry.progress import Progress
 
 Row = tuple[Any, ...]
 

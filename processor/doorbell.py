@@ -10,9 +10,9 @@ import threading
 import time
 from collections.abc import Mapping
 
-from processor import metrics
 from processor.errors import ProcessorError
 from processor.redis_connection import RedisConnection
+from processor.telemetry import metrics
 
 _BLOCK = 2.0
 _AWAY = 1.0

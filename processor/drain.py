@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from processor import crashpoint, due, metrics, parked
+from processor import crashpoint, due, parked
 from processor.admission import Admission
 from processor.apply import Applier
 from processor.attempt import Attempts
@@ -31,14 +31,15 @@ from processor.following import Following
 from processor.outcome import Outcome
 from processor.outlook import Outlook
 from processor.ownership import OwnedLane, Owners
-from processor.progress import Progress
 from processor.redis_connection import RedisConnection
-from processor.report import State
 from processor.session import Session
 from processor.settings import Settings
 from processor.settling import Settling
 from processor.sweeps import Sweeps
 from processor.taking import Taking
+from processor.telemetry import metrics
+from processor.telemetry.progress import Progress
+from processor.telemetry.status import State
 from processor.verdict import Gate
 from processor.withholding import Withholding
 

@@ -13,17 +13,18 @@ import threading
 import time
 from collections.abc import Callable
 
-from processor import defect, replication
+from processor import replication
 from processor.buffer import Lane
 from processor.errors import DatabaseError, DatabaseUnavailable, ProcessorError, RedisRefused
 from processor.marks import Marks
 from processor.names import SILENT, Names
 from processor.position import Position
 from processor.redis_connection import Command, RedisConnection
-from processor.report import Replica
 from processor.settings import Settings
 from processor.source import Source
 from processor.standing import Standing
+from processor.telemetry import faults
+from processor.telemetry.status import Replica
 
 log = logging.getLogger("processor")
 
@@ -92,7 +93,7 @@ class Follower:
                 answered = self._ask()
                 self._tell()
             except Exception as error:  # A defect must not end the thread.
-                log.error("following a replica failed: %s", defect.place(error))
+                log.error("following a replica failed: %s", faults.place(error))
             self._rest(answered)
         self._source.database.close()
         self._redis.close()

@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterable
 from processor.follower import Follower
 from processor.marks import Marks
 from processor.position import Position
-from processor.report import Replica
 from processor.settings import Settings
 from processor.source import Server, Source, Streaming
 from processor.standing import Standing
+from processor.telemetry.status import Replica
 
 #: Ids of commits that not all replicas have confirmed yet are remembered up to this many.
 _REMEMBERED = 100_000

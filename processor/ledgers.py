@@ -16,9 +16,9 @@ from processor import ledger
 from processor.database import Database
 from processor.errors import DatabaseError, DatabaseUnavailable
 from processor.position import Position, after_commit
-from processor.progress import Progress
 from processor.settings import Database as Section
 from processor.settings import Settings
+from processor.telemetry.progress import Progress
 
 T = TypeVar("T")
 

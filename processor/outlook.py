@@ -10,13 +10,14 @@ import logging
 
 import msgspec
 
-from processor import __version__, buffer, metrics
+from processor import __version__, buffer
 from processor.buffer import Look
 from processor.errors import RedisRefused, RedisUnavailable
 from processor.ownership import OwnedLane, Owners
 from processor.redis_connection import RedisConnection
-from processor.report import LaneState, State, as_mapping
 from processor.settings import Settings
+from processor.telemetry import metrics
+from processor.telemetry.status import LaneState, State, as_mapping
 from processor.verdict import Gate
 
 log = logging.getLogger("processor")

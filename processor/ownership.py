@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from processor import buffer, crashpoint, deadletter, ledger, metrics, parked
+from processor import buffer, crashpoint, deadletter, ledger, parked
 from processor.buffer import Lane
 from processor.database import Database
 from processor.entry import Entry
@@ -21,6 +21,7 @@ from processor.ledger import Ownership
 from processor.literal import quoted
 from processor.redis_connection import RedisConnection
 from processor.settings import Settings
+from processor.telemetry import metrics
 from processor.verdict import Failure as Facts
 from processor.verdict import Verdict, judge
 from processor.withheld import Withheld

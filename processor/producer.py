@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from processor import buffer, config, crashpoint, due, metrics, partitions, worker
+from processor import buffer, config, crashpoint, due, partitions, worker
 from processor.buffer import Lane
 from processor.errors import (
     BufferFull,
@@ -26,6 +26,7 @@ from processor.overlay import Overlay
 from processor.receipt import Receipt
 from processor.redis_connection import Command, RedisConnection, RedisPool
 from processor.settings import Settings
+from processor.telemetry import metrics
 from processor.transaction import Encoded, Transaction
 
 Submittable = Transaction | Mapping[str, Any] | str | bytes

@@ -19,10 +19,10 @@ from processor.database import Database
 from processor.errors import DatabaseError, DatabaseUnavailable, InvalidRead
 from processor.footprint import Declared
 from processor.merging import Fails
-from processor.progress import Progress
 from processor.relation import Relation
 from processor.settings import PRIMARY, Settings
 from processor.snapshot import Prepared
+from processor.telemetry.progress import Progress
 
 _MOST_IDLE = 16
 #: Tables are looked up anew after this, seconds: a default may have been given since.

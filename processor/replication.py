@@ -32,7 +32,7 @@ from processor.errors import RedisRefused
 from processor.literal import quoted
 from processor.position import Position, written
 from processor.redis_connection import Command, RedisConnection
-from processor.report import Replica as Replica
+from processor.telemetry.status import Replica as Replica
 
 #: `WAIT FOR LSN`: from this version on a standby says itself when it has replayed a position.
 WAITS = 190000

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 
-from processor import buffer, crashpoint, metrics, notes, parked
+from processor import buffer, crashpoint, notes, parked
 from processor.burial import Burial, Death
 from processor.deadletter import Reason
 from processor.entry import Entry
@@ -24,6 +24,7 @@ from processor.outcome import Outcome
 from processor.ownership import OwnedLane, Page
 from processor.redis_connection import Command, RedisConnection
 from processor.settings import Settings
+from processor.telemetry import metrics
 from processor.verdict import DOUBTFUL_STATE, backoff, is_final
 from processor.withholding import Withholding
 

@@ -12,8 +12,8 @@ from processor.database import Database
 from processor.errors import DatabaseError
 from processor.marks import Marks
 from processor.position import Position, number
-from processor.progress import Progress
 from processor.settings import Settings
+from processor.telemetry.progress import Progress
 
 
 class Answer(NamedTuple):

@@ -12,11 +12,11 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from processor import metrics
 from processor.marks import Marks
 from processor.position import Position, is_less
-from processor.report import Replica
 from processor.settings import Replicas
+from processor.telemetry import metrics
+from processor.telemetry.status import Replica
 
 log = logging.getLogger("processor")
 

@@ -11,7 +11,7 @@ import sys
 import time
 from dataclasses import replace
 
-from processor import buffer, deadletter, due, ledger, metrics, notes, parked
+from processor import buffer, deadletter, due, ledger, notes, parked
 from processor.burial import Burial
 from processor.database import Database
 from processor.deadletter import DeadLetter, Reason
@@ -24,6 +24,7 @@ from processor.ownership import OwnedLane, Owners
 from processor.redis_connection import RedisConnection
 from processor.session import Commit
 from processor.settings import Settings
+from processor.telemetry import metrics
 from processor.verdict import ENDS_SESSION_STATE, FENCED_STATE
 
 log = logging.getLogger("processor")

@@ -16,8 +16,9 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-from processor import address, metrics, worker
+from processor import address, worker
 from processor.settings import Health
+from processor.telemetry import metrics
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric

@@ -23,12 +23,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from processor import __version__, config, crashpoint, defect, metrics, registry
+from processor import __version__, config, crashpoint, registry
 from processor.beside import Beside
 from processor.drain import Drain
-from processor.progress import Progress
-from processor.report import State, as_mapping
 from processor.settings import Settings
+from processor.telemetry import faults, metrics
+from processor.telemetry.progress import Progress
+from processor.telemetry.status import State, as_mapping
 
 log = logging.getLogger("processor")
 
@@ -236,7 +237,7 @@ def _pass(run: Run) -> float:
         return delay
     except Exception as error:
         # A defect must not end the thread, and its words may hold values: only its place is told.
-        run.progress.failed(f"a pass failed and will be tried again: {defect.place(error)}")
+        run.progress.failed(f"a pass failed and will be tried again: {faults.place(error)}")
         metrics.count("verdicts", verdict="defect")
         log.error("%s", run.progress.failure)
         run.drain.leave(ends=False)
@@ -248,7 +249,7 @@ def _call(functions: list[Hook]) -> None:
         try:
             function()
         except Exception as error:
-            log.error("hook %s failed: %s", getattr(function, "__name__", "?"), defect.place(error))
+            log.error("hook %s failed: %s", getattr(function, "__name__", "?"), faults.place(error))
 
 
 def _setting(settings: Settings, name: str) -> Any:

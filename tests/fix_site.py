@@ -18,15 +18,16 @@ import psycopg2
 import pytest
 import redis as redis_driver
 
-from processor import config, deadletter, metrics, registry, schema, worker
+from processor import config, deadletter, registry, schema, worker
 from processor.buffer import Lane
 from processor.database import Database as Session
 from processor.drain import Drain
 from processor.embedded import PostgresServer, RedisServer
 from processor.errors import BufferFull, RedisUnavailable
 from processor.producer import Producer, Receipt
-from processor.progress import Progress
 from processor.settings import Settings
+from processor.telemetry import metrics
+from processor.telemetry.progress import Progress
 from processor.transaction import Transaction
 from tests.fix_process import Process, Spawn
 from tests.fix_proxy import Proxy

@@ -27,8 +27,8 @@ from processor.errors import (
     RedisUnavailable,
     SubmitUnknown,
 )
-from processor.progress import Progress
 from processor.redis_connection import RedisConnection
+from processor.telemetry.progress import Progress
 from processor.transaction import Encoded, Transaction
 from tests import workload
 from tests.fix_process import Spawn

@@ -11,7 +11,7 @@ import pytest
 from processor import replication, worker
 from processor.embedded import PostgresServer, Standby
 from processor.redis_connection import RedisConnection
-from processor.report import Replica, timestamp
+from processor.telemetry.status import Replica, timestamp
 from tests.fix_cli import Cli
 from tests.fix_servers import Factory
 from tests.fix_site import Site, write

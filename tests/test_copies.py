@@ -12,7 +12,7 @@ import pytest
 
 from processor import deadletter
 from processor.database import Database as Session
-from processor.progress import Progress
+from processor.telemetry.progress import Progress
 from processor.transaction import Transaction
 from tests.fix_site import Site, write
 from tests.fix_wait import wait_until

@@ -16,8 +16,9 @@ from typing import Any
 import psycopg2
 import pytest
 
-from processor import metrics, session, worker
+from processor import session, worker
 from processor.identity import new_id
+from processor.telemetry import metrics
 from processor.transaction import Transaction
 from tests.fix_site import Site, counted, step, write
 from tests.fix_wait import wait_until

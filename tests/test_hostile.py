@@ -17,8 +17,8 @@ from typing import Any
 import psycopg2
 import pytest
 
-from processor import metrics, worker
 from processor import session as session_module
+from processor import worker
 from processor.apply import Applier
 from processor.database import Database as Session
 from processor.drain import Drain
@@ -27,7 +27,8 @@ from processor.entry import Entry
 from processor.errors import DatabaseUnavailable, RedisUnavailable
 from processor.identity import new_id
 from processor.producer import Producer
-from processor.progress import Progress
+from processor.telemetry import metrics
+from processor.telemetry.progress import Progress
 from processor.transaction import Transaction
 from tests.fix_cli import Cli
 from tests.fix_servers import Database

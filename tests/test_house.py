@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 import processor
-from processor import crashpoint, metrics
+from processor import crashpoint
+from processor.telemetry import metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -21,9 +21,10 @@ import pytest
 import yaml
 
 import processor
-from processor import config, metrics, settings
+from processor import config, settings
 from processor.cli import SECTIONS
 from processor.embedded import PostgresServer, Standby
+from processor.telemetry import metrics
 from tests.fix_process import Process, Spawn
 from tests.fix_servers import Database, Factory, execute
 from tests.fix_wait import wait_until

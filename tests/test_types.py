@@ -25,7 +25,7 @@ from processor.drain import Drain
 from processor.embedded import PostgresServer, RedisServer
 from processor.errors import InvalidTransaction
 from processor.fold import FoldedInsert
-from processor.progress import Progress
+from processor.telemetry.progress import Progress
 from processor.transaction import Transaction
 from tests import workload
 from tests.fix_servers import Database, execute

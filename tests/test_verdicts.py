@@ -17,8 +17,8 @@ from processor import ledger, worker
 from processor import session as session_module
 from processor.database import Database
 from processor.errors import DatabaseUnavailable
-from processor.progress import Progress
 from processor.session import Session
+from processor.telemetry.progress import Progress
 from processor.transaction import Transaction
 from processor.verdict import Failure, Verdict, is_final, judge
 from tests.fix_site import Site, counted, step, write

@@ -17,9 +17,10 @@ import pytest
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.test import Client
 
-from processor import metrics, web, worker
-from processor.report import LaneState, State, as_mapping
+from processor import web, worker
 from processor.settings import Health
+from processor.telemetry import metrics
+from processor.telemetry.status import LaneState, State, as_mapping
 from tests.fix_wait import wait_until
 
 PAGES = ["/health", "/health/live", "/health/ready", "/metrics"]

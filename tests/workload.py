@@ -19,8 +19,8 @@ from processor.buffer import Lane
 from processor.database import Database as Session
 from processor.identity import new_id
 from processor.producer import Producer, Receipt
-from processor.progress import Progress
 from processor.schema import DDL
+from processor.telemetry.progress import Progress
 from processor.transaction import Encoded, Transaction
 from tests.checker import Dead, Effect, Findings, Known, Submitted, check
 from tests.fix_process import Process, Spawn

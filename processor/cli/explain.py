@@ -21,7 +21,7 @@ from processor.deadletter import DeadLetter
 from processor.errors import DatabaseError, DatabaseUnavailable
 from processor.identity import id_of_key
 from processor.ledger import Row
-from processor.report import timestamp
+from processor.telemetry.status import timestamp
 
 Answer = dict[str, Any]
 

@@ -18,8 +18,8 @@ from processor.cli.parameters import length
 from processor.cli.servers import Servers, with_servers
 from processor.errors import RedisRefused
 from processor.redis_connection import RedisConnection
-from processor.report import timestamp
 from processor.settings import Settings
+from processor.telemetry.status import timestamp
 
 
 @click.group(cls=Group)

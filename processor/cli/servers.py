@@ -16,9 +16,9 @@ import click
 from processor import config, schema
 from processor.database import Database
 from processor.errors import DatabaseError
-from processor.progress import Progress
 from processor.redis_connection import RedisConnection
 from processor.settings import Settings
+from processor.telemetry.progress import Progress
 
 R = TypeVar("R")
 

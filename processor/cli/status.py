@@ -17,8 +17,8 @@ from processor import replication
 from processor.cli import output, overview
 from processor.cli.overview import Overview
 from processor.cli.servers import Servers, with_servers
-from processor.report import Replica, replica_mapping, timestamp
 from processor.settings import Replicas
+from processor.telemetry.status import Replica, replica_mapping, timestamp
 
 _WELL = frozenset({"running", "standby", "outage", "paused"})
 #: Whoever follows a replica says so each second, or each `replicas.interval` if that is longer;

@@ -17,9 +17,9 @@ from processor.database import Database
 from processor.demo.observatory import TELESCOPES
 from processor.demo.producers import LINE, acknowledged
 from processor.errors import DatabaseError, DatabaseUnavailable
-from processor.progress import Progress
 from processor.redis_connection import RedisConnection
 from processor.settings import Settings
+from processor.telemetry.progress import Progress
 
 # The session ends with the demo; nobody waits for it to be given up.
 _IDLE = 3600.0

@@ -26,7 +26,7 @@ from psycopg2.extras import RealDictCursor
 import processor
 from processor import config, reader
 from processor.database import Database
-from processor.progress import Progress
+from processor.telemetry.progress import Progress
 from tests.benchmarks.options import Options, note
 from tests.benchmarks.orders import ACCOUNTS, orders, transaction
 from tests.benchmarks.result import Result, rounded
