@@ -44,21 +44,21 @@ if TYPE_CHECKING:
         Unavailable,
         WaitTimeout,
     )
-    from processor.identity import new_id
     from processor.producer import submit, submit_many
     from processor.reader import cached, read
     from processor.receipt import Receipt
-    from processor.registry import statement
     from processor.routing import route
-    from processor.transaction import Transaction
+    from processor.transaction.builder import Transaction
+    from processor.transaction.ids import new_id
+    from processor.transaction.statements import statement
     from processor.worker import hooks, singleton, start, state, stop
 
 # Where each public name lives. `Transaction` comes by way of `producer`, which teaches its `with`
 # form to submit.
 _HOMES = {
     "configure": "processor.config",
-    "new_id": "processor.identity",
-    "statement": "processor.registry",
+    "new_id": "processor.transaction.ids",
+    "statement": "processor.transaction.statements",
     "Transaction": "processor.producer",
     "Receipt": "processor.receipt",
     "route": "processor.routing",

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from processor import due, ledger, parked
 from processor.database import Database
-from processor.entry import Entry
 from processor.outcome import Outcome
 from processor.ownership import OwnedLane, Page
 from processor.parking import split
 from processor.redis_connection import RedisConnection
 from processor.settling import DOUBTFUL, Settling
+from processor.transaction.entry import Entry
 from processor.withholding import Withholding
 
 

@@ -16,13 +16,13 @@ from collections.abc import Callable, Container, Sequence
 
 from processor import crashpoint, isolation, ledger
 from processor.deadletter import Reason
-from processor.entry import Entry
 from processor.errors import DatabaseError, DatabaseUnavailable
 from processor.ledger import Ownership
 from processor.outcome import Contended, Fenced, Outcome, Systemic
 from processor.session import Session, prolonged
 from processor.settings import Settings
 from processor.telemetry import metrics
+from processor.transaction.entry import Entry
 from processor.verdict import Failure, Verdict, judge
 from processor.written import Written, limited, names_of, write
 

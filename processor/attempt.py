@@ -12,7 +12,6 @@ from collections.abc import Callable
 
 from processor import ledger, troubles
 from processor.apply import Applier
-from processor.entry import Entry
 from processor.errors import DatabaseUnavailable, Unavailable
 from processor.outcome import Contended, Fenced, Outcome, Systemic
 from processor.ownership import OwnedLane
@@ -20,6 +19,7 @@ from processor.redis_connection import RedisConnection
 from processor.session import Session
 from processor.settings import Settings
 from processor.telemetry import metrics
+from processor.transaction.entry import Entry
 from processor.written import Written
 
 log = logging.getLogger("processor")

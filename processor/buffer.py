@@ -31,11 +31,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from processor.entry import VERSION
 from processor.errors import InvalidTransaction, RedisRefused
-from processor.identity import canonical_id, id_of_key
 from processor.redis_connection import Command, RedisConnection
-from processor.transaction import Encoded
+from processor.transaction.builder import Encoded
+from processor.transaction.entry import VERSION
+from processor.transaction.ids import canonical_id, id_of_key
 
 #: A stream entry as it was read: its id, envelope version and body, either absent if malformed.
 Raw = tuple[str, bytes | None, bytes | None, bytes]

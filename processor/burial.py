@@ -13,12 +13,12 @@ from dataclasses import dataclass
 
 from processor import crashpoint, deadletter, ledger
 from processor.deadletter import DeadLetter, Reason
-from processor.entry import Entry, Unreadable, decode
 from processor.errors import DatabaseError, DatabaseUnavailable
 from processor.ledger import Ownership
 from processor.render import Unrenderable, tables
 from processor.session import Commit, Session, prolonged
 from processor.telemetry import metrics
+from processor.transaction.entry import Entry, Unreadable, decode
 from processor.verdict import Failure, Verdict, judge
 
 log = logging.getLogger("processor")

@@ -17,10 +17,10 @@ from processor.database import Database
 from processor.errors import DatabaseError
 from processor.literal import quoted
 from processor.merging import Change, Fails, Step
-from processor.operation import Delete, Insert, Operation, Statement, Update, Upsert
 from processor.overlay import Pending
 from processor.relation import Relation
 from processor.rowvalue import Cast, Sum, Undecided, added_to, compared_with, read_as
+from processor.transaction.operations import Delete, Insert, Operation, Statement, Update, Upsert
 
 #: The relations that an operation means, by the name that it gives its table.
 Means = Callable[[str], Sequence[Relation]]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from processor.database import Database, Row
 from processor.errors import DatabaseError, InvalidTransaction
 from processor.literal import quoted, table
-from processor.values import identifier
+from processor.transaction.values import identifier
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,10 +16,11 @@ from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from typing import Any
 
-from processor import address, configfile, registry
+from processor import address, configfile
 from processor.declaration import Declaration, Path, Place, Reader, from_text, leaves
 from processor.errors import ConfigError
 from processor.settings import Settings, contradictions
+from processor.transaction import statements
 
 __all__ = [
     "Settings",
@@ -171,7 +172,7 @@ class _Loading:
             if path in self.reader.refused:
                 continue
             try:
-                registry.check(sql)
+                statements.check(sql)
             except ConfigError as error:
                 self.reader.refuse(path, str(error))
 

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from processor.database import Database, Row
-from processor.entry import Entry
-from processor.identity import canonical_id
 from processor.ledger import Ownership
 from processor.literal import quoted
+from processor.transaction.entry import Entry
+from processor.transaction.ids import canonical_id
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,9 @@ import contextlib
 
 from processor import crashpoint
 from processor.buffer import Lane, add
-from processor.entry import VERSION, Entry, Unreadable, decode
 from processor.errors import RedisRefused
 from processor.redis_connection import Command, RedisConnection
+from processor.transaction.entry import VERSION, Entry, Unreadable, decode
 
 _MOVED_AT_ONCE = 500
 #: By so many seconds the clock of Redis may be behind that by which something is due.

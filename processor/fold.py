@@ -41,7 +41,7 @@ from processor.columntype import (
     writer,
 )
 from processor.literal import named, quoted, table
-from processor.operation import Insert, Update
+from processor.transaction.operations import Insert, Update
 
 #: Fewer transactions than this are not worth a fold.
 LEAST = 4

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 
 from processor import overlay, replication
 from processor.errors import RedisRefused, RedisUnavailable
-from processor.footprint import Touch, decides, touch
 from processor.overlay import Overlay, Pending
 from processor.redis_connection import Command, RedisConnection
 from processor.replication import Replica
+from processor.transaction.write_set import Touch, decides, touch
 
 #: More statements than this in the overlay are not asked for one by one.
 _STATEMENTS = 500

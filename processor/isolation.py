@@ -14,12 +14,12 @@ from dataclasses import dataclass
 
 from processor import ledger, parking
 from processor.deadletter import Reason
-from processor.entry import Entry
 from processor.errors import refusal
 from processor.ledger import Ownership
 from processor.literal import quoted
 from processor.render import Renderer, Taken
 from processor.session import Commit, Session
+from processor.transaction.entry import Entry
 
 #: Entries in a group: small enough that one poison makes few of them run twice.
 _GROUP = 16

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from processor.database import Database
-from processor.entry import Entry
 from processor.errors import DatabaseError
-from processor.identity import canonical_id
 from processor.literal import quoted
+from processor.transaction.entry import Entry
+from processor.transaction.ids import canonical_id
 
 PREPARED = (
     "PREPARE processor_ledger (uuid[], text[], uuid[], uuid, text, text) AS"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from processor.deadletter import Reason
-from processor.entry import Entry
 from processor.ledger import Known
 from processor.session import Commit
+from processor.transaction.entry import Entry
 
 
 class Fenced(Exception):

@@ -30,12 +30,12 @@ from typing import Any
 import msgspec
 
 from processor.errors import RedisRefused
-from processor.footprint import Declared, touch
-from processor.identity import canonical_id
-from processor.operation import Operation, Statement, encoder
 from processor.redis_connection import Command, RedisConnection
 from processor.settings import Settings
-from processor.transaction import Encoded
+from processor.transaction.builder import Encoded
+from processor.transaction.ids import canonical_id
+from processor.transaction.operations import Operation, Statement, encoder
+from processor.transaction.write_set import Declared, touch
 
 
 class Pending(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):

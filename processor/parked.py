@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from processor.buffer import Lane
-from processor.entry import VERSION, Entry, Unreadable, decode
 from processor.errors import RedisRefused
 from processor.redis_connection import Command, RedisConnection
+from processor.transaction.entry import VERSION, Entry, Unreadable, decode
 
 _NUL = b"\0"
 _MEMBER = re.compile(

@@ -27,7 +27,7 @@ from processor.receipt import Receipt
 from processor.redis_connection import Command, RedisConnection, RedisPool
 from processor.settings import Settings
 from processor.telemetry import metrics
-from processor.transaction import Encoded, Transaction
+from processor.transaction.builder import Encoded, Transaction
 
 Submittable = Transaction | Mapping[str, Any] | str | bytes
 

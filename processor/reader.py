@@ -31,7 +31,7 @@ from processor.readsession import ReadPool, ReadSession
 from processor.receipt import Receipt
 from processor.redis_connection import RedisPool
 from processor.settings import PRIMARY, Settings
-from processor.values import plain_mapping
+from processor.transaction.values import plain_mapping
 
 
 class Reader:

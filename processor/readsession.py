@@ -17,12 +17,12 @@ from processor.casting import Casting
 from processor.catalog import Refused
 from processor.database import Database
 from processor.errors import DatabaseError, DatabaseUnavailable, InvalidRead
-from processor.footprint import Declared
 from processor.merging import Fails
 from processor.relation import Relation
 from processor.settings import PRIMARY, Settings
 from processor.snapshot import Prepared
 from processor.telemetry.progress import Progress
+from processor.transaction.write_set import Declared
 
 _MOST_IDLE = 16
 #: Tables are looked up anew after this, seconds: a default may have been given since.

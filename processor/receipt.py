@@ -18,8 +18,8 @@ from processor import answers, parked
 from processor.answers import everywhere
 from processor.buffer import Lane
 from processor.errors import InvalidTransaction, TransactionDead, TransactionLost, WaitTimeout
-from processor.identity import canonical_id
 from processor.settings import NAME
+from processor.transaction.ids import canonical_id
 from processor.whereabouts import Sought, Whereabouts
 
 _UNTIL = ("committed", "replicated")

@@ -15,14 +15,14 @@ from typing import Any
 
 import msgspec
 
-from processor import registry
 from processor.catalog import Catalog, Refused, Table
 from processor.columntype import Unfit
-from processor.entry import Entry
 from processor.fold import LEAST, Fold, NotFolded, folds
 from processor.literal import quoted
-from processor.operation import Insert, Operation, Statement
 from processor.shape import Shape, compiled, key_of
+from processor.transaction import statements
+from processor.transaction.entry import Entry
+from processor.transaction.operations import Insert, Operation, Statement
 
 _json = msgspec.json.Encoder(decimal_format="number")
 #: What statement_timeout holds, milliseconds: 24 days.
@@ -253,7 +253,7 @@ def tables(entry: Entry) -> set[str]:
 
 
 def _statement(operation: Statement) -> str:
-    found = registry.find(operation.name)
+    found = statements.find(operation.name)
     if found is None:
         raise Unfit("42883", f"there is no registered statement {operation.name}")
     missing = set(found.names) - operation.params.keys()

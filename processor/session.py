@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from processor import crashpoint, ledger
 from processor.catalog import Catalog
 from processor.database import Database, Row
-from processor.entry import Entry
 from processor.errors import DatabaseError, DatabaseUnavailable
 from processor.ledger import Ownership
 from processor.marks import Marks
 from processor.position import Position, after_commit
 from processor.render import Renderer
 from processor.settings import Database as Settings
+from processor.transaction.entry import Entry
 
 _TAIL = (
     "SELECT '{}', pg_current_wal_lsn()::text, pg_current_wal_insert_lsn()::text,"

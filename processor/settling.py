@@ -17,7 +17,6 @@ from functools import partial
 from processor import buffer, crashpoint, notes, parked
 from processor.burial import Burial, Death
 from processor.deadletter import Reason
-from processor.entry import Entry
 from processor.errors import RedisRefused, RedisUnavailable
 from processor.notes import Entries, Note
 from processor.outcome import Outcome
@@ -25,6 +24,7 @@ from processor.ownership import OwnedLane, Page
 from processor.redis_connection import Command, RedisConnection
 from processor.settings import Settings
 from processor.telemetry import metrics
+from processor.transaction.entry import Entry
 from processor.verdict import DOUBTFUL_STATE, backoff, is_final
 from processor.withholding import Withholding
 

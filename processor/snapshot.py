@@ -11,12 +11,12 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from processor.footprint import mark, touch
 from processor.literal import named, quoted, table
 from processor.merging import Line
-from processor.operation import Delete, Insert, Operation, Update, Upsert
 from processor.relation import Relation
 from processor.rowvalue import writer_of
+from processor.transaction.operations import Delete, Insert, Operation, Update, Upsert
+from processor.transaction.write_set import mark, touch
 
 Where = Mapping[str, Any]
 

@@ -13,12 +13,12 @@ from typing import Any
 
 from processor import buffer, crashpoint
 from processor.buffer import Raw
-from processor.entry import Entry, UnknownVersion, Unreadable, decode
 from processor.errors import RedisRefused, RedisUnavailable
-from processor.identity import id_of_key
 from processor.ownership import OwnedLane, Page
 from processor.redis_connection import RedisConnection
 from processor.settings import Settings
+from processor.transaction.entry import Entry, UnknownVersion, Unreadable, decode
+from processor.transaction.ids import id_of_key
 
 
 class Taking:

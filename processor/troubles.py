@@ -12,9 +12,9 @@ import time
 from collections.abc import Sequence
 
 from processor.deadletter import Reason
-from processor.entry import Entry
 from processor.outcome import Outcome
 from processor.ownership import OwnedLane
+from processor.transaction.entry import Entry
 from processor.verdict import ENDS_SESSION_STATE, backoff
 
 log = logging.getLogger("processor")

@@ -23,13 +23,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from processor import __version__, config, crashpoint, registry
+from processor import __version__, config, crashpoint
 from processor.beside import Beside
 from processor.drain import Drain
 from processor.settings import Settings
 from processor.telemetry import faults, metrics
 from processor.telemetry.progress import Progress
 from processor.telemetry.status import State, as_mapping
+from processor.transaction import statements
 
 log = logging.getLogger("processor")
 
@@ -106,7 +107,7 @@ def start(settings: Settings | None = None) -> Singleton:
                 return singleton
             singleton.thread.join()
         chosen = settings or config.current()
-        registry.register(chosen.statements)
+        statements.register(chosen.statements)
         _warn_uwsgi()
         run = Run(chosen, singleton.event)
         singleton.state = State(
@@ -152,7 +153,7 @@ def reload(settings: Settings) -> list[str]:
         return []
     old = run.settings
     kept = [name for name in KEPT if _setting(settings, name) != _setting(old, name)]
-    registry.register(settings.statements)
+    statements.register(settings.statements)
     run.next_settings = replace(
         settings, namespace=old.namespace, site=old.site, redis=old.redis, health=old.health,
         drain=old.drain,

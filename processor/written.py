@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from processor import isolation
 from processor.deadletter import Reason
-from processor.entry import Entry
 from processor.render import UNFORESEEN, Taken, Unrenderable, tables
 from processor.session import Session
+from processor.transaction.entry import Entry
 
 
 @dataclass(slots=True)

@@ -17,9 +17,10 @@ import pytest
 import redis as redis_driver
 import yaml
 
-from processor import config, producer, registry
+from processor import config, producer
 from processor.cli import acl, main
-from processor.transaction import Transaction
+from processor.transaction import statements
+from processor.transaction.builder import Transaction
 from tests.fix_process import ROOT
 from tests.fix_site import Site
 from tests.fix_wait import wait_until
@@ -147,7 +148,7 @@ def cli(
     yield Cli(capsys, tmp_path / "cli.yml")
     if producer._producer is not None:
         producer._producer.pool.close()
-    registry._statements.clear()
+    statements._statements.clear()
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import psycopg2
 import pytest
 
 from processor.embedded import PostgresServer, Standby
-from processor.transaction import Transaction
+from processor.transaction.builder import Transaction
 from tests.fix_proxy import Proxy
 from tests.fix_servers import Factory, execute
 from tests.fix_site import Site

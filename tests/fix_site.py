@@ -18,7 +18,7 @@ import psycopg2
 import pytest
 import redis as redis_driver
 
-from processor import config, deadletter, registry, schema, worker
+from processor import config, deadletter, schema, worker
 from processor.buffer import Lane
 from processor.database import Database as Session
 from processor.drain import Drain
@@ -28,7 +28,8 @@ from processor.producer import Producer, Receipt
 from processor.settings import Settings
 from processor.telemetry import metrics
 from processor.telemetry.progress import Progress
-from processor.transaction import Transaction
+from processor.transaction import statements
+from processor.transaction.builder import Transaction
 from tests.fix_process import Process, Spawn
 from tests.fix_proxy import Proxy
 from tests.fix_servers import Database, execute
@@ -165,7 +166,7 @@ class Site:
 
     def drain(self, settings: Settings | None = None, instance: str = "stepped") -> Drain:
         """A drain without a thread, for a test that makes its passes itself."""
-        registry.register((settings or self.settings).statements)
+        statements.register((settings or self.settings).statements)
         drain = Drain(settings or self.settings, instance, Progress(), lambda: False)
         self._drains.append(drain)
         return drain
@@ -293,7 +294,7 @@ class Site:
             drain.redis.close()
         self._producer.pool.close()
         self.redis.close()
-        registry._statements.clear()
+        statements._statements.clear()
 
 
 #: A pass that is made so much later than the one before it looks for lanes again, and finds the

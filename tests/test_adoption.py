@@ -16,8 +16,8 @@ import pytest
 
 from processor import deadletter, worker
 from processor.drain import Drain
-from processor.identity import new_id
-from processor.transaction import Transaction
+from processor.transaction.builder import Transaction
+from processor.transaction.ids import new_id
 from tests.fix_cli import Cli, line, poison
 from tests.fix_site import Site, step, write
 from tests.fix_wait import wait_until

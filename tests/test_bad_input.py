@@ -17,8 +17,8 @@ import pytest
 
 import processor
 from processor.errors import ConfigError, InvalidTransaction
-from processor.registry import statement
-from processor.transaction import Transaction
+from processor.transaction.builder import Transaction
+from processor.transaction.statements import statement
 from tests.fix_cli import UNKNOWN, Cli
 from tests.fix_site import Site, write
 from tests.fix_wait import wait_until

@@ -29,7 +29,7 @@ from processor.errors import (
 )
 from processor.redis_connection import RedisConnection
 from processor.telemetry.progress import Progress
-from processor.transaction import Encoded, Transaction
+from processor.transaction.builder import Encoded, Transaction
 from tests import workload
 from tests.fix_process import Spawn
 from tests.fix_proxy import Proxy

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from processor import worker
-from processor.transaction import Transaction
+from processor.transaction.builder import Transaction
 from tests.fix_cli import UNKNOWN, Cli, Role, line, poison
 from tests.fix_process import ROOT
 from tests.fix_site import Site, merged, write

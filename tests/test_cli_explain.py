@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from processor import worker
-from processor.transaction import Transaction
+from processor.transaction.builder import Transaction
 from tests.fix_cli import UNKNOWN, Cli, poison
 from tests.fix_site import Site, merged, write
 from tests.fix_wait import wait_until

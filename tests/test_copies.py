@@ -13,7 +13,7 @@ import pytest
 from processor import deadletter
 from processor.database import Database as Session
 from processor.telemetry.progress import Progress
-from processor.transaction import Transaction
+from processor.transaction.builder import Transaction
 from tests.fix_site import Site, write
 from tests.fix_wait import wait_until
 

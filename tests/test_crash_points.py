@@ -17,7 +17,7 @@ import pytest
 
 from processor import crashpoint
 from processor.embedded import PostgresServer
-from processor.operation import encoder
+from processor.transaction.operations import encoder
 from tests import workload
 from tests.checker import Submitted
 from tests.fix_process import Process, Spawn

@@ -17,9 +17,9 @@ import psycopg2
 import pytest
 
 from processor import session, worker
-from processor.identity import new_id
 from processor.telemetry import metrics
-from processor.transaction import Transaction
+from processor.transaction.builder import Transaction
+from processor.transaction.ids import new_id
 from tests.fix_site import Site, counted, step, write
 from tests.fix_wait import wait_until
 

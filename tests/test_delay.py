@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from processor import registry
 from processor.errors import InvalidTransaction
-from processor.transaction import Transaction
+from processor.transaction import statements
+from processor.transaction.builder import Transaction
 from tests.fix_site import Site, write
 from tests.fix_wait import wait_until
 
@@ -229,4 +229,4 @@ def test_the_own_process_needs_no_doorbell(site_of: Callable[..., Site]) -> None
 
 def test_statements_of_another_test_are_not_known() -> None:
     """The registry belongs to the process: whoever fills it in a test takes it away again."""
-    assert list(registry.names()) == []
+    assert list(statements.names()) == []

@@ -19,10 +19,10 @@ from processor.demo.producers import LINE, acknowledged
 from processor.demo.reckoning import Reckoning, Tally, reckon
 from processor.demo.screen import curve
 from processor.errors import ProcessorError
-from processor.identity import new_id
 from processor.schema import DDL
 from processor.settings import Database as Settings
 from processor.telemetry.progress import Progress
+from processor.transaction.ids import new_id
 from tests.fix_process import Spawn
 from tests.fix_servers import Database
 from tests.fix_wait import wait_until

@@ -19,7 +19,7 @@ import processor
 from processor import reader, replication, worker
 from processor.clearing import Clearing
 from processor.redis_connection import RedisConnection
-from processor.transaction import Transaction
+from processor.transaction.builder import Transaction
 from tests.fix_failover import Pair, held, replayed
 from tests.fix_servers import execute
 from tests.fix_site import Site, counted, write

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import pytest
 
 from processor import crashpoint, worker
-from processor.transaction import Transaction
+from processor.transaction.builder import Transaction
 from tests.fix_failover import Pair, replayed
 from tests.fix_process import Spawn
 from tests.fix_servers import execute

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from processor.fold import FoldedAdd, FoldedInsert
-from processor.transaction import Transaction
+from processor.transaction.builder import Transaction
 from tests.fix_site import Site, step
 
 STOCK = """

@@ -23,13 +23,13 @@ from processor.apply import Applier
 from processor.database import Database as Session
 from processor.drain import Drain
 from processor.embedded import PostgresServer, RedisServer
-from processor.entry import Entry
 from processor.errors import DatabaseUnavailable, RedisUnavailable
-from processor.identity import new_id
 from processor.producer import Producer
 from processor.telemetry import metrics
 from processor.telemetry.progress import Progress
-from processor.transaction import Transaction
+from processor.transaction.builder import Transaction
+from processor.transaction.entry import Entry
+from processor.transaction.ids import new_id
 from tests.fix_cli import Cli
 from tests.fix_servers import Database
 from tests.fix_site import Site, counted, step, write

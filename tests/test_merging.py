@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import processor
 from processor import config, reader
-from processor.transaction import Transaction
+from processor.transaction.builder import Transaction
 from tests.fix_site import Site, step
 
 TABLES = """

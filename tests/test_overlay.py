@@ -15,7 +15,7 @@ from processor import config, reader, worker
 from processor.burial import Burial
 from processor.clearing import Clearing
 from processor.settings import Settings
-from processor.transaction import Transaction
+from processor.transaction.builder import Transaction
 from tests.fix_site import Site, step, write
 from tests.fix_wait import wait_until
 

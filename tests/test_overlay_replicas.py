@@ -23,7 +23,7 @@ from processor.clearing import Clearing
 from processor.position import Position, number
 from processor.reading import Reading
 from processor.snapshot import Snapshot
-from processor.transaction import Transaction
+from processor.transaction.builder import Transaction
 from tests.fix_proxy import Proxy
 from tests.fix_replicas import copied
 from tests.fix_servers import Factory, execute

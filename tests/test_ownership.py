@@ -18,7 +18,7 @@ from processor import ledger, worker
 from processor.drain import Drain
 from processor.errors import DatabaseError
 from processor.ledger import Ownership
-from processor.transaction import Transaction
+from processor.transaction.builder import Transaction
 from tests.fix_process import Process
 from tests.fix_servers import execute
 from tests.fix_site import UNHURRIED, Site, counted, step, write

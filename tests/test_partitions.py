@@ -9,7 +9,7 @@ import pytest
 
 from processor import ConfigError
 from processor.producer import Producer
-from processor.transaction import Transaction
+from processor.transaction.builder import Transaction
 from tests.fix_site import Site, write
 from tests.fix_wait import wait_until
 

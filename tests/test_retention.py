@@ -15,7 +15,7 @@ import pytest
 
 from processor.drain import Drain
 from processor.embedded import RedisServer
-from processor.transaction import Transaction
+from processor.transaction.builder import Transaction
 from tests.fix_site import Site, counted, step, write
 from tests.fix_wait import wait_until
 

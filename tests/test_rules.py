@@ -19,9 +19,9 @@ import redis as redis_driver
 
 from processor import due, worker
 from processor.apply import Applier
-from processor.entry import decode
-from processor.identity import new_id
-from processor.transaction import Transaction
+from processor.transaction.builder import Transaction
+from processor.transaction.entry import decode
+from processor.transaction.ids import new_id
 from tests.fix_site import Site, counted, step, write
 from tests.fix_wait import wait_until
 

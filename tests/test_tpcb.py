@@ -10,7 +10,7 @@ import random
 
 import pytest
 
-from processor.transaction import Transaction
+from processor.transaction.builder import Transaction
 from tests.fix_site import Site
 from tests.fix_wait import wait_until
 

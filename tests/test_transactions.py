@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 import processor
-from processor import identity, registry
 from processor.errors import ConfigError, InvalidTransaction
-from processor.transaction import Transaction
+from processor.transaction import ids as identity
+from processor.transaction import statements
+from processor.transaction.builder import Transaction
 from tests.fix_site import Site, write
 from tests.fix_wait import wait_until
 
@@ -235,7 +236,7 @@ def test_its_own_attempts_count(shop: Site) -> None:
     shop.execute(
         "create function fail() returns int language plpgsql as $$ begin raise 'no'; end $$"
     )
-    registry.statement("fail", "select fail()")
+    statements.statement("fail", "select fail()")
 
     assert ends(shop, Transaction(attempts=2).statement("fail")) == ["P0001"]
 
@@ -363,8 +364,8 @@ def test_a_statement_that_would_reach_beyond_its_transaction_is_refused(
     sql: str, problem: str
 ) -> None:
     with pytest.raises(ConfigError, match=problem):
-        registry.statement("bad", sql)
-    assert registry.find("bad") is None
+        statements.statement("bad", sql)
+    assert statements.find("bad") is None
 
 
 # What others put into the stream.
@@ -403,7 +404,7 @@ STRANGE = [
 def test_what_the_door_would_have_refused_dies_and_the_lane_goes_on(
     site: Site, body: dict[str, Any]
 ) -> None:
-    registry.statement("fail", "select 1 / 0")
+    statements.statement("fail", "select 1 / 0")
     site.start()
     body = body | {"id": identity.new_id()}
 

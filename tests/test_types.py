@@ -26,7 +26,7 @@ from processor.embedded import PostgresServer, RedisServer
 from processor.errors import InvalidTransaction
 from processor.fold import FoldedInsert
 from processor.telemetry.progress import Progress
-from processor.transaction import Transaction
+from processor.transaction.builder import Transaction
 from tests import workload
 from tests.fix_servers import Database, execute
 from tests.workload import Site, Work

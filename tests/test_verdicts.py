@@ -19,7 +19,7 @@ from processor.database import Database
 from processor.errors import DatabaseUnavailable
 from processor.session import Session
 from processor.telemetry.progress import Progress
-from processor.transaction import Transaction
+from processor.transaction.builder import Transaction
 from processor.verdict import Failure, Verdict, is_final, judge
 from tests.fix_site import Site, counted, step, write
 from tests.fix_wait import wait_until

@@ -11,7 +11,7 @@ import pytest
 from processor import worker
 from processor.errors import DatabaseError
 from processor.position import number
-from processor.transaction import Transaction
+from processor.transaction.builder import Transaction
 from tests.fix_failover import Pair, held, replayed
 from tests.fix_servers import Factory
 from tests.fix_site import Site, counted, step, write

@@ -17,11 +17,11 @@ import redis as redis_driver
 from processor import config, deadletter
 from processor.buffer import Lane
 from processor.database import Database as Session
-from processor.identity import new_id
 from processor.producer import Producer, Receipt
 from processor.schema import DDL
 from processor.telemetry.progress import Progress
-from processor.transaction import Encoded, Transaction
+from processor.transaction.builder import Encoded, Transaction
+from processor.transaction.ids import new_id
 from tests.checker import Dead, Effect, Findings, Known, Submitted, check
 from tests.fix_process import Process, Spawn
 from tests.fix_servers import Database

@@ -19,9 +19,9 @@ from processor.cli.search import Found
 from processor.cli.servers import Servers, with_servers
 from processor.deadletter import DeadLetter
 from processor.errors import DatabaseError, DatabaseUnavailable
-from processor.identity import id_of_key
 from processor.ledger import Row
 from processor.telemetry.status import timestamp
+from processor.transaction.ids import id_of_key
 
 Answer = dict[str, Any]
 

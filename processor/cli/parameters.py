@@ -12,7 +12,7 @@ import re
 import click
 
 from processor.errors import InvalidTransaction
-from processor.identity import canonical_id
+from processor.transaction.ids import canonical_id
 
 _LENGTH = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)([smhd]?)")
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}

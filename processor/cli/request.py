@@ -17,7 +17,7 @@ from processor.cli.belonging import Belonging
 from processor.database import Database
 from processor.deadletter import DeadLetter
 from processor.errors import InvalidTransaction, ProcessorError
-from processor.transaction import Transaction
+from processor.transaction.builder import Transaction
 
 _PAGE = 200
 _LOOK = 0.2

@@ -22,7 +22,7 @@ from processor.cli import output
 from processor.cli.servers import Servers, with_servers
 from processor.errors import BufferFull, InvalidTransaction, ProcessorError
 from processor.receipt import Receipt
-from processor.transaction import Transaction
+from processor.transaction.builder import Transaction
 
 _READ = 256 * 1024
 #: One write each, so that a refusal is known before anything of it was sent.

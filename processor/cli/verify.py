@@ -17,9 +17,9 @@ from processor.cli.finding import FAIL, OK, WARN, Finding
 from processor.cli.overview import Overview
 from processor.cli.servers import Servers, with_servers
 from processor.database import Database
-from processor.identity import canonical_id
 from processor.redis_connection import RedisConnection
 from processor.settings import Settings
+from processor.transaction.ids import canonical_id
 
 _BETWEEN = 2.0
 _NAMED = 3

@@ -8,11 +8,11 @@ from __future__ import annotations
 import time
 
 from processor.errors import ProcessorError
-from processor.identity import new_id
 from processor.producer import Producer
 from processor.reader import Reader
 from processor.settings import Settings
-from processor.transaction import Transaction
+from processor.transaction.builder import Transaction
+from processor.transaction.ids import new_id
 
 REPLICA = "summit"
 TABLE = "night_log"

@@ -8,8 +8,8 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-from processor.identity import new_id
-from processor.transaction import Transaction
+from processor.transaction.builder import Transaction
+from processor.transaction.ids import new_id
 
 TELESCOPES = ("condor", "vicuna", "flamingo")
 TARGETS = ("Orion KL", "M 31", "Sgr A*", "NGC 253", "30 Doradus", "Mars")

@@ -16,7 +16,7 @@ from pathlib import Path
 from processor import config, producer
 from processor.demo.observatory import Telescope
 from processor.errors import BufferFull, RedisUnavailable
-from processor.transaction import Transaction
+from processor.transaction.builder import Transaction
 
 #: Every so many a telescope behaves as if it had not heard the answer, and submits once more.
 AGAIN_EVERY = 50

@@ -15,9 +15,9 @@ from typing import Any, ClassVar, Self
 
 import msgspec
 
-from processor.complaint import explained
 from processor.errors import InvalidTransaction
-from processor.operation import (
+from processor.transaction.decode_errors import explained
+from processor.transaction.operations import (
     Delete,
     Document,
     Insert,
@@ -28,9 +28,17 @@ from processor.operation import (
     documents,
     encoder,
 )
-from processor.operation import operations as operation_decoder
-from processor.options import cache_values, decided_id, due_text, instant, seconds, text, whole
-from processor.values import identifier, key_text, plain, plain_mapping, plain_rows
+from processor.transaction.operations import operations as operation_decoder
+from processor.transaction.options import (
+    cache_values,
+    decided_id,
+    due_text,
+    instant,
+    seconds,
+    text,
+    whole,
+)
+from processor.transaction.values import identifier, key_text, plain, plain_mapping, plain_rows
 
 
 class Encoded(msgspec.Struct, frozen=True):

@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from typing import get_args
 
 from processor.errors import InvalidTransaction
-from processor.operation import Document, Operation, reason
+from processor.transaction.operations import Document, Operation, reason
 
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(.*)`")

@@ -8,8 +8,8 @@ from hashlib import blake2b
 import msgspec
 
 from processor.errors import InvalidTransaction
-from processor.identity import canonical_id
-from processor.operation import (
+from processor.transaction.ids import canonical_id
+from processor.transaction.operations import (
     Delete,
     Insert,
     Operation,

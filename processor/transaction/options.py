@@ -9,8 +9,8 @@ from decimal import Decimal
 from typing import Any
 
 from processor.errors import InvalidTransaction
-from processor.identity import canonical_id, id_of_key, new_id
-from processor.values import key_text, plain
+from processor.transaction.ids import canonical_id, id_of_key, new_id
+from processor.transaction.values import key_text, plain
 
 _MOMENT = "write 2026-11-21T06:00:00Z, or an aware datetime"
 

@@ -14,7 +14,7 @@ from decimal import MAX_EMAX, MAX_PREC, MIN_EMIN, Context, Decimal
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
-from processor.operation import Delete, Insert, Operation, Statement, Update, Upsert
+from processor.transaction.operations import Delete, Insert, Operation, Statement, Update, Upsert
 
 _EXACT = Context(prec=MAX_PREC, Emin=MIN_EMIN, Emax=MAX_EMAX, traps=[])
 _NUMBER = re.compile(r"[+-]?(?:[0-9.]|nan|inf)", re.I).match
