@@ -25,7 +25,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from typing import Any
 
-    from processor.config import configure
+    from processor.config.loader import configure
     from processor.errors import (
         AlreadyRunning,
         BufferFull,
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 # Where each public name lives. `Transaction` comes by way of `producer`, which teaches its `with`
 # form to submit.
 _HOMES = {
-    "configure": "processor.config",
+    "configure": "processor.config.loader",
     "new_id": "processor.transaction.ids",
     "statement": "processor.transaction.statements",
     "Transaction": "processor.producer",

@@ -14,15 +14,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
 
-from processor import config, whereabouts
+from processor import whereabouts
 from processor.buffer import Lane
+from processor.config import loader
+from processor.config.settings import Settings
 from processor.confirmation import Confirmation
 from processor.crowd import Enough, Waiter
 from processor.errors import DatabaseUnavailable, InvalidTransaction, RedisRefused, RedisUnavailable
 from processor.ledgers import Ledgers
 from processor.position import Position
 from processor.redis_connection import RedisConnection, RedisPool
-from processor.settings import Settings
 from processor.watcher import watcher
 from processor.whereabouts import UNKNOWN, Seen, Sought, Whereabouts, on_replicas
 
@@ -253,7 +254,7 @@ _current: Answers | None = None
 def current() -> Answers:
     """The answers by the settings of now."""
     global _current
-    settings = config.current()
+    settings = loader.current()
     if _current is None or _current.settings is not settings:
         close()
         _current = Answers(settings)

@@ -15,12 +15,12 @@ import time
 from collections.abc import Callable, Container, Sequence
 
 from processor import crashpoint, isolation, ledger
+from processor.config.settings import Settings
 from processor.deadletter import Reason
 from processor.errors import DatabaseError, DatabaseUnavailable
 from processor.ledger import Ownership
 from processor.outcome import Contended, Fenced, Outcome, Systemic
 from processor.session import Session, prolonged
-from processor.settings import Settings
 from processor.telemetry import metrics
 from processor.transaction.entry import Entry
 from processor.verdict import Failure, Verdict, judge

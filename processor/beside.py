@@ -10,10 +10,10 @@ import threading
 import time
 
 from processor.clearing import Clearing
+from processor.config.settings import Settings
 from processor.doorbell import Doorbell
 from processor.following import Following
 from processor.redis_connection import RedisConnection
-from processor.settings import Settings
 
 
 class Beside:

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from processor import ledger, parked, replication
+from processor.config.settings import Settings
 from processor.database import Database
 from processor.errors import (
     DatabaseError,
@@ -27,7 +28,6 @@ from processor.ledger import Known
 from processor.overlay import Overlay, Shown
 from processor.position import Position, after_commit, number
 from processor.redis_connection import RedisConnection
-from processor.settings import Settings
 from processor.telemetry import faults
 from processor.telemetry.progress import Progress
 

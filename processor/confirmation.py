@@ -12,10 +12,10 @@ from typing import Any
 
 from processor import replication
 from processor.buffer import Lane
+from processor.config.settings import Replicas
 from processor.position import Position
 from processor.redis_connection import Command
 from processor.replication import Replica
-from processor.settings import Replicas
 
 #: A watch tells each second that it is there; older words may be of one that is gone, seconds.
 _SILENT = 10.0

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 
 from processor import deadletter, schema
+from processor.config.settings import Settings
 from processor.database import Database
 from processor.errors import DatabaseUnavailable
 from processor.failover import Failover
@@ -16,7 +17,6 @@ from processor.following import Following
 from processor.ownership import Owners
 from processor.redis_connection import RedisConnection
 from processor.session import Session
-from processor.settings import Settings
 
 log = logging.getLogger("processor")
 

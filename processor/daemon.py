@@ -12,11 +12,12 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
-from processor import config, detach, logbook, service
-from processor.config import Source
+from processor import detach, logbook, service
+from processor.config import loader
+from processor.config.loader import Source
+from processor.config.settings import Settings
 from processor.errors import AlreadyRunning, NotRunning, ProcessorError
 from processor.pidfile import Pidfile
-from processor.settings import Settings
 
 Name = str | os.PathLike[str]
 
@@ -38,7 +39,7 @@ def start(
     if pid := held.running():
         raise AlreadyRunning(f"a processor already runs, pid {pid}", hint=str(held.path))
     # The daemon's directory is the root: what is relative now must not be so there.
-    source = source or os.environ.get(config.FILE) or None
+    source = source or os.environ.get(loader.FILE) or None
     if isinstance(source, str | os.PathLike):
         source = os.path.abspath(source)
 

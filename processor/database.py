@@ -26,10 +26,11 @@ from typing import Any
 import psycopg2
 import psycopg2.extensions as pg
 
-from processor import address, pins
+from processor import pins
+from processor.config import addresses
+from processor.config.settings import Database as Settings
 from processor.errors import DatabaseError, DatabaseUnavailable, PoolerDetected
 from processor.resolving import resolving
-from processor.settings import Database as Settings
 from processor.telemetry.progress import Progress
 
 Row = tuple[Any, ...]
@@ -97,7 +98,7 @@ class Database:
         DatabaseUnavailable (to write, also for a standby or a server that only reads) and
         PoolerDetected.
         """
-        hosts = address.hosts(self._settings.dsn)
+        hosts = addresses.hosts(self._settings.dsn)
         for number, host in enumerate(hosts, 1):
             self.close()
             # libpq tries them in turn itself, but waits for a dead one without end in this mode.
@@ -113,7 +114,7 @@ class Database:
         self._end_previous()
 
     def _open(self, host: dict[str, Any]) -> None:
-        self.place = address.place(self._settings.dsn, host)
+        self.place = addresses.place(self._settings.dsn, host)
         try:
             with resolving():
                 self._connection = psycopg2.connect(

@@ -18,6 +18,7 @@ from processor.admission import Admission
 from processor.apply import Applier
 from processor.attempt import Attempts
 from processor.burial import Burial
+from processor.config.settings import Settings
 from processor.connecting import Connecting
 from processor.database import Database
 from processor.errors import (
@@ -33,7 +34,6 @@ from processor.outlook import Outlook
 from processor.ownership import OwnedLane, Owners
 from processor.redis_connection import RedisConnection
 from processor.session import Session
-from processor.settings import Settings
 from processor.settling import Settling
 from processor.sweeps import Sweeps
 from processor.taking import Taking

@@ -15,12 +15,12 @@ from collections.abc import Callable
 
 from processor import replication
 from processor.buffer import Lane
+from processor.config.settings import Settings
 from processor.errors import DatabaseError, DatabaseUnavailable, ProcessorError, RedisRefused
 from processor.marks import Marks
 from processor.names import SILENT, Names
 from processor.position import Position
 from processor.redis_connection import Command, RedisConnection
-from processor.settings import Settings
 from processor.source import Source
 from processor.standing import Standing
 from processor.telemetry import faults

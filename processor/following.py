@@ -11,10 +11,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 
+from processor.config.settings import Settings
 from processor.follower import Follower
 from processor.marks import Marks
 from processor.position import Position
-from processor.settings import Settings
 from processor.source import Server, Source, Streaming
 from processor.standing import Standing
 from processor.telemetry.status import Replica

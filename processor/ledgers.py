@@ -13,11 +13,11 @@ from dataclasses import replace
 from typing import TypeVar
 
 from processor import ledger
+from processor.config.settings import Database as Section
+from processor.config.settings import Settings
 from processor.database import Database
 from processor.errors import DatabaseError, DatabaseUnavailable
 from processor.position import Position, after_commit
-from processor.settings import Database as Section
-from processor.settings import Settings
 from processor.telemetry.progress import Progress
 
 T = TypeVar("T")

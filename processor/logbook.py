@@ -16,9 +16,9 @@ import select
 import traceback
 from types import TracebackType
 
-from processor import address
+from processor.config import addresses
+from processor.config.settings import Log
 from processor.errors import ConfigError, ProcessorError
-from processor.settings import Log
 
 # A pipe that is reported writable takes PIPE_BUF bytes, 4096, without blocking: a line of a message
 # and a failure of these lengths is shorter, even if JSON escapes every character of it.
@@ -160,4 +160,4 @@ def _clean(text: str, limit: int) -> str:
 
 
 def _masked(found: re.Match[str]) -> str:
-    return f"{found[1]}{address.MASK}@" if found[1] else f"{found[2]}{address.MASK}"
+    return f"{found[1]}{addresses.MASK}@" if found[1] else f"{found[2]}{addresses.MASK}"

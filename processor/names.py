@@ -15,13 +15,13 @@ from collections.abc import Mapping
 
 from processor import replication
 from processor.buffer import Lane
+from processor.config.settings import Settings
 from processor.errors import RedisRefused
 from processor.marks import Marks
 from processor.overlay import Overlay
 from processor.position import Position, is_less, number
 from processor.redis_connection import Command, RedisConnection
 from processor.replication import Meant
-from processor.settings import Settings
 
 log = logging.getLogger("processor")
 

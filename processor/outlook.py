@@ -12,10 +12,10 @@ import msgspec
 
 from processor import __version__, buffer
 from processor.buffer import Look
+from processor.config.settings import Settings
 from processor.errors import RedisRefused, RedisUnavailable
 from processor.ownership import OwnedLane, Owners
 from processor.redis_connection import RedisConnection
-from processor.settings import Settings
 from processor.telemetry import metrics
 from processor.telemetry.status import LaneState, State, as_mapping
 from processor.verdict import Gate

@@ -29,9 +29,9 @@ from typing import Any
 
 import msgspec
 
+from processor.config.settings import Settings
 from processor.errors import RedisRefused
 from processor.redis_connection import Command, RedisConnection
-from processor.settings import Settings
 from processor.transaction.builder import Encoded
 from processor.transaction.ids import canonical_id
 from processor.transaction.operations import Operation, Statement, encoder

@@ -14,12 +14,12 @@ from typing import Any
 
 from processor import buffer, crashpoint, deadletter, ledger, parked
 from processor.buffer import Lane
+from processor.config.settings import Settings
 from processor.database import Database
 from processor.errors import DatabaseError, RedisRefused
 from processor.ledger import Ownership
 from processor.literal import quoted
 from processor.redis_connection import RedisConnection
-from processor.settings import Settings
 from processor.telemetry import metrics
 from processor.transaction.entry import Entry
 from processor.verdict import Failure as Facts

@@ -6,7 +6,7 @@ also ends by itself when its owner is frozen (rules 4 and 6).
 
 from __future__ import annotations
 
-from processor.settings import Database
+from processor.config.settings import Database
 
 #: What is learnt of the server first: version, whether it is a standby, whether it only reads,
 #: backend and since when, system identifier, timeline (0 on a standby, which tells it to nobody).

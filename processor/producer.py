@@ -13,8 +13,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from processor import buffer, config, crashpoint, due, partitions, worker
+from processor import buffer, crashpoint, due, partitions, worker
 from processor.buffer import Lane
+from processor.config import loader
+from processor.config.settings import Settings
 from processor.errors import (
     BufferFull,
     InvalidTransaction,
@@ -25,7 +27,6 @@ from processor.errors import (
 from processor.overlay import Overlay
 from processor.receipt import Receipt
 from processor.redis_connection import Command, RedisConnection, RedisPool
-from processor.settings import Settings
 from processor.telemetry import metrics
 from processor.transaction.builder import Encoded, Transaction
 
@@ -245,7 +246,7 @@ def _chunks(transactions: Iterable[Submittable]) -> Iterator[list[Submittable]]:
 
 def _current() -> Producer:
     global _producer
-    settings = config.current()
+    settings = loader.current()
     if _producer is None or _producer.settings is not settings:
         if _producer is not None:
             _producer.pool.close()

@@ -15,8 +15,10 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
-from processor import config, overlay, routing
+from processor import overlay, routing
 from processor import receipt as receipts
+from processor.config import loader
+from processor.config.settings import PRIMARY, Settings
 from processor.errors import (
     DatabaseUnavailable,
     InvalidRead,
@@ -30,7 +32,6 @@ from processor.reading import NotShown, Question, Reading, RowList
 from processor.readsession import ReadPool, ReadSession
 from processor.receipt import Receipt
 from processor.redis_connection import RedisPool
-from processor.settings import PRIMARY, Settings
 from processor.transaction.values import plain_mapping
 
 
@@ -195,7 +196,7 @@ def cached(name: str) -> Any:
 
 def _current() -> Reader:
     global _reader
-    settings = config.current()
+    settings = loader.current()
     if _reader is None or _reader.settings is not settings:
         close()
         _reader = Reader(settings)

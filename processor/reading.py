@@ -14,6 +14,7 @@ from typing import Any
 from processor import snapshot
 from processor.casting import Unnamed, met
 from processor.columntype import Unfit
+from processor.config.settings import PRIMARY
 from processor.errors import (
     DatabaseError,
     DatabaseUnavailable,
@@ -29,7 +30,6 @@ from processor.readsession import ReadSession
 from processor.redis_connection import RedisConnection
 from processor.relation import Relation
 from processor.rowvalue import Undecided
-from processor.settings import PRIMARY
 from processor.snapshot import Changed, Snapshot
 
 #: Errors of what was prepared before the table changed: look it up anew and ask again.

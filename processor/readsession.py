@@ -15,11 +15,11 @@ from typing import Any
 from processor import pins, relation
 from processor.casting import Casting
 from processor.catalog import Refused
+from processor.config.settings import PRIMARY, Settings
 from processor.database import Database
 from processor.errors import DatabaseError, DatabaseUnavailable, InvalidRead
 from processor.merging import Fails
 from processor.relation import Relation
-from processor.settings import PRIMARY, Settings
 from processor.snapshot import Prepared
 from processor.telemetry.progress import Progress
 from processor.transaction.write_set import Declared

@@ -17,8 +17,8 @@ from uuid import UUID
 from processor import answers, parked
 from processor.answers import everywhere
 from processor.buffer import Lane
+from processor.config.settings import NAME
 from processor.errors import InvalidTransaction, TransactionDead, TransactionLost, WaitTimeout
-from processor.settings import NAME
 from processor.transaction.ids import canonical_id
 from processor.whereabouts import Sought, Whereabouts
 

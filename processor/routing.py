@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from processor import answers, ledger
 from processor import receipt as receipts
 from processor.answers import Answers
+from processor.config.settings import PRIMARY
 from processor.confirmation import Confirmation
 from processor.errors import (
     DatabaseUnavailable,
@@ -23,7 +24,6 @@ from processor.errors import (
     Unavailable,
 )
 from processor.receipt import Receipt
-from processor.settings import PRIMARY
 from processor.whereabouts import UNKNOWN, Sought, Whereabouts
 
 #: Where nobody follows the replicas, their ledgers are asked this often, seconds.

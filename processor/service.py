@@ -19,11 +19,12 @@ from collections.abc import Callable
 from signal import SIGHUP, SIGINT, SIGTERM
 from typing import Any
 
-from processor import config, logbook, web, worker
-from processor.config import Source
+from processor import logbook, web, worker
+from processor.config import loader
+from processor.config.loader import Source
+from processor.config.settings import Settings
 from processor.errors import ConfigError, ProcessorError
 from processor.notify import Notifier
-from processor.settings import Settings
 from processor.signals import Signals
 
 log = logging.getLogger("processor")
@@ -56,7 +57,7 @@ def run(
     logbook.install(settings.log)
     # On SIGABRT, which is how the watchdog of systemd kills, each thread tells where it hangs.
     faulthandler.enable(file=2)
-    config.configure(settings)
+    loader.configure(settings)
     return Service(settings, source, ready, logged_to).run()
 
 
@@ -155,7 +156,7 @@ class Service:
         self._notifier.reloading()
         outcome = "reloaded"
         try:
-            self._use(config.load(self._source))
+            self._use(loader.load(self._source))
         except Exception as error:
             # Whatever is wrong with the new settings, the old ones have proved themselves.
             outcome = "reload refused, the old settings stay"

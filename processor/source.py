@@ -8,11 +8,11 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from processor import replication
+from processor.config.settings import Settings
 from processor.database import Database
 from processor.errors import DatabaseError
 from processor.marks import Marks
 from processor.position import Position, number
-from processor.settings import Settings
 from processor.telemetry.progress import Progress
 
 

@@ -12,9 +12,9 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from processor.config.settings import Replicas
 from processor.marks import Marks
 from processor.position import Position, is_less
-from processor.settings import Replicas
 from processor.telemetry import metrics
 from processor.telemetry.status import Replica
 

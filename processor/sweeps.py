@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from processor import buffer, deadletter, due, ledger, notes, parked
 from processor.burial import Burial
+from processor.config.settings import Settings
 from processor.database import Database
 from processor.deadletter import DeadLetter, Reason
 from processor.errors import DatabaseError, DatabaseUnavailable, RedisRefused
@@ -23,7 +24,6 @@ from processor.overlay import Overlay
 from processor.ownership import OwnedLane, Owners
 from processor.redis_connection import RedisConnection
 from processor.session import Commit
-from processor.settings import Settings
 from processor.telemetry import metrics
 from processor.verdict import ENDS_SESSION_STATE, FENCED_STATE
 

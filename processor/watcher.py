@@ -16,10 +16,10 @@ from typing import Any
 
 from processor import confirmation, notes, parked
 from processor.buffer import Lane
+from processor.config.settings import Settings
 from processor.crowd import Crowd, Waiter
 from processor.errors import ProcessorError
 from processor.redis_connection import Command, RedisConnection
-from processor.settings import Settings
 from processor.whereabouts import Whereabouts
 
 _BLOCK = 1.0

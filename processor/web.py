@@ -16,8 +16,9 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-from processor import address, worker
-from processor.settings import Health
+from processor import worker
+from processor.config import addresses
+from processor.config.settings import Health
 from processor.telemetry import metrics
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ class Serving:
         logging.getLogger("waitress").setLevel(logging.CRITICAL)
         self._map: dict[int, Any] = {}
         server: Any = create_server(
-            _only_local(host) if address.loopback(settings.bind) else application,
+            _only_local(host) if addresses.loopback(settings.bind) else application,
             map=self._map, sockets=[listener], threads=2, ident="processor",
             connection_limit=64, channel_timeout=_LIFE, cleanup_interval=1,
             max_request_header_size=16_384, max_request_body_size=1_024,

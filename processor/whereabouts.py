@@ -12,12 +12,12 @@ from typing import Any
 
 from processor import confirmation, deadletter, ledger, notes, parked
 from processor.buffer import Lane
+from processor.config.settings import Replicas
 from processor.confirmation import Confirmation
 from processor.database import Database
 from processor.notes import Note, Told
 from processor.position import Position
 from processor.redis_connection import Command, RedisConnection
-from processor.settings import Replicas
 from processor.transaction.entry import Unreadable
 
 _PAGE = 100

@@ -23,10 +23,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from processor import __version__, config, crashpoint
+from processor import __version__, crashpoint
 from processor.beside import Beside
+from processor.config import loader
+from processor.config.settings import Settings
 from processor.drain import Drain
-from processor.settings import Settings
 from processor.telemetry import faults, metrics
 from processor.telemetry.progress import Progress
 from processor.telemetry.status import State, as_mapping
@@ -106,7 +107,7 @@ def start(settings: Settings | None = None) -> Singleton:
             if _run is not None and not _run.stopping:
                 return singleton
             singleton.thread.join()
-        chosen = settings or config.current()
+        chosen = settings or loader.current()
         statements.register(chosen.statements)
         _warn_uwsgi()
         run = Run(chosen, singleton.event)

@@ -17,8 +17,9 @@ import pytest
 import redis as redis_driver
 import yaml
 
-from processor import config, producer
+from processor import producer
 from processor.cli import acl, main
+from processor.config import loader
 from processor.transaction import statements
 from processor.transaction.builder import Transaction
 from tests.fix_process import ROOT
@@ -143,7 +144,7 @@ def cli(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Cli]:
     """`cli(*arguments)`: call the command line; without `use`, by the defaults."""
-    monkeypatch.setattr(config, "_configured", None)
+    monkeypatch.setattr(loader, "_configured", None)
     monkeypatch.setattr(producer, "_producer", None)
     yield Cli(capsys, tmp_path / "cli.yml")
     if producer._producer is not None:

@@ -16,8 +16,8 @@ from typing import Any
 import psycopg2
 import pytest
 
-from processor import config
 from processor import receipt as receipt_module
+from processor.config import loader
 from processor.embedded import PostgresServer, Standby
 from processor.receipt import Receipt
 from tests.fix_servers import FAST, execute
@@ -108,13 +108,13 @@ def configured() -> Iterator[Callable[[Site], Site]]:
     """Makes the settings of a site those of `import processor`."""
 
     def configure(site: Site) -> Site:
-        config.configure(site.settings)
+        loader.configure(site.settings)
         return site
 
     yield configure
     with contextlib.suppress(Exception):
         receipt_module.close()
-    config.configure({})
+    loader.configure({})
 
 
 @pytest.fixture

@@ -18,14 +18,15 @@ import psycopg2
 import pytest
 import redis as redis_driver
 
-from processor import config, deadletter, schema, worker
+from processor import deadletter, schema, worker
 from processor.buffer import Lane
+from processor.config import loader
+from processor.config.settings import Settings
 from processor.database import Database as Session
 from processor.drain import Drain
 from processor.embedded import PostgresServer, RedisServer
 from processor.errors import BufferFull, RedisUnavailable
 from processor.producer import Producer, Receipt
-from processor.settings import Settings
 from processor.telemetry import metrics
 from processor.telemetry.progress import Progress
 from processor.transaction import statements
@@ -139,7 +140,7 @@ class Site:
         dsn = postgres.dsn_of(name) if isinstance(postgres, Proxy) else self.dsn
         own = {"redis": {"url": redis.url}, "database": {"dsn": dsn}}
         self.mapping = merged(SETTINGS, own, settings)
-        self.settings: Settings = config.load(self.mapping, environ={})
+        self.settings: Settings = loader.load(self.mapping, environ={})
         self._loads: list[Load] = []
         self._drains: list[Drain] = []
         self._producer = Producer(self.settings)
@@ -149,7 +150,7 @@ class Site:
 
     def changed(self, **settings: Any) -> Settings:
         """The settings with some of them changed."""
-        return config.load(merged(self.mapping, settings), environ={})
+        return loader.load(merged(self.mapping, settings), environ={})
 
     def start(self, settings: Settings | None = None) -> None:
         """Start the processor of this process and wait until it owns its lanes."""

@@ -18,10 +18,11 @@ import pytest
 import yaml
 
 import processor
-from processor import config, schema
+from processor import schema
 from processor.cli import SECTIONS, examine_host, shadow
 from processor.cli import processor as root
-from processor.settings import Settings
+from processor.config import loader
+from processor.config.settings import Settings
 from tests.fix_cli import Cli, Program, Role, lines
 from tests.fix_process import ROOT, Spawn
 from tests.fix_site import Site, merged, write
@@ -318,7 +319,7 @@ def test_the_printed_unit_calls_this_program_and_the_printed_sample_is_good(
     assert "%i" in cli("print", "unit", "--instances").out
     sample = tmp_path / "sample.yml"
     sample.write_text(cli("print", "config").out)
-    assert config.load(sample, {}) == Settings()
+    assert loader.load(sample, {}) == Settings()
     assert cli("print", "schema").out == f"{schema.DDL}\n{schema.ROLE}"
 
 

@@ -12,17 +12,17 @@ from typing import Any
 import pytest
 import yaml
 
-from processor import address, config
-from processor.declaration import leaves
+from processor.config import addresses, loader
+from processor.config.declaration import leaves
+from processor.config.settings import ORDERS, Settings
 from processor.errors import ConfigError
-from processor.settings import ORDERS, Settings
 
 SAMPLE = Path(__file__).parent.parent / "etc" / "processor.yml"
 
 
 @pytest.fixture(autouse=True)
 def _no_settings_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(config, "_configured", None)
+    monkeypatch.setattr(loader, "_configured", None)
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def written(tmp_path: Path) -> Any:
 
 def problems(source: Any = None, environ: dict[str, str] | None = None) -> list[str]:
     with pytest.raises(ConfigError) as caught:
-        config.load(source, environ or {})
+        loader.load(source, environ or {})
     return str(caught.value).splitlines()
 
 
@@ -56,11 +56,11 @@ def uncommented() -> str:
 
 
 def test_the_sample_as_shipped_equals_the_defaults() -> None:
-    assert config.load(SAMPLE, {}) == Settings()
+    assert loader.load(SAMPLE, {}) == Settings()
 
 
 def test_the_sample_with_every_line_taken_in_equals_the_defaults(written: Any) -> None:
-    assert config.load(written(uncommented()), {}) == Settings()
+    assert loader.load(written(uncommented()), {}) == Settings()
 
 
 def test_the_sample_names_every_setting_and_nothing_else() -> None:
@@ -77,7 +77,7 @@ def test_the_sample_shows_the_default_of_every_setting() -> None:
     shown = yaml.safe_load(uncommented())
     for queue in shown["queues"].values():
         queue.setdefault("partitions", 1)
-    assert shown == config.as_mapping(Settings())
+    assert shown == loader.as_mapping(Settings())
 
 
 def test_every_setting_has_a_reason_and_every_time_and_size_a_unit() -> None:
@@ -87,7 +87,7 @@ def test_every_setting_has_a_reason_and_every_time_and_size_a_unit() -> None:
 
 
 def test_the_smallest_file_of_the_contract_is_taken(written: Any) -> None:
-    settings = config.load(
+    settings = loader.load(
         written("""
 namespace: processor                     # prefix of every Redis key
 site: main                               # a name for people
@@ -108,17 +108,17 @@ health: {bind: "127.0.0.1:8787"}
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", "---\n", "redis:\nretry:\n", "\ufeff", "{}"])
 def test_an_empty_file_means_the_defaults(written: Any, text: str) -> None:
-    assert config.load(written(text), {}) == Settings()
+    assert loader.load(written(text), {}) == Settings()
 
 
 def test_a_byte_order_mark_and_crlf_do_no_harm(written: Any) -> None:
     file = written("\ufeffsite: Atacama – 5600 m\r\ninterval: 2\r\n")
-    assert config.load(file, {}) == Settings(site="Atacama – 5600 m", interval=2.0)
+    assert loader.load(file, {}) == Settings(site="Atacama – 5600 m", interval=2.0)
 
 
 def test_the_environment_overrides_the_file_and_the_file_the_defaults(written: Any) -> None:
     file = written("interval: 2.0\nretry: {attempts: 7, delay: 9.0}\n")
-    settings = config.load(file, {"PROCESSOR_INTERVAL": "3", "PROCESSOR_RETRY_ATTEMPTS": "8"})
+    settings = loader.load(file, {"PROCESSOR_INTERVAL": "3", "PROCESSOR_RETRY_ATTEMPTS": "8"})
     assert (settings.interval, settings.retry.attempts, settings.retry.delay) == (3.0, 8, 9.0)
 
 
@@ -138,12 +138,12 @@ HISTORIC = {
 def test_the_historic_names_work_and_override_the_file(written: Any, name: str) -> None:
     text, get, value = HISTORIC[name]
     file = written("interval: 9\nsite: x\nretry: {attempts: 1, delay: 1}\nbuffer: {limit: 1}")
-    assert get(config.load(file, {name: text})) == value
+    assert get(loader.load(file, {name: text})) == value
 
 
 def test_a_name_of_today_overrides_a_historic_one() -> None:
     environ = {"SITE_NAME": "old", "PROCESSOR_SITE": "new"}
-    assert config.load(None, environ).site == "new"
+    assert loader.load(None, environ).site == "new"
 
 
 def example(kind: type, default: Any) -> tuple[str, Any]:
@@ -158,9 +158,9 @@ def example(kind: type, default: Any) -> tuple[str, Any]:
 @pytest.mark.parametrize("text", ["site", "site, sku", "[site]", "[site, sku]"])
 def test_key_columns_are_a_list_or_a_text(written: Any, text: str) -> None:
     quoted = text if text.startswith("[") else f'"{text}"'
-    settings = config.load(written(f"overlay: {{tables: {{stock: {quoted}}}}}\n"), {})
+    settings = loader.load(written(f"overlay: {{tables: {{stock: {quoted}}}}}\n"), {})
     assert settings.overlay.tables == {"stock": tuple(text.strip("[]").split(", "))}
-    assert config.load(config.as_mapping(settings), {}) == settings
+    assert loader.load(loader.as_mapping(settings), {}) == settings
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_key_columns_are_a_list_or_a_text(written: Any, text: str) -> None:
 )
 def test_key_columns_that_are_none_are_refused(written: Any, text: str, said: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(f":3: overlay.tables.stock: {said}")):
-        config.load(written(f"overlay:\n  tables:\n    stock: {text}\n"), {})
+        loader.load(written(f"overlay:\n  tables:\n    stock: {text}\n"), {})
 
 
 NAMED = {
@@ -187,16 +187,16 @@ NAMED = {
 
 def test_every_setting_can_be_given_by_its_own_variable() -> None:
     environ, wanted = {}, {}
-    for name, path in config.variables().items():
+    for name, path in loader.variables().items():
         default: Any = Settings()
         for step in path:
             default = getattr(default, step)
         kind = dict(leaves(Settings))[path].kind
         environ[name], wanted[path] = NAMED.get(path) or example(kind, default)
-    settings = config.load({}, environ)
+    settings = loader.load({}, environ)
     assert len(environ) == len(wanted) > 30
     assert settings.queues == {
-        "default": config.load({"queues": {"default": {"weight": 2}}}, {}).queues["default"]
+        "default": loader.load({"queues": {"default": {"weight": 2}}}, {}).queues["default"]
     }
     for path, value in wanted.items():
         found: Any = settings
@@ -207,11 +207,11 @@ def test_every_setting_can_be_given_by_its_own_variable() -> None:
 
 @pytest.mark.parametrize("text", ["high:low", "high,low", "high low", " high , low "])
 def test_a_unit_can_name_the_queues_it_drains(text: str) -> None:
-    assert config.load({}, {"PROCESSOR_DRAIN": text}).drain == ("high", "low")
+    assert loader.load({}, {"PROCESSOR_DRAIN": text}).drain == ("high", "low")
 
 
 def test_an_empty_list_in_the_environment_takes_the_list_of_the_file_away() -> None:
-    assert config.load({"drain": ["high"]}, {"PROCESSOR_DRAIN": ""}).drain == ()
+    assert loader.load({"drain": ["high"]}, {"PROCESSOR_DRAIN": ""}).drain == ()
 
 
 def test_urls_of_the_platform_are_taken_where_nothing_else_says_where_to_read() -> None:
@@ -219,15 +219,15 @@ def test_urls_of_the_platform_are_taken_where_nothing_else_says_where_to_read() 
         "REDIS_URL": "rediss://r:6380/1",
         "DATABASE_URL": "postgresql+psycopg2://u:p@db:5433/app?sslmode=require",
     }
-    settings = config.load(None, environ)
+    settings = loader.load(None, environ)
     assert settings.redis.url == "rediss://r:6380/1"
     assert settings.database.dsn == "postgresql://u:p@db:5433/app?sslmode=require"
-    assert config.load({}, environ) == Settings()
+    assert loader.load({}, environ) == Settings()
 
 
 def test_processor_config_names_the_file_and_then_the_platform_is_not_asked(written: Any) -> None:
     environ = {"PROCESSOR_CONFIG": str(written("site: filed")), "REDIS_URL": "redis://other:1/1"}
-    settings = config.load(None, environ)
+    settings = loader.load(None, environ)
     assert (settings.site, settings.redis.url) == ("filed", Settings().redis.url)
 
 
@@ -245,7 +245,7 @@ def test_processor_config_names_the_file_and_then_the_platform_is_not_asked(writ
     ],
 )
 def test_any_address_of_libpq_is_taken(given: str, kept: str | None) -> None:
-    assert config.load({"database": {"dsn": given}}, {}).database.dsn == (kept or given)
+    assert loader.load({"database": {"dsn": given}}, {}).database.dsn == (kept or given)
 
 
 @pytest.mark.parametrize(
@@ -260,30 +260,30 @@ def test_any_address_of_libpq_is_taken(given: str, kept: str | None) -> None:
     ],
 )
 def test_any_address_of_redis_is_taken(url: str) -> None:
-    assert config.load({"redis": {"url": url}}, {}).redis.url == url
+    assert loader.load({"redis": {"url": url}}, {}).redis.url == url
 
 
 @pytest.mark.parametrize(
     "bind", ["", "localhost:8787", "127.0.0.2:80", "[::1]:8787", "127.0.0.1:0"]
 )
 def test_any_loopback_address_may_show_health(bind: str) -> None:
-    assert config.load({"health": {"bind": bind}}, {}).health.bind == bind
+    assert loader.load({"health": {"bind": bind}}, {}).health.bind == bind
 
 
 def test_health_is_shown_to_others_only_when_that_is_said() -> None:
     health = {"bind": "0.0.0.0:8787", "public": True}
-    assert config.load({"health": health}, {}).health.bind == "0.0.0.0:8787"
+    assert loader.load({"health": health}, {}).health.bind == "0.0.0.0:8787"
 
 
 @pytest.mark.parametrize(
     "path", ["app", "app, public", " app ,public ", '"$user", public', '"my app",b', "$user,größe"]
 )
 def test_schemas_are_searched_in_quotes_or_without(path: str) -> None:
-    assert config.load({"database": {"search_path": path}}, {}).database.search_path == path
+    assert loader.load({"database": {"search_path": path}}, {}).database.search_path == path
 
 
 def test_the_default_queue_is_always_there() -> None:
-    assert set(config.load({"queues": {"night": {"weight": 2}}}, {}).queues) == {"night", "default"}
+    assert set(loader.load({"queues": {"night": {"weight": 2}}}, {}).queues) == {"night", "default"}
 
 
 def test_variables_of_others_that_begin_like_ours_are_left_alone() -> None:
@@ -296,27 +296,27 @@ def test_variables_of_others_that_begin_like_ours_are_left_alone() -> None:
         "PROCESSOR_PORT": "tcp://10.0.0.1:80",
         "PROCESSOR_PORT_80_TCP_ADDR": "10.0.0.1",
     }
-    assert config.load(None, environ) == Settings()
+    assert loader.load(None, environ) == Settings()
 
 
 def test_a_mapping_is_not_changed_by_loading_it() -> None:
     source = {"retry": {"delay": 1.0}}
-    config.load(source, {"PROCESSOR_RETRY_DELAY": "2", "PROCESSOR_REDIS_TIMEOUT": "3"})
+    loader.load(source, {"PROCESSOR_RETRY_DELAY": "2", "PROCESSOR_REDIS_TIMEOUT": "3"})
     assert source == {"retry": {"delay": 1.0}}
 
 
 def test_configure_sets_what_current_gives_and_a_wrong_one_changes_nothing() -> None:
-    config.configure({"site": "one"})
+    loader.configure({"site": "one"})
     with pytest.raises(ConfigError):
-        config.configure({"site": ""})
-    assert config.current().site == "one"
-    assert config.configure(Settings(site="two")) is config.current()
+        loader.configure({"site": ""})
+    assert loader.current().site == "one"
+    assert loader.configure(Settings(site="two")) is loader.current()
 
 
 def test_current_without_configure_reads_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PROCESSOR_SITE", "from-environment")
-    assert config.current().site == "from-environment"
-    assert config.current() is config.current()
+    assert loader.current().site == "from-environment"
+    assert loader.current() is loader.current()
 
 
 # Secrets
@@ -338,15 +338,15 @@ ADDRESSES = [
 
 @pytest.mark.parametrize(("part", "name", "value"), ADDRESSES)
 def test_no_password_is_printed(part: str, name: str, value: str) -> None:
-    settings = config.load({part: {name: value}}, {})
-    shown = config.dump(settings)
-    assert address.MASK in shown
+    settings = loader.load({part: {name: value}}, {})
+    shown = loader.dump(settings)
+    assert addresses.MASK in shown
     assert "s3cret" not in shown + repr(settings)
 
 
 def test_an_address_without_a_password_is_printed_whole() -> None:
     for value in ("postgresql://u@h:5432/db?x=1", "host=h dbname=db", "redis://h:6379/0"):
-        assert address.masked(value) == value
+        assert addresses.masked(value) == value
 
 
 @pytest.mark.parametrize(
@@ -397,11 +397,11 @@ def test_an_address_that_its_driver_refuses_is_refused_with_the_settings(
      "postgresql://u:p%40%2F@[::1]:5432/db?options=-c%20x%3Dy", "postgresql://%2Frun/db"],
 )  # fmt: skip
 def test_an_address_that_libpq_takes_is_taken(value: str) -> None:
-    assert config.load(None, {"DATABASE_URL": value}).database.dsn == value
+    assert loader.load(None, {"DATABASE_URL": value}).database.dsn == value
 
 
 def test_what_is_printed_can_be_loaded_again(written: Any) -> None:
-    settings = config.load(
+    settings = loader.load(
         {
             "site": "ü: #1",
             "database": {"tables": ["a.b"]},
@@ -410,8 +410,8 @@ def test_what_is_printed_can_be_loaded_again(written: Any) -> None:
         },
         {},
     )
-    assert config.load(written(config.dump(settings)), {}) == settings
-    assert config.load(config.as_mapping(settings), {}) == settings
+    assert loader.load(written(loader.dump(settings)), {}) == settings
+    assert loader.load(loader.as_mapping(settings), {}) == settings
 
 
 # What is said of a wrong file: text, the line it is in, the setting, a part of the remedy
@@ -588,7 +588,7 @@ def test_every_pair_that_must_be_in_order_is_compared(less: str, more: str, equa
             part, _, last = name.rpartition(".")
             (source.setdefault(part, {}) if part else source)[last] = value
         try:
-            config.load(source, {})
+            loader.load(source, {})
         except ConfigError as error:
             lines = str(error).splitlines()
             return {line for line in lines if f" {less}: " in line and more in line}

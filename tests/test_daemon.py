@@ -14,7 +14,7 @@ import yaml
 
 import processor
 from processor import pidfile
-from processor.config import configure
+from processor.config.loader import configure
 from processor.errors import AlreadyRunning, ConfigError
 from processor.pidfile import Pidfile
 from tests.fix_process import Process, Spawn

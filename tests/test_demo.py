@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from processor.config.settings import Database as Settings
 from processor.database import Database as Session
 from processor.demo.observatory import TABLES, TELESCOPES
 from processor.demo.processes import Child
@@ -20,7 +21,6 @@ from processor.demo.reckoning import Reckoning, Tally, reckon
 from processor.demo.screen import curve
 from processor.errors import ProcessorError
 from processor.schema import DDL
-from processor.settings import Database as Settings
 from processor.telemetry.progress import Progress
 from processor.transaction.ids import new_id
 from tests.fix_process import Spawn

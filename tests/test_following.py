@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from psycopg2.extras import LogicalReplicationConnection
 
 from processor import replication, worker
+from processor.config.settings import Replicas
 from processor.embedded import PostgresServer, Standby
 from processor.errors import RedisUnavailable
 from processor.marks import Marks
 from processor.position import Position
 from processor.redis_connection import RedisConnection
-from processor.settings import Replicas
 from processor.standing import Standing
 from processor.withheld import Range, Withheld
 from tests.fix_proxy import Proxy

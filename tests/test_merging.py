@@ -15,7 +15,8 @@ from hypothesis import HealthCheck, Phase, given, note, settings
 from hypothesis import strategies as st
 
 import processor
-from processor import config, reader
+from processor import reader
+from processor.config import loader
 from processor.transaction.builder import Transaction
 from tests.fix_site import Site, step
 
@@ -136,10 +137,10 @@ HISTORIES = st.tuples(st.lists(transactions(), min_size=1, max_size=8), st.integ
 def merged(site_of: Callable[..., Site]) -> Iterator[Site]:
     site = site_of(overlay={"tables": OVERLAY}, retry={"attempts": 1, "delay": 0.0})
     site.execute(TABLES)
-    config.configure(site.settings)
+    loader.configure(site.settings)
     yield site
     reader.close()
-    config.configure({})
+    loader.configure({})
 
 
 class Histories:

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 import processor
-from processor import config, reader, worker
+from processor import reader, worker
 from processor.burial import Burial
 from processor.clearing import Clearing
-from processor.settings import Settings
+from processor.config import loader
+from processor.config.settings import Settings
 from processor.transaction.builder import Transaction
 from tests.fix_site import Site, step, write
 from tests.fix_wait import wait_until
@@ -32,7 +33,7 @@ OVERLAY = {"item": "id", "part": "site, no", "odd": "id"}
 
 def reading(site: Site) -> Site:
     """Let `import processor` read by the settings of a site."""
-    config.configure(site.settings)
+    loader.configure(site.settings)
     return site
 
 
@@ -43,7 +44,7 @@ def shown(site_of: Callable[..., Site]) -> Iterator[Site]:
     site.execute(TABLES)
     yield reading(site)
     reader.close()
-    config.configure({})
+    loader.configure({})
 
 
 def t(**options: Any) -> Transaction:
@@ -455,7 +456,7 @@ def test_what_was_shown_goes_also_when_its_table_is_shown_no_more(shown: Site) -
 
 def without_overlay(site: Site) -> Settings:
     mapping = {name: each for name, each in site.mapping.items() if name != "overlay"}
-    return config.load(mapping, environ={})
+    return loader.load(mapping, environ={})
 
 
 def test_the_same_transaction_submitted_twice_is_seen_once_and_leaves_nothing(shown: Site) -> None:

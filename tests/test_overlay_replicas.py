@@ -18,8 +18,9 @@ from typing import Any
 import pytest
 
 import processor
-from processor import config, notes, reader, schema
+from processor import notes, reader, schema
 from processor.clearing import Clearing
+from processor.config import loader
 from processor.position import Position, number
 from processor.reading import Reading
 from processor.snapshot import Snapshot
@@ -71,10 +72,10 @@ def scene(
     made = Scene(site, primary, standbys, proxy)
     for name in standbys:
         wait_until(lambda name=name: made.items(name) == [], ignore=Exception, timeout=20)
-    config.configure(site.settings)
+    loader.configure(site.settings)
     yield made
     reader.close()
-    config.configure({})
+    loader.configure({})
 
 
 @dataclass
@@ -297,7 +298,7 @@ def test_a_replica_of_another_cluster_is_refused_and_passed_over(
     execute(strange, schema.DDL + TABLE)
     execute(strange, "insert into item values (1, 99)")
     servers = {"far": strange, "late": scene.standbys["late"].dsn}
-    config.configure(site.changed(replicas={"servers": servers}))
+    loader.configure(site.changed(replicas={"servers": servers}))
     site.start()
     site.submit(Transaction().insert("item", {"id": 1}))
     wait_until(lambda: site.redis.exists("processor:primary"))

@@ -21,8 +21,8 @@ import pytest
 import yaml
 
 import processor
-from processor import config, settings
 from processor.cli import SECTIONS
+from processor.config import loader, settings
 from processor.embedded import PostgresServer, Standby
 from processor.telemetry import metrics
 from tests.fix_process import Process, Spawn
@@ -129,7 +129,7 @@ def test_what_it_names_exists():
         assert name in metrics.FIGURES, name
     for section, name in re.findall(r"``([a-z_]+)\.([a-z_]+)(?:: \w+)?``", TEXT):
         if section not in {"processor", "wsgi", "AppConfig"}:
-            assert (section, name) in config.DECLARED, f"{section}.{name}"
+            assert (section, name) in loader.DECLARED, f"{section}.{name}"
 
 
 # First steps.
@@ -335,7 +335,7 @@ def test_the_service_is_installed_from_what_the_program_prints(reader: Reader):
 
     reader.does(block("service", places), PROCESSOR_DATABASE_DSN=reader.database.dsn)
 
-    assert config.load(etc / "processor.yml", {}) == settings.Settings()
+    assert loader.load(etc / "processor.yml", {}) == settings.Settings()
     assert "Type=notify" in (units / "processor.service").read_text()
     assert reader.rows("select version from processor.meta") == [(1,)]
     enabled = (reader.directory / "systemctl").read_text()
@@ -378,10 +378,10 @@ def test_the_transaction_and_the_settings_go_together(reader: Reader):
 
 
 def test_the_settings_are_the_defaults_but_for_the_statement():
-    loaded = config.load(yaml.safe_load(block("smallest-file")), {})
+    loaded = loader.load(yaml.safe_load(block("smallest-file")), {})
 
     assert set(loaded.statements) == {"close_account"}
-    assert config.as_mapping(loaded) | {"statements": {}} == config.as_mapping(settings.Settings())
+    assert loader.as_mapping(loaded) | {"statements": {}} == loader.as_mapping(settings.Settings())
 
 
 HEALTH = """

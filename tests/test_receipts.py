@@ -15,16 +15,17 @@ import pytest
 from msgspec.json import encode
 
 import processor
-from processor import answers, config, confirmation, notes
+from processor import answers, confirmation, notes
 from processor import receipt as receipt_module
 from processor.answers import everywhere
+from processor.config import loader
+from processor.config.settings import Replicas
 from processor.confirmation import Confirmation
 from processor.crowd import Crowd, Waiter
 from processor.notes import Entries, Note
 from processor.position import Position
 from processor.receipt import Receipt
 from processor.replication import Replica
-from processor.settings import Replicas
 from processor.whereabouts import Sought, Whereabouts
 from tests.fix_process import Spawn
 from tests.fix_servers import Database, Factory
@@ -37,10 +38,10 @@ BAD = "alter table tape add constraint positive check (n > 0)"
 @pytest.fixture
 def told(site: Site) -> Iterator[Site]:
     """A site whose settings are those of `import processor`."""
-    config.configure(site.settings)
+    loader.configure(site.settings)
     yield site
     receipt_module.close()
-    config.configure({})
+    loader.configure({})
 
 
 def test_a_write_is_accepted_then_committed_with_its_position(told: Site) -> None:
@@ -272,7 +273,7 @@ def test_a_note_is_found_also_when_the_clock_of_redis_was_set_back(told: Site) -
     receipt = Receipt(processor.new_id(), "default:0", "5000-0", BUFFER)
     command = notes.write(told.lane(), Note(BUFFER, 1.0, POSITION, Entries.of(["5000-0"])))
     told.redis.execute_command(*("1-1" if part == "*" else part for part in command))
-    config.configure(told.changed(database={"dsn": "host=/nowhere dbname=none"}))
+    loader.configure(told.changed(database={"dsn": "host=/nowhere dbname=none"}))
     assert receipt.status().state == "committed"
 
 

@@ -15,7 +15,7 @@ import pytest
 
 import processor
 from processor import confirmation, replication, session, worker
-from processor.config import configure
+from processor.config.loader import configure
 from processor.position import number
 from processor.receipt import Receipt
 from tests.fix_cli import as_user

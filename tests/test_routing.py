@@ -14,7 +14,7 @@ import pytest
 
 import processor
 from processor import confirmation, names, replication, worker
-from processor.config import configure
+from processor.config.loader import configure
 from processor.receipt import Receipt
 from tests.fix_proxy import Proxy
 from tests.fix_replicas import Replicas, committed, copied

@@ -15,7 +15,7 @@ import pytest
 import redis as redis_driver
 
 import processor
-from processor.config import configure
+from processor.config.loader import configure
 from tests.fix_proxy import Proxy
 from tests.fix_service import HOLD, Service, Systemd
 from tests.fix_wait import wait_until

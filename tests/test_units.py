@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from processor.settings import Settings
+from processor.config.settings import Settings
 
 UNITS = Path(__file__).resolve().parent.parent / "systemd"
 NAMES = ["processor.service", "processor@.service"]
@@ -113,11 +113,11 @@ def test_an_instance_differs_from_the_service_only_in_its_queues_and_its_port() 
 
 
 def test_an_instance_drains_the_queues_of_its_name_and_listens_nowhere() -> None:
-    from processor import config
+    from processor.config import loader
 
     environ = dict(pair.split("=", 1) for pair in values(NAMES[1], "Environment"))
     environ = {name: text.replace("%i", "high:default") for name, text in environ.items()}
-    settings = config.load({}, environ)
+    settings = loader.load({}, environ)
 
     assert settings.drain == ("high", "default")
     assert settings.health.bind == ""

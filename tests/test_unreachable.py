@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from processor.config.settings import Database as Settings
 from processor.database import Database
 from processor.errors import DatabaseUnavailable, RedisUnavailable
 from processor.redis_connection import RedisConnection
-from processor.settings import Database as Settings
 from processor.telemetry.progress import Progress
 
 _SSL_REQUEST = (80877103).to_bytes(4)

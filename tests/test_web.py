@@ -18,7 +18,7 @@ from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.test import Client
 
 from processor import web, worker
-from processor.settings import Health
+from processor.config.settings import Health
 from processor.telemetry import metrics
 from processor.telemetry.status import LaneState, State, as_mapping
 from tests.fix_wait import wait_until

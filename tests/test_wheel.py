@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 import processor
-from processor.settings import Settings
+from processor.config.settings import Settings
 from tests.readme import ROOT, block
 
 # Two minutes: pip brings all that the wheel needs, and the demo takes its time.

@@ -14,8 +14,9 @@ from typing import Any
 
 import redis as redis_driver
 
-from processor import config, deadletter
+from processor import deadletter
 from processor.buffer import Lane
+from processor.config import loader
 from processor.database import Database as Session
 from processor.producer import Producer, Receipt
 from processor.schema import DDL
@@ -171,7 +172,7 @@ class Site:
             "interval": 0.2,
             "retry": {"delay": 0.05, "max_delay": 1.0},
         } | settings  # fmt: skip
-        self.settings = config.load(self.mapping)
+        self.settings = loader.load(self.mapping)
         self.producer = Producer(self.settings)
         self.redis = redis_driver.Redis.from_url(redis_url)
         self.lane = Lane(self.settings.namespace, "default:0")

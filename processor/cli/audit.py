@@ -12,11 +12,11 @@ from typing import Any
 
 from processor import buffer, parked
 from processor.buffer import Lane
+from processor.config.settings import Settings
 from processor.database import Database
 from processor.errors import RedisRefused
 from processor.literal import quoted
 from processor.redis_connection import RedisConnection
-from processor.settings import Settings
 from processor.transaction.entry import Entry, UnknownVersion, Unreadable, decode
 
 _PAGE = 500

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from processor import config
 from processor.cli import output, unit
+from processor.config import loader
 from processor.errors import ConfigError
 
 
@@ -22,12 +22,12 @@ def check_config(
 ) -> None:
     """Check the settings; exit 78 and name every mistake with its line if there is any."""
     source = context.find_root().obj
-    settings = config.configure(source)
+    settings = loader.configure(source)
     if problems := unit.contradictions(settings, unit_file):
         raise ConfigError("\n".join(problems), hint="change one of the two")
     if as_json:
-        output.record(config.as_mapping(settings))
+        output.record(loader.as_mapping(settings))
     elif show:
-        output.text(config.dump(settings))
+        output.text(loader.dump(settings))
     else:
         output.message(f"{source or 'the settings'}: good")

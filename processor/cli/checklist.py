@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from processor.buffer import Lane, entries
 from processor.cli import output
 from processor.cli.finding import OK, WARN, Finding
+from processor.config.settings import Settings
 from processor.redis_connection import RedisConnection
-from processor.settings import Settings
 
 _SMALL = 64 * 1024
 _SAMPLE = 20

@@ -15,7 +15,7 @@ from typing import Any
 from processor import __version__
 from processor.cli import shadow, unit
 from processor.cli.finding import FAIL, OK, WARN, Finding
-from processor.settings import Settings
+from processor.config.settings import Settings
 
 _DIFFERS, _APART = 1.0, 30.0
 _PATIENCE = 2.0

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from processor import address, deadletter, schema
+from processor import deadletter, schema
 from processor.cli import output
 from processor.cli.finding import FAIL, OK, WARN, Finding
+from processor.config import addresses
+from processor.config.settings import Settings
 from processor.database import Database
 from processor.errors import RightsMissing, SchemaMissing
 from processor.literal import quoted, table
-from processor.settings import Settings
 
 _ROOM = 5
 _STRONG = ("pg_execute_server_program", "pg_write_server_files", "pg_read_server_files")
@@ -129,7 +130,7 @@ def _link(database: Database) -> Finding:
     )[0]
     if host is None or encrypted:
         return _finding("link", OK, "TLS" if encrypted else "a socket of this machine")
-    if address.loopback(f"[{host}]:1" if ":" in host else f"{host}:1"):
+    if addresses.loopback(f"[{host}]:1" if ":" in host else f"{host}:1"):
         return _finding("link", OK, "loopback")
     return _finding("link", WARN, f"unencrypted to {host}", "add sslmode=verify-full to the dsn")
 

@@ -6,13 +6,13 @@ import time
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
-from processor import address
 from processor.cli import output
 from processor.cli.finding import FAIL, OK, WARN, Finding
 from processor.cli.overview import Overview
+from processor.config import addresses
+from processor.config.settings import Settings
 from processor.errors import RedisRefused
 from processor.redis_connection import RedisConnection
-from processor.settings import Settings
 
 _LEAST = (6, 2)
 _SLOW = 0.010
@@ -145,7 +145,7 @@ def _link(settings: Settings) -> Finding:
     parts = urlsplit(settings.redis.url)
     if parts.scheme in ("unix", "rediss"):
         return _finding("link", OK, "a socket of this machine" if parts.scheme == "unix" else "TLS")
-    if address.loopback(f"{_host(parts.hostname)}:{parts.port or 6379}"):
+    if addresses.loopback(f"{_host(parts.hostname)}:{parts.port or 6379}"):
         return _finding("link", OK, "loopback")
     return _finding("link", WARN, f"unencrypted to {parts.hostname}",
                     "use rediss://, or an encrypted network")

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
 from processor.cli.finding import FAIL, OK, WARN, Finding, remedy_for
+from processor.config.settings import Settings
 from processor.database import Database
 from processor.errors import DatabaseError, Unavailable
-from processor.settings import Settings
 
 _LAG = 10.0
 

@@ -13,9 +13,9 @@ from typing import Any
 
 from processor import buffer
 from processor.buffer import Lane, Look
+from processor.config.settings import Settings
 from processor.errors import RedisRefused
 from processor.redis_connection import RedisConnection
-from processor.settings import Settings
 
 _SCANNED = 1000
 

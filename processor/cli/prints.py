@@ -13,10 +13,11 @@ from pathlib import Path
 
 import click
 
-from processor import config, schema
+from processor import schema
 from processor.cli import acl, output
 from processor.cli.group import Group
 from processor.cli.shipped import shipped
+from processor.config import loader
 
 _PROGRAM = "/usr/bin/processor"
 
@@ -50,7 +51,7 @@ def schema_() -> None:
 @click.pass_context
 def acl_(context: click.Context) -> None:
     """Print Redis users with least privilege: producer, processor, operator."""
-    settings = config.configure(context.find_root().obj)
+    settings = loader.configure(context.find_root().obj)
     for line in acl.lines(settings.namespace, settings.redis.url):
         output.line(line)
     if output.terminal(sys.stdout):

@@ -16,9 +16,9 @@ from processor.cli.group import Group
 from processor.cli.overview import Overview
 from processor.cli.parameters import length
 from processor.cli.servers import Servers, with_servers
+from processor.config.settings import Settings
 from processor.errors import RedisRefused
 from processor.redis_connection import RedisConnection
-from processor.settings import Settings
 from processor.telemetry.status import timestamp
 
 

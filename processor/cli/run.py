@@ -11,10 +11,11 @@ from typing import Any, TypeVar
 
 import click
 
-from processor import config, daemon, service
+from processor import daemon, service
 from processor.cli import output
+from processor.config import loader
+from processor.config.settings import Settings
 from processor.errors import ConfigError
-from processor.settings import Settings
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -29,7 +30,7 @@ pidfile_option = click.option(
 def run(context: click.Context) -> int:
     """Drain in the foreground until SIGTERM or Ctrl-C; SIGHUP reads the settings anew."""
     source = context.find_root().obj
-    return service.run(config.configure(source), source)
+    return service.run(loader.configure(source), source)
 
 
 @click.command()
@@ -40,7 +41,7 @@ def run(context: click.Context) -> int:
 def start(context: click.Context, pidfile: Path | None, log_file: Path | None) -> None:
     """Start a daemon; returns after its first pass."""
     source = context.find_root().obj
-    pid = daemon.start(config.configure(source), source, pidfile=pidfile, log_file=log_file)
+    pid = daemon.start(loader.configure(source), source, pidfile=pidfile, log_file=log_file)
     output.message(f"started, pid {pid}")
 
 
@@ -50,7 +51,7 @@ def start(context: click.Context, pidfile: Path | None, log_file: Path | None) -
 def stop(context: click.Context, pidfile: Path | None) -> None:
     """Stop the daemon; returns when its batch is settled and it is gone."""
     try:
-        settings = config.configure(context.find_root().obj)
+        settings = loader.configure(context.find_root().obj)
     except ConfigError:
         # They name the pidfile where nobody else does, and are of no use to a stop but for that.
         if pidfile is None:
@@ -64,5 +65,5 @@ def stop(context: click.Context, pidfile: Path | None) -> None:
 @click.pass_context
 def reload(context: click.Context, pidfile: Path | None) -> None:
     """Have the daemon read its settings anew, after they were checked here."""
-    pid = daemon.reload(config.configure(context.find_root().obj), pidfile=pidfile)
+    pid = daemon.reload(loader.configure(context.find_root().obj), pidfile=pidfile)
     output.message(f"reload requested of pid {pid}: see its log")

@@ -13,11 +13,12 @@ from typing import Any, TypeVar
 
 import click
 
-from processor import config, schema
+from processor import schema
+from processor.config import loader
+from processor.config.settings import Settings
 from processor.database import Database
 from processor.errors import DatabaseError
 from processor.redis_connection import RedisConnection
-from processor.settings import Settings
 from processor.telemetry.progress import Progress
 
 R = TypeVar("R")
@@ -35,7 +36,7 @@ class Servers:
     @cached_property
     def settings(self) -> Settings:
         """The settings, also for whoever asks `config.current`. Raises ConfigError."""
-        return config.configure(self.source)
+        return loader.configure(self.source)
 
     @contextmanager
     def redis(self) -> Iterator[RedisConnection]:

@@ -17,7 +17,7 @@ from processor import replication
 from processor.cli import output, overview
 from processor.cli.overview import Overview
 from processor.cli.servers import Servers, with_servers
-from processor.settings import Replicas
+from processor.config.settings import Replicas
 from processor.telemetry.status import Replica, replica_mapping, timestamp
 
 _WELL = frozenset({"running", "standby", "outage", "paused"})

@@ -10,7 +10,7 @@ from operator import attrgetter
 from pathlib import Path
 
 from processor.cli.shipped import shipped
-from processor.settings import Settings
+from processor.config.settings import Settings
 
 _INSTALLED = ("/etc/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system")
 _LINE = re.compile(r"^(WatchdogSec|TimeoutStopSec)=(.+)$", re.MULTILINE)

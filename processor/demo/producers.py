@@ -13,7 +13,8 @@ import sys
 import time
 from pathlib import Path
 
-from processor import config, producer
+from processor import producer
+from processor.config import loader
 from processor.demo.observatory import Telescope
 from processor.errors import BufferFull, RedisUnavailable
 from processor.transaction.builder import Transaction
@@ -77,7 +78,7 @@ def accepted(transaction: Transaction, pace: Pace) -> bool:
 
 def main(name: str, directory: str, rate: str) -> None:
     """One telescope's life."""
-    config.configure(Path(directory, SETTINGS))
+    loader.configure(Path(directory, SETTINGS))
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     receipts = os.open(acknowledged(Path(directory), name), flags, 0o600)
     produce(Telescope(name), Pace(float(rate)), receipts)

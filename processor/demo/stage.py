@@ -15,7 +15,9 @@ import time
 from pathlib import Path
 from types import TracebackType
 
-from processor import config, schema
+from processor import schema
+from processor.config import loader
+from processor.config.settings import Settings
 from processor.demo.figures import Figures
 from processor.demo.nightlog import REPLICA, TABLE, NightLog
 from processor.demo.observatory import TABLES, TELESCOPES
@@ -24,10 +26,9 @@ from processor.demo.processes import Child
 from processor.demo.producers import SETTINGS
 from processor.embedded import PostgresServer, RedisServer, Standby, guardian
 from processor.embedded.server import HOST, free_port
-from processor.settings import Settings
 
 _THEIRS = (
-    config.PREFIX, "PG", "NOTIFY_SOCKET", "WATCHDOG_", *config.HISTORIC, *config.URLS
+    loader.PREFIX, "PG", "NOTIFY_SOCKET", "WATCHDOG_", *loader.HISTORIC, *loader.URLS
 )  # fmt: skip
 _KEPT = ("PROCESSOR_REDIS_SERVER", "PROCESSOR_POSTGRES_BIN")
 _SETTINGS = """\
@@ -103,7 +104,7 @@ class Stage:
             redis=self._redis.url, dsn=self._postgres.dsn, bind=bind, name=REPLICA,
             replica=self._replica.dsn, table=TABLE,
         ))  # fmt: skip
-        return config.load(path, {})
+        return loader.load(path, {})
 
     def _end_children(self) -> None:
         for child in filter(None, [*self._telescopes, self._processor]):
@@ -128,7 +129,7 @@ class Stage:
 
     def start_processor(self) -> None:
         """Start the service as systemd would; it gets ready by itself."""
-        environ = {config.FILE: str(self.directory / SETTINGS)}
+        environ = {loader.FILE: str(self.directory / SETTINGS)}
         self._processor = Child(
             "processor", self.directory, "processor", "run", environ=environ
         )  # fmt: skip

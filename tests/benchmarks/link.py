@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 
 import processor
-from processor import config
+from processor.config import loader
 from tests.benchmarks import engine
 from tests.benchmarks.options import Options, note
 from tests.benchmarks.orders import orders
@@ -53,7 +53,7 @@ def _through(proxy: Proxy, stage: Stage, count: int, profile: bool) -> Result:
     return Result(
         clean, "round trips a batch", limit,
         {"poison": rounded(poison), "rate": rounded(rate), "poison_rate": rounded(poison_rate),
-         "round_trip": ROUND_TRIP, "batch": config.current().batch.entries, "n": count},
+         "round_trip": ROUND_TRIP, "batch": loader.current().batch.entries, "n": count},
     )  # fmt: skip
 
 
@@ -82,4 +82,4 @@ def _drained(stage: Stage, proxy: Proxy, count: int, poison: float) -> tuple[flo
     trips, took = proxy.round_trips - trips, time.monotonic() - begun
     engine.wait_until_decided(stage)
     processor.stop(30.0)
-    return trips / (left / config.current().batch.entries), left / took
+    return trips / (left / loader.current().batch.entries), left / took

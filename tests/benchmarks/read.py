@@ -24,7 +24,8 @@ from typing import Any
 from psycopg2.extras import RealDictCursor
 
 import processor
-from processor import config, reader
+from processor import reader
+from processor.config import loader
 from processor.database import Database
 from processor.telemetry.progress import Progress
 from tests.benchmarks.options import Options, note
@@ -83,7 +84,7 @@ def _prepare(stage: Stage) -> None:
 def _all(stage: Stage, count: int, dsn: str, profile: bool) -> dict[str, Times]:
     stage.configure(overlay={"tables": TABLES}, database={"dsn": dsn})
     session = Database(
-        config.current().database, Progress(), application="benchmark", writes=False
+        loader.current().database, Progress(), application="benchmark", writes=False
     )
     session.connect()
     cursor = stage.connect(dsn).cursor(cursor_factory=RealDictCursor)

@@ -16,10 +16,10 @@ from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from typing import Any
 
-from processor import address, configfile
-from processor.declaration import Declaration, Path, Place, Reader, from_text, leaves
+from processor.config import addresses, yaml_file
+from processor.config.declaration import Declaration, Path, Place, Reader, from_text, leaves
+from processor.config.settings import Settings, contradictions
 from processor.errors import ConfigError
-from processor.settings import Settings, contradictions
 from processor.transaction import statements
 
 __all__ = [
@@ -109,7 +109,7 @@ class _Loading:
         self.places.update(dict.fromkeys(_paths(source), ("mapping", 0)))
 
     def file(self, source: str | os.PathLike[str]) -> None:
-        document = configfile.read(source)
+        document = yaml_file.read(source)
         self.tree, name = document.values, os.fspath(source)
         self.places[()] = (name, 1)
         self.places.update({path: (name, line) for path, line in document.lines.items()})
@@ -188,7 +188,7 @@ def _from_variable(declared: Declaration, text: str) -> Any:
     """What the text of a variable says; a mapping is written as in the file, on one line."""
     if declared.kind is not dict:
         return from_text(declared.kind, text)
-    document = configfile.parse(text, "line")
+    document = yaml_file.parse(text, "line")
     for path, _, problem in document.problems:
         raise ValueError(f"{'.'.join(path)}: {problem}")
     return document.values
@@ -210,7 +210,7 @@ def _plain(value: Any, metadata: Mapping[str, Any]) -> Any:
         return {name: _plain(one, masked) for name, one in value.items()}
     if isinstance(value, tuple):
         return list(value)
-    return address.masked(value) if declared and declared.secret else value
+    return addresses.masked(value) if declared and declared.secret else value
 
 
 def dump(settings: Settings) -> str:

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from operator import attrgetter
 
-from processor import address
-from processor.declaration import Path, between, mapping, matching, nearest, one_of, setting
+from processor.config import addresses
+from processor.config.declaration import Path, between, mapping, matching, nearest, one_of, setting
 
 NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}"
 _IDENTIFIER = r'[^\s."\0]{1,63}'
@@ -34,7 +34,7 @@ def _with_default(queues: dict[str, Queue]) -> dict[str, Queue]:
 class Redis:
     url: str = setting(
         "redis://127.0.0.1:6379/0", "the buffer's server: redis, rediss (TLS) or unix",
-        check=address.redis_url, secret=True)
+        check=addresses.redis_url, secret=True)
     timeout: float = setting(
         2.0, "deadline of every call to Redis", unit="s", check=between(0.05, 60))
 
@@ -53,7 +53,7 @@ class Buffer:
 class Database:
     dsn: str = setting(
         "postgresql:///app", "anything libpq takes; a session of its own, no transaction pooler",
-        check=address.dsn, secret=True)
+        check=addresses.dsn, secret=True)
     connect_timeout: float = setting(
         5.0, "deadline of connecting; libpq counts whole seconds", unit="s", check=between(1, 60))
     call_timeout: float = setting(
@@ -135,7 +135,7 @@ class Replicas:
     servers: Mapping[str, str] = mapping(
         {}, "name to address of each replica that people read from, the nearest first; empty: "
         "pg_stat_replication of the primary tells, where the role may see it", of=str,
-        names=_NAMED, item=address.dsn, secret=True)
+        names=_NAMED, item=addresses.dsn, secret=True)
     promotable: tuple[str, ...] = setting(
         (), "the replicas that may be promoted, which `settle: replicated` waits for; empty: all "
         "servers", item=_NAMED)
@@ -153,7 +153,7 @@ class Overlay:
 @dataclass(frozen=True, slots=True)
 class Health:
     bind: str = setting(
-        "127.0.0.1:8787", "host:port of /health and /metrics; empty: none", check=address.bind)
+        "127.0.0.1:8787", "host:port of /health and /metrics; empty: none", check=addresses.bind)
     public: bool = setting(
         False, "allow a bind beyond loopback: the pages have no password")
 
@@ -260,7 +260,7 @@ def contradictions(settings: Settings) -> Iterator[tuple[list[Path], str]]:
         yield _paths("settle", "replicas.promotable"), (
             "replicated needs the replicas that may be promoted (name them in replicas.servers or "
             "replicas.promotable)")
-    if not (settings.health.public or address.loopback(settings.health.bind)):
+    if not (settings.health.public or addresses.loopback(settings.health.bind)):
         yield _paths("health.bind", "health.public"), (
             "is not a loopback address, and the pages have no password "
             "(bind to 127.0.0.1, or set health.public: true)")
