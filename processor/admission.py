@@ -7,11 +7,11 @@ same key, and copies of what has its place already.
 from __future__ import annotations
 
 from processor import due, ledger, parked
-from processor.database import Database
+from processor.connections.postgres_session import Database
+from processor.connections.redis_client import RedisConnection
 from processor.outcome import Outcome
 from processor.ownership import OwnedLane, Page
 from processor.parking import split
-from processor.redis_connection import RedisConnection
 from processor.settling import DOUBTFUL, Settling
 from processor.transaction.entry import Entry
 from processor.withholding import Withholding

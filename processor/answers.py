@@ -19,11 +19,11 @@ from processor.buffer import Lane
 from processor.config import loader
 from processor.config.settings import Settings
 from processor.confirmation import Confirmation
+from processor.connections.redis_client import RedisConnection, RedisPool
+from processor.connections.wal_position import Position
 from processor.crowd import Enough, Waiter
 from processor.errors import DatabaseUnavailable, InvalidTransaction, RedisRefused, RedisUnavailable
 from processor.ledgers import Ledgers
-from processor.position import Position
-from processor.redis_connection import RedisConnection, RedisPool
 from processor.watcher import watcher
 from processor.whereabouts import UNKNOWN, Seen, Sought, Whereabouts, on_replicas
 

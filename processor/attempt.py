@@ -13,10 +13,10 @@ from collections.abc import Callable
 from processor import ledger, troubles
 from processor.apply import Applier
 from processor.config.settings import Settings
+from processor.connections.redis_client import RedisConnection
 from processor.errors import DatabaseUnavailable, Unavailable
 from processor.outcome import Contended, Fenced, Outcome, Systemic
 from processor.ownership import OwnedLane
-from processor.redis_connection import RedisConnection
 from processor.session import Session
 from processor.telemetry import metrics
 from processor.transaction.entry import Entry

@@ -11,9 +11,9 @@ import time
 
 from processor.clearing import Clearing
 from processor.config.settings import Settings
+from processor.connections.redis_client import RedisConnection
 from processor.doorbell import Doorbell
 from processor.following import Following
-from processor.redis_connection import RedisConnection
 
 
 class Beside:

@@ -31,8 +31,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from processor.connections.redis_client import Command, RedisConnection
 from processor.errors import InvalidTransaction, RedisRefused
-from processor.redis_connection import Command, RedisConnection
 from processor.transaction.builder import Encoded
 from processor.transaction.entry import VERSION
 from processor.transaction.ids import canonical_id, id_of_key

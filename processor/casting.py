@@ -13,9 +13,9 @@ from typing import Any
 
 from processor.catalog import Column
 from processor.columntype import UNCOMPARED, Unfit
-from processor.database import Database
+from processor.connections.postgres_session import Database
+from processor.connections.sql_literals import quoted
 from processor.errors import DatabaseError
-from processor.literal import quoted
 from processor.merging import Change, Fails, Step
 from processor.overlay import Pending
 from processor.relation import Relation

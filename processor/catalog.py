@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from processor.database import Database, Row
+from processor.connections.postgres_session import Database, Row
+from processor.connections.sql_literals import quoted, table
 from processor.errors import DatabaseError, InvalidTransaction
-from processor.literal import quoted, table
 from processor.transaction.values import identifier
 
 

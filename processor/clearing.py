@@ -16,7 +16,9 @@ from dataclasses import replace
 
 from processor import ledger, parked, replication
 from processor.config.settings import Settings
-from processor.database import Database
+from processor.connections.postgres_session import Database
+from processor.connections.redis_client import RedisConnection
+from processor.connections.wal_position import Position, after_commit, number
 from processor.errors import (
     DatabaseError,
     DatabaseUnavailable,
@@ -26,8 +28,6 @@ from processor.errors import (
 )
 from processor.ledger import Known
 from processor.overlay import Overlay, Shown
-from processor.position import Position, after_commit, number
-from processor.redis_connection import RedisConnection
 from processor.telemetry import faults
 from processor.telemetry.progress import Progress
 

@@ -13,8 +13,8 @@ from typing import Any
 from processor import replication
 from processor.buffer import Lane
 from processor.config.settings import Replicas
-from processor.position import Position
-from processor.redis_connection import Command
+from processor.connections.redis_client import Command
+from processor.connections.wal_position import Position
 from processor.replication import Replica
 
 #: A watch tells each second that it is there; older words may be of one that is gone, seconds.

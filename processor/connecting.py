@@ -10,12 +10,12 @@ import logging
 
 from processor import deadletter, schema
 from processor.config.settings import Settings
-from processor.database import Database
+from processor.connections.postgres_session import Database
+from processor.connections.redis_client import RedisConnection
 from processor.errors import DatabaseUnavailable
 from processor.failover import Failover
 from processor.following import Following
 from processor.ownership import Owners
-from processor.redis_connection import RedisConnection
 from processor.session import Session
 
 log = logging.getLogger("processor")

@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 
 from processor import parked
 from processor.confirmation import Confirmation
+from processor.connections.wal_position import Position
 from processor.notes import Note
-from processor.position import Position
 from processor.whereabouts import Sought, Whereabouts, from_told, on_replicas
 
 #: Whether a commit has come far enough, given on which replicas it is and what is told of them.

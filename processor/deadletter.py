@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from processor.database import Database, Row
+from processor.connections.postgres_session import Database, Row
+from processor.connections.sql_literals import quoted
 from processor.ledger import Ownership
-from processor.literal import quoted
 from processor.transaction.entry import Entry
 from processor.transaction.ids import canonical_id
 

@@ -10,8 +10,8 @@ import threading
 import time
 from collections.abc import Mapping
 
+from processor.connections.redis_client import RedisConnection
 from processor.errors import ProcessorError
-from processor.redis_connection import RedisConnection
 from processor.telemetry import metrics
 
 _BLOCK = 2.0

@@ -20,7 +20,8 @@ from processor.attempt import Attempts
 from processor.burial import Burial
 from processor.config.settings import Settings
 from processor.connecting import Connecting
-from processor.database import Database
+from processor.connections.postgres_session import Database
+from processor.connections.redis_client import RedisConnection
 from processor.errors import (
     DatabaseError,
     DatabaseUnavailable,
@@ -32,7 +33,6 @@ from processor.following import Following
 from processor.outcome import Outcome
 from processor.outlook import Outlook
 from processor.ownership import OwnedLane, Owners
-from processor.redis_connection import RedisConnection
 from processor.session import Session
 from processor.settling import Settling
 from processor.sweeps import Sweeps

@@ -11,8 +11,8 @@ import contextlib
 
 from processor import crashpoint
 from processor.buffer import Lane, add
+from processor.connections.redis_client import Command, RedisConnection
 from processor.errors import RedisRefused
-from processor.redis_connection import Command, RedisConnection
 from processor.transaction.entry import VERSION, Entry, Unreadable, decode
 
 _MOVED_AT_ONCE = 500

@@ -10,11 +10,11 @@ from __future__ import annotations
 import logging
 
 from processor import ledger, replication
-from processor.database import Database
+from processor.connections.postgres_session import Database
+from processor.connections.redis_client import RedisConnection
 from processor.errors import DatabaseUnavailable, RedisRefused
 from processor.following import Following
 from processor.ownership import Owners
-from processor.redis_connection import RedisConnection
 from processor.telemetry import metrics
 
 log = logging.getLogger("processor")

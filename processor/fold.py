@@ -40,7 +40,7 @@ from processor.columntype import (
     Unfit,
     writer,
 )
-from processor.literal import named, quoted, table
+from processor.connections.sql_literals import named, quoted, table
 from processor.transaction.operations import Insert, Update
 
 #: Fewer transactions than this are not worth a fold.

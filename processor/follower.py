@@ -16,11 +16,11 @@ from collections.abc import Callable
 from processor import replication
 from processor.buffer import Lane
 from processor.config.settings import Settings
+from processor.connections.redis_client import Command, RedisConnection
+from processor.connections.wal_position import Position
 from processor.errors import DatabaseError, DatabaseUnavailable, ProcessorError, RedisRefused
 from processor.marks import Marks
 from processor.names import SILENT, Names
-from processor.position import Position
-from processor.redis_connection import Command, RedisConnection
 from processor.source import Source
 from processor.standing import Standing
 from processor.telemetry import faults

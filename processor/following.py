@@ -12,9 +12,9 @@ from collections import deque
 from collections.abc import Callable, Iterable
 
 from processor.config.settings import Settings
+from processor.connections.wal_position import Position
 from processor.follower import Follower
 from processor.marks import Marks
-from processor.position import Position
 from processor.source import Server, Source, Streaming
 from processor.standing import Standing
 from processor.telemetry.status import Replica

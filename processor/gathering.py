@@ -15,9 +15,9 @@ from itertools import chain, pairwise
 from typing import Any, NamedTuple
 
 from processor import overlay, replication
+from processor.connections.redis_client import Command, RedisConnection
 from processor.errors import RedisRefused, RedisUnavailable
 from processor.overlay import Overlay, Pending
-from processor.redis_connection import Command, RedisConnection
 from processor.replication import Replica
 from processor.transaction.write_set import Touch, decides, touch
 

@@ -13,10 +13,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from processor import ledger, parking
+from processor.connections.sql_literals import quoted
 from processor.deadletter import Reason
 from processor.errors import refusal
 from processor.ledger import Ownership
-from processor.literal import quoted
 from processor.render import Renderer, Taken
 from processor.session import Commit, Session
 from processor.transaction.entry import Entry

@@ -12,9 +12,9 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from processor.database import Database
+from processor.connections.postgres_session import Database
+from processor.connections.sql_literals import quoted
 from processor.errors import DatabaseError
-from processor.literal import quoted
 from processor.transaction.entry import Entry
 from processor.transaction.ids import canonical_id
 

@@ -15,9 +15,9 @@ from typing import TypeVar
 from processor import ledger
 from processor.config.settings import Database as Section
 from processor.config.settings import Settings
-from processor.database import Database
+from processor.connections.postgres_session import Database
+from processor.connections.wal_position import Position, after_commit
 from processor.errors import DatabaseError, DatabaseUnavailable
-from processor.position import Position, after_commit
 from processor.telemetry.progress import Progress
 
 T = TypeVar("T")

@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 
-from processor.position import Position
+from processor.connections.wal_position import Position
 
 #: Of more marks than this the older half is thinned out: what is far behind is followed in steps.
 _MOST = 8192

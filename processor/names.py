@@ -16,11 +16,11 @@ from collections.abc import Mapping
 from processor import replication
 from processor.buffer import Lane
 from processor.config.settings import Settings
+from processor.connections.redis_client import Command, RedisConnection
+from processor.connections.wal_position import Position, is_less, number
 from processor.errors import RedisRefused
 from processor.marks import Marks
 from processor.overlay import Overlay
-from processor.position import Position, is_less, number
-from processor.redis_connection import Command, RedisConnection
 from processor.replication import Meant
 
 log = logging.getLogger("processor")

@@ -26,8 +26,8 @@ from typing import Any
 import msgspec
 
 from processor.buffer import Lane
-from processor.position import Position
-from processor.redis_connection import Command
+from processor.connections.redis_client import Command
+from processor.connections.wal_position import Position
 
 _KEPT = 10_000
 

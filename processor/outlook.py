@@ -13,9 +13,9 @@ import msgspec
 from processor import __version__, buffer
 from processor.buffer import Look
 from processor.config.settings import Settings
+from processor.connections.redis_client import RedisConnection
 from processor.errors import RedisRefused, RedisUnavailable
 from processor.ownership import OwnedLane, Owners
-from processor.redis_connection import RedisConnection
 from processor.telemetry import metrics
 from processor.telemetry.status import LaneState, State, as_mapping
 from processor.verdict import Gate

@@ -30,8 +30,8 @@ from typing import Any
 import msgspec
 
 from processor.config.settings import Settings
+from processor.connections.redis_client import Command, RedisConnection
 from processor.errors import RedisRefused
-from processor.redis_connection import Command, RedisConnection
 from processor.transaction.builder import Encoded
 from processor.transaction.ids import canonical_id
 from processor.transaction.operations import Operation, Statement, encoder

@@ -15,11 +15,11 @@ from typing import Any
 from processor import buffer, crashpoint, deadletter, ledger, parked
 from processor.buffer import Lane
 from processor.config.settings import Settings
-from processor.database import Database
+from processor.connections.postgres_session import Database
+from processor.connections.redis_client import RedisConnection
+from processor.connections.sql_literals import quoted
 from processor.errors import DatabaseError, RedisRefused
 from processor.ledger import Ownership
-from processor.literal import quoted
-from processor.redis_connection import RedisConnection
 from processor.telemetry import metrics
 from processor.transaction.entry import Entry
 from processor.verdict import Failure as Facts

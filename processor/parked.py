@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from processor.buffer import Lane
+from processor.connections.redis_client import Command, RedisConnection
 from processor.errors import RedisRefused
-from processor.redis_connection import Command, RedisConnection
 from processor.transaction.entry import VERSION, Entry, Unreadable, decode
 
 _NUL = b"\0"

@@ -7,8 +7,8 @@ each of them an order of its own.
 from __future__ import annotations
 
 from processor.buffer import Lane
+from processor.connections.redis_client import Command, RedisConnection
 from processor.errors import ConfigError, RedisRefused
-from processor.redis_connection import Command, RedisConnection
 
 
 def agree(redis: RedisConnection, namespace: str, queue: str, partitions: int) -> None:

@@ -17,6 +17,7 @@ from processor import buffer, crashpoint, due, partitions, worker
 from processor.buffer import Lane
 from processor.config import loader
 from processor.config.settings import Settings
+from processor.connections.redis_client import Command, RedisConnection, RedisPool
 from processor.errors import (
     BufferFull,
     InvalidTransaction,
@@ -26,7 +27,6 @@ from processor.errors import (
 )
 from processor.overlay import Overlay
 from processor.receipt import Receipt
-from processor.redis_connection import Command, RedisConnection, RedisPool
 from processor.telemetry import metrics
 from processor.transaction.builder import Encoded, Transaction
 

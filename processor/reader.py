@@ -19,6 +19,7 @@ from processor import overlay, routing
 from processor import receipt as receipts
 from processor.config import loader
 from processor.config.settings import PRIMARY, Settings
+from processor.connections.redis_client import RedisPool
 from processor.errors import (
     DatabaseUnavailable,
     InvalidRead,
@@ -31,7 +32,6 @@ from processor.overlay import Overlay
 from processor.reading import NotShown, Question, Reading, RowList
 from processor.readsession import ReadPool, ReadSession
 from processor.receipt import Receipt
-from processor.redis_connection import RedisPool
 from processor.transaction.values import plain_mapping
 
 

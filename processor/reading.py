@@ -15,6 +15,8 @@ from processor import snapshot
 from processor.casting import Unnamed, met
 from processor.columntype import Unfit
 from processor.config.settings import PRIMARY
+from processor.connections.redis_client import RedisConnection
+from processor.connections.wal_position import Position, number
 from processor.errors import (
     DatabaseError,
     DatabaseUnavailable,
@@ -25,9 +27,7 @@ from processor.errors import (
 from processor.gathering import Decoded, Gathered, Gathering
 from processor.merging import Change, Line, Rows, replay
 from processor.overlay import Overlay, Pending
-from processor.position import Position, number
 from processor.readsession import ReadSession
-from processor.redis_connection import RedisConnection
 from processor.relation import Relation
 from processor.rowvalue import Undecided
 from processor.snapshot import Changed, Snapshot

@@ -12,11 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from processor import pins, relation
+from processor import relation
 from processor.casting import Casting
 from processor.catalog import Refused
 from processor.config.settings import PRIMARY, Settings
-from processor.database import Database
+from processor.connections import session_settings
+from processor.connections.postgres_session import Database
 from processor.errors import DatabaseError, DatabaseUnavailable, InvalidRead
 from processor.merging import Fails
 from processor.relation import Relation
@@ -74,7 +75,7 @@ class ReadSession:
         )
         self.database.connect()
         self.database.run(
-            pins.reading(self._settings.database) + "; SET idle_session_timeout = 0;"
+            session_settings.reading(self._settings.database) + "; SET idle_session_timeout = 0;"
             " SET idle_in_transaction_session_timeout = 0"
         )
 

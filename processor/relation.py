@@ -31,8 +31,8 @@ from processor.columntype import (
     VARCHAR,
     WHOLE,
 )
-from processor.database import Database
-from processor.literal import quoted, table
+from processor.connections.postgres_session import Database
+from processor.connections.sql_literals import quoted, table
 from processor.rowvalue import read_as
 
 _TEXTS = frozenset({TEXT, VARCHAR, BPCHAR, NAME})

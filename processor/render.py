@@ -17,8 +17,8 @@ import msgspec
 
 from processor.catalog import Catalog, Refused, Table
 from processor.columntype import Unfit
+from processor.connections.sql_literals import quoted
 from processor.fold import LEAST, Fold, NotFolded, folds
-from processor.literal import quoted
 from processor.shape import Shape, compiled, key_of
 from processor.transaction import statements
 from processor.transaction.entry import Entry

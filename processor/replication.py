@@ -28,10 +28,10 @@ from typing import Any
 import msgspec
 
 from processor.buffer import Lane
+from processor.connections.redis_client import Command, RedisConnection
+from processor.connections.sql_literals import quoted
+from processor.connections.wal_position import Position, written
 from processor.errors import RedisRefused
-from processor.literal import quoted
-from processor.position import Position, written
-from processor.redis_connection import Command, RedisConnection
 from processor.telemetry.status import Replica as Replica
 
 #: `WAIT FOR LSN`: from this version on a standby says itself when it has replayed a position.

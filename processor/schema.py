@@ -18,7 +18,7 @@ isolate(...)     applies transactions one by one in subtransactions and reports 
 
 from __future__ import annotations
 
-from processor.database import Database
+from processor.connections.postgres_session import Database
 from processor.errors import DatabaseError, DatabaseUnavailable, RightsMissing, SchemaMissing
 
 VERSION = 1

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from processor import crashpoint, ledger
 from processor.catalog import Catalog
 from processor.config.settings import Database as Settings
-from processor.database import Database, Row
+from processor.connections.postgres_session import Database, Row
+from processor.connections.wal_position import Position, after_commit
 from processor.errors import DatabaseError, DatabaseUnavailable
 from processor.ledger import Ownership
 from processor.marks import Marks
-from processor.position import Position, after_commit
 from processor.render import Renderer
 from processor.transaction.entry import Entry
 

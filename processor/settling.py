@@ -17,12 +17,12 @@ from functools import partial
 from processor import buffer, crashpoint, notes, parked
 from processor.burial import Burial, Death
 from processor.config.settings import Settings
+from processor.connections.redis_client import Command, RedisConnection
 from processor.deadletter import Reason
 from processor.errors import RedisRefused, RedisUnavailable
 from processor.notes import Entries, Note
 from processor.outcome import Outcome
 from processor.ownership import OwnedLane, Page
-from processor.redis_connection import Command, RedisConnection
 from processor.telemetry import metrics
 from processor.transaction.entry import Entry
 from processor.verdict import DOUBTFUL_STATE, backoff, is_final

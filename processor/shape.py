@@ -11,7 +11,7 @@ from typing import Any
 
 from processor.catalog import Column, Table
 from processor.columntype import NUMBERS, TIMES, UNCOMPARED, WHOLE, Unfit, Writer, writer
-from processor.literal import named, quoted, table
+from processor.connections.sql_literals import named, quoted, table
 from processor.transaction.operations import Delete, Insert, Update, Upsert
 
 

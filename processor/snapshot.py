@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from processor.literal import named, quoted, table
+from processor.connections.sql_literals import named, quoted, table
 from processor.merging import Line
 from processor.relation import Relation
 from processor.rowvalue import writer_of

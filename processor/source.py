@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 from processor import replication
 from processor.config.settings import Settings
-from processor.database import Database
+from processor.connections.postgres_session import Database
+from processor.connections.wal_position import Position, number
 from processor.errors import DatabaseError
 from processor.marks import Marks
-from processor.position import Position, number
 from processor.telemetry.progress import Progress
 
 

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from processor.config.settings import Replicas
+from processor.connections.wal_position import Position, is_less
 from processor.marks import Marks
-from processor.position import Position, is_less
 from processor.telemetry import metrics
 from processor.telemetry.status import Replica
 

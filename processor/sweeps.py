@@ -14,7 +14,8 @@ from dataclasses import replace
 from processor import buffer, deadletter, due, ledger, notes, parked
 from processor.burial import Burial
 from processor.config.settings import Settings
-from processor.database import Database
+from processor.connections.postgres_session import Database
+from processor.connections.redis_client import RedisConnection
 from processor.deadletter import DeadLetter, Reason
 from processor.errors import DatabaseError, DatabaseUnavailable, RedisRefused
 from processor.ledger import Ownership
@@ -22,7 +23,6 @@ from processor.notes import Note
 from processor.outlook import Outlook
 from processor.overlay import Overlay
 from processor.ownership import OwnedLane, Owners
-from processor.redis_connection import RedisConnection
 from processor.session import Commit
 from processor.telemetry import metrics
 from processor.verdict import ENDS_SESSION_STATE, FENCED_STATE

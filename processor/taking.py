@@ -14,9 +14,9 @@ from typing import Any
 from processor import buffer, crashpoint
 from processor.buffer import Raw
 from processor.config.settings import Settings
+from processor.connections.redis_client import RedisConnection
 from processor.errors import RedisRefused, RedisUnavailable
 from processor.ownership import OwnedLane, Page
-from processor.redis_connection import RedisConnection
 from processor.transaction.entry import Entry, UnknownVersion, Unreadable, decode
 from processor.transaction.ids import id_of_key
 

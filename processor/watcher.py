@@ -17,9 +17,9 @@ from typing import Any
 from processor import confirmation, notes, parked
 from processor.buffer import Lane
 from processor.config.settings import Settings
+from processor.connections.redis_client import Command, RedisConnection
 from processor.crowd import Crowd, Waiter
 from processor.errors import ProcessorError
-from processor.redis_connection import Command, RedisConnection
 from processor.whereabouts import Whereabouts
 
 _BLOCK = 1.0

@@ -14,10 +14,10 @@ from processor import confirmation, deadletter, ledger, notes, parked
 from processor.buffer import Lane
 from processor.config.settings import Replicas
 from processor.confirmation import Confirmation
-from processor.database import Database
+from processor.connections.postgres_session import Database
+from processor.connections.redis_client import Command, RedisConnection
+from processor.connections.wal_position import Position
 from processor.notes import Note, Told
-from processor.position import Position
-from processor.redis_connection import Command, RedisConnection
 from processor.transaction.entry import Unreadable
 
 _PAGE = 100

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from processor.position import Position
+from processor.connections.wal_position import Position
 
 #: More ranges than this are joined, two and two: each then waits for its last commit.
 _MOST = 2_000

@@ -12,11 +12,11 @@ import time
 from collections.abc import Sequence
 
 from processor import buffer, parked
+from processor.connections.redis_client import Command, RedisConnection
+from processor.connections.wal_position import Position
 from processor.errors import RedisRefused, RedisUnavailable
 from processor.following import Following
 from processor.ownership import OwnedLane, Page, last_generated, order
-from processor.position import Position
-from processor.redis_connection import Command, RedisConnection
 from processor.transaction.entry import Entry, UnknownVersion, Unreadable, decode
 from processor.withheld import Range
 

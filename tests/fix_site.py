@@ -22,7 +22,7 @@ from processor import deadletter, schema, worker
 from processor.buffer import Lane
 from processor.config import loader
 from processor.config.settings import Settings
-from processor.database import Database as Session
+from processor.connections.postgres_session import Database as Session
 from processor.drain import Drain
 from processor.embedded import PostgresServer, RedisServer
 from processor.errors import BufferFull, RedisUnavailable

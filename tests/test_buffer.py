@@ -18,6 +18,7 @@ import redis as redis_driver
 
 from processor import buffer, replication
 from processor.cli import acl
+from processor.connections.redis_client import RedisConnection
 from processor.drain import Drain
 from processor.embedded import RedisServer
 from processor.errors import (
@@ -27,7 +28,6 @@ from processor.errors import (
     RedisUnavailable,
     SubmitUnknown,
 )
-from processor.redis_connection import RedisConnection
 from processor.telemetry.progress import Progress
 from processor.transaction.builder import Encoded, Transaction
 from tests import workload

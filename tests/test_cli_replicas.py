@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from processor import replication, worker
+from processor.connections.redis_client import RedisConnection
 from processor.embedded import PostgresServer, Standby
-from processor.redis_connection import RedisConnection
 from processor.telemetry.status import Replica, timestamp
 from tests.fix_cli import Cli
 from tests.fix_servers import Factory

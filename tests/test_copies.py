@@ -11,7 +11,7 @@ from collections.abc import Callable
 import pytest
 
 from processor import deadletter
-from processor.database import Database as Session
+from processor.connections.postgres_session import Database as Session
 from processor.telemetry.progress import Progress
 from processor.transaction.builder import Transaction
 from tests.fix_site import Site, write

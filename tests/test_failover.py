@@ -18,7 +18,7 @@ import pytest
 import processor
 from processor import reader, replication, worker
 from processor.clearing import Clearing
-from processor.redis_connection import RedisConnection
+from processor.connections.redis_client import RedisConnection
 from processor.transaction.builder import Transaction
 from tests.fix_failover import Pair, held, replayed
 from tests.fix_servers import execute

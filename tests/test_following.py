@@ -18,11 +18,11 @@ from psycopg2.extras import LogicalReplicationConnection
 
 from processor import replication, worker
 from processor.config.settings import Replicas
+from processor.connections.redis_client import RedisConnection
+from processor.connections.wal_position import Position
 from processor.embedded import PostgresServer, Standby
 from processor.errors import RedisUnavailable
 from processor.marks import Marks
-from processor.position import Position
-from processor.redis_connection import RedisConnection
 from processor.standing import Standing
 from processor.withheld import Range, Withheld
 from tests.fix_proxy import Proxy

@@ -20,7 +20,7 @@ import pytest
 from processor import session as session_module
 from processor import worker
 from processor.apply import Applier
-from processor.database import Database as Session
+from processor.connections.postgres_session import Database as Session
 from processor.drain import Drain
 from processor.embedded import PostgresServer, RedisServer
 from processor.errors import DatabaseUnavailable, RedisUnavailable

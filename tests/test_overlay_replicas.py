@@ -21,7 +21,7 @@ import processor
 from processor import notes, reader, schema
 from processor.clearing import Clearing
 from processor.config import loader
-from processor.position import Position, number
+from processor.connections.wal_position import Position, number
 from processor.reading import Reading
 from processor.snapshot import Snapshot
 from processor.transaction.builder import Transaction

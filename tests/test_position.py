@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from processor.position import Position, after_commit, number, written
+from processor.connections.wal_position import Position, after_commit, number, written
 
 
 @pytest.mark.parametrize("text", ["0/0", "0/16B3748", "16/B374D848", "FFFFFFFF/FFFFFFFF"])

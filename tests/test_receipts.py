@@ -21,9 +21,9 @@ from processor.answers import everywhere
 from processor.config import loader
 from processor.config.settings import Replicas
 from processor.confirmation import Confirmation
+from processor.connections.wal_position import Position
 from processor.crowd import Crowd, Waiter
 from processor.notes import Entries, Note
-from processor.position import Position
 from processor.receipt import Receipt
 from processor.replication import Replica
 from processor.whereabouts import Sought, Whereabouts

@@ -13,9 +13,9 @@ import pytest
 import redis as redis_driver
 
 from processor import worker
+from processor.connections.redis_client import RedisConnection
 from processor.embedded import RedisServer
 from processor.errors import RedisUnavailable, SubmitUnknown
-from processor.redis_connection import RedisConnection
 from tests.fix_proxy import Proxy
 from tests.fix_servers import redis_floor
 from tests.fix_site import Site, counted, write

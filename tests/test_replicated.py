@@ -16,7 +16,7 @@ import pytest
 import processor
 from processor import confirmation, replication, session, worker
 from processor.config.loader import configure
-from processor.position import number
+from processor.connections.wal_position import number
 from processor.receipt import Receipt
 from tests.fix_cli import as_user
 from tests.fix_process import Spawn

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from processor.config.settings import Database as Settings
-from processor.database import Database
+from processor.connections.postgres_session import Database
+from processor.connections.redis_client import RedisConnection
 from processor.errors import DatabaseUnavailable, RedisUnavailable
-from processor.redis_connection import RedisConnection
 from processor.telemetry.progress import Progress
 
 _SSL_REQUEST = (80877103).to_bytes(4)

@@ -15,7 +15,7 @@ import pytest
 
 from processor import ledger, worker
 from processor import session as session_module
-from processor.database import Database
+from processor.connections.postgres_session import Database
 from processor.errors import DatabaseUnavailable
 from processor.session import Session
 from processor.telemetry.progress import Progress

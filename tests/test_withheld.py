@@ -9,8 +9,8 @@ import psycopg2
 import pytest
 
 from processor import worker
+from processor.connections.wal_position import number
 from processor.errors import DatabaseError
-from processor.position import number
 from processor.transaction.builder import Transaction
 from tests.fix_failover import Pair, held, replayed
 from tests.fix_servers import Factory

@@ -17,7 +17,7 @@ import redis as redis_driver
 from processor import deadletter
 from processor.buffer import Lane
 from processor.config import loader
-from processor.database import Database as Session
+from processor.connections.postgres_session import Database as Session
 from processor.producer import Producer, Receipt
 from processor.schema import DDL
 from processor.telemetry.progress import Progress

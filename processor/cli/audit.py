@@ -13,10 +13,10 @@ from typing import Any
 from processor import buffer, parked
 from processor.buffer import Lane
 from processor.config.settings import Settings
-from processor.database import Database
+from processor.connections.postgres_session import Database
+from processor.connections.redis_client import RedisConnection
+from processor.connections.sql_literals import quoted
 from processor.errors import RedisRefused
-from processor.literal import quoted
-from processor.redis_connection import RedisConnection
 from processor.transaction.entry import Entry, UnknownVersion, Unreadable, decode
 
 _PAGE = 500

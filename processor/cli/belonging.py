@@ -13,7 +13,7 @@ from functools import cached_property
 from processor import buffer, ledger
 from processor.cli import output, overview
 from processor.cli.servers import Servers
-from processor.database import Database
+from processor.connections.postgres_session import Database
 from processor.deadletter import DeadLetter
 from processor.errors import ProcessorError, RedisRefused, RedisUnavailable
 

@@ -12,7 +12,7 @@ from processor.buffer import Lane, entries
 from processor.cli import output
 from processor.cli.finding import OK, WARN, Finding
 from processor.config.settings import Settings
-from processor.redis_connection import RedisConnection
+from processor.connections.redis_client import RedisConnection
 
 _SMALL = 64 * 1024
 _SAMPLE = 20

@@ -21,7 +21,7 @@ from processor.cli.group import Group
 from processor.cli.parameters import buffer_id, length, moment, transaction_id, transaction_ids
 from processor.cli.request import Choice, Missing
 from processor.cli.servers import Servers, with_servers
-from processor.database import Database
+from processor.connections.postgres_session import Database
 from processor.deadletter import DeadLetter
 
 F = TypeVar("F", bound=Callable[..., Any])

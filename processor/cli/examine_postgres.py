@@ -9,9 +9,9 @@ from processor.cli import output
 from processor.cli.finding import FAIL, OK, WARN, Finding
 from processor.config import addresses
 from processor.config.settings import Settings
-from processor.database import Database
+from processor.connections.postgres_session import Database
+from processor.connections.sql_literals import quoted, table
 from processor.errors import RightsMissing, SchemaMissing
-from processor.literal import quoted, table
 
 _ROOM = 5
 _STRONG = ("pg_execute_server_program", "pg_write_server_files", "pg_read_server_files")

@@ -11,8 +11,8 @@ from processor.cli.finding import FAIL, OK, WARN, Finding
 from processor.cli.overview import Overview
 from processor.config import addresses
 from processor.config.settings import Settings
+from processor.connections.redis_client import RedisConnection
 from processor.errors import RedisRefused
-from processor.redis_connection import RedisConnection
 
 _LEAST = (6, 2)
 _SLOW = 0.010

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 
 from processor.cli.finding import FAIL, OK, WARN, Finding, remedy_for
 from processor.config.settings import Settings
-from processor.database import Database
+from processor.connections.postgres_session import Database
 from processor.errors import DatabaseError, Unavailable
 
 _LAG = 10.0

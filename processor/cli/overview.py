@@ -14,8 +14,8 @@ from typing import Any
 from processor import buffer
 from processor.buffer import Lane, Look
 from processor.config.settings import Settings
+from processor.connections.redis_client import RedisConnection
 from processor.errors import RedisRefused
-from processor.redis_connection import RedisConnection
 
 _SCANNED = 1000
 

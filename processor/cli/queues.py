@@ -17,8 +17,8 @@ from processor.cli.overview import Overview
 from processor.cli.parameters import length
 from processor.cli.servers import Servers, with_servers
 from processor.config.settings import Settings
+from processor.connections.redis_client import RedisConnection
 from processor.errors import RedisRefused
-from processor.redis_connection import RedisConnection
 from processor.telemetry.status import timestamp
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from processor import deadletter
 from processor.cli import output
 from processor.cli.belonging import Belonging
-from processor.database import Database
+from processor.connections.postgres_session import Database
 from processor.deadletter import DeadLetter
 from processor.errors import InvalidTransaction, ProcessorError
 from processor.transaction.builder import Transaction

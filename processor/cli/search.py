@@ -14,8 +14,8 @@ import msgspec
 
 from processor import buffer, parked
 from processor.buffer import Lane
+from processor.connections.redis_client import RedisConnection
 from processor.parked import Place
-from processor.redis_connection import RedisConnection
 
 _PAGE = 100
 _SCANNED = 1000

@@ -16,9 +16,9 @@ import click
 from processor import schema
 from processor.config import loader
 from processor.config.settings import Settings
-from processor.database import Database
+from processor.connections.postgres_session import Database
+from processor.connections.redis_client import RedisConnection
 from processor.errors import DatabaseError
-from processor.redis_connection import RedisConnection
 from processor.telemetry.progress import Progress
 
 R = TypeVar("R")

@@ -17,8 +17,8 @@ from processor.cli.finding import FAIL, OK, WARN, Finding
 from processor.cli.overview import Overview
 from processor.cli.servers import Servers, with_servers
 from processor.config.settings import Settings
-from processor.database import Database
-from processor.redis_connection import RedisConnection
+from processor.connections.postgres_session import Database
+from processor.connections.redis_client import RedisConnection
 from processor.transaction.ids import canonical_id
 
 _BETWEEN = 2.0

@@ -14,11 +14,11 @@ from typing import Any
 from processor import buffer
 from processor.buffer import Lane
 from processor.config.settings import Settings
-from processor.database import Database
+from processor.connections.postgres_session import Database
+from processor.connections.redis_client import RedisConnection
 from processor.demo.observatory import TELESCOPES
 from processor.demo.producers import LINE, acknowledged
 from processor.errors import DatabaseError, DatabaseUnavailable
-from processor.redis_connection import RedisConnection
 from processor.telemetry.progress import Progress
 
 # The session ends with the demo; nobody waits for it to be given up.

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from processor.database import Database
+from processor.connections.postgres_session import Database
 from processor.demo.observatory import TELESCOPES
 from processor.demo.producers import AGAIN_EVERY, acknowledged
 

@@ -26,7 +26,7 @@ from psycopg2.extras import RealDictCursor
 import processor
 from processor import reader
 from processor.config import loader
-from processor.database import Database
+from processor.connections.postgres_session import Database
 from processor.telemetry.progress import Progress
 from tests.benchmarks.options import Options, note
 from tests.benchmarks.orders import ACCOUNTS, orders, transaction

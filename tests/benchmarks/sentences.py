@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from processor.database import Database
+from processor.connections.postgres_session import Database
 from tests.benchmarks.options import note
 
 WIDTH = 90

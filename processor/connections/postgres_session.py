@@ -26,11 +26,11 @@ from typing import Any
 import psycopg2
 import psycopg2.extensions as pg
 
-from processor import pins
 from processor.config import addresses
 from processor.config.settings import Database as Settings
+from processor.connections import session_settings
+from processor.connections.fork_guard import resolving
 from processor.errors import DatabaseError, DatabaseUnavailable, PoolerDetected
-from processor.resolving import resolving
 from processor.telemetry.progress import Progress
 
 Row = tuple[Any, ...]
@@ -137,7 +137,7 @@ class Database:
             before.close()
 
     def _pin(self) -> None:
-        rows = self.run(pins.LOOK)
+        rows = self.run(session_settings.LOOK)
         self.server_version, in_recovery, read_only, pid, started, self.system, timeline = rows[0]
         self.timeline = int(timeline, 16)
         if self.server_version < _LEAST_VERSION:
@@ -159,14 +159,14 @@ class Database:
                 " <namespace>:primary in Redis",
             )
         if not self._writes:
-            self.run(pins.reading(self._settings))
+            self.run(session_settings.reading(self._settings))
             return
         if pid != self._connection.info.backend_pid:
             # A pooler answers with a process id of its own making; behind one, advisory locks
             # become re-entrant and two processors would own one lane (rule 6).
             raise PoolerDetected
         self._session = (pid, started)
-        if self.run(pins.writing(self._settings))[0][0] != pid:
+        if self.run(session_settings.writing(self._settings))[0][0] != pid:
             raise PoolerDetected
 
     def _end_previous(self) -> None:

@@ -28,8 +28,8 @@ from redis.backoff import NoBackoff
 from redis.connection import parse_url
 from redis.retry import Retry
 
+from processor.connections.fork_guard import resolving
 from processor.errors import ConfigError, RedisRefused, RedisUnavailable
-from processor.resolving import resolving
 
 _pack = cast(Callable[[tuple[Any, ...]], bytes], hiredis.pack_command)
 
