@@ -6,12 +6,13 @@ same key, and copies of what has its place already.
 
 from __future__ import annotations
 
-from processor import due, ledger, parked
+from processor import ledger
+from processor.buffer import delayed, parked
+from processor.buffer.key_order import split
 from processor.connections.postgres_session import Database
 from processor.connections.redis_client import RedisConnection
 from processor.outcome import Outcome
 from processor.ownership import OwnedLane, Page
-from processor.parking import split
 from processor.settling import DOUBTFUL, Settling
 from processor.transaction.entry import Entry
 from processor.withholding import Withholding
@@ -112,7 +113,7 @@ class Admission:
         In the stream it gets a new entry id, which does not tell how old it is.
         """
         if lane.suspect_to is not None:
-            entries = due.suspects(self._redis, lane.lane, lane.suspect_to, now)
+            entries = delayed.suspects(self._redis, lane.lane, lane.suspect_to, now)
             self._settling.bury_doubtful(lane, self._doubtful(lane, entries))
 
     def _doubtful(self, lane: OwnedLane, entries: list[Entry]) -> list[Entry]:

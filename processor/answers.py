@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from processor import whereabouts
-from processor.buffer import Lane
+from processor.buffer.lane import Lane
 from processor.config import loader
 from processor.config.settings import Settings
 from processor.confirmation import Confirmation

@@ -14,7 +14,9 @@ import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from processor import ledger, parked, replication
+from processor import ledger
+from processor.buffer import parked, replica_status
+from processor.buffer.overlay import Overlay, Shown
 from processor.config.settings import Settings
 from processor.connections.postgres_session import Database
 from processor.connections.redis_client import RedisConnection
@@ -27,7 +29,6 @@ from processor.errors import (
     RedisUnavailable,
 )
 from processor.ledger import Known
-from processor.overlay import Overlay, Shown
 from processor.telemetry import faults
 from processor.telemetry.progress import Progress
 
@@ -164,7 +165,7 @@ class Clearing:
         """
         if not unknown:
             return set()
-        told = replication.left_behind(
+        told = replica_status.left_behind(
             self._redis, self._settings.namespace, unknown[0].entry_id
         )
         lost = {
@@ -186,7 +187,7 @@ class Clearing:
         """What the primary's ledger knows, and a position behind all of that."""
         known = self._on(self._primary, ids)
         system, timeline = self._primary.system, self._primary.timeline
-        told = replication.primary(self._redis, self._settings.namespace)
+        told = replica_status.primary(self._redis, self._settings.namespace)
         if told is not None and told[0] == system and timeline < told[1]:
             self._primary.close()
             raise DatabaseUnavailable("this primary was left behind by a failover")
@@ -207,7 +208,7 @@ class Clearing:
     def _lost(self) -> set[str]:
         """The replicas that are lost; one that is back has to catch up before it is read again."""
         try:
-            told = replication.known(self._redis, self._settings.namespace)
+            told = replica_status.known(self._redis, self._settings.namespace)
             missed = self._redis.call("HGETALL", self._overlay.missed)
         except RedisRefused as refused:
             raise RedisUnavailable(str(refused)) from None

@@ -11,10 +11,10 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 
-from processor import parked
+from processor.buffer import parked
+from processor.buffer.commit_notes import Note
 from processor.confirmation import Confirmation
 from processor.connections.wal_position import Position
-from processor.notes import Note
 from processor.whereabouts import Sought, Whereabouts, from_told, on_replicas
 
 #: Whether a commit has come far enough, given on which replicas it is and what is told of them.

@@ -13,10 +13,11 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from processor import crashpoint, due, parked
+from processor import crashpoint
 from processor.admission import Admission
 from processor.apply import Applier
 from processor.attempt import Attempts
+from processor.buffer import delayed, parked
 from processor.burial import Burial
 from processor.config.settings import Settings
 from processor.connecting import Connecting
@@ -200,7 +201,7 @@ class Drain:
             if lane.next_due is not None and lane.next_due <= now and not lane.is_full():
                 try:
                     self._admission.judge_due(lane, now)
-                    due.move(self.redis, lane.lane, now)
+                    delayed.move(self.redis, lane.lane, now)
                 except RedisRefused as refused:
                     self._full(lane, refused)
 

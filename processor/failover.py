@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 
-from processor import ledger, replication
+from processor import ledger
+from processor.buffer import replica_status
 from processor.connections.postgres_session import Database
 from processor.connections.redis_client import RedisConnection
 from processor.errors import DatabaseUnavailable, RedisRefused
@@ -34,7 +35,7 @@ class Failover:
 
     def expect(self, database: Database, redis: RedisConnection) -> None:
         """Before a connect: let no primary be taken that was left behind."""
-        told, own = replication.primary(redis, self._namespace), self._following.primary
+        told, own = replica_status.primary(redis, self._namespace), self._following.primary
         if told is not None and own is not None and told[0] == own[0]:
             # A full Redis takes no news, and one that is restored tells old ones.
             told = max(told, own)
@@ -45,7 +46,7 @@ class Failover:
         told, here = database.newest, (database.system, database.timeline)
         before = self._following.primary
         if not self._recalled:
-            told_of = replication.known(redis, self._namespace)
+            told_of = replica_status.known(redis, self._namespace)
             self._passed_over = self._following.recall(told_of)
             self._recalled = True
         if before is None:
@@ -68,12 +69,12 @@ class Failover:
         newest, tokens = marks.newest(), marks.lanes()
         if newest is None or not tokens:
             return False
-        _, _, shown = database.run(replication.ask(tokens))[0]
-        return marks.shown(replication.rows(shown)) != newest
+        _, _, shown = database.run(replica_status.ask(tokens))[0]
+        return marks.shown(replica_status.rows(shown)) != newest
 
     def look(self, database: Database, redis: RedisConnection) -> None:
         """Now and then: tell which primary this is, and see that it was not left behind."""
-        told = replication.primary(redis, self._namespace)
+        told = replica_status.primary(redis, self._namespace)
         here = database.system, database.timeline
         if told == here:
             return
@@ -84,7 +85,7 @@ class Failover:
                 f"the primary was left behind: {_named(told)} is written to",
                 hint="stop it, and point database.dsn at the new one",
             )
-        redis.calls([replication.now_primary(self._namespace, *here)])
+        redis.calls([replica_status.now_primary(self._namespace, *here)])
 
     def _judge(
         self, database: Database, redis: RedisConnection, owners: Owners,
@@ -113,7 +114,7 @@ class Failover:
         self, redis: RedisConnection, owners: Owners, what: str, before: str, here: str,
         missing: list[str], unnamed: int,
     ) -> None:  # fmt: skip
-        replies = redis.calls(replication.lost(self._namespace, before, here, missing))
+        replies = redis.calls(replica_status.lost(self._namespace, before, here, missing))
         where = "all: `processor status --json`"
         if any(isinstance(reply, RedisRefused) for reply in replies):
             where = "all are in the log"

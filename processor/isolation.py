@@ -12,7 +12,8 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from processor import ledger, parking
+from processor import ledger
+from processor.buffer import key_order
 from processor.connections.sql_literals import quoted
 from processor.deadletter import Reason
 from processor.errors import refusal
@@ -57,7 +58,7 @@ def commit(
     `limit` is how long the server may take for all of it, in seconds. Raises as `Session.commit`.
     """
     prepared = session.prepares
-    pairs = parking.behind(entries)
+    pairs = key_order.behind(entries)
     body = "".join((
         f"SET LOCAL statement_timeout = {int(limit * 1000)};",
         ledger.fence(owner, len(entries), last=entries[-1].entry_id),

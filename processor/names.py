@@ -13,15 +13,15 @@ import logging
 import time
 from collections.abc import Mapping
 
-from processor import replication
-from processor.buffer import Lane
+from processor.buffer import replica_status
+from processor.buffer.lane import Lane
+from processor.buffer.overlay import Overlay
+from processor.buffer.replica_status import Meant
 from processor.config.settings import Settings
 from processor.connections.redis_client import Command, RedisConnection
 from processor.connections.wal_position import Position, is_less, number
 from processor.errors import RedisRefused
 from processor.marks import Marks
-from processor.overlay import Overlay
-from processor.replication import Meant
 
 log = logging.getLogger("processor")
 
@@ -60,7 +60,7 @@ class Names:
         changed = self._withdrawn or any(self._told.get(n) != s for n, s in servers.items())
         if not changed and time.monotonic() < self._due:
             return set()
-        known = replication.named(self._redis, self._namespace)
+        known = replica_status.named(self._redis, self._namespace)
         mine = {n: s for n, s in servers.items() if not self._is_taken(n, s, known.get(n))}
         commands = [word for name in mine for word in self._words(name, mine[name], known)]
         replies = self._redis.calls(commands) if commands else []
@@ -72,13 +72,13 @@ class Names:
         return back
 
     def _words(self, name: str, server: str, known: Mapping[str, Meant]) -> list[Command]:
-        words = [replication.mean(self._namespace, name, server, time.time())]
+        words = [replica_status.mean(self._namespace, name, server, time.time())]
         if name not in self._withdrawn and known.get(name, _NOBODY).server in ("", server):
             return words
         # The words of another server do not count; what this one showed before it went back would.
         own = self._marks.lanes().values() if name in self._withdrawn else ()
         lanes = [Lane(self._namespace, each) for each in set(own)]
-        before = replication.take_back(self._namespace, name, lanes)
+        before = replica_status.take_back(self._namespace, name, lanes)
         self._say(name)
         return before + self._refuse(name) + words
 
@@ -99,7 +99,7 @@ class Names:
     def _say(self, name: str) -> None:
         """Loudly if the replica has less than it was told to have."""
         _, lsn = self.heard[name]
-        told = replication.known(self._redis, self._namespace).get(name)
+        told = replica_status.known(self._redis, self._namespace).get(name)
         before = told.lsn if told else None
         with contextlib.suppress(ValueError):
             if is_less(lsn, before):

@@ -10,8 +10,9 @@ import logging
 
 import msgspec
 
-from processor import __version__, buffer
-from processor.buffer import Look
+from processor import __version__
+from processor.buffer import lane as buffer
+from processor.buffer.lane import Look
 from processor.config.settings import Settings
 from processor.connections.redis_client import RedisConnection
 from processor.errors import RedisRefused, RedisUnavailable

@@ -12,8 +12,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from processor import buffer, crashpoint, deadletter, ledger, parked
-from processor.buffer import Lane
+from processor import crashpoint, deadletter, ledger
+from processor.buffer import lane as buffer
+from processor.buffer import parked
+from processor.buffer.lane import Lane
 from processor.config.settings import Settings
 from processor.connections.postgres_session import Database
 from processor.connections.redis_client import RedisConnection

@@ -13,8 +13,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from processor import buffer, crashpoint, due, partitions, worker
-from processor.buffer import Lane
+from processor import crashpoint, worker
+from processor.buffer import delayed, partitions
+from processor.buffer import lane as buffer
+from processor.buffer.lane import Lane
+from processor.buffer.overlay import Overlay
 from processor.config import loader
 from processor.config.settings import Settings
 from processor.connections.redis_client import Command, RedisConnection, RedisPool
@@ -25,7 +28,6 @@ from processor.errors import (
     RedisUnavailable,
     SubmitUnknown,
 )
-from processor.overlay import Overlay
 from processor.receipt import Receipt
 from processor.telemetry import metrics
 from processor.transaction.builder import Encoded, Transaction
@@ -131,7 +133,7 @@ class Producer:
     @staticmethod
     def _add(lane: Lane, encoded: Encoded) -> Command:
         if encoded.due is not None:
-            return due.schedule(lane, encoded.body, encoded.due)
+            return delayed.schedule(lane, encoded.body, encoded.due)
         return buffer.add(lane, encoded.body)
 
     def _calls(

@@ -15,8 +15,10 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
-from processor import overlay, routing
 from processor import receipt as receipts
+from processor import routing
+from processor.buffer import overlay
+from processor.buffer.overlay import Overlay
 from processor.config import loader
 from processor.config.settings import PRIMARY, Settings
 from processor.connections.redis_client import RedisPool
@@ -28,7 +30,6 @@ from processor.errors import (
     ReplicaLost,
 )
 from processor.gathering import Decoded
-from processor.overlay import Overlay
 from processor.reading import NotShown, Question, Reading, RowList
 from processor.readsession import ReadPool, ReadSession
 from processor.receipt import Receipt

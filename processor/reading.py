@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from processor import snapshot
+from processor.buffer.overlay import Overlay, Pending
 from processor.casting import Unnamed, met
 from processor.columntype import Unfit
 from processor.config.settings import PRIMARY
@@ -26,7 +27,6 @@ from processor.errors import (
 )
 from processor.gathering import Decoded, Gathered, Gathering
 from processor.merging import Change, Line, Rows, replay
-from processor.overlay import Overlay, Pending
 from processor.readsession import ReadSession
 from processor.relation import Relation
 from processor.rowvalue import Undecided

@@ -14,9 +14,10 @@ from numbers import Real
 from urllib.parse import quote, unquote
 from uuid import UUID
 
-from processor import answers, parked
+from processor import answers
 from processor.answers import everywhere
-from processor.buffer import Lane
+from processor.buffer import parked
+from processor.buffer.lane import Lane
 from processor.config.settings import NAME
 from processor.errors import InvalidTransaction, TransactionDead, TransactionLost, WaitTimeout
 from processor.transaction.ids import canonical_id

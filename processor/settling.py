@@ -14,13 +14,15 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 
-from processor import buffer, crashpoint, notes, parked
+from processor import crashpoint
+from processor.buffer import commit_notes, parked
+from processor.buffer import lane as buffer
+from processor.buffer.commit_notes import Entries, Note
 from processor.burial import Burial, Death
 from processor.config.settings import Settings
 from processor.connections.redis_client import Command, RedisConnection
 from processor.deadletter import Reason
 from processor.errors import RedisRefused, RedisUnavailable
-from processor.notes import Entries, Note
 from processor.outcome import Outcome
 from processor.ownership import OwnedLane, Page
 from processor.telemetry import metrics
@@ -257,7 +259,7 @@ class Settling:
                 also=frozenset(e.id for e in mine if e.delayed),
             )  # fmt: skip
         crashpoint.reach("note-before")
-        return [notes.write(lane.lane, note)]
+        return [commit_notes.write(lane.lane, note)]
 
     def _remove(
         self, lane: OwnedLane, ids: Sequence[str], generation: int, notes: Sequence[Command] = ()

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import NamedTuple
 
-from processor import replication
+from processor.buffer import replica_status
 from processor.config.settings import Settings
 from processor.connections.postgres_session import Database
 from processor.connections.wal_position import Position, number
@@ -74,16 +74,16 @@ class Server(Source):
         return [self._name]
 
     def heard(self, tokens: Iterable[str]) -> dict[str, Answer]:
-        lsn, server, shown = self.run(replication.ask(tokens))[0]
-        position = self._marks.shown(replication.rows(shown))  # type: ignore[arg-type]
+        lsn, server, shown = self.run(replica_status.ask(tokens))[0]
+        position = self._marks.shown(replica_status.rows(shown))  # type: ignore[arg-type]
         return {self._name: Answer(position, lsn, str(server))}  # type: ignore[arg-type]
 
     def rest(self, seconds: float) -> bool:
         newest = self._marks.newest()
-        if newest is None or not self._waits or self.database.server_version < replication.WAITS:
+        if newest is None or not self._waits or self.database.server_version < replica_status.WAITS:
             return False
         try:
-            return self.run(replication.wait(newest, seconds))[0][0] in ("success", "timeout")
+            return self.run(replica_status.wait(newest, seconds))[0][0] in ("success", "timeout")
         except DatabaseError:
             # Not understood, or not allowed: it is asked at the interval as older ones are.
             self._waits = False
@@ -109,7 +109,7 @@ class Streaming(Source):
             self.database.close()
         found = {
             str(name): Answer(self._at(int(str(timeline), 16), lsn), lsn, str(server))
-            for name, lsn, server, timeline in self.run(replication.ASK_PRIMARY)
+            for name, lsn, server, timeline in self.run(replica_status.ASK_PRIMARY)
             if name and isinstance(lsn, str)
         }
         self._seen |= found.keys()

@@ -11,7 +11,11 @@ import sys
 import time
 from dataclasses import replace
 
-from processor import buffer, deadletter, due, ledger, notes, parked
+from processor import deadletter, ledger
+from processor.buffer import commit_notes, delayed, parked
+from processor.buffer import lane as buffer
+from processor.buffer.commit_notes import Note
+from processor.buffer.overlay import Overlay
 from processor.burial import Burial
 from processor.config.settings import Settings
 from processor.connections.postgres_session import Database
@@ -19,9 +23,7 @@ from processor.connections.redis_client import RedisConnection
 from processor.deadletter import DeadLetter, Reason
 from processor.errors import DatabaseError, DatabaseUnavailable, RedisRefused
 from processor.ledger import Ownership
-from processor.notes import Note
 from processor.outlook import Outlook
-from processor.overlay import Overlay
 from processor.ownership import OwnedLane, Owners
 from processor.session import Commit
 from processor.telemetry import metrics
@@ -113,7 +115,7 @@ class Sweeps:
             note = replace(note, discarded={letter.id: letter.entry_id})
         else:
             note = replace(note, also=frozenset({letter.id}))
-        self._redis.calls([notes.write(lane.lane, note)])
+        self._redis.calls([commit_notes.write(lane.lane, note)])
         if letter.holds:
             # By its id a clash would take the transaction that had the id before.
             self._release(lane, letter)
@@ -171,7 +173,7 @@ class Sweeps:
         oldest = int(head[0][0].partition(b"-")[0]) if head else sys.maxsize
         if lane.suspect_to is not None and (
             waiting or oldest <= lane.suspect_to
-            or due.suspects(self._redis, keys, lane.suspect_to)
+            or delayed.suspects(self._redis, keys, lane.suspect_to)
         ):
             return  # Some of what Redis brought back is not judged yet.
         rows = self._forgettable(lane.owner, lane, oldest)

@@ -11,8 +11,9 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
-from processor import buffer, crashpoint
-from processor.buffer import Raw
+from processor import crashpoint
+from processor.buffer import lane as buffer
+from processor.buffer.lane import Raw
 from processor.config.settings import Settings
 from processor.connections.redis_client import RedisConnection
 from processor.errors import RedisRefused, RedisUnavailable

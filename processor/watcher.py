@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from processor import confirmation, notes, parked
-from processor.buffer import Lane
+from processor import confirmation
+from processor.buffer import commit_notes, parked
+from processor.buffer.lane import Lane
 from processor.config.settings import Settings
 from processor.connections.redis_client import Command, RedisConnection
 from processor.crowd import Crowd, Waiter
@@ -177,7 +178,7 @@ class Watcher:
         found = []
         for _, fields in entries:
             try:
-                found.append(notes.read(fields))
+                found.append(commit_notes.read(fields))
             except (KeyError, ValueError):
                 continue
         with self._lock:

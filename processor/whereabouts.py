@@ -10,14 +10,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from processor import confirmation, deadletter, ledger, notes, parked
-from processor.buffer import Lane
+from processor import confirmation, deadletter, ledger
+from processor.buffer import commit_notes, parked
+from processor.buffer.commit_notes import Note, Told
+from processor.buffer.lane import Lane
 from processor.config.settings import Replicas
 from processor.confirmation import Confirmation
 from processor.connections.postgres_session import Database
 from processor.connections.redis_client import Command, RedisConnection
 from processor.connections.wal_position import Position
-from processor.notes import Note, Told
 from processor.transaction.entry import Unreadable
 
 _PAGE = 100
@@ -180,6 +181,6 @@ def _pages(redis: RedisConnection, lane: Lane, page: list[Any], start: str) -> I
 
 def _note(fields: Any) -> Note | None:
     try:
-        return notes.read(fields)
+        return commit_notes.read(fields)
     except (KeyError, ValueError):
         return None

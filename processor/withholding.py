@@ -11,7 +11,8 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from processor import buffer, parked
+from processor.buffer import lane as buffer
+from processor.buffer import parked
 from processor.connections.redis_client import Command, RedisConnection
 from processor.connections.wal_position import Position
 from processor.errors import RedisRefused, RedisUnavailable

@@ -19,7 +19,7 @@ import pytest
 import redis as redis_driver
 
 from processor import deadletter, schema, worker
-from processor.buffer import Lane
+from processor.buffer.lane import Lane
 from processor.config import loader
 from processor.config.settings import Settings
 from processor.connections.postgres_session import Database as Session

@@ -16,7 +16,8 @@ from urllib.parse import quote
 import pytest
 import redis as redis_driver
 
-from processor import buffer, replication
+from processor.buffer import lane as buffer
+from processor.buffer import replica_status
 from processor.cli import acl
 from processor.connections.redis_client import RedisConnection
 from processor.drain import Drain
@@ -111,7 +112,7 @@ def test_every_key_is_listed_by_its_owner_and_those_of_a_lane_share_a_hash_tag(s
     keys = {key.decode() for key in site.redis.keys("*")}
 
     one.leave()
-    listed = re.findall(r"^<ns>(:\S+) ", f"{buffer.__doc__}{replication.__doc__}", re.M)
+    listed = re.findall(r"^<ns>(:\S+) ", f"{buffer.__doc__}{replica_status.__doc__}", re.M)
     assert len(listed) >= 10
     places = {"<lane>": r"(default|high|low):0", "<instance>": r"\S+"}
     shapes = [re.escape(shape) for shape in listed]

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import psycopg2
 import pytest
 
+from processor.buffer.commit_notes import read
 from processor.connections.wal_position import Position
-from processor.notes import read
 from tests.fix_replicas import Replicas
 from tests.fix_site import Site, write
 from tests.fix_wait import wait_until

@@ -16,7 +16,8 @@ from collections.abc import Callable
 import pytest
 
 import processor
-from processor import reader, replication, worker
+from processor import reader, worker
+from processor.buffer import replica_status
 from processor.clearing import Clearing
 from processor.connections.redis_client import RedisConnection
 from processor.transaction.builder import Transaction
@@ -181,7 +182,7 @@ def test_what_a_failover_lost_is_reported_with_its_ids(
     assert "left 12 commits behind" in loss
     assert lost[0] in loss
     redis = RedisConnection(site.settings.redis.url, 1.0)
-    (told,) = replication.losses(redis, site.settings.namespace)
+    (told,) = replica_status.losses(redis, site.settings.namespace)
     redis.close()
     assert set(told["ids"].split(",")) == set(lost)
     assert site.tape() == list(range(1, 31))
@@ -367,7 +368,7 @@ def loss(site: Site) -> list[str]:
     """The ids that are told to be lost, when there are some."""
     wait_until(lambda: worker.state()["background_processor"]["loss"], 20, message=site.tale)
     redis = RedisConnection(site.settings.redis.url, 1.0)
-    (told,) = replication.losses(redis, site.settings.namespace)
+    (told,) = replica_status.losses(redis, site.settings.namespace)
     redis.close()
     return told["ids"].split(",")
 

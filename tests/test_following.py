@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from psycopg2.extras import LogicalReplicationConnection
 
-from processor import replication, worker
+from processor import worker
+from processor.buffer import replica_status
 from processor.config.settings import Replicas
 from processor.connections.redis_client import RedisConnection
 from processor.connections.wal_position import Position
@@ -196,7 +197,7 @@ def standby(own_standby: Factory, primary: PostgresServer) -> Standby:
 def told(site: Site) -> dict[str, str]:
     redis = RedisConnection(site.settings.redis.url, 1.0)
     try:
-        return {n: r.state for n, r in replication.known(redis, site.settings.namespace).items()}
+        return {n: r.state for n, r in replica_status.known(redis, site.settings.namespace).items()}
     finally:
         redis.close()
 
@@ -239,7 +240,7 @@ def test_a_server_that_does_not_know_wait_for_lsn_is_asked_at_the_interval(
     site_of: Callable[..., Site], primary: PostgresServer, standby: Standby,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(replication, "WAITS", 140000)
+    monkeypatch.setattr(replica_status, "WAITS", 140000)
     site = site_of(postgres=primary, replicas={"servers": {"near": standby.dsn}})
     site.start()
     for n in range(1, 6):
@@ -362,13 +363,13 @@ def test_the_primary_is_met_also_if_redis_was_away_just_then(
     drain = site.drain()
     calls = []
 
-    def away(*_: object) -> dict[str, replication.Replica]:
+    def away(*_: object) -> dict[str, replica_status.Replica]:
         calls.append(1)
         if len(calls) == 1:
             raise RedisUnavailable("Redis is away")
         return {}
 
-    monkeypatch.setattr(replication, "known", away)
+    monkeypatch.setattr(replica_status, "known", away)
     step(drain)
     assert drain.database.alive
     assert primary_told(site) is None
@@ -396,7 +397,7 @@ def test_a_primary_that_was_left_behind_is_written_to_no_more(
 
 
 def primary_told(site: Site) -> tuple[str, int] | None:
-    return replication.written_to(site.redis.get(f"{site.settings.namespace}:primary"))
+    return replica_status.written_to(site.redis.get(f"{site.settings.namespace}:primary"))
 
 
 def test_a_stop_waits_for_no_connect_to_a_replica_that_does_not_answer(

@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 
 import processor
-from processor import notes, reader, schema
+from processor import reader, schema
+from processor.buffer import commit_notes
 from processor.clearing import Clearing
 from processor.config import loader
 from processor.connections.wal_position import Position, number
@@ -225,7 +226,7 @@ class ByLsn:
 
     def _commits(self) -> dict[str, int]:
         """The LSN of each transaction's commit, by the notes."""
-        told = [notes.read(flat(f)) for _, f in self._site.redis.xrange(self._site.lane().commits)]
+        told = [commit_notes.read(flat(f)) for _, f in self._site.redis.xrange(self._site.lane().commits)]
         rows = execute(self._site.dsn, "select id::text, entry from processor.ledger")
         found = {}
         for transaction, entry in rows:

@@ -15,17 +15,18 @@ import pytest
 from msgspec.json import encode
 
 import processor
-from processor import answers, confirmation, notes
+from processor import answers, confirmation
 from processor import receipt as receipt_module
 from processor.answers import everywhere
+from processor.buffer import commit_notes
+from processor.buffer.commit_notes import Entries, Note
+from processor.buffer.replica_status import Replica
 from processor.config import loader
 from processor.config.settings import Replicas
 from processor.confirmation import Confirmation
 from processor.connections.wal_position import Position
 from processor.crowd import Crowd, Waiter
-from processor.notes import Entries, Note
 from processor.receipt import Receipt
-from processor.replication import Replica
 from processor.whereabouts import Sought, Whereabouts
 from tests.fix_process import Spawn
 from tests.fix_servers import Database, Factory
@@ -271,7 +272,7 @@ def test_any_number_of_seconds_is_waited(told: Site, timeout: Any) -> None:
 def test_a_note_is_found_also_when_the_clock_of_redis_was_set_back(told: Site) -> None:
     """Entry ids and ids of notes are times of Redis, which are only ordered within a stream."""
     receipt = Receipt(processor.new_id(), "default:0", "5000-0", BUFFER)
-    command = notes.write(told.lane(), Note(BUFFER, 1.0, POSITION, Entries.of(["5000-0"])))
+    command = commit_notes.write(told.lane(), Note(BUFFER, 1.0, POSITION, Entries.of(["5000-0"])))
     told.redis.execute_command(*("1-1" if part == "*" else part for part in command))
     loader.configure(told.changed(database={"dsn": "host=/nowhere dbname=none"}))
     assert receipt.status().state == "committed"
@@ -335,13 +336,13 @@ BUFFER, OTHER = processor.new_id(), processor.new_id()
 
 def _note(**fields: object) -> Note:
     note = Note(BUFFER, 1.0, POSITION, **fields)  # type: ignore[arg-type]
-    command = notes.write(Site_lane, note)
+    command = commit_notes.write(Site_lane, note)
     parts = [str(p).encode() if not isinstance(p, bytes) else p for p in command[6:]]
-    assert notes.read(parts) == note
+    assert commit_notes.read(parts) == note
     return note
 
 
-Site_lane = notes.Lane("processor", "default:0")
+Site_lane = commit_notes.Lane("processor", "default:0")
 
 
 def waiter(transaction_id: str, entry_id: str, buffer_id: str = BUFFER) -> Waiter:
@@ -417,7 +418,7 @@ def test_a_note_of_another_buffer_is_not_believed_of_a_write_that_is_lost(told: 
     states = {}
     for buffer in (OTHER, told.redis.get("processor:buffer").decode()):
         note = Note(buffer, time.time(), entries=Entries.of([entry_id]))
-        told.redis.execute_command(*notes.write(told.lane(), note))
+        told.redis.execute_command(*commit_notes.write(told.lane(), note))
         states[buffer] = receipt.status().state
 
     assert [state == "committed" for state in states.values()] == [False, True]

@@ -14,7 +14,8 @@ import psycopg2
 import pytest
 
 import processor
-from processor import confirmation, replication, session, worker
+from processor import confirmation, session, worker
+from processor.buffer import replica_status
 from processor.config.loader import configure
 from processor.connections.wal_position import number
 from processor.receipt import Receipt
@@ -89,8 +90,8 @@ def test_no_write_is_replicated_that_a_replica_does_not_show(
 def test_a_watch_that_took_the_received_for_the_replayed_would_be_found_out(
     late: Callable[..., Site], replicas: Replicas, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    received = replication.ASK_PRIMARY.replace("replay_lsn", "flush_lsn")
-    monkeypatch.setattr(replication, "ASK_PRIMARY", received)
+    received = replica_status.ASK_PRIMARY.replace("replay_lsn", "flush_lsn")
+    monkeypatch.setattr(replica_status, "ASK_PRIMARY", received)
     assert len(hidden(late("on", servers=False), replicas)) > 100
 
 

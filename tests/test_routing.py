@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 import processor
-from processor import confirmation, names, replication, worker
+from processor import confirmation, names, worker
+from processor.buffer import replica_status
 from processor.config.loader import configure
 from processor.receipt import Receipt
 from tests.fix_proxy import Proxy
@@ -126,13 +127,13 @@ def test_a_replica_that_is_back_is_read_from_as_soon_as_it_is_told_to_have_a_wri
         site.start()
         wait_until(lambda: _told(site)["near"].state == "away")
         receipt = committed(site)
-        states = replication.known
+        states = replica_status.known
 
         def slowly(*asked: Any) -> dict[str, Any]:
             time.sleep(0.3)
             return states(*asked)
 
-        monkeypatch.setattr(replication, "known", slowly)
+        monkeypatch.setattr(replica_status, "known", slowly)
         proxy.on()
         assert receipt.wait("replicated", 10).state == "replicated"
         assert processor.route(receipt, primary=False).name == "near"
@@ -143,7 +144,7 @@ def test_a_replica_that_is_back_is_read_from_as_soon_as_it_is_told_to_have_a_wri
 def _told(site: Site) -> dict[str, Any]:
     """What everybody can hear of the replicas."""
     reply = site.redis.hgetall(f"{site.settings.namespace}:replicas")
-    return replication.replicas([part for pair in reply.items() for part in pair])
+    return replica_status.replicas([part for pair in reply.items() for part in pair])
 
 
 def test_a_server_is_found_without_a_watch(

@@ -17,8 +17,9 @@ import psycopg2
 import pytest
 import redis as redis_driver
 
-from processor import due, worker
+from processor import worker
 from processor.apply import Applier
+from processor.buffer import delayed
 from processor.transaction.builder import Transaction
 from processor.transaction.entry import decode
 from processor.transaction.ids import new_id
@@ -337,9 +338,9 @@ def test_a_move_that_is_done_twice_is_one(site: Site) -> None:
     step(drain)
     site.submit(*(write(n, delay=0.01) for n in range(1, 4)))
     bodies = site.redis.zrange(site.lane().scheduled, 0, -1)
-    wait_until(lambda: due.move(drain.redis, site.lane(), time.time()) == 3)
+    wait_until(lambda: delayed.move(drain.redis, site.lane(), time.time()) == 3)
     site.redis.zadd(site.lane().scheduled, dict.fromkeys(bodies, 1))
-    due.move(drain.redis, site.lane(), time.time())
+    delayed.move(drain.redis, site.lane(), time.time())
     assert site.depth() == 6
 
     step(drain)

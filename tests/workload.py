@@ -15,7 +15,7 @@ from typing import Any
 import redis as redis_driver
 
 from processor import deadletter
-from processor.buffer import Lane
+from processor.buffer.lane import Lane
 from processor.config import loader
 from processor.connections.postgres_session import Database as Session
 from processor.producer import Producer, Receipt

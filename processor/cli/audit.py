@@ -10,8 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from processor import buffer, parked
-from processor.buffer import Lane
+from processor.buffer import lane as buffer
+from processor.buffer import parked
+from processor.buffer.lane import Lane
 from processor.config.settings import Settings
 from processor.connections.postgres_session import Database
 from processor.connections.redis_client import RedisConnection

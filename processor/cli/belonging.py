@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cached_property
 
-from processor import buffer, ledger
+from processor import ledger
+from processor.buffer import lane
 from processor.cli import output, overview
 from processor.cli.servers import Servers
 from processor.connections.postgres_session import Database
@@ -72,7 +73,7 @@ class Belonging:
                             hint="ask with the settings of its site")
         with self.servers.redis() as redis:
             if letter.lane not in overview.lane_names(redis, settings):
-                redis.call(*buffer.register(settings.namespace, [letter.lane]))
+                redis.call(*lane.register(settings.namespace, [letter.lane]))
         self._ready.add(letter.lane)
 
 
@@ -88,7 +89,7 @@ def known(servers: Servers) -> Callable[[DeadLetter], bool | None]:
 
 def _here(servers: Servers) -> str | None:
     with servers.redis() as redis:
-        return buffer.written_identity(redis, servers.settings.namespace)
+        return lane.written_identity(redis, servers.settings.namespace)
 
 
 def _last_seen(database: Database, letter: DeadLetter) -> str:

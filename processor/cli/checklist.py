@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from processor.buffer import Lane, entries
+from processor.buffer.lane import Lane, entries
 from processor.cli import output
 from processor.cli.finding import OK, WARN, Finding
 from processor.config.settings import Settings

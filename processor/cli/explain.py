@@ -11,7 +11,8 @@ from typing import Any
 
 import click
 
-from processor import deadletter, ledger, parked
+from processor import deadletter, ledger
+from processor.buffer import parked
 from processor.cli import output, overview, search
 from processor.cli.overview import Overview
 from processor.cli.parameters import transaction_id

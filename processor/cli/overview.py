@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from processor import buffer
-from processor.buffer import Lane, Look
+from processor.buffer import lane as buffer
+from processor.buffer.lane import Lane, Look
 from processor.config.settings import Settings
 from processor.connections.redis_client import RedisConnection
 from processor.errors import RedisRefused

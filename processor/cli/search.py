@@ -12,10 +12,11 @@ from typing import Any
 
 import msgspec
 
-from processor import buffer, parked
-from processor.buffer import Lane
+from processor.buffer import lane as buffer
+from processor.buffer import parked
+from processor.buffer.lane import Lane
+from processor.buffer.parked import Place
 from processor.connections.redis_client import RedisConnection
-from processor.parked import Place
 
 _PAGE = 100
 _SCANNED = 1000

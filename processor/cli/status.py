@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from processor import replication
+from processor.buffer import replica_status
 from processor.cli import output, overview
 from processor.cli.overview import Overview
 from processor.cli.servers import Servers, with_servers
@@ -35,8 +35,8 @@ def status(servers: Servers, as_json: bool) -> int:
     with servers.redis() as redis:
         seen = overview.look(redis, servers.settings)
         told = overview.processors(redis, servers.settings)
-        followed = replication.known(redis, servers.settings.namespace)
-        losses = replication.losses(redis, servers.settings.namespace)
+        followed = replica_status.known(redis, servers.settings.namespace)
+        losses = replica_status.losses(redis, servers.settings.namespace)
         full = overview.is_full(redis)
     summary = _summary(seen, told) | {
         "replicas": {

@@ -11,8 +11,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from processor import buffer
-from processor.buffer import Lane
+from processor.buffer import lane
+from processor.buffer.lane import Lane
 from processor.config.settings import Settings
 from processor.connections.postgres_session import Database
 from processor.connections.redis_client import RedisConnection
@@ -54,10 +54,10 @@ class Observer:
 
     def buffered(self) -> int:
         """Entries in all lanes."""
-        names = buffer.registered(self._redis, self._settings.namespace)
+        names = lane.registered(self._redis, self._settings.namespace)
         lanes = [Lane(self._settings.namespace, name) for name in names]
-        replies = self._redis.calls(buffer.look(self._settings.namespace, lanes))
-        _, looks = buffer.looked(lanes, replies)
+        replies = self._redis.calls(lane.look(self._settings.namespace, lanes))
+        _, looks = lane.looked(lanes, replies)
         return sum(look.depth + look.scheduled + look.parked for look in looks)
 
     def committed(self) -> tuple[int, bool]:

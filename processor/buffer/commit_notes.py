@@ -25,7 +25,7 @@ from typing import Any
 
 import msgspec
 
-from processor.buffer import Lane
+from processor.buffer.lane import Lane
 from processor.connections.redis_client import Command
 from processor.connections.wal_position import Position
 

@@ -27,7 +27,7 @@ from typing import Any
 
 import msgspec
 
-from processor.buffer import Lane
+from processor.buffer.lane import Lane
 from processor.connections.redis_client import Command, RedisConnection
 from processor.connections.sql_literals import quoted
 from processor.connections.wal_position import Position, written

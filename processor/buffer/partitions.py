@@ -6,7 +6,7 @@ each of them an order of its own.
 
 from __future__ import annotations
 
-from processor.buffer import Lane
+from processor.buffer.lane import Lane
 from processor.connections.redis_client import Command, RedisConnection
 from processor.errors import ConfigError, RedisRefused
 

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from processor.buffer import Lane
+from processor.buffer.lane import Lane
 from processor.connections.redis_client import Command, RedisConnection
 from processor.errors import RedisRefused
 from processor.transaction.entry import VERSION, Entry, Unreadable, decode
