@@ -6,11 +6,11 @@ same key, and copies of what has its place already.
 
 from __future__ import annotations
 
-from processor import ledger
 from processor.buffer import delayed, parked
 from processor.buffer.key_order import split
 from processor.connections.postgres_session import Database
 from processor.connections.redis_client import RedisConnection
+from processor.ledger import outcomes
 from processor.outcome import Outcome
 from processor.ownership import OwnedLane, Page
 from processor.settling import DOUBTFUL, Settling
@@ -91,7 +91,7 @@ class Admission:
         release it.
         """
         ids = [e.id for e in held]
-        places = {i: known.hash for i, known in ledger.find(self._database, ids).items()}
+        places = {i: known.hash for i, known in outcomes.find(self._database, ids).items()}
         places |= parked.hashes(self._redis, lane.lane, ids)
         waits = {e.entry_id for e in held}
         found = Outcome()
@@ -125,5 +125,5 @@ class Admission:
         if mark is None:
             return []
         old = [e for e in entries if int(e.entry_id.partition("-")[0]) <= mark]
-        known = ledger.find(self._database, [e.id for e in old])
+        known = outcomes.find(self._database, [e.id for e in old])
         return [e for e in old if e.id not in known]

@@ -14,11 +14,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Container, Sequence
 
-from processor import crashpoint, isolation, ledger
+from processor import crashpoint, isolation
 from processor.config.settings import Settings
-from processor.deadletter import Reason
 from processor.errors import DatabaseError, DatabaseUnavailable
-from processor.ledger import Ownership
+from processor.ledger import outcomes
+from processor.ledger.dead_letters import Reason
+from processor.ledger.outcomes import Ownership
 from processor.outcome import Contended, Fenced, Outcome, Systemic
 from processor.session import Session, prolonged
 from processor.telemetry import metrics
@@ -119,8 +120,8 @@ class Applier:
         entries = written.entries
         prepared = self._session.prepares
         body = (
-            ledger.fence(owner, len(entries), last=entries[-1].entry_id)
-            + ledger.insert(owner, entries, prepared=prepared)
+            outcomes.fence(owner, len(entries), last=entries[-1].entry_id)
+            + outcomes.insert(owner, entries, prepared=prepared)
             + written.text
         )
         outcome.commit = self._session.commit(
@@ -193,7 +194,7 @@ class Applier:
 
     def _look_up(self, entries: list[Entry], outcome: Outcome) -> list[Entry]:
         """Part off what the ledger knows; the entries that are new to it."""
-        found = ledger.find(self._database, [e.id for e in entries])
+        found = outcomes.find(self._database, [e.id for e in entries])
         holding: set[str] = set()
         rest = []
         for entry in entries:
@@ -244,8 +245,8 @@ class Applier:
         """Apply one entry, unprepared; why it failed, None if it is committed."""
         started = time.monotonic()
         body = (
-            ledger.fence(owner, 1, last=entry.entry_id)
-            + ledger.insert(owner, [entry])
+            outcomes.fence(owner, 1, last=entry.entry_id)
+            + outcomes.insert(owner, [entry])
             + self._session.renderer.plain(entry)
         )
         try:

@@ -10,11 +10,12 @@ import logging
 import time
 from collections.abc import Callable
 
-from processor import ledger, troubles
+from processor import troubles
 from processor.apply import Applier
 from processor.config.settings import Settings
 from processor.connections.redis_client import RedisConnection
 from processor.errors import DatabaseUnavailable, Unavailable
+from processor.ledger import outcomes
 from processor.outcome import Contended, Fenced, Outcome, Systemic
 from processor.ownership import OwnedLane
 from processor.session import Session
@@ -88,8 +89,8 @@ class Attempts:
         assert lane.owner is not None
         lane.condemned = ""
         self._session.begin()
-        self._session.commit(ledger.fence(lane.owner, 0))
-        if ledger.find(self._session.database, [entry.id]):
+        self._session.commit(outcomes.fence(lane.owner, 0))
+        if outcomes.find(self._session.database, [entry.id]):
             return False
         lane.condemned = entry.id
         return True

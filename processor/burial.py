@@ -11,10 +11,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from processor import crashpoint, deadletter, ledger
-from processor.deadletter import DeadLetter, Reason
+from processor import crashpoint
 from processor.errors import DatabaseError, DatabaseUnavailable
-from processor.ledger import Ownership
+from processor.ledger import dead_letters, outcomes
+from processor.ledger.dead_letters import DeadLetter, Reason
+from processor.ledger.outcomes import Ownership
 from processor.render import Unrenderable, tables
 from processor.session import Commit, Session, prolonged
 from processor.telemetry import metrics
@@ -60,11 +61,11 @@ class Burial:
         self._session.begin()
         self._session.settle_down()
         mortal = [d.entry for d in deaths if not d.clashing]
-        body = ledger.fence(owner, 0, len(deaths))
+        body = outcomes.fence(owner, 0, len(deaths))
         if mortal:
-            body += ledger.insert_dead(owner, mortal)
+            body += outcomes.insert_dead(owner, mortal)
         for death in deaths:
-            body += deadletter.insert(
+            body += dead_letters.insert(
                 owner, death.entry, death.reason, attempts=death.attempts,
                 holds=self.holds(death), clashing=death.clashing,
             )  # fmt: skip
@@ -78,15 +79,15 @@ class Burial:
         Raises what the session raises, and DatabaseError for anything but poison.
         """
         self._session.begin()
-        known = ledger.find(self._session.database, [letter.id]).get(letter.id)
+        known = outcomes.find(self._session.database, [letter.id]).get(letter.id)
         own = known is not None and (known.outcome, known.hash) == ("dead", letter.hash)
         if letter.request == "discard":
             return self._decide(
                 owner, letter,
-                ledger.fence(owner, 0)
-                + (ledger.resolve(owner, letter.id, letter.hash, "discarded", letter.hash)
+                outcomes.fence(owner, 0)
+                + (outcomes.resolve(owner, letter.id, letter.hash, "discarded", letter.hash)
                    if own else "")
-                + deadletter.resolved(letter, "discarded"),
+                + dead_letters.resolved(letter, "discarded"),
             )  # fmt: skip
         if not own:
             self.fail(owner, letter, Reason("its id has another outcome: submit it under a new id"))
@@ -110,9 +111,9 @@ class Burial:
         try:
             return self._decide(
                 owner, letter,
-                ledger.fence(owner, 1, last=None)
-                + ledger.resolve(owner, letter.id, letter.hash, "applied", entry.hash)
-                + deadletter.resolved(letter, "applied")
+                outcomes.fence(owner, 1, last=None)
+                + outcomes.resolve(owner, letter.id, letter.hash, "applied", entry.hash)
+                + dead_letters.resolved(letter, "applied")
                 + effect,
                 prolonged([entry]),
             )  # fmt: skip
@@ -133,7 +134,7 @@ class Burial:
             return self._commit(body, extra)
         except DatabaseError as error:
             # Idle after an error: it may have been committed, whatever the SQLSTATE (rule 13).
-            if error.in_transaction or not deadletter.is_decided(self._session.database, letter):
+            if error.in_transaction or not dead_letters.is_decided(self._session.database, letter):
                 raise
             return self._session.behind(owner)
 
@@ -147,7 +148,7 @@ class Burial:
 
     def fail(self, owner: Ownership, letter: DeadLetter, reason: Reason) -> None:
         """A request could not be fulfilled: the dead letter stays, with this reason."""
-        self._commit(ledger.fence(owner, 0) + deadletter.failed_again(letter, reason))
+        self._commit(outcomes.fence(owner, 0) + dead_letters.failed_again(letter, reason))
         metrics.count("retried")
 
 

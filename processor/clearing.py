@@ -14,7 +14,6 @@ import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from processor import ledger
 from processor.buffer import parked, replica_status
 from processor.buffer.overlay import Overlay, Shown
 from processor.config.settings import Settings
@@ -28,7 +27,8 @@ from processor.errors import (
     RedisRefused,
     RedisUnavailable,
 )
-from processor.ledger import Known
+from processor.ledger import outcomes
+from processor.ledger.outcomes import Known
 from processor.telemetry import faults
 from processor.telemetry.progress import Progress
 
@@ -199,9 +199,9 @@ class Clearing:
             if database.alive:
                 # It was perhaps ended since, being idle; then a new one is asked.
                 with contextlib.suppress(DatabaseUnavailable):
-                    return ledger.find(database, ids)
+                    return outcomes.find(database, ids)
             database.connect()
-            return ledger.find(database, ids)
+            return outcomes.find(database, ids)
         except DatabaseError as error:
             raise DatabaseUnavailable(f"the ledger cannot be read: {error}") from None
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import logging
 
-from processor import deadletter, schema
 from processor.config.settings import Settings
 from processor.connections.postgres_session import Database
 from processor.connections.redis_client import RedisConnection
 from processor.errors import DatabaseUnavailable
 from processor.failover import Failover
 from processor.following import Following
+from processor.ledger import dead_letters, schema
 from processor.ownership import Owners
 from processor.session import Session
 
@@ -93,7 +93,7 @@ class Connecting:
 
     def _tell_of_others(self, database: Database) -> None:
         """What a buffer that is gone left behind is in nobody's count."""
-        others = deadletter.open_elsewhere(database, self._owners.buffer)
+        others = dead_letters.open_elsewhere(database, self._owners.buffer)
         if others:
             named = ", ".join(f"{count} of {buffer}" for buffer, count in others[:_NAMED])
             log.info("open dead letters of other buffers, which this processor does not decide:"

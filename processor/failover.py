@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import logging
 
-from processor import ledger
 from processor.buffer import replica_status
 from processor.connections.postgres_session import Database
 from processor.connections.redis_client import RedisConnection
 from processor.errors import DatabaseUnavailable, RedisRefused
 from processor.following import Following
+from processor.ledger import outcomes
 from processor.ownership import Owners
 from processor.telemetry import metrics
 
@@ -95,7 +95,7 @@ class Failover:
         missing = []
         for start in range(0, len(ids), _AT_ONCE):
             some = ids[start : start + _AT_ONCE]
-            known = ledger.find(database, some)
+            known = outcomes.find(database, some)
             missing += [i for i in some if i not in known]
         what = f"the failover from {_named(before)} to {_named(here)}"
         if before == here:

@@ -12,12 +12,12 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from processor import ledger
 from processor.buffer import key_order
 from processor.connections.sql_literals import quoted
-from processor.deadletter import Reason
 from processor.errors import refusal
-from processor.ledger import Ownership
+from processor.ledger import outcomes
+from processor.ledger.dead_letters import Reason
+from processor.ledger.outcomes import Ownership
 from processor.render import Renderer, Taken
 from processor.session import Commit, Session
 from processor.transaction.entry import Entry
@@ -61,8 +61,8 @@ def commit(
     pairs = key_order.behind(entries)
     body = "".join((
         f"SET LOCAL statement_timeout = {int(limit * 1000)};",
-        ledger.fence(owner, len(entries), last=entries[-1].entry_id),
-        ledger.insert(owner, entries, prepared=prepared),
+        outcomes.fence(owner, len(entries), last=entries[-1].entry_id),
+        outcomes.insert(owner, entries, prepared=prepared),
         "SELECT set_config('processor.failures', processor.isolate(",
         f"'{owner.buffer}', {quoted(owner.lane)}, '{{{','.join(e.id for e in entries)}}}',",
         f"ARRAY[{','.join(map(quoted, written.groups))}],",

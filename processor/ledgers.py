@@ -12,12 +12,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
 
-from processor import ledger
 from processor.config.settings import Database as Section
 from processor.config.settings import Settings
 from processor.connections.postgres_session import Database
 from processor.connections.wal_position import Position, after_commit
 from processor.errors import DatabaseError, DatabaseUnavailable
+from processor.ledger import outcomes
 from processor.telemetry.progress import Progress
 
 T = TypeVar("T")
@@ -53,7 +53,7 @@ class Ledgers:
     def on_replica(self, name: str, transaction_id: str) -> bool | None:
         """Whether a replica has the outcome of a transaction; None if it cannot be asked."""
         try:
-            return bool(self._replicas[name].ask(lambda one: ledger.find(one, [transaction_id])))
+            return bool(self._replicas[name].ask(lambda one: outcomes.find(one, [transaction_id])))
         except DatabaseUnavailable:
             return None
 

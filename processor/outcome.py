@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from processor.deadletter import Reason
-from processor.ledger import Known
+from processor.ledger.dead_letters import Reason
+from processor.ledger.outcomes import Known
 from processor.session import Commit
 from processor.transaction.entry import Entry
 

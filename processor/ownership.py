@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from processor import crashpoint, deadletter, ledger
+from processor import crashpoint
 from processor.buffer import lane as buffer
 from processor.buffer import parked
 from processor.buffer.lane import Lane
@@ -21,7 +21,8 @@ from processor.connections.postgres_session import Database
 from processor.connections.redis_client import RedisConnection
 from processor.connections.sql_literals import quoted
 from processor.errors import DatabaseError, RedisRefused
-from processor.ledger import Ownership
+from processor.ledger import dead_letters, outcomes
+from processor.ledger.outcomes import Ownership
 from processor.telemetry import metrics
 from processor.transaction.entry import Entry
 from processor.verdict import Failure as Facts
@@ -181,7 +182,7 @@ class Owners:
 
     def _take(self, database: Database, lane: OwnedLane) -> None:
         try:
-            lane.owner = ledger.acquire(
+            lane.owner = outcomes.acquire(
                 database, self._settings.namespace, self.buffer, lane.lane.name,
                 site=self._settings.site, instance=self._instance,
             )  # fmt: skip
@@ -239,7 +240,7 @@ class Owners:
         given = self.owned
         self.lose()
         for lane in given:
-            ledger.give_up(database, self._settings.namespace, self.buffer, lane.lane.name)
+            outcomes.give_up(database, self._settings.namespace, self.buffer, lane.lane.name)
 
 
 def rebuild(database: Database, redis: RedisConnection, lane: OwnedLane) -> None:
@@ -259,7 +260,7 @@ def rebuild(database: Database, redis: RedisConnection, lane: OwnedLane) -> None
 def _put_holders(database: Database, redis: RedisConnection, lane: OwnedLane) -> None:
     assert lane.owner is not None
     after = "00000000-0000-0000-0000-000000000000"
-    while letters := deadletter.open_holds(database, lane.owner, after, _PAGE):
+    while letters := dead_letters.open_holds(database, lane.owner, after, _PAGE):
         after = letters[-1].id
         members = [parked.member(k, x.entry_id, x.id) for x in letters for k in x.keys]
         if members:
@@ -272,7 +273,7 @@ def _let_go(database: Database, redis: RedisConnection, lane: OwnedLane) -> None
         heads, after = parked.holders(redis, lane.lane, after, _PAGE)
         bodies = parked.has_bodies(redis, lane.lane, [h.id for h in heads])
         bare = [h for h in heads if h.id not in bodies]
-        known = ledger.find(database, [h.id for h in bare])
+        known = outcomes.find(database, [h.id for h in bare])
         parked.have_turn(redis, lane.lane, bodies, 0.0)
         for head in bare:
             stream = lane.lane.stream

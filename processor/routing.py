@@ -11,7 +11,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 
-from processor import answers, ledger
+from processor import answers
 from processor import receipt as receipts
 from processor.answers import Answers
 from processor.config.settings import PRIMARY
@@ -23,6 +23,7 @@ from processor.errors import (
     TransactionLost,
     Unavailable,
 )
+from processor.ledger import outcomes
 from processor.receipt import Receipt
 from processor.whereabouts import UNKNOWN, Sought, Whereabouts
 
@@ -149,7 +150,7 @@ class _Search:
             return False
         try:
             known, _ = self._asked.ledgers.on_primary(
-                lambda database: ledger.find(database, [self._sought.id]), self._found.primary
+                lambda database: outcomes.find(database, [self._sought.id]), self._found.primary
             )
         except DatabaseUnavailable:
             return False

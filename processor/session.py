@@ -12,13 +12,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from processor import crashpoint, ledger
+from processor import crashpoint
 from processor.catalog import Catalog
 from processor.config.settings import Database as Settings
 from processor.connections.postgres_session import Database, Row
 from processor.connections.wal_position import Position, after_commit
 from processor.errors import DatabaseError, DatabaseUnavailable
-from processor.ledger import Ownership
+from processor.ledger import outcomes
+from processor.ledger.outcomes import Ownership
 from processor.marks import Marks
 from processor.render import Renderer
 from processor.transaction.entry import Entry
@@ -154,7 +155,7 @@ class Session:
 
     def behind(self, owner: Ownership) -> Commit:
         """As `here`, by a commit of its own where replicas are followed: that they can show."""
-        return self.here() if self._marks is None else self.commit(ledger.fence(owner, 0))
+        return self.here() if self._marks is None else self.commit(outcomes.fence(owner, 0))
 
     def _commit(self, row: Row) -> Commit:
         _, current, insert, synchronous, failures, timeline, xid = row
@@ -170,7 +171,7 @@ class Session:
             text, self._stale, self._ledger_prepared = "DEALLOCATE ALL;", False, False
             self.renderer.unprepare()
         if not self._ledger_prepared:
-            text, self._ledger_prepared = text + ledger.PREPARED, True
+            text, self._ledger_prepared = text + outcomes.PREPARED, True
         return text + self.renderer.prepare()
 
 

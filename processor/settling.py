@@ -21,8 +21,8 @@ from processor.buffer.commit_notes import Entries, Note
 from processor.burial import Burial, Death
 from processor.config.settings import Settings
 from processor.connections.redis_client import Command, RedisConnection
-from processor.deadletter import Reason
 from processor.errors import RedisRefused, RedisUnavailable
+from processor.ledger.dead_letters import Reason
 from processor.outcome import Outcome
 from processor.ownership import OwnedLane, Page
 from processor.telemetry import metrics

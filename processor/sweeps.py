@@ -11,7 +11,6 @@ import sys
 import time
 from dataclasses import replace
 
-from processor import deadletter, ledger
 from processor.buffer import commit_notes, delayed, parked
 from processor.buffer import lane as buffer
 from processor.buffer.commit_notes import Note
@@ -20,9 +19,10 @@ from processor.burial import Burial
 from processor.config.settings import Settings
 from processor.connections.postgres_session import Database
 from processor.connections.redis_client import RedisConnection
-from processor.deadletter import DeadLetter, Reason
 from processor.errors import DatabaseError, DatabaseUnavailable, RedisRefused
-from processor.ledger import Ownership
+from processor.ledger import dead_letters, outcomes
+from processor.ledger.dead_letters import DeadLetter, Reason
+from processor.ledger.outcomes import Ownership
 from processor.outlook import Outlook
 from processor.ownership import OwnedLane, Owners
 from processor.session import Commit
@@ -81,13 +81,13 @@ class Sweeps:
         often = _COUNT_EVERY if changes == self._counted_changes else _COUNT_SOON
         if now - self._counted >= often:
             self._counted, self._counted_changes = now, changes
-            letters = deadletter.count_open(self._database, self._owners.buffer)
+            letters = dead_letters.count_open(self._database, self._owners.buffer)
             self._outlook.dead_letters = letters
             metrics.gauge("dead_letters", letters)
 
     def _requests(self) -> None:
         lanes = {lane.lane.name: lane for lane in self._owners.owned}
-        letters = deadletter.requests(self._database, self._owners.buffer, list(lanes), _LETTERS)
+        letters = dead_letters.requests(self._database, self._owners.buffer, list(lanes), _LETTERS)
         for letter in letters:
             self._carry_out(lanes[letter.lane], letter)
 
@@ -184,7 +184,7 @@ class Sweeps:
         lane.suspect_to = None
         for start in range(0, len(rows), _AT_ONCE):
             gone = [i for i, _ in rows[start : start + _AT_ONCE]]
-            self._database.run(ledger.prune(lane.owner, gone))
+            self._database.run(outcomes.prune(lane.owner, gone))
         if len(rows) == _PRUNED:
             self._pruned = float("-inf")  # There are more: go on in the next pass.
         if rows:
@@ -192,7 +192,7 @@ class Sweeps:
 
     def _forgettable(self, owner: Ownership, lane: OwnedLane, oldest: int) -> list[tuple[str, int]]:
         retention = self._settings.ledger.retention
-        rows = ledger.old(self._database, owner, retention, oldest, _PRUNED)
+        rows = outcomes.old(self._database, owner, retention, oldest, _PRUNED)
         waiting: set[str] = set()
         for start in range(0, len(rows), _AT_ONCE):
             ids = [i for i, _ in rows[start : start + _AT_ONCE]]

@@ -11,7 +11,7 @@ import random
 import time
 from collections.abc import Sequence
 
-from processor.deadletter import Reason
+from processor.ledger.dead_letters import Reason
 from processor.outcome import Outcome
 from processor.ownership import OwnedLane
 from processor.transaction.entry import Entry

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from processor import confirmation, deadletter, ledger
+from processor import confirmation
 from processor.buffer import commit_notes, parked
 from processor.buffer.commit_notes import Note, Told
 from processor.buffer.lane import Lane
@@ -19,6 +19,7 @@ from processor.confirmation import Confirmation
 from processor.connections.postgres_session import Database
 from processor.connections.redis_client import Command, RedisConnection
 from processor.connections.wal_position import Position
+from processor.ledger import dead_letters, outcomes
 from processor.transaction.entry import Unreadable
 
 _PAGE = 100
@@ -128,13 +129,13 @@ def outlives_notes(redis: RedisConnection, sought: Sought) -> bool:
 
 def in_ledger(database: Database, transaction_id: str) -> Whereabouts | None:
     """What a ledger knows. Raises DatabaseUnavailable and DatabaseError."""
-    row = ledger.row(database, transaction_id)
+    row = outcomes.row(database, transaction_id)
     if row is None:
         return None
     if row.outcome != "dead":
         state = "committed" if row.outcome == "applied" else row.outcome
         return Whereabouts(state, None, row.committed_at.timestamp())
-    letters = deadletter.found(database, transaction_id)
+    letters = dead_letters.found(database, transaction_id)
     reason = next((letter.reason for letter in letters), "")
     return Whereabouts("dead", None, row.committed_at.timestamp(), reason)
 

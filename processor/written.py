@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from processor import isolation
-from processor.deadletter import Reason
+from processor.ledger.dead_letters import Reason
 from processor.render import UNFORESEEN, Taken, Unrenderable, tables
 from processor.session import Session
 from processor.transaction.entry import Entry

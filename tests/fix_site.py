@@ -18,7 +18,7 @@ import psycopg2
 import pytest
 import redis as redis_driver
 
-from processor import deadletter, schema, worker
+from processor import worker
 from processor.buffer.lane import Lane
 from processor.config import loader
 from processor.config.settings import Settings
@@ -26,6 +26,7 @@ from processor.connections.postgres_session import Database as Session
 from processor.drain import Drain
 from processor.embedded import PostgresServer, RedisServer
 from processor.errors import BufferFull, RedisUnavailable
+from processor.ledger import dead_letters, schema
 from processor.producer import Producer, Receipt
 from processor.telemetry import metrics
 from processor.telemetry.progress import Progress
@@ -195,9 +196,9 @@ class Site:
         session = Session(self.settings.database, Progress(), application="operator")
         session.connect()
         with closing(session):
-            letter = deadletter.found(session, transaction_id)[0]
+            letter = dead_letters.found(session, transaction_id)[0]
             body = edited and edited.encode(time.time(), 1_000_000).body
-            assert deadletter.ask(session, letter, request, body)
+            assert dead_letters.ask(session, letter, request, body)
         worker.singleton.event.set()
 
     # What a test sees.

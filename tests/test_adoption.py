@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from processor import deadletter, worker
+from processor import worker
 from processor.drain import Drain
+from processor.ledger import dead_letters
 from processor.transaction.builder import Transaction
 from processor.transaction.ids import new_id
 from tests.fix_cli import Cli, line, poison
@@ -344,17 +345,17 @@ def test_an_owner_that_still_lives_does_not_decide_what_was_taken_from_it(
     step(drains[1])
     there.execute("alter table tape drop constraint narrow")
     there.ask(bad.id, "retry")
-    asked, taken = deadletter.requests, []
+    asked, taken = dead_letters.requests, []
     cli.use(here.mapping)
 
-    def read_too_early(*arguments: Any) -> list[deadletter.DeadLetter]:
+    def read_too_early(*arguments: Any) -> list[dead_letters.DeadLetter]:
         found = asked(*arguments)
         if found:
             said = cli("dead", "discard", bad.id, "--adopt", identity(there), "--yes")
             taken.append(said.code)
         return found
 
-    monkeypatch.setattr(deadletter, "requests", read_too_early)
+    monkeypatch.setattr(dead_letters, "requests", read_too_early)
     pass_until(lambda: taken, drains[1])
     monkeypatch.undo()
     assert taken == [0]

@@ -18,11 +18,11 @@ import pytest
 import yaml
 
 import processor
-from processor import schema
 from processor.cli import SECTIONS, examine_host, shadow
 from processor.cli import processor as root
 from processor.config import loader
 from processor.config.settings import Settings
+from processor.ledger import schema
 from tests.fix_cli import Cli, Program, Role, lines
 from tests.fix_process import ROOT, Spawn
 from tests.fix_site import Site, merged, write

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import redis as redis_driver
 
-from processor import schema, worker
+from processor import worker
 from processor.cli import examine_host
 from processor.config.settings import Settings
+from processor.ledger import schema
 from tests.fix_cli import Cli, Role, as_role, as_user, poison
 from tests.fix_site import Site, merged, step, write
 from tests.fix_wait import wait_until

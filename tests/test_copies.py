@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 import pytest
 
-from processor import deadletter
 from processor.connections.postgres_session import Database as Session
+from processor.ledger import dead_letters
 from processor.telemetry.progress import Progress
 from processor.transaction.builder import Transaction
 from tests.fix_site import Site, write
@@ -40,8 +40,8 @@ def nothing_is_left(site: Site) -> bool:
 def decide(site: Site, request: str) -> None:
     session = Session(site.settings.database, Progress(), application="operator")
     session.connect()
-    for letter in deadletter.listed(session):
-        deadletter.ask(session, letter, request)
+    for letter in dead_letters.listed(session):
+        dead_letters.ask(session, letter, request)
     session.close()
 
 

@@ -20,7 +20,7 @@ from processor.demo.producers import LINE, acknowledged
 from processor.demo.reckoning import Reckoning, Tally, reckon
 from processor.demo.screen import curve
 from processor.errors import ProcessorError
-from processor.schema import DDL
+from processor.ledger.schema import DDL
 from processor.telemetry.progress import Progress
 from processor.transaction.ids import new_id
 from tests.fix_process import Spawn

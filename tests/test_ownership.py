@@ -14,10 +14,11 @@ from typing import Any
 import psycopg2
 import pytest
 
-from processor import ledger, worker
+from processor import worker
 from processor.drain import Drain
 from processor.errors import DatabaseError
-from processor.ledger import Ownership
+from processor.ledger import outcomes
+from processor.ledger.outcomes import Ownership
 from processor.transaction.builder import Transaction
 from tests.fix_process import Process
 from tests.fix_servers import execute
@@ -215,7 +216,7 @@ def test_a_new_owner_waits_until_the_batch_of_the_old_one_is_decided(site: Site)
     step(old)
     forget_lock(old)
     right = right_of(old)
-    old.database.run(f"BEGIN; {ledger.fence(right, 1)} SELECT 1")
+    old.database.run(f"BEGIN; {outcomes.fence(right, 1)} SELECT 1")
 
     step(new)
     assert owned(new) == LANES - {"default:0"}
@@ -227,7 +228,7 @@ def test_a_new_owner_waits_until_the_batch_of_the_old_one_is_decided(site: Site)
     assert owned(new) == LANES
     assert right_of(new).epoch == right.epoch + 1
     with pytest.raises(DatabaseError) as refused:
-        old.database.run(ledger.fence(right, 1))
+        old.database.run(outcomes.fence(right, 1))
     assert refused.value.sqlstate == "PR001"
 
 

@@ -17,8 +17,9 @@ from pathlib import Path
 import psycopg2
 import pytest
 
-from processor import schema, worker
+from processor import worker
 from processor.embedded import PostgresServer
+from processor.ledger import schema
 from tests.fix_servers import Factory, execute
 from tests.fix_site import Site, counted, step, write
 from tests.fix_wait import wait_until

@@ -13,10 +13,11 @@ from contextlib import closing
 import psycopg2
 import pytest
 
-from processor import ledger, worker
 from processor import session as session_module
+from processor import worker
 from processor.connections.postgres_session import Database
 from processor.errors import DatabaseUnavailable
+from processor.ledger import outcomes
 from processor.session import Session
 from processor.telemetry.progress import Progress
 from processor.transaction.builder import Transaction
@@ -636,7 +637,7 @@ def test_the_ledger_knows_outcome_and_payload(site: Site) -> None:
     site.submit(good, bad)
     step(drain)
 
-    found = ledger.find(drain.database, [good.id, bad.id])
+    found = outcomes.find(drain.database, [good.id, bad.id])
     assert {i: known.outcome for i, known in found.items()} == {good.id: "applied", bad.id: "dead"}
     hashes = "select count(*) from processor.ledger l join processor.dead_letter d using (id, hash)"
     assert site.one(hashes) == 1

@@ -14,12 +14,12 @@ from typing import Any
 
 import redis as redis_driver
 
-from processor import deadletter
 from processor.buffer.lane import Lane
 from processor.config import loader
 from processor.connections.postgres_session import Database as Session
+from processor.ledger import dead_letters
+from processor.ledger.schema import DDL
 from processor.producer import Producer, Receipt
-from processor.schema import DDL
 from processor.telemetry.progress import Progress
 from processor.transaction.builder import Encoded, Transaction
 from processor.transaction.ids import new_id
@@ -244,8 +244,8 @@ class Site:
         session.connect()
         try:
             for letter in letters:
-                for found in deadletter.found(session, letter):
-                    assert deadletter.ask(session, found, request)
+                for found in dead_letters.found(session, letter):
+                    assert dead_letters.ask(session, found, request)
         finally:
             session.close()
 

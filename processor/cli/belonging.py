@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cached_property
 
-from processor import ledger
 from processor.buffer import lane
 from processor.cli import output, overview
 from processor.cli.servers import Servers
 from processor.connections.postgres_session import Database
-from processor.deadletter import DeadLetter
 from processor.errors import ProcessorError, RedisRefused, RedisUnavailable
+from processor.ledger import outcomes
+from processor.ledger.dead_letters import DeadLetter
 
 
 class Elsewhere(ProcessorError):
@@ -68,7 +68,7 @@ class Belonging:
         if letter.buffer == self.here or letter.lane in self._ready:
             return
         settings = self.servers.settings
-        if ledger.is_drained(database, settings.namespace, letter.buffer):
+        if outcomes.is_drained(database, settings.namespace, letter.buffer):
             raise Elsewhere(f"the buffer {letter.buffer} is not gone: a processor drains it now",
                             hint="ask with the settings of its site")
         with self.servers.redis() as redis:

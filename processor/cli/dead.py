@@ -14,7 +14,6 @@ from typing import Any, BinaryIO, TypeVar
 import click
 import msgspec
 
-from processor import deadletter
 from processor.cli import belonging, output, payload, request
 from processor.cli.belonging import Belonging
 from processor.cli.group import Group
@@ -22,7 +21,8 @@ from processor.cli.parameters import buffer_id, length, moment, transaction_id, 
 from processor.cli.request import Choice, Missing
 from processor.cli.servers import Servers, with_servers
 from processor.connections.postgres_session import Database
-from processor.deadletter import DeadLetter
+from processor.ledger import dead_letters
+from processor.ledger.dead_letters import DeadLetter
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -102,7 +102,7 @@ def _table(letters: list[DeadLetter], others: set[str]) -> None:
 def show(servers: Servers, id: str, values: bool, as_json: bool) -> None:
     """Show a dead letter; values are left out unless asked for."""
     with servers.database() as database:
-        letters = deadletter.found(database, id)
+        letters = dead_letters.found(database, id)
     if not letters:
         raise Missing(f"{id} is no dead letter", hint=f"see `processor explain {id}`")
     here = belonging.known(servers)

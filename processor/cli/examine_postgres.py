@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from processor import deadletter, schema
 from processor.cli import output
 from processor.cli.finding import FAIL, OK, WARN, Finding
 from processor.config import addresses
@@ -12,6 +11,7 @@ from processor.config.settings import Settings
 from processor.connections.postgres_session import Database
 from processor.connections.sql_literals import quoted, table
 from processor.errors import RightsMissing, SchemaMissing
+from processor.ledger import dead_letters, schema
 
 _ROOM = 5
 _STRONG = ("pg_execute_server_program", "pg_write_server_files", "pg_read_server_files")
@@ -136,7 +136,7 @@ def _link(database: Database) -> Finding:
 
 
 def _dead_letters(database: Database, identity: str) -> Finding:
-    count = deadletter.count_open(database, identity)
+    count = dead_letters.count_open(database, identity)
     if count:
         return _finding("dead letters", WARN, f"{output.count(count, 'dead letter')} to decide on",
                         "`processor dead list`")

@@ -11,16 +11,16 @@ from typing import Any
 
 import click
 
-from processor import deadletter, ledger
 from processor.buffer import parked
 from processor.cli import output, overview, search
 from processor.cli.overview import Overview
 from processor.cli.parameters import transaction_id
 from processor.cli.search import Found
 from processor.cli.servers import Servers, with_servers
-from processor.deadletter import DeadLetter
 from processor.errors import DatabaseError, DatabaseUnavailable
-from processor.ledger import Row
+from processor.ledger import dead_letters, outcomes
+from processor.ledger.dead_letters import DeadLetter
+from processor.ledger.outcomes import Row
 from processor.telemetry.status import timestamp
 from processor.transaction.ids import id_of_key
 
@@ -68,7 +68,7 @@ def _ask_database(
 ) -> tuple[Row | None, list[DeadLetter], DatabaseUnavailable | None]:
     try:
         with servers.database() as database:
-            return ledger.row(database, wanted), deadletter.found(database, wanted), None
+            return outcomes.row(database, wanted), dead_letters.found(database, wanted), None
     except DatabaseUnavailable as error:
         return None, [], error
     except DatabaseError as error:
@@ -82,7 +82,7 @@ def _on_replicas(servers: Servers, wanted: str) -> dict[str, bool | None]:
     for name, dsn in servers.settings.replicas.servers.items():
         try:
             with servers.replica(dsn) as database:
-                shown[name] = ledger.row(database, wanted) is not None
+                shown[name] = outcomes.row(database, wanted) is not None
         except (DatabaseUnavailable, DatabaseError):
             shown[name] = None
     return shown

@@ -10,9 +10,9 @@ import os
 
 import click
 
-from processor import schema
 from processor.cli import acl, output
 from processor.cli.servers import Servers, with_servers
+from processor.ledger import schema
 
 #: Not an option with the DSN itself: everybody on the machine can read arguments.
 _ADMIN = "PROCESSOR_ADMIN_DSN"

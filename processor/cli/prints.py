@@ -13,11 +13,11 @@ from pathlib import Path
 
 import click
 
-from processor import schema
 from processor.cli import acl, output
 from processor.cli.group import Group
 from processor.cli.shipped import shipped
 from processor.config import loader
+from processor.ledger import schema
 
 _PROGRAM = "/usr/bin/processor"
 

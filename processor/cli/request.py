@@ -11,12 +11,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from processor import deadletter
 from processor.cli import output
 from processor.cli.belonging import Belonging
 from processor.connections.postgres_session import Database
-from processor.deadletter import DeadLetter
 from processor.errors import InvalidTransaction, ProcessorError
+from processor.ledger import dead_letters
+from processor.ledger.dead_letters import DeadLetter
 from processor.transaction.builder import Transaction
 
 _PAGE = 200
@@ -40,7 +40,7 @@ class Choice:
 
     def count(self, database: Database) -> int:
         """How many there are."""
-        return deadletter.count_listed(
+        return dead_letters.count_listed(
             database, lane=self.lane, sqlstate=self.sqlstate, since=self.since,
             everything=self.everything, buffer=self.buffer,
         )
@@ -50,7 +50,7 @@ class Choice:
         after, given = None, 0
         while limit is None or given < limit:
             count = _PAGE if limit is None else min(_PAGE, limit - given)
-            page = deadletter.listed(
+            page = dead_letters.listed(
                 database, lane=self.lane, sqlstate=self.sqlstate, since=self.since,
                 everything=self.everything, buffer=self.buffer, limit=count, after=after,
             )
@@ -68,7 +68,7 @@ def the_open_one(
     database: Database, belonging: Belonging, transaction_id: str
 ) -> DeadLetter:
     """The dead letter of this id that waits for a decision. Raises Missing and Elsewhere."""
-    letters = deadletter.found(database, transaction_id)
+    letters = dead_letters.found(database, transaction_id)
     waiting = [letter for letter in letters if letter.outcome == "dead"]
     if not letters:
         raise Missing(f"{transaction_id} is no dead letter",
@@ -112,7 +112,7 @@ def _ask(
     database: Database, belonging: Belonging, letter: DeadLetter, what: str, edited: bytes | None
 ) -> bool:
     belonging.make_room(database, letter)
-    if deadletter.ask(database, letter, what, edited, buffer=belonging.here):
+    if dead_letters.ask(database, letter, what, edited, buffer=belonging.here):
         return True
     output.message(f"{letter.id}: was decided meanwhile")
     return False
@@ -139,7 +139,7 @@ def _await(database: Database, letters: list[DeadLetter], wait: float, as_json: 
 
 def _outcome(database: Database, letter: DeadLetter, end: float) -> str:
     while True:
-        found = deadletter.found(database, letter.id)
+        found = dead_letters.found(database, letter.id)
         now = next(each for each in found if each.hash == letter.hash)
         if now.outcome != "dead":
             return now.outcome

@@ -13,12 +13,12 @@ from typing import Any, TypeVar
 
 import click
 
-from processor import schema
 from processor.config import loader
 from processor.config.settings import Settings
 from processor.connections.postgres_session import Database
 from processor.connections.redis_client import RedisConnection
 from processor.errors import DatabaseError
+from processor.ledger import schema
 from processor.telemetry.progress import Progress
 
 R = TypeVar("R")

@@ -15,7 +15,6 @@ import time
 from pathlib import Path
 from types import TracebackType
 
-from processor import schema
 from processor.config import loader
 from processor.config.settings import Settings
 from processor.demo.figures import Figures
@@ -26,6 +25,7 @@ from processor.demo.processes import Child
 from processor.demo.producers import SETTINGS
 from processor.embedded import PostgresServer, RedisServer, Standby, guardian
 from processor.embedded.server import HOST, free_port
+from processor.ledger import schema
 
 _THEIRS = (
     loader.PREFIX, "PG", "NOTIFY_SOCKET", "WATCHDOG_", *loader.HISTORIC, *loader.URLS
