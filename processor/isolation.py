@@ -18,8 +18,8 @@ from processor.errors import refusal
 from processor.ledger import outcomes
 from processor.ledger.dead_letters import Reason
 from processor.ledger.outcomes import Ownership
-from processor.render import Renderer, Taken
 from processor.session import Commit, Session
+from processor.sql.renderer import Renderer, Taken
 from processor.transaction.entry import Entry
 
 #: Entries in a group: small enough that one poison makes few of them run twice.

@@ -14,7 +14,6 @@ from typing import Any
 from processor import snapshot
 from processor.buffer.overlay import Overlay, Pending
 from processor.casting import Unnamed, met
-from processor.columntype import Unfit
 from processor.config.settings import PRIMARY
 from processor.connections.redis_client import RedisConnection
 from processor.connections.wal_position import Position, number
@@ -31,6 +30,7 @@ from processor.readsession import ReadSession
 from processor.relation import Relation
 from processor.rowvalue import Undecided
 from processor.snapshot import Changed, Snapshot
+from processor.sql.column_types import Unfit
 
 #: Errors of what was prepared before the table changed: look it up anew and ask again.
 _RENEW = ("0A000", "26000", "42P05", "42703", "42P01", "42804")

@@ -14,7 +14,6 @@ from typing import Any
 
 from processor import relation
 from processor.casting import Casting
-from processor.catalog import Refused
 from processor.config.settings import PRIMARY, Settings
 from processor.connections import session_settings
 from processor.connections.postgres_session import Database
@@ -22,6 +21,7 @@ from processor.errors import DatabaseError, DatabaseUnavailable, InvalidRead
 from processor.merging import Fails
 from processor.relation import Relation
 from processor.snapshot import Prepared
+from processor.sql.catalog import Refused
 from processor.telemetry.progress import Progress
 from processor.transaction.write_set import Declared
 

@@ -12,8 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from processor.catalog import Catalog, Column, Refused, Table
-from processor.columntype import (
+from processor.connections.postgres_session import Database
+from processor.connections.sql_literals import quoted, table
+from processor.rowvalue import read_as
+from processor.sql.catalog import Catalog, Column, Refused, Table
+from processor.sql.column_types import (
     BOOL,
     BPCHAR,
     BYTEA,
@@ -31,9 +34,6 @@ from processor.columntype import (
     VARCHAR,
     WHOLE,
 )
-from processor.connections.postgres_session import Database
-from processor.connections.sql_literals import quoted, table
-from processor.rowvalue import read_as
 
 _TEXTS = frozenset({TEXT, VARCHAR, BPCHAR, NAME})
 _EQUAL = frozenset({

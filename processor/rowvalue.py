@@ -15,8 +15,8 @@ from decimal import Context, Decimal
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from processor.catalog import Column
-from processor.columntype import (
+from processor.sql.catalog import Column
+from processor.sql.column_types import (
     BOOL,
     BPCHAR,
     DATE,

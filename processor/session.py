@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from processor import crashpoint
-from processor.catalog import Catalog
 from processor.config.settings import Database as Settings
 from processor.connections.postgres_session import Database, Row
 from processor.connections.wal_position import Position, after_commit
@@ -21,7 +20,8 @@ from processor.errors import DatabaseError, DatabaseUnavailable
 from processor.ledger import outcomes
 from processor.ledger.outcomes import Ownership
 from processor.marks import Marks
-from processor.render import Renderer
+from processor.sql.catalog import Catalog
+from processor.sql.renderer import Renderer
 from processor.transaction.entry import Entry
 
 _TAIL = (

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from processor import isolation
 from processor.ledger.dead_letters import Reason
-from processor.render import UNFORESEEN, Taken, Unrenderable, tables
 from processor.session import Session
+from processor.sql.renderer import UNFORESEEN, Taken, Unrenderable, tables
 from processor.transaction.entry import Entry
 
 

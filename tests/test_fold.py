@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from processor.fold import FoldedAdd, FoldedInsert
+from processor.sql.folding import FoldedAdd, FoldedInsert
 from processor.transaction.builder import Transaction
 from tests.fix_site import Site, step
 

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from processor.drain import Drain
 from processor.embedded import PostgresServer, RedisServer
 from processor.errors import InvalidTransaction
-from processor.fold import FoldedInsert
+from processor.sql.folding import FoldedInsert
 from processor.telemetry.progress import Progress
 from processor.transaction.builder import Transaction
 from tests import workload

@@ -18,8 +18,9 @@ from collections.abc import Sequence
 from decimal import Context, Decimal, Inexact, InvalidOperation, Overflow, localcontext
 from typing import Any
 
-from processor.catalog import Column, Table
-from processor.columntype import (
+from processor.connections.sql_literals import named, quoted, table
+from processor.sql.catalog import Column, Table
+from processor.sql.column_types import (
     BOOL,
     BYTEA,
     DATE,
@@ -40,7 +41,6 @@ from processor.columntype import (
     Unfit,
     writer,
 )
-from processor.connections.sql_literals import named, quoted, table
 from processor.transaction.operations import Insert, Update
 
 #: Fewer transactions than this are not worth a fold.

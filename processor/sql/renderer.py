@@ -15,11 +15,11 @@ from typing import Any
 
 import msgspec
 
-from processor.catalog import Catalog, Refused, Table
-from processor.columntype import Unfit
 from processor.connections.sql_literals import quoted
-from processor.fold import LEAST, Fold, NotFolded, folds
-from processor.shape import Shape, compiled, key_of
+from processor.sql.catalog import Catalog, Refused, Table
+from processor.sql.column_types import Unfit
+from processor.sql.folding import LEAST, Fold, NotFolded, folds
+from processor.sql.statement_shapes import Shape, compiled, key_of
 from processor.transaction import statements
 from processor.transaction.entry import Entry
 from processor.transaction.operations import Insert, Operation, Statement

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from processor.catalog import Column, Table
-from processor.columntype import NUMBERS, TIMES, UNCOMPARED, WHOLE, Unfit, Writer, writer
 from processor.connections.sql_literals import named, quoted, table
+from processor.sql.catalog import Column, Table
+from processor.sql.column_types import NUMBERS, TIMES, UNCOMPARED, WHOLE, Unfit, Writer, writer
 from processor.transaction.operations import Delete, Insert, Update, Upsert
 
 
