@@ -13,7 +13,7 @@ from processor.clearing import Clearing
 from processor.config.settings import Settings
 from processor.connections.redis_client import RedisConnection
 from processor.doorbell import Doorbell
-from processor.following import Following
+from processor.replicas.watch import Following
 
 
 class Beside:

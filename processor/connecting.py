@@ -13,9 +13,9 @@ from processor.connections.postgres_session import Database
 from processor.connections.redis_client import RedisConnection
 from processor.errors import DatabaseUnavailable
 from processor.failover import Failover
-from processor.following import Following
 from processor.ledger import dead_letters, schema
 from processor.ownership import Owners
+from processor.replicas.watch import Following
 from processor.session import Session
 
 log = logging.getLogger("processor")

@@ -30,10 +30,10 @@ from processor.errors import (
     RedisUnavailable,
     Unavailable,
 )
-from processor.following import Following
 from processor.outcome import Outcome
 from processor.outlook import Outlook
 from processor.ownership import OwnedLane, Owners
+from processor.replicas.watch import Following
 from processor.session import Session
 from processor.settling import Settling
 from processor.sweeps import Sweeps

@@ -13,9 +13,9 @@ from processor.buffer import replica_status
 from processor.connections.postgres_session import Database
 from processor.connections.redis_client import RedisConnection
 from processor.errors import DatabaseUnavailable, RedisRefused
-from processor.following import Following
 from processor.ledger import outcomes
 from processor.ownership import Owners
+from processor.replicas.watch import Following
 from processor.telemetry import metrics
 
 log = logging.getLogger("processor")

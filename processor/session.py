@@ -19,7 +19,7 @@ from processor.connections.wal_position import Position, after_commit
 from processor.errors import DatabaseError, DatabaseUnavailable
 from processor.ledger import outcomes
 from processor.ledger.outcomes import Ownership
-from processor.marks import Marks
+from processor.replicas.commit_marks import Marks
 from processor.sql.catalog import Catalog
 from processor.sql.renderer import Renderer
 from processor.transaction.entry import Entry

@@ -16,8 +16,8 @@ from processor.buffer import parked
 from processor.connections.redis_client import Command, RedisConnection
 from processor.connections.wal_position import Position
 from processor.errors import RedisRefused, RedisUnavailable
-from processor.following import Following
 from processor.ownership import OwnedLane, Page, last_generated, order
+from processor.replicas.watch import Following
 from processor.transaction.entry import Entry, UnknownVersion, Unreadable, decode
 from processor.withheld import Range
 

@@ -23,8 +23,8 @@ from processor.connections.redis_client import RedisConnection
 from processor.connections.wal_position import Position
 from processor.embedded import PostgresServer, Standby
 from processor.errors import RedisUnavailable
-from processor.marks import Marks
-from processor.standing import Standing
+from processor.replicas.commit_marks import Marks
+from processor.replicas.health import Standing
 from processor.withheld import Range, Withheld
 from tests.fix_proxy import Proxy
 from tests.fix_servers import Factory, execute

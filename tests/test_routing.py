@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 import processor
-from processor import confirmation, names, worker
+from processor import confirmation, worker
 from processor.buffer import replica_status
 from processor.config.loader import configure
 from processor.receipt import Receipt
+from processor.replicas import server_identity
 from tests.fix_proxy import Proxy
 from tests.fix_replicas import Replicas, committed, copied
 from tests.fix_servers import Factory, execute
@@ -329,7 +330,7 @@ def test_of_two_processors_that_mean_two_servers_by_one_name_one_is_believed(
         has(replicas, "near", n)
         assert receipt.wait("replicated", 0.05).replicas == {"near": False, "far": False}
     assert other.terminate() == 0
-    monkeypatch.setattr(names, "SILENT", 0.5)
+    monkeypatch.setattr(server_identity, "SILENT", 0.5)
     wait_until(lambda: receipt.status().replicas == {"near": True, "far": False})
 
 

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterable
 
 from processor.config.settings import Settings
 from processor.connections.wal_position import Position
-from processor.follower import Follower
-from processor.marks import Marks
-from processor.source import Server, Source, Streaming
-from processor.standing import Standing
+from processor.replicas.commit_marks import Marks
+from processor.replicas.follower import Follower
+from processor.replicas.health import Standing
+from processor.replicas.probes import Server, Source, Streaming
 from processor.telemetry.status import Replica
 
 #: Ids of commits that not all replicas have confirmed yet are remembered up to this many.

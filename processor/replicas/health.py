@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from processor.config.settings import Replicas
 from processor.connections.wal_position import Position, is_less
-from processor.marks import Marks
+from processor.replicas.commit_marks import Marks
 from processor.telemetry import metrics
 from processor.telemetry.status import Replica
 

@@ -12,7 +12,7 @@ from processor.config.settings import Settings
 from processor.connections.postgres_session import Database
 from processor.connections.wal_position import Position, number
 from processor.errors import DatabaseError
-from processor.marks import Marks
+from processor.replicas.commit_marks import Marks
 from processor.telemetry.progress import Progress
 
 

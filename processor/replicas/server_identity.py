@@ -21,7 +21,7 @@ from processor.config.settings import Settings
 from processor.connections.redis_client import Command, RedisConnection
 from processor.connections.wal_position import Position, is_less, number
 from processor.errors import RedisRefused
-from processor.marks import Marks
+from processor.replicas.commit_marks import Marks
 
 log = logging.getLogger("processor")
 

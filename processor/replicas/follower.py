@@ -19,10 +19,10 @@ from processor.config.settings import Settings
 from processor.connections.redis_client import Command, RedisConnection
 from processor.connections.wal_position import Position
 from processor.errors import DatabaseError, DatabaseUnavailable, ProcessorError, RedisRefused
-from processor.marks import Marks
-from processor.names import SILENT, Names
-from processor.source import Source
-from processor.standing import Standing
+from processor.replicas.commit_marks import Marks
+from processor.replicas.health import Standing
+from processor.replicas.probes import Source
+from processor.replicas.server_identity import SILENT, Names
 from processor.telemetry import faults
 from processor.telemetry.status import Replica
 
