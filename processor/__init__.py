@@ -46,8 +46,8 @@ if TYPE_CHECKING:
     )
     from processor.producer import submit, submit_many
     from processor.reader import cached, read
-    from processor.receipt import Receipt
-    from processor.routing import route
+    from processor.receipts.receipt import Receipt
+    from processor.receipts.routing import route
     from processor.transaction.builder import Transaction
     from processor.transaction.ids import new_id
     from processor.transaction.statements import statement
@@ -60,8 +60,8 @@ _HOMES = {
     "new_id": "processor.transaction.ids",
     "statement": "processor.transaction.statements",
     "Transaction": "processor.producer",
-    "Receipt": "processor.receipt",
-    "route": "processor.routing",
+    "Receipt": "processor.receipts.receipt",
+    "route": "processor.receipts.routing",
     "read": "processor.reader",
     "cached": "processor.reader",
     "submit": "processor.producer",

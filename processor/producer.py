@@ -28,7 +28,7 @@ from processor.errors import (
     RedisUnavailable,
     SubmitUnknown,
 )
-from processor.receipt import Receipt
+from processor.receipts.receipt import Receipt
 from processor.telemetry import metrics
 from processor.transaction.builder import Encoded, Transaction
 

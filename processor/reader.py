@@ -15,8 +15,6 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
-from processor import receipt as receipts
-from processor import routing
 from processor.buffer import overlay
 from processor.buffer.overlay import Overlay
 from processor.config import loader
@@ -32,7 +30,9 @@ from processor.errors import (
 from processor.gathering import Decoded
 from processor.reading import NotShown, Question, Reading, RowList
 from processor.readsession import ReadPool, ReadSession
-from processor.receipt import Receipt
+from processor.receipts import receipt as receipts
+from processor.receipts import routing
+from processor.receipts.receipt import Receipt
 from processor.transaction.values import plain_mapping
 
 

@@ -16,10 +16,10 @@ from typing import Any
 import psycopg2
 import pytest
 
-from processor import receipt as receipt_module
 from processor.config import loader
 from processor.embedded import PostgresServer, Standby
-from processor.receipt import Receipt
+from processor.receipts import receipt as receipt_module
+from processor.receipts.receipt import Receipt
 from tests.fix_servers import FAST, execute
 from tests.fix_site import Site, merged, write
 from tests.fix_wait import wait_until

@@ -15,19 +15,19 @@ import pytest
 from msgspec.json import encode
 
 import processor
-from processor import answers, confirmation
-from processor import receipt as receipt_module
-from processor.answers import everywhere
 from processor.buffer import commit_notes
 from processor.buffer.commit_notes import Entries, Note
 from processor.buffer.replica_status import Replica
 from processor.config import loader
 from processor.config.settings import Replicas
-from processor.confirmation import Confirmation
 from processor.connections.wal_position import Position
-from processor.crowd import Crowd, Waiter
-from processor.receipt import Receipt
-from processor.whereabouts import Sought, Whereabouts
+from processor.receipts import receipt as receipt_module
+from processor.receipts import replica_progress, tracker
+from processor.receipts.receipt import Receipt
+from processor.receipts.replica_progress import Confirmation
+from processor.receipts.status import Sought, Whereabouts
+from processor.receipts.tracker import everywhere
+from processor.receipts.waiters import Crowd, Waiter
 from tests.fix_process import Spawn
 from tests.fix_servers import Database, Factory
 from tests.fix_site import Site, write
@@ -135,7 +135,7 @@ def test_whoever_waits_for_a_delayed_write_hears_of_it(
     told: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It has no entry id to be found by in a note's range; its note names it."""
-    monkeypatch.setattr(answers, "_LOOK", 60.0)
+    monkeypatch.setattr(tracker, "_LOOK", 60.0)
     told.start()
     (receipt,) = told.submit(write(1, delay=0.3))
     began = time.monotonic()
@@ -519,8 +519,8 @@ def test_a_replica_that_is_told_of_no_more_does_not_count_unless_it_is_named() -
     told = {"here": Replica("following", told=now), "gone": Replica("following", told=now - 301)}
     pairs = [part for name, one in told.items() for part in (name.encode(), encode(one))]
     replies = [b"7/1", pairs, [], []]
-    (found,) = confirmation.told(Replicas(), replies)
+    (found,) = replica_progress.told(Replicas(), replies)
     assert list(found.replicas) == ["here"]
-    (found,) = confirmation.told(Replicas(servers={"gone": "", "new": ""}), replies)
+    (found,) = replica_progress.told(Replicas(servers={"gone": "", "new": ""}), replies)
     assert list(found.replicas) == ["gone", "new"]
     assert found.watched(now) == set()

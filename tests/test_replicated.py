@@ -14,11 +14,12 @@ import psycopg2
 import pytest
 
 import processor
-from processor import confirmation, session, worker
+from processor import session, worker
 from processor.buffer import replica_status
 from processor.config.loader import configure
 from processor.connections.wal_position import number
-from processor.receipt import Receipt
+from processor.receipts import replica_progress
+from processor.receipts.receipt import Receipt
 from tests.fix_cli import as_user
 from tests.fix_process import Spawn
 from tests.fix_proxy import Proxy
@@ -225,7 +226,7 @@ def test_when_nobody_follows_the_replicas_are_asked_themselves(
     replicas.pause("far")
     receipt = committed(site)
     assert worker.stop()
-    monkeypatch.setattr(confirmation, "_SILENT", -1.0)
+    monkeypatch.setattr(replica_progress, "_SILENT", -1.0)
     assert receipt.status().replicas == {"near": True, "far": False}
     replicas.resume("far")
     assert receipt.wait("replicated", 10).state == "replicated"

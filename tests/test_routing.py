@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 import processor
-from processor import confirmation, worker
+from processor import worker
 from processor.buffer import replica_status
 from processor.config.loader import configure
-from processor.receipt import Receipt
+from processor.receipts import replica_progress
+from processor.receipts.receipt import Receipt
 from processor.replicas import server_identity
 from tests.fix_proxy import Proxy
 from tests.fix_replicas import Replicas, committed, copied
@@ -155,7 +156,7 @@ def test_a_server_is_found_without_a_watch(
     replicas.pause("far")
     receipt = committed(site)
     assert worker.stop()
-    monkeypatch.setattr(confirmation, "_SILENT", -1.0)
+    monkeypatch.setattr(replica_progress, "_SILENT", -1.0)
     assert processor.route(receipt).name == "primary"
     threading.Timer(0.3, replicas.resume, ["far"]).start()
     begun = time.monotonic()
@@ -287,7 +288,7 @@ def test_what_is_told_of_a_name_is_not_believed_against_its_server_when_nobody_f
     receipt = committed(site, 1)
     wait_until(lambda: receipt.status().replicas == {"near": True, "far": False})
     assert worker.stop()
-    monkeypatch.setattr(confirmation, "_SILENT", -1.0)
+    monkeypatch.setattr(replica_progress, "_SILENT", -1.0)
     configure(site.changed(replicas={"servers": exchanged(replicas)}))
     assert receipt.status().replicas == {"near": False, "far": True}
     assert processor.route(receipt).name == "far"

@@ -21,7 +21,7 @@ from processor import producer
 from processor.cli import output
 from processor.cli.servers import Servers, with_servers
 from processor.errors import BufferFull, InvalidTransaction, ProcessorError
-from processor.receipt import Receipt
+from processor.receipts.receipt import Receipt
 from processor.transaction.builder import Transaction
 
 _READ = 256 * 1024

@@ -14,14 +14,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from processor import confirmation
 from processor.buffer import commit_notes, parked
 from processor.buffer.lane import Lane
 from processor.config.settings import Settings
 from processor.connections.redis_client import Command, RedisConnection
-from processor.crowd import Crowd, Waiter
 from processor.errors import ProcessorError
-from processor.whereabouts import Whereabouts
+from processor.receipts import replica_progress
+from processor.receipts.status import Whereabouts
+from processor.receipts.waiters import Crowd, Waiter
 
 _BLOCK = 1.0
 _AWAY = 0.2
@@ -140,12 +140,12 @@ class Watcher:
         last: list[Command] = []
         if not self._rung:
             last.append(("XREVRANGE", self._ring, "+", "-", "COUNT", 1))
-        asked = [*last, *confirmation.ask(self._settings.namespace, lanes)]
+        asked = [*last, *replica_progress.ask(self._settings.namespace, lanes)]
         replies = parked.whole(redis.calls(asked))
         if last:
             rung = replies.pop(0)
             self._rung = rung[0][0].decode() if rung else "0-0"
-        told = list(confirmation.told(self._settings.replicas, replies))
+        told = list(replica_progress.told(self._settings.replicas, replies))
         with self._lock:
             crowds = [self._crowds.get(lane) for lane in lanes]
             heard = [

@@ -14,18 +14,18 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
 
-from processor import whereabouts
 from processor.buffer.lane import Lane
 from processor.config import loader
 from processor.config.settings import Settings
-from processor.confirmation import Confirmation
 from processor.connections.redis_client import RedisConnection, RedisPool
 from processor.connections.wal_position import Position
-from processor.crowd import Enough, Waiter
 from processor.errors import DatabaseUnavailable, InvalidTransaction, RedisRefused, RedisUnavailable
-from processor.ledgers import Ledgers
-from processor.watcher import watcher
-from processor.whereabouts import UNKNOWN, Seen, Sought, Whereabouts, on_replicas
+from processor.receipts import status as whereabouts
+from processor.receipts.ledger_sessions import Ledgers
+from processor.receipts.note_listener import watcher
+from processor.receipts.replica_progress import Confirmation
+from processor.receipts.status import UNKNOWN, Seen, Sought, Whereabouts, on_replicas
+from processor.receipts.waiters import Enough, Waiter
 
 T = TypeVar("T")
 

@@ -11,11 +11,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 
-from processor import answers
-from processor import receipt as receipts
-from processor.answers import Answers
 from processor.config.settings import PRIMARY
-from processor.confirmation import Confirmation
 from processor.errors import (
     DatabaseUnavailable,
     RedisUnavailable,
@@ -24,8 +20,12 @@ from processor.errors import (
     Unavailable,
 )
 from processor.ledger import outcomes
-from processor.receipt import Receipt
-from processor.whereabouts import UNKNOWN, Sought, Whereabouts
+from processor.receipts import receipt as receipts
+from processor.receipts import tracker
+from processor.receipts.receipt import Receipt
+from processor.receipts.replica_progress import Confirmation
+from processor.receipts.status import UNKNOWN, Sought, Whereabouts
+from processor.receipts.tracker import Answers
 
 #: Where nobody follows the replicas, their ledgers are asked this often, seconds.
 _POLL = 0.05
@@ -53,7 +53,7 @@ def route(after: Receipt | str, *, wait: float = 0.0, primary: bool = True) -> S
 
 def server_for(receipt: Receipt, *, wait: float = 0.0, primary: bool = True) -> Server:
     """As `route`."""
-    asked = answers.current()
+    asked = tracker.current()
     return _Search(asked, receipt.sought(asked.settings.namespace)).run(wait, primary)
 
 

@@ -14,14 +14,14 @@ from numbers import Real
 from urllib.parse import quote, unquote
 from uuid import UUID
 
-from processor import answers
-from processor.answers import everywhere
 from processor.buffer import parked
 from processor.buffer.lane import Lane
 from processor.config.settings import NAME
 from processor.errors import InvalidTransaction, TransactionDead, TransactionLost, WaitTimeout
+from processor.receipts import tracker
+from processor.receipts.status import Sought, Whereabouts
+from processor.receipts.tracker import everywhere
 from processor.transaction.ids import canonical_id
-from processor.whereabouts import Sought, Whereabouts
 
 _UNTIL = ("committed", "replicated")
 _ORDER = re.compile("([0-9]{16})-([0-9]{20})").fullmatch
@@ -43,7 +43,7 @@ class Receipt:
 
     def status(self) -> Whereabouts:
         """How far it got. Raises RedisUnavailable, or DatabaseUnavailable if only it would know."""
-        asked = answers.current()
+        asked = tracker.current()
         return asked.status(self.sought(asked.settings.namespace))
 
     def wait(self, until: str = "committed", timeout: float | None = None) -> Whereabouts:
@@ -56,7 +56,7 @@ class Receipt:
         if until not in _UNTIL:
             raise InvalidTransaction("until", f"{until!r} is not one of {', '.join(_UNTIL)}")
         timeout = None if timeout is None else seconds("timeout", timeout)
-        asked = answers.current()
+        asked = tracker.current()
         sought = self.sought(asked.settings.namespace)
         if until == "committed":
             return asked.wait(sought, timeout)
@@ -148,4 +148,4 @@ def _lane(name: str) -> str:
     return name
 
 
-close = answers.close
+close = tracker.close

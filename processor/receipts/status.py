@@ -10,16 +10,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from processor import confirmation
 from processor.buffer import commit_notes, parked
 from processor.buffer.commit_notes import Note, Told
 from processor.buffer.lane import Lane
 from processor.config.settings import Replicas
-from processor.confirmation import Confirmation
 from processor.connections.postgres_session import Database
 from processor.connections.redis_client import Command, RedisConnection
 from processor.connections.wal_position import Position
 from processor.ledger import dead_letters, outcomes
+from processor.receipts import replica_progress
+from processor.receipts.replica_progress import Confirmation
 from processor.transaction.entry import Unreadable
 
 _PAGE = 100
@@ -106,11 +106,11 @@ def in_redis(
         ("HGET", lane.parked, sought.id),
         ("ZSCORE", lane.retry, sought.id),
         _newest(lane, "+", _least(entry_id, since)),
-        *confirmation.ask(lane.namespace, [lane]),
+        *replica_progress.ask(lane.namespace, [lane]),
     ]
     entry, record, retry, page, *replies = parked.whole(redis.calls(asked))
     told = _told(redis, sought, page, since)
-    (found,) = confirmation.told(replicas, replies)
+    (found,) = replica_progress.told(replicas, replies)
     newest = page[0][0].decode() if page else since
     return Seen(told, _waiting(entry, record, retry), found, newest)
 

@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping
 
 from processor.buffer import parked
 from processor.buffer.commit_notes import Note
-from processor.confirmation import Confirmation
 from processor.connections.wal_position import Position
-from processor.whereabouts import Sought, Whereabouts, from_told, on_replicas
+from processor.receipts.replica_progress import Confirmation
+from processor.receipts.status import Sought, Whereabouts, from_told, on_replicas
 
 #: Whether a commit has come far enough, given on which replicas it is and what is told of them.
 Enough = Callable[[Whereabouts, Confirmation], bool]
