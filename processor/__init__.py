@@ -45,7 +45,7 @@ if TYPE_CHECKING:
         WaitTimeout,
     )
     from processor.producer import submit, submit_many
-    from processor.reader import cached, read
+    from processor.reads.reader import cached, read
     from processor.receipts.receipt import Receipt
     from processor.receipts.routing import route
     from processor.transaction.builder import Transaction
@@ -62,8 +62,8 @@ _HOMES = {
     "Transaction": "processor.producer",
     "Receipt": "processor.receipts.receipt",
     "route": "processor.receipts.routing",
-    "read": "processor.reader",
-    "cached": "processor.reader",
+    "read": "processor.reads.reader",
+    "cached": "processor.reads.reader",
     "submit": "processor.producer",
     "submit_many": "processor.producer",
     "singleton": "processor.worker",

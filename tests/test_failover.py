@@ -16,10 +16,11 @@ from collections.abc import Callable
 import pytest
 
 import processor
-from processor import reader, worker
+from processor import worker
 from processor.buffer import replica_status
 from processor.clearing import Clearing
 from processor.connections.redis_client import RedisConnection
+from processor.reads import reader
 from processor.transaction.builder import Transaction
 from tests.fix_failover import Pair, held, replayed
 from tests.fix_servers import execute

@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, Phase, given, note, settings
 from hypothesis import strategies as st
 
 import processor
-from processor import reader
 from processor.config import loader
+from processor.reads import reader
 from processor.transaction.builder import Transaction
 from tests.fix_site import Site, step
 

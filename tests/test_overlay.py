@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 
 import processor
-from processor import reader, worker
+from processor import worker
 from processor.burial import Burial
 from processor.clearing import Clearing
 from processor.config import loader
 from processor.config.settings import Settings
+from processor.reads import reader
 from processor.transaction.builder import Transaction
 from tests.fix_site import Site, step, write
 from tests.fix_wait import wait_until

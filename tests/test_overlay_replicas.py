@@ -18,14 +18,14 @@ from typing import Any
 import pytest
 
 import processor
-from processor import reader
 from processor.buffer import commit_notes
 from processor.clearing import Clearing
 from processor.config import loader
 from processor.connections.wal_position import Position, number
 from processor.ledger import schema
-from processor.reading import Reading
-from processor.snapshot import Snapshot
+from processor.reads import reader
+from processor.reads.merged_read import Reading
+from processor.reads.snapshot import Snapshot
 from processor.transaction.builder import Transaction
 from tests.fix_proxy import Proxy
 from tests.fix_replicas import copied

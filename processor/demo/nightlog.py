@@ -10,7 +10,7 @@ import time
 from processor.config.settings import Settings
 from processor.errors import ProcessorError
 from processor.producer import Producer
-from processor.reader import Reader
+from processor.reads.reader import Reader
 from processor.transaction.builder import Transaction
 from processor.transaction.ids import new_id
 

@@ -24,9 +24,9 @@ from typing import Any
 from psycopg2.extras import RealDictCursor
 
 import processor
-from processor import reader
 from processor.config import loader
 from processor.connections.postgres_session import Database
+from processor.reads import reader
 from processor.telemetry.progress import Progress
 from tests.benchmarks.options import Options, note
 from tests.benchmarks.orders import ACCOUNTS, orders, transaction

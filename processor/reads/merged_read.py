@@ -11,9 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from processor import snapshot
 from processor.buffer.overlay import Overlay, Pending
-from processor.casting import Unnamed, met
 from processor.config.settings import PRIMARY
 from processor.connections.redis_client import RedisConnection
 from processor.connections.wal_position import Position, number
@@ -24,12 +22,14 @@ from processor.errors import (
     ReplicaLost,
     SchemaMissing,
 )
-from processor.gathering import Decoded, Gathered, Gathering
-from processor.merging import Change, Line, Rows, replay
-from processor.readsession import ReadSession
-from processor.relation import Relation
-from processor.rowvalue import Undecided
-from processor.snapshot import Changed, Snapshot
+from processor.reads import snapshot
+from processor.reads.merge import Change, Line, Rows, replay
+from processor.reads.pending import Decoded, Gathered, Gathering
+from processor.reads.relations import Relation
+from processor.reads.row_values import Undecided
+from processor.reads.sessions import ReadSession
+from processor.reads.snapshot import Changed, Snapshot
+from processor.reads.typed_changes import Unnamed, met
 from processor.sql.column_types import Unfit
 
 #: Errors of what was prepared before the table changed: look it up anew and ask again.

@@ -15,9 +15,9 @@ from processor.buffer.overlay import Pending
 from processor.connections.postgres_session import Database
 from processor.connections.sql_literals import quoted
 from processor.errors import DatabaseError
-from processor.merging import Change, Fails, Step
-from processor.relation import Relation
-from processor.rowvalue import Cast, Sum, Undecided, added_to, compared_with, read_as
+from processor.reads.merge import Change, Fails, Step
+from processor.reads.relations import Relation
+from processor.reads.row_values import Cast, Sum, Undecided, added_to, compared_with, read_as
 from processor.sql.catalog import Column
 from processor.sql.column_types import UNCOMPARED, Unfit
 from processor.transaction.operations import Delete, Insert, Operation, Statement, Update, Upsert

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from processor.connections.sql_literals import named, quoted, table
-from processor.merging import Line
-from processor.relation import Relation
-from processor.rowvalue import writer_of
+from processor.reads.merge import Line
+from processor.reads.relations import Relation
+from processor.reads.row_values import writer_of
 from processor.transaction.operations import Delete, Insert, Operation, Update, Upsert
 from processor.transaction.write_set import mark, touch
 

@@ -27,9 +27,9 @@ from processor.errors import (
     RedisUnavailable,
     ReplicaLost,
 )
-from processor.gathering import Decoded
-from processor.reading import NotShown, Question, Reading, RowList
-from processor.readsession import ReadPool, ReadSession
+from processor.reads.merged_read import NotShown, Question, Reading, RowList
+from processor.reads.pending import Decoded
+from processor.reads.sessions import ReadPool, ReadSession
 from processor.receipts import receipt as receipts
 from processor.receipts import routing
 from processor.receipts.receipt import Receipt

@@ -14,7 +14,7 @@ from typing import Any
 
 from processor.connections.postgres_session import Database
 from processor.connections.sql_literals import quoted, table
-from processor.rowvalue import read_as
+from processor.reads.row_values import read_as
 from processor.sql.catalog import Catalog, Column, Refused, Table
 from processor.sql.column_types import (
     BOOL,

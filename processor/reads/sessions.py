@@ -12,15 +12,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from processor import relation
-from processor.casting import Casting
 from processor.config.settings import PRIMARY, Settings
 from processor.connections import session_settings
 from processor.connections.postgres_session import Database
 from processor.errors import DatabaseError, DatabaseUnavailable, InvalidRead
-from processor.merging import Fails
-from processor.relation import Relation
-from processor.snapshot import Prepared
+from processor.reads import relations
+from processor.reads.merge import Fails
+from processor.reads.relations import Relation
+from processor.reads.snapshot import Prepared
+from processor.reads.typed_changes import Casting
 from processor.sql.catalog import Refused
 from processor.telemetry.progress import Progress
 from processor.transaction.write_set import Declared
@@ -101,7 +101,7 @@ class ReadSession:
     def relation(self, table: str) -> Relation:
         """A declared table. Raises InvalidRead."""
         if self._looked == float("-inf"):
-            self._relations = dict(relation.load(self.database, self._declared.keys))
+            self._relations = dict(relations.load(self.database, self._declared.keys))
             self._looked = time.monotonic()
         found = self._relations[table]
         if isinstance(found, Relation):
@@ -132,7 +132,7 @@ class ReadSession:
             raise Fails  # The processor will refuse it.
         found = [self._relations.get(name) for name in self._declared.names(table)]
         if table not in self._oids:
-            self._oids.update(relation.same(self.database, [table]))
+            self._oids.update(relations.same(self.database, [table]))
         return [
             each for each in found
             if isinstance(each, Relation) and each.oid == self._oids[table]

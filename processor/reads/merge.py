@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from processor.relation import Relation
-from processor.rowvalue import Sum, Undecided, same_form, total
+from processor.reads.relations import Relation
+from processor.reads.row_values import Sum, Undecided, same_form, total
 from processor.sql.column_types import Unfit
 
 #: Makes an addition that Python cannot make. Raises Unfit and Undecided.
