@@ -6,12 +6,12 @@ same key, and copies of what has its place already.
 
 from __future__ import annotations
 
+from processor.apply.outcome import Outcome
 from processor.buffer import delayed, parked
 from processor.buffer.key_order import split
 from processor.connections.postgres_session import Database
 from processor.connections.redis_client import RedisConnection
 from processor.ledger import outcomes
-from processor.outcome import Outcome
 from processor.ownership import OwnedLane, Page
 from processor.settling import DOUBTFUL, Settling
 from processor.transaction.entry import Entry

@@ -11,17 +11,17 @@ import time
 from collections.abc import Callable
 
 from processor import troubles
-from processor.apply import Applier
+from processor.apply.applier import Applier
+from processor.apply.batch_text import Written
+from processor.apply.committer import Session
+from processor.apply.outcome import Contended, Fenced, Outcome, Systemic
 from processor.config.settings import Settings
 from processor.connections.redis_client import RedisConnection
 from processor.errors import DatabaseUnavailable, Unavailable
 from processor.ledger import outcomes
-from processor.outcome import Contended, Fenced, Outcome, Systemic
 from processor.ownership import OwnedLane
-from processor.session import Session
 from processor.telemetry import metrics
 from processor.transaction.entry import Entry
-from processor.written import Written
 
 log = logging.getLogger("processor")
 

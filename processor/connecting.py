@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 
+from processor.apply.committer import Session
 from processor.config.settings import Settings
 from processor.connections.postgres_session import Database
 from processor.connections.redis_client import RedisConnection
@@ -16,7 +17,6 @@ from processor.failover import Failover
 from processor.ledger import dead_letters, schema
 from processor.ownership import Owners
 from processor.replicas.watch import Following
-from processor.session import Session
 
 log = logging.getLogger("processor")
 

@@ -15,10 +15,13 @@ from dataclasses import replace
 
 from processor import crashpoint
 from processor.admission import Admission
-from processor.apply import Applier
+from processor.apply.applier import Applier
+from processor.apply.committer import Session
+from processor.apply.dead_letter_writer import Burial
+from processor.apply.outcome import Outcome
+from processor.apply.verdict import Gate
 from processor.attempt import Attempts
 from processor.buffer import delayed, parked
-from processor.burial import Burial
 from processor.config.settings import Settings
 from processor.connecting import Connecting
 from processor.connections.postgres_session import Database
@@ -30,18 +33,15 @@ from processor.errors import (
     RedisUnavailable,
     Unavailable,
 )
-from processor.outcome import Outcome
 from processor.outlook import Outlook
 from processor.ownership import OwnedLane, Owners
 from processor.replicas.watch import Following
-from processor.session import Session
 from processor.settling import Settling
 from processor.sweeps import Sweeps
 from processor.taking import Taking
 from processor.telemetry import metrics
 from processor.telemetry.progress import Progress
 from processor.telemetry.status import State
-from processor.verdict import Gate
 from processor.withholding import Withholding
 
 log = logging.getLogger("processor")

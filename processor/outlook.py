@@ -11,6 +11,7 @@ import logging
 import msgspec
 
 from processor import __version__
+from processor.apply.verdict import Gate
 from processor.buffer import lane as buffer
 from processor.buffer.lane import Look
 from processor.config.settings import Settings
@@ -19,7 +20,6 @@ from processor.errors import RedisRefused, RedisUnavailable
 from processor.ownership import OwnedLane, Owners
 from processor.telemetry import metrics
 from processor.telemetry.status import LaneState, State, as_mapping
-from processor.verdict import Gate
 
 log = logging.getLogger("processor")
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from processor import crashpoint
+from processor.apply.verdict import Failure as Facts
+from processor.apply.verdict import Verdict, judge
 from processor.buffer import lane as buffer
 from processor.buffer import parked
 from processor.buffer.lane import Lane
@@ -25,8 +27,6 @@ from processor.ledger import dead_letters, outcomes
 from processor.ledger.outcomes import Ownership
 from processor.telemetry import metrics
 from processor.transaction.entry import Entry
-from processor.verdict import Failure as Facts
-from processor.verdict import Verdict, judge
 from processor.withheld import Withheld
 
 log = logging.getLogger("processor")

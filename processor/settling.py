@@ -15,19 +15,19 @@ from dataclasses import replace
 from functools import partial
 
 from processor import crashpoint
+from processor.apply.dead_letter_writer import Burial, Death
+from processor.apply.outcome import Outcome
+from processor.apply.verdict import DOUBTFUL_STATE, backoff, is_final
 from processor.buffer import commit_notes, parked
 from processor.buffer import lane as buffer
 from processor.buffer.commit_notes import Entries, Note
-from processor.burial import Burial, Death
 from processor.config.settings import Settings
 from processor.connections.redis_client import Command, RedisConnection
 from processor.errors import RedisRefused, RedisUnavailable
 from processor.ledger.dead_letters import Reason
-from processor.outcome import Outcome
 from processor.ownership import OwnedLane, Page
 from processor.telemetry import metrics
 from processor.transaction.entry import Entry
-from processor.verdict import DOUBTFUL_STATE, backoff, is_final
 from processor.withholding import Withholding
 
 log = logging.getLogger("processor")

@@ -11,11 +11,13 @@ import sys
 import time
 from dataclasses import replace
 
+from processor.apply.committer import Commit
+from processor.apply.dead_letter_writer import Burial
+from processor.apply.verdict import ENDS_SESSION_STATE, FENCED_STATE
 from processor.buffer import commit_notes, delayed, parked
 from processor.buffer import lane as buffer
 from processor.buffer.commit_notes import Note
 from processor.buffer.overlay import Overlay
-from processor.burial import Burial
 from processor.config.settings import Settings
 from processor.connections.postgres_session import Database
 from processor.connections.redis_client import RedisConnection
@@ -25,9 +27,7 @@ from processor.ledger.dead_letters import DeadLetter, Reason
 from processor.ledger.outcomes import Ownership
 from processor.outlook import Outlook
 from processor.ownership import OwnedLane, Owners
-from processor.session import Commit
 from processor.telemetry import metrics
-from processor.verdict import ENDS_SESSION_STATE, FENCED_STATE
 
 log = logging.getLogger("processor")
 

@@ -11,11 +11,11 @@ import random
 import time
 from collections.abc import Sequence
 
+from processor.apply.outcome import Outcome
+from processor.apply.verdict import ENDS_SESSION_STATE, backoff
 from processor.ledger.dead_letters import Reason
-from processor.outcome import Outcome
 from processor.ownership import OwnedLane
 from processor.transaction.entry import Entry
-from processor.verdict import ENDS_SESSION_STATE, backoff
 
 log = logging.getLogger("processor")
 

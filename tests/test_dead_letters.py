@@ -16,7 +16,8 @@ from typing import Any
 import psycopg2
 import pytest
 
-from processor import session, worker
+from processor import worker
+from processor.apply import committer
 from processor.telemetry import metrics
 from processor.transaction.builder import Transaction
 from processor.transaction.ids import new_id
@@ -443,7 +444,7 @@ def test_an_error_behind_the_commit_of_a_decision_does_not_undo_it(
     site.ask(bad.id, request_)
     drain = site.drain()
     with monkeypatch.context() as patch:
-        patch.setattr(session, "_TAIL", f"{session._TAIL} WHERE late() = ''")
+        patch.setattr(committer, "_TAIL", f"{committer._TAIL} WHERE late() = ''")
         step(drain)
     assert site.one("select is_called from called")
     for _ in range(3):

@@ -17,9 +17,9 @@ from typing import Any
 import psycopg2
 import pytest
 
-from processor import session as session_module
 from processor import worker
-from processor.apply import Applier
+from processor.apply import committer as session_module
+from processor.apply.applier import Applier
 from processor.connections.postgres_session import Database as Session
 from processor.drain import Drain
 from processor.embedded import PostgresServer, RedisServer

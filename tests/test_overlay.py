@@ -12,7 +12,7 @@ import pytest
 
 import processor
 from processor import worker
-from processor.burial import Burial
+from processor.apply.dead_letter_writer import Burial
 from processor.clearing import Clearing
 from processor.config import loader
 from processor.config.settings import Settings

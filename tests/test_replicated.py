@@ -14,7 +14,8 @@ import psycopg2
 import pytest
 
 import processor
-from processor import session, worker
+from processor import worker
+from processor.apply import committer
 from processor.buffer import replica_status
 from processor.config.loader import configure
 from processor.connections.wal_position import number
@@ -100,7 +101,7 @@ def test_a_commit_that_was_placed_before_its_own_end_would_be_found_out(
     late: Callable[..., Site], replicas: Replicas, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rule 34: with synchronous_commit off the written position is not that of the commit."""
-    monkeypatch.setattr(session, "after_commit", lambda current, *_: number(current))
+    monkeypatch.setattr(committer, "after_commit", lambda current, *_: number(current))
     assert hidden(late("off", servers=False), replicas)
 
 

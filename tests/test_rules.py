@@ -18,7 +18,7 @@ import pytest
 import redis as redis_driver
 
 from processor import worker
-from processor.apply import Applier
+from processor.apply.applier import Applier
 from processor.buffer import delayed
 from processor.transaction.builder import Transaction
 from processor.transaction.entry import decode

@@ -13,15 +13,15 @@ from contextlib import closing
 import psycopg2
 import pytest
 
-from processor import session as session_module
 from processor import worker
+from processor.apply import committer as session_module
+from processor.apply.committer import Session
+from processor.apply.verdict import Failure, Verdict, is_final, judge
 from processor.connections.postgres_session import Database
 from processor.errors import DatabaseUnavailable
 from processor.ledger import outcomes
-from processor.session import Session
 from processor.telemetry.progress import Progress
 from processor.transaction.builder import Transaction
-from processor.verdict import Failure, Verdict, is_final, judge
 from tests.fix_site import Site, counted, step, write
 from tests.fix_wait import wait_until
 

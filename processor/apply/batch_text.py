@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from processor import isolation
+from processor.apply import poison
+from processor.apply.committer import Session
 from processor.ledger.dead_letters import Reason
-from processor.session import Session
 from processor.sql.renderer import UNFORESEEN, Taken, Unrenderable, tables
 from processor.transaction.entry import Entry
 
@@ -25,7 +25,7 @@ class Written:
     text: str
     unfit: dict[str, Reason]
     mark: tuple[int, int]
-    parts: isolation.Parts | None = None
+    parts: poison.Parts | None = None
 
 
 def write(session: Session, entries: list[Entry], *, in_parts: bool) -> Written:
@@ -44,7 +44,7 @@ def write(session: Session, entries: list[Entry], *, in_parts: bool) -> Written:
         except UNFORESEEN as error:
             unfit[entry.id] = Reason(f"cannot be written: {type(error).__name__}", "22000")
     if in_parts and not unfit and not limited(entries):
-        parts = isolation.parts(renderer, taken)
+        parts = poison.parts(renderer, taken)
         if parts is not None:
             return Written(entries, taken, "", unfit, session.mark, parts)
     text, refused = renderer.batch(taken)

@@ -14,18 +14,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Container, Sequence
 
-from processor import crashpoint, isolation
+from processor import crashpoint
+from processor.apply import poison
+from processor.apply.batch_text import Written, limited, names_of, write
+from processor.apply.committer import Session, prolonged
+from processor.apply.outcome import Contended, Fenced, Outcome, Systemic
+from processor.apply.verdict import Failure, Verdict, judge
 from processor.config.settings import Settings
 from processor.errors import DatabaseError, DatabaseUnavailable
 from processor.ledger import outcomes
 from processor.ledger.dead_letters import Reason
 from processor.ledger.outcomes import Ownership
-from processor.outcome import Contended, Fenced, Outcome, Systemic
-from processor.session import Session, prolonged
 from processor.telemetry import metrics
 from processor.transaction.entry import Entry
-from processor.verdict import Failure, Verdict, judge
-from processor.written import Written, limited, names_of, write
 
 _REDONE_IN_PLACE = 6
 #: Batches that go through isolation at once after poison was met.
@@ -133,17 +134,17 @@ class Applier:
         self,
         owner: Ownership,
         written: Written,
-        parts: isolation.Parts,
+        parts: poison.Parts,
         outcome: Outcome,
         meanwhile: Callable[[], None] | None,
     ) -> None:
         crashpoint.reach("isolate-before")
         limit = self._settings.database.call_timeout * 0.9
-        outcome.commit = isolation.commit(
+        outcome.commit = poison.commit(
             self._session, owner, written.entries, parts, limit, meanwhile
         )
         crashpoint.reach("isolate-after")
-        bad = isolation.failures(outcome.commit)
+        bad = poison.failures(outcome.commit)
         if bad:
             self._wary = _WARY
         for place, entry in enumerate(written.entries):

@@ -12,15 +12,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from processor import crashpoint
+from processor.apply.committer import Commit, Session, prolonged
+from processor.apply.verdict import Failure, Verdict, judge
 from processor.errors import DatabaseError, DatabaseUnavailable
 from processor.ledger import dead_letters, outcomes
 from processor.ledger.dead_letters import DeadLetter, Reason
 from processor.ledger.outcomes import Ownership
-from processor.session import Commit, Session, prolonged
 from processor.sql.renderer import Unrenderable, tables
 from processor.telemetry import metrics
 from processor.transaction.entry import Entry, Unreadable, decode
-from processor.verdict import Failure, Verdict, judge
 
 log = logging.getLogger("processor")
 

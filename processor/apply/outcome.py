@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from processor.apply.committer import Commit
 from processor.ledger.dead_letters import Reason
 from processor.ledger.outcomes import Known
-from processor.session import Commit
 from processor.transaction.entry import Entry
 
 

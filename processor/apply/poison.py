@@ -12,13 +12,13 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from processor.apply.committer import Commit, Session
 from processor.buffer import key_order
 from processor.connections.sql_literals import quoted
 from processor.errors import refusal
 from processor.ledger import outcomes
 from processor.ledger.dead_letters import Reason
 from processor.ledger.outcomes import Ownership
-from processor.session import Commit, Session
 from processor.sql.renderer import Renderer, Taken
 from processor.transaction.entry import Entry
 
