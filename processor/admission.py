@@ -12,7 +12,7 @@ from processor.buffer.key_order import split
 from processor.connections.postgres_session import Database
 from processor.connections.redis_client import RedisConnection
 from processor.ledger import outcomes
-from processor.ownership import OwnedLane, Page
+from processor.ownership.owners import OwnedLane, Page
 from processor.settling import DOUBTFUL, Settling
 from processor.transaction.entry import Entry
 from processor.withholding import Withholding

@@ -19,7 +19,7 @@ from processor.config.settings import Settings
 from processor.connections.redis_client import RedisConnection
 from processor.errors import DatabaseUnavailable, Unavailable
 from processor.ledger import outcomes
-from processor.ownership import OwnedLane
+from processor.ownership.owners import OwnedLane
 from processor.telemetry import metrics
 from processor.transaction.entry import Entry
 

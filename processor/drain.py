@@ -23,7 +23,6 @@ from processor.apply.verdict import Gate
 from processor.attempt import Attempts
 from processor.buffer import delayed, parked
 from processor.config.settings import Settings
-from processor.connecting import Connecting
 from processor.connections.postgres_session import Database
 from processor.connections.redis_client import RedisConnection
 from processor.errors import (
@@ -34,7 +33,8 @@ from processor.errors import (
     Unavailable,
 )
 from processor.outlook import Outlook
-from processor.ownership import OwnedLane, Owners
+from processor.ownership.connect import Connecting
+from processor.ownership.owners import OwnedLane, Owners
 from processor.replicas.watch import Following
 from processor.settling import Settling
 from processor.sweeps import Sweeps

@@ -17,7 +17,7 @@ from processor.buffer.lane import Look
 from processor.config.settings import Settings
 from processor.connections.redis_client import RedisConnection
 from processor.errors import RedisRefused, RedisUnavailable
-from processor.ownership import OwnedLane, Owners
+from processor.ownership.owners import OwnedLane, Owners
 from processor.telemetry import metrics
 from processor.telemetry.status import LaneState, State, as_mapping
 

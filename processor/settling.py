@@ -25,7 +25,7 @@ from processor.config.settings import Settings
 from processor.connections.redis_client import Command, RedisConnection
 from processor.errors import RedisRefused, RedisUnavailable
 from processor.ledger.dead_letters import Reason
-from processor.ownership import OwnedLane, Page
+from processor.ownership.owners import OwnedLane, Page
 from processor.telemetry import metrics
 from processor.transaction.entry import Entry
 from processor.withholding import Withholding

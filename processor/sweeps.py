@@ -26,7 +26,7 @@ from processor.ledger import dead_letters, outcomes
 from processor.ledger.dead_letters import DeadLetter, Reason
 from processor.ledger.outcomes import Ownership
 from processor.outlook import Outlook
-from processor.ownership import OwnedLane, Owners
+from processor.ownership.owners import OwnedLane, Owners
 from processor.telemetry import metrics
 
 log = logging.getLogger("processor")

@@ -17,7 +17,7 @@ from processor.buffer.lane import Raw
 from processor.config.settings import Settings
 from processor.connections.redis_client import RedisConnection
 from processor.errors import RedisRefused, RedisUnavailable
-from processor.ownership import OwnedLane, Page
+from processor.ownership.owners import OwnedLane, Page
 from processor.transaction.entry import Entry, UnknownVersion, Unreadable, decode
 from processor.transaction.ids import id_of_key
 

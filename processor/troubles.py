@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from processor.apply.outcome import Outcome
 from processor.apply.verdict import ENDS_SESSION_STATE, backoff
 from processor.ledger.dead_letters import Reason
-from processor.ownership import OwnedLane
+from processor.ownership.owners import OwnedLane
 from processor.transaction.entry import Entry
 
 log = logging.getLogger("processor")

@@ -16,10 +16,10 @@ from processor.buffer import parked
 from processor.connections.redis_client import Command, RedisConnection
 from processor.connections.wal_position import Position
 from processor.errors import RedisRefused, RedisUnavailable
-from processor.ownership import OwnedLane, Page, last_generated, order
+from processor.ownership.owners import OwnedLane, Page, last_generated, order
+from processor.ownership.replication_backlog import Range
 from processor.replicas.watch import Following
 from processor.transaction.entry import Entry, UnknownVersion, Unreadable, decode
-from processor.withheld import Range
 
 _PAGE = 500
 #: Removing has the thread for this long between two batches, seconds.

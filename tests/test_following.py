@@ -23,9 +23,9 @@ from processor.connections.redis_client import RedisConnection
 from processor.connections.wal_position import Position
 from processor.embedded import PostgresServer, Standby
 from processor.errors import RedisUnavailable
+from processor.ownership.replication_backlog import Range, Withheld
 from processor.replicas.commit_marks import Marks
 from processor.replicas.health import Standing
-from processor.withheld import Range, Withheld
 from tests.fix_proxy import Proxy
 from tests.fix_servers import Factory, execute
 from tests.fix_site import Site, counted, step, write

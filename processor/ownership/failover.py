@@ -14,7 +14,7 @@ from processor.connections.postgres_session import Database
 from processor.connections.redis_client import RedisConnection
 from processor.errors import DatabaseUnavailable, RedisRefused
 from processor.ledger import outcomes
-from processor.ownership import Owners
+from processor.ownership.owners import Owners
 from processor.replicas.watch import Following
 from processor.telemetry import metrics
 

@@ -13,9 +13,9 @@ from processor.config.settings import Settings
 from processor.connections.postgres_session import Database
 from processor.connections.redis_client import RedisConnection
 from processor.errors import DatabaseUnavailable
-from processor.failover import Failover
 from processor.ledger import dead_letters, schema
-from processor.ownership import Owners
+from processor.ownership.failover import Failover
+from processor.ownership.owners import Owners
 from processor.replicas.watch import Following
 
 log = logging.getLogger("processor")

@@ -25,9 +25,9 @@ from processor.connections.sql_literals import quoted
 from processor.errors import DatabaseError, RedisRefused
 from processor.ledger import dead_letters, outcomes
 from processor.ledger.outcomes import Ownership
+from processor.ownership.replication_backlog import Withheld
 from processor.telemetry import metrics
 from processor.transaction.entry import Entry
-from processor.withheld import Withheld
 
 log = logging.getLogger("processor")
 
