@@ -27,7 +27,7 @@ from processor import __version__, crashpoint
 from processor.beside import Beside
 from processor.config import loader
 from processor.config.settings import Settings
-from processor.drain import Drain
+from processor.drain.drain import Drain
 from processor.telemetry import faults, metrics
 from processor.telemetry.progress import Progress
 from processor.telemetry.status import State, as_mapping

@@ -23,7 +23,7 @@ from processor.buffer.lane import Lane
 from processor.config import loader
 from processor.config.settings import Settings
 from processor.connections.postgres_session import Database as Session
-from processor.drain import Drain
+from processor.drain.drain import Drain
 from processor.embedded import PostgresServer, RedisServer
 from processor.errors import BufferFull, RedisUnavailable
 from processor.ledger import dead_letters, schema

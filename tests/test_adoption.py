@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from processor import worker
-from processor.drain import Drain
+from processor.drain.drain import Drain
 from processor.ledger import dead_letters
 from processor.transaction.builder import Transaction
 from processor.transaction.ids import new_id

@@ -20,7 +20,7 @@ from processor.buffer import lane as buffer
 from processor.buffer import replica_status
 from processor.cli import acl
 from processor.connections.redis_client import RedisConnection
-from processor.drain import Drain
+from processor.drain.drain import Drain
 from processor.embedded import RedisServer
 from processor.errors import (
     BufferFull,

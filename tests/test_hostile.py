@@ -21,7 +21,7 @@ from processor import worker
 from processor.apply import committer as session_module
 from processor.apply.applier import Applier
 from processor.connections.postgres_session import Database as Session
-from processor.drain import Drain
+from processor.drain.drain import Drain
 from processor.embedded import PostgresServer, RedisServer
 from processor.errors import DatabaseUnavailable, RedisUnavailable
 from processor.producer import Producer

@@ -15,7 +15,7 @@ import psycopg2
 import pytest
 
 from processor import worker
-from processor.drain import Drain
+from processor.drain.drain import Drain
 from processor.errors import DatabaseError
 from processor.ledger import outcomes
 from processor.ledger.outcomes import Ownership

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from processor.drain import Drain
+from processor.drain.drain import Drain
 from processor.embedded import RedisServer
 from processor.transaction.builder import Transaction
 from tests.fix_site import Site, counted, step, write

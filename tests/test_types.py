@@ -21,7 +21,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from processor.drain import Drain
+from processor.drain.drain import Drain
 from processor.embedded import PostgresServer, RedisServer
 from processor.errors import InvalidTransaction
 from processor.sql.folding import FoldedInsert

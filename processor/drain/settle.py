@@ -23,12 +23,12 @@ from processor.buffer import lane as buffer
 from processor.buffer.commit_notes import Entries, Note
 from processor.config.settings import Settings
 from processor.connections.redis_client import Command, RedisConnection
+from processor.drain.settle_replicated import Withholding
 from processor.errors import RedisRefused, RedisUnavailable
 from processor.ledger.dead_letters import Reason
 from processor.ownership.owners import OwnedLane, Page
 from processor.telemetry import metrics
 from processor.transaction.entry import Entry
-from processor.withholding import Withholding
 
 log = logging.getLogger("processor")
 #: The end of what nobody can tell of whether it was applied (rule 23).

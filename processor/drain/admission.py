@@ -11,11 +11,11 @@ from processor.buffer import delayed, parked
 from processor.buffer.key_order import split
 from processor.connections.postgres_session import Database
 from processor.connections.redis_client import RedisConnection
+from processor.drain.settle import DOUBTFUL, Settling
+from processor.drain.settle_replicated import Withholding
 from processor.ledger import outcomes
 from processor.ownership.owners import OwnedLane, Page
-from processor.settling import DOUBTFUL, Settling
 from processor.transaction.entry import Entry
-from processor.withholding import Withholding
 
 
 class Admission:

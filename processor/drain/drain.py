@@ -14,17 +14,22 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from processor import crashpoint
-from processor.admission import Admission
 from processor.apply.applier import Applier
 from processor.apply.committer import Session
 from processor.apply.dead_letter_writer import Burial
 from processor.apply.outcome import Outcome
 from processor.apply.verdict import Gate
-from processor.attempt import Attempts
 from processor.buffer import delayed, parked
 from processor.config.settings import Settings
 from processor.connections.postgres_session import Database
 from processor.connections.redis_client import RedisConnection
+from processor.drain.admission import Admission
+from processor.drain.attempts import Attempts
+from processor.drain.backlog import Outlook
+from processor.drain.maintenance import Sweeps
+from processor.drain.prefetch import Taking
+from processor.drain.settle import Settling
+from processor.drain.settle_replicated import Withholding
 from processor.errors import (
     DatabaseError,
     DatabaseUnavailable,
@@ -32,17 +37,12 @@ from processor.errors import (
     RedisUnavailable,
     Unavailable,
 )
-from processor.outlook import Outlook
 from processor.ownership.connect import Connecting
 from processor.ownership.owners import OwnedLane, Owners
 from processor.replicas.watch import Following
-from processor.settling import Settling
-from processor.sweeps import Sweeps
-from processor.taking import Taking
 from processor.telemetry import metrics
 from processor.telemetry.progress import Progress
 from processor.telemetry.status import State
-from processor.withholding import Withholding
 
 log = logging.getLogger("processor")
 

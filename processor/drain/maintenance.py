@@ -21,11 +21,11 @@ from processor.buffer.overlay import Overlay
 from processor.config.settings import Settings
 from processor.connections.postgres_session import Database
 from processor.connections.redis_client import RedisConnection
+from processor.drain.backlog import Outlook
 from processor.errors import DatabaseError, DatabaseUnavailable, RedisRefused
 from processor.ledger import dead_letters, outcomes
 from processor.ledger.dead_letters import DeadLetter, Reason
 from processor.ledger.outcomes import Ownership
-from processor.outlook import Outlook
 from processor.ownership.owners import OwnedLane, Owners
 from processor.telemetry import metrics
 

@@ -10,13 +10,13 @@ import logging
 import time
 from collections.abc import Callable
 
-from processor import troubles
 from processor.apply.applier import Applier
 from processor.apply.batch_text import Written
 from processor.apply.committer import Session
 from processor.apply.outcome import Contended, Fenced, Outcome, Systemic
 from processor.config.settings import Settings
 from processor.connections.redis_client import RedisConnection
+from processor.drain import troubles
 from processor.errors import DatabaseUnavailable, Unavailable
 from processor.ledger import outcomes
 from processor.ownership.owners import OwnedLane
