@@ -48,10 +48,10 @@ if TYPE_CHECKING:
     from processor.reads.reader import cached, read
     from processor.receipts.receipt import Receipt
     from processor.receipts.routing import route
+    from processor.runtime.drain_thread import hooks, singleton, start, state, stop
     from processor.transaction.builder import Transaction
     from processor.transaction.ids import new_id
     from processor.transaction.statements import statement
-    from processor.worker import hooks, singleton, start, state, stop
 
 # Where each public name lives. `Transaction` comes by way of `producer`, which teaches its `with`
 # form to submit.
@@ -66,12 +66,12 @@ _HOMES = {
     "cached": "processor.reads.reader",
     "submit": "processor.producer",
     "submit_many": "processor.producer",
-    "singleton": "processor.worker",
-    "start": "processor.worker",
-    "stop": "processor.worker",
-    "state": "processor.worker",
-    "hooks": "processor.worker",
-    "event": "processor.worker",
+    "singleton": "processor.runtime.drain_thread",
+    "start": "processor.runtime.drain_thread",
+    "stop": "processor.runtime.drain_thread",
+    "state": "processor.runtime.drain_thread",
+    "hooks": "processor.runtime.drain_thread",
+    "event": "processor.runtime.drain_thread",
     **dict.fromkeys(
         (
             "AlreadyRunning", "BufferFull", "ConfigError", "DatabaseUnavailable", "InvalidRead",

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from processor import crashpoint, worker
+from processor import crashpoint
 from processor.buffer import delayed, partitions
 from processor.buffer import lane as buffer
 from processor.buffer.lane import Lane
@@ -29,6 +29,7 @@ from processor.errors import (
     SubmitUnknown,
 )
 from processor.receipts.receipt import Receipt
+from processor.runtime import drain_thread
 from processor.telemetry import metrics
 from processor.transaction.builder import Encoded, Transaction
 
@@ -216,7 +217,7 @@ def submit(transaction: Submittable) -> Receipt:
     """
     producer = _current()
     receipt = producer.submit(_encoded(producer, transaction))
-    worker.wake()
+    drain_thread.wake()
     return receipt
 
 
@@ -230,7 +231,7 @@ def submit_many(transactions: Iterable[Submittable]) -> list[Receipt]:
     receipts: list[Receipt] = []
     for chunk in _chunks(transactions):
         receipts += producer.submit_many([_encoded(producer, one) for one in chunk])
-        worker.wake()
+        drain_thread.wake()
     return receipts
 
 

@@ -19,12 +19,13 @@ from collections.abc import Callable
 from signal import SIGHUP, SIGINT, SIGTERM
 from typing import Any
 
-from processor import logbook, web, worker
+from processor import logbook, web
 from processor.config import loader
 from processor.config.loader import Source
 from processor.config.settings import Settings
 from processor.errors import ConfigError, ProcessorError
 from processor.notify import Notifier
+from processor.runtime import drain_thread
 from processor.signals import Signals
 
 log = logging.getLogger("processor")
@@ -82,12 +83,12 @@ class Service:
     def run(self) -> int:
         """Start, mind, stop."""
         with Signals(SIGTERM, SIGINT, SIGHUP) as signals:
-            worker.hooks.after_pass.append(self._passed.set)
+            drain_thread.hooks.after_pass.append(self._passed.set)
             try:
-                worker.start(self._settings)
+                drain_thread.start(self._settings)
                 return self._mind(signals)
             finally:
-                worker.hooks.after_pass.remove(self._passed.set)
+                drain_thread.hooks.after_pass.remove(self._passed.set)
                 if self._web is not None:
                     self._web.close()
 
@@ -109,7 +110,7 @@ class Service:
 
     def _alive(self) -> bool:
         """Whether the thread lives, if need be again."""
-        thread = worker.singleton.thread
+        thread = drain_thread.singleton.thread
         if thread is not None and thread.is_alive():
             return True
         now = time.monotonic()
@@ -119,7 +120,7 @@ class Service:
             return False
         log.error("the drain thread died: starting it again (%d of %d)", self._lives, _LIVES)
         self._started = now
-        worker.start(self._settings)
+        drain_thread.start(self._settings)
         return True
 
     def _tell(self) -> None:
@@ -135,7 +136,7 @@ class Service:
             self._ping()
 
     def _ping(self) -> None:
-        if worker.progress_age(time.monotonic()) <= self._notifier.watchdog / 2:
+        if drain_thread.progress_age(time.monotonic()) <= self._notifier.watchdog / 2:
             self._notifier.alive()
 
     def _serve(self) -> None:
@@ -167,7 +168,7 @@ class Service:
 
     def _use(self, settings: Settings) -> None:
         self._check(settings)
-        kept = worker.reload(settings)
+        kept = drain_thread.reload(settings)
         if self._logged_to:
             logbook.reopen(self._logged_to)
         logbook.install(settings.log)
@@ -195,7 +196,7 @@ class Service:
         self._notifier.stopping("finishing the batch in hand")
         log.info("stopping: the batch in hand is finished and settled")
         end = time.monotonic() + self._settings.stop_timeout
-        while not worker.stop(timeout=0.1):
+        while not drain_thread.stop(timeout=0.1):
             self._ping()
             if signals.wait(0) in (SIGTERM, SIGINT):
                 return self._cut("a second signal")
@@ -207,8 +208,8 @@ class Service:
     def _cut(self, why: str) -> int:
         """Cut the call in hand. If it was a COMMIT, the ledger tells the next start (rule 13)."""
         log.warning("aborting: %s; the next start does what this one leaves", why)
-        worker.abort()
-        if not worker.stop(timeout=CUT):
+        drain_thread.abort()
+        if not drain_thread.stop(timeout=CUT):
             # It hangs in no call of ours, and the interpreter would wait for it.
             log.error("the drain thread does not end: leaving without it")
             os._exit(FAILED)
@@ -216,7 +217,7 @@ class Service:
 
 
 def _summary() -> str:
-    state: dict[str, Any] = worker.state()
+    state: dict[str, Any] = drain_thread.state()
     told = state["background_processor"]
     waiting = sum(lane["depth"] for lane in state["lanes"].values())
     reason = f" ({told['reason']})" if told["reason"] else ""

@@ -16,9 +16,9 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-from processor import worker
 from processor.config import addresses
 from processor.config.settings import Health
+from processor.runtime import drain_thread
 from processor.telemetry import metrics
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def _page(environ: WSGIEnvironment) -> Page:
 
 
 def _health() -> Page:
-    state = worker.state()
+    state = drain_thread.state()
     return _json(state, _code(state, _UNWELL))
 
 
@@ -71,7 +71,7 @@ def _ready() -> Page:
 
 
 def _word(failing: tuple[str, ...]) -> Page:
-    state = worker.state()
+    state = drain_thread.state()
     told = {name: state["background_processor"][name] for name in ("status", "reason")}
     return _json(told, _code(state, failing))
 
@@ -108,7 +108,7 @@ class _Figures:
                 families[name] = kinds[kind](f"processor_{name}", meaning, labels=dict(labels))
             families[name].add_metric([content for _, content in labels], value)
         yield from families.values()
-        status = worker.state()["background_processor"]["status"]
+        status = drain_thread.state()["background_processor"]["status"]
         family = GaugeMetricFamily("processor_status", "1: it is in this one", labels=["status"])
         family.add_metric([status], 1)
         yield family

@@ -18,7 +18,6 @@ import psycopg2
 import pytest
 import redis as redis_driver
 
-from processor import worker
 from processor.buffer.lane import Lane
 from processor.config import loader
 from processor.config.settings import Settings
@@ -28,6 +27,7 @@ from processor.embedded import PostgresServer, RedisServer
 from processor.errors import BufferFull, RedisUnavailable
 from processor.ledger import dead_letters, schema
 from processor.producer import Producer, Receipt
+from processor.runtime import drain_thread
 from processor.telemetry import metrics
 from processor.telemetry.progress import Progress
 from processor.transaction import statements
@@ -107,7 +107,7 @@ class Load:
                 time.sleep(0.05)
             else:
                 self.accepted += 1
-                worker.singleton.event.set()
+                drain_thread.singleton.event.set()
                 return
 
     def grow(self, by: int = 5, timeout: float = 10.0) -> None:
@@ -155,8 +155,8 @@ class Site:
 
     def start(self, settings: Settings | None = None) -> None:
         """Start the processor of this process and wait until it owns its lanes."""
-        worker.start(settings or self.settings)
-        wait_until(lambda: self.status == "running", message=lambda: str(worker.state()))
+        drain_thread.start(settings or self.settings)
+        wait_until(lambda: self.status == "running", message=lambda: str(drain_thread.state()))
 
     def run(self, *, wait: bool = True, **settings: Any) -> Process:
         """Start a processor in a program of its own."""
@@ -182,13 +182,13 @@ class Site:
         """Submit in one write, and wake the processor of this process."""
         limit = self.settings.buffer.transaction_bytes
         receipts = self._producer.submit_many([t.encode(time.time(), limit) for t in transactions])
-        worker.singleton.event.set()
+        drain_thread.singleton.event.set()
         return receipts
 
     def put(self, fields: Mapping[Any, Any], lane: str = "default:0") -> str:
         """Put an entry into a lane past the producer, as anybody with a Redis client may."""
         entry_id = self.redis.xadd(self.lane(lane).stream, dict(fields))
-        worker.singleton.event.set()
+        drain_thread.singleton.event.set()
         return str(entry_id.decode())
 
     def ask(self, transaction_id: str, request: str, edited: Transaction | None = None) -> None:
@@ -199,18 +199,18 @@ class Site:
             letter = dead_letters.found(session, transaction_id)[0]
             body = edited and edited.encode(time.time(), 1_000_000).body
             assert dead_letters.ask(session, letter, request, body)
-        worker.singleton.event.set()
+        drain_thread.singleton.event.set()
 
     # What a test sees.
 
     @property
     def status(self) -> str:
         """The status of the processor of this process."""
-        return str(worker.state()["background_processor"]["status"])
+        return str(drain_thread.state()["background_processor"]["status"])
 
     @property
     def reason(self) -> str:
-        return str(worker.state()["background_processor"]["reason"])
+        return str(drain_thread.state()["background_processor"]["reason"])
 
     def lane(self, name: str = "default:0") -> Lane:
         return Lane(self.settings.namespace, name)
@@ -245,7 +245,7 @@ class Site:
     # What a test waits for.
 
     def shows(self, status: str, timeout: float = 10.0) -> None:
-        wait_until(lambda: self.status == status, timeout, lambda: f"{status}: {worker.state()}")
+        wait_until(lambda: self.status == status, timeout, lambda: f"{status}: {drain_thread.state()}")
 
     def commits(self, *numbers: int, timeout: float = 10.0) -> None:
         """Wait until the tape is exactly this."""
@@ -283,14 +283,14 @@ class Site:
 
     def tale(self) -> str:
         """What one wants to know when a wait was in vain."""
-        return f"depth {self.depth()}, parked {self.parked()}, {worker.state()}"
+        return f"depth {self.depth()}, parked {self.parked()}, {drain_thread.state()}"
 
     def close(self) -> None:
         for load in self._loads:
             load.end(timeout=0.1)
-        if not worker.stop():
-            worker.abort()
-            assert worker.stop(), "the processor does not end"
+        if not drain_thread.stop():
+            drain_thread.abort()
+            assert drain_thread.stop(), "the processor does not end"
         for drain in self._drains:
             drain.database.close()
             drain.redis.close()

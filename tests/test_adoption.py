@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from processor import worker
 from processor.drain.drain import Drain
 from processor.ledger import dead_letters
+from processor.runtime import drain_thread
 from processor.transaction.builder import Transaction
 from processor.transaction.ids import new_id
 from tests.fix_cli import Cli, line, poison
@@ -44,10 +44,10 @@ def anew(site: Site, lose: Callable[[Site], None]) -> str:
     """Lose the buffer and wait for its successor; the identity that is gone."""
     gone = identity(site)
     lose(site)
-    worker.singleton.event.set()
+    drain_thread.singleton.event.set()
     loss = f"from {gone} to "
-    wait_until(lambda: loss in str(worker.state()["background_processor"]["loss"]))
-    wait_until(lambda: worker.state()["lanes"]["default:0"]["owner"])
+    wait_until(lambda: loss in str(drain_thread.state()["background_processor"]["loss"]))
+    wait_until(lambda: drain_thread.state()["lanes"]["default:0"]["owner"])
     return gone
 
 
@@ -121,7 +121,7 @@ def test_a_processor_says_once_what_other_buffers_left(
     assert told() == []
     gone = anew(dead_site, flushed)
     wait_until(told)
-    assert worker.stop()
+    assert drain_thread.stop()
     dead_site.start()
     wait_until(lambda: len(told()) == 2)
     dead_site.submit(write(1))
@@ -221,7 +221,7 @@ def test_without_redis_dead_letters_are_shown_and_none_is_decided(
 def test_a_redis_that_knows_no_buffer_takes_nothing_over(at_site: Cli, dead_site: Site) -> None:
     (dead,) = poison(dead_site)
     gone = identity(dead_site)
-    assert worker.stop()
+    assert drain_thread.stop()
     dead_site.redis.flushall()
     for more in ([], ["--adopt", gone]):
         said = at_site("dead", "retry", dead, *more)

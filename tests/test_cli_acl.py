@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import redis as redis_driver
 
-from processor import worker
 from processor.cli import acl
 from processor.config import loader
+from processor.runtime import drain_thread
 from tests.fix_cli import Cli, as_user, lines, poison
 from tests.fix_process import ROOT
 from tests.fix_servers import redis_floor
@@ -37,7 +37,7 @@ def test_the_printed_users_can_do_their_work(cli: Cli, site_of: Any, server: Any
         for part in ("producer", "processor", "operator")
     )
     assert cli.use(producer)("submit", stdin=lines(1, 2, key="k") + lines(3, delay=0.1)).code == 0
-    worker.start(loader.load(worker_, environ={}))
+    drain_thread.start(loader.load(worker_, environ={}))
     wait_until(lambda: sorted(site.tape()) == [1, 2, 3], message=lambda: site.tale())
     poison(site, 1, key="k")
     site.submit(write(4, key="k"))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from processor import worker
+from processor.runtime import drain_thread
 from processor.transaction.builder import Transaction
 from tests.fix_cli import UNKNOWN, Cli, Role, line, poison
 from tests.fix_process import ROOT
@@ -175,7 +175,7 @@ def test_many_are_named_by_a_filter_counted_first_and_asked_about(
 
 def test_a_request_waits_for_a_processor_to_come(at_site: Cli, dead_site: Site) -> None:
     (dead,) = poison(dead_site)
-    assert worker.stop()
+    assert drain_thread.stop()
     said = at_site("dead", "discard", dead, "--yes", "--wait", "1")
     assert said.code == 1
     assert said.out == f"{dead}  discard requested, not carried out yet\n"

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import redis as redis_driver
 
-from processor import worker
 from processor.cli import examine_host
 from processor.config.settings import Settings
 from processor.ledger import schema
+from processor.runtime import drain_thread
 from tests.fix_cli import Cli, Role, as_role, as_user, poison
 from tests.fix_site import Site, merged, step, write
 from tests.fix_wait import wait_until
@@ -183,7 +183,7 @@ def test_the_doctor_judges_schema_retention_pauses_and_dead_letters(cli: Cli, si
     assert found["checklist", "dead letters and alerting"]["level"] == "warn"
     assert "forgets an id after 2h" in found["checklist", "repeatable work"]["found"]
     assert found["redis", "queues"]["found"] == "low is paused"
-    worker.stop()
+    drain_thread.stop()
     site.execute("update processor.meta set version = 0")
     assert diagnosis(cli, "postgresql", "schema")["level"] == "fail"
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from processor import worker
+from processor.runtime import drain_thread
 from processor.transaction.builder import Transaction
 from tests.fix_cli import UNKNOWN, Cli, poison
 from tests.fix_site import Site, merged, write
@@ -123,7 +123,7 @@ def test_a_record_of_before_that_tells_no_reason_is_read(cli: Cli, site_of: Any)
     assert (told["attempts"], told["reason"], told["why"]) == (1, None, "it failed 1 time")
     site.execute("insert into account (id) values (1)")
     site.redis.zadd(site.lane().retry, {failing.id: 0})
-    worker.stop()
+    drain_thread.stop()
     site.start()
     site.empties()
     assert site.one("select parent from child") == 1
@@ -139,7 +139,7 @@ def test_what_is_dead_names_the_reason_and_what_was_asked(at_site: Cli, dead_sit
     assert "it holds k" in told["why"]
     assert f"processor dead retry {dead}" in told["release"]
     assert explained(at_site, behind.id)["waits_behind"] == dead
-    worker.stop()
+    drain_thread.stop()
     at_site("dead", "retry", dead)
     assert "retry was requested by" in explained(at_site, dead)["release"]
 
@@ -155,9 +155,9 @@ def test_an_entry_of_a_later_release_names_the_update(at_site: Cli, site: Site) 
 def test_an_outage_is_named_as_what_keeps_it(at_site: Cli, site: Site) -> None:
     site.start()
     site.execute("alter schema processor rename to elsewhere")
-    worker.stop()
+    drain_thread.stop()
     site.redis.delete(*site.redis.keys("processor:state:*"))
-    worker.start(site.settings)
+    drain_thread.start(site.settings)
     site.shows("outage")
     (receipt,) = site.submit(write(1))
     wait_until(lambda: any(b'"outage"' in site.redis.get(key)
@@ -183,7 +183,7 @@ def test_a_long_outage_is_still_named_as_what_keeps_it(
     site.shows("outage")
     (receipt,) = site.submit(write(2))
     last_run = datetime.datetime.fromisoformat(
-        worker.state()["background_processor"]["last_run"]).timestamp()
+        drain_thread.state()["background_processor"]["last_run"]).timestamp()
     wait_until(lambda: time.time() - last_run > 1.5)
     told = at_site("explain", receipt.id, "--json").records[0]
     assert told["why"].startswith("outage: ")

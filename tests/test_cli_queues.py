@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from processor import worker
+from processor.runtime import drain_thread
 from tests.fix_cli import Cli
 from tests.fix_site import Site, merged, write
 from tests.fix_wait import wait_until
@@ -23,7 +23,7 @@ def test_a_paused_queue_takes_entries_and_applies_none_until_it_is_resumed(
     assert (said.code, said.error) == (
         0, "default is paused until `processor queues resume default`"
     )
-    wait_until(lambda: worker.state()["lanes"]["default:0"]["status"] == "paused")
+    wait_until(lambda: drain_thread.state()["lanes"]["default:0"]["status"] == "paused")
     site.submit(write(1))
     site.submit(write(2, queue="high"))
     site.commits(2)

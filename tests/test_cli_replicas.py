@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from processor import worker
 from processor.buffer import replica_status
 from processor.connections.redis_client import RedisConnection
 from processor.embedded import PostgresServer, Standby
+from processor.runtime import drain_thread
 from processor.telemetry.status import Replica, timestamp
 from tests.fix_cli import Cli
 from tests.fix_servers import Factory
@@ -44,7 +44,7 @@ def test_status_shows_how_far_each_replica_is(
     site.start()
     site.submit(write(1))
     site.commits(1)
-    wait_until(lambda: worker.state()["replicas"]["near"]["lag"] == 0.0)
+    wait_until(lambda: drain_thread.state()["replicas"]["near"]["lag"] == 0.0)
 
     at_site = cli.use(site.mapping)
     (told,) = at_site("status", "--json").records
@@ -157,7 +157,7 @@ def test_what_waits_for_a_replica_is_explained_and_no_problem(
     site.start()
     (receipt,) = site.submit(write(1))
     site.commits(1)
-    wait_until(lambda: worker.state()["replicas"]["near"]["lag"] == 0.0)
+    wait_until(lambda: drain_thread.state()["replicas"]["near"]["lag"] == 0.0)
     at_site = cli.use(site.mapping)
 
     told = at_site("explain", receipt.id, "--json").records[0]
@@ -168,5 +168,5 @@ def test_what_waits_for_a_replica_is_explained_and_no_problem(
     assert "gone: away, near: yes" in str(at_site("explain", receipt.id).lines)
     assert at_site("verify").code == 0
     wait_until(lambda: "1 committed entries wait" in site.reason)
-    assert worker.stop()
+    assert drain_thread.stop()
     assert at_site("verify").code == 0

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from processor import worker
+from processor.runtime import drain_thread
 from tests.fix_cli import UNKNOWN, Cli, Said, poison
 from tests.fix_site import Site, merged, write
 from tests.fix_wait import wait_until
@@ -33,7 +33,7 @@ def tamper(at_site: Cli, site: Site, how: Callable[[], Any]) -> Said:
     site.submit(write(1, key="k"), write(2))
     site.commits(2)
     wait_until(lambda: site.parked() == 1)
-    assert worker.stop()
+    assert drain_thread.stop()
     how()
     return at_site("verify", "--json")
 
@@ -79,7 +79,7 @@ def test_entries_left_by_a_killed_processor_are_a_warning_until_one_comes(
     (receipt,) = site.submit(write(1))
     site.commits(1)
     wait_until(lambda: not site.depth())
-    assert worker.stop()
+    assert drain_thread.stop()
     site.redis.delete(*site.redis.keys("processor:state:*"))
     body = write(1)
     body.id = receipt.id
@@ -96,7 +96,7 @@ def test_a_buffer_that_lost_everything_is_told_from_a_new_one(at_site: Cli, site
     assert said.code == 0
     assert "nothing was ever submitted" in said.out
     site.start()
-    assert worker.stop()
+    assert drain_thread.stop()
     site.redis.flushall()
     said = at_site("verify")
     assert said.code == 1

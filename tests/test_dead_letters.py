@@ -16,8 +16,8 @@ from typing import Any
 import psycopg2
 import pytest
 
-from processor import worker
 from processor.apply import committer
+from processor.runtime import drain_thread
 from processor.telemetry import metrics
 from processor.transaction.builder import Transaction
 from processor.transaction.ids import new_id
@@ -802,7 +802,7 @@ def test_values_are_neither_logged_nor_shown(site_of, caplog, capfd) -> None:
     wait_until(lambda: len(site.dead()) == 10)
     site.empties()
 
-    shown = json.dumps(worker.state()) + "".join(str(figure) for figure in metrics.snapshot())
+    shown = json.dumps(drain_thread.state()) + "".join(str(figure) for figure in metrics.snapshot())
     told = b"".join(site.redis.get(key) or b"" for key in site.redis.scan_iter("*state*")).decode()
     reasons = "".join(f"{state} {reason}" for _, state, reason in site.dead())
     for text in (caplog.text, shown, told, reasons, "".join(capfd.readouterr())):

@@ -16,11 +16,11 @@ from collections.abc import Callable
 import pytest
 
 import processor
-from processor import worker
 from processor.buffer import replica_status
-from processor.clearing import Clearing
 from processor.connections.redis_client import RedisConnection
 from processor.reads import reader
+from processor.runtime import drain_thread
+from processor.runtime.overlay_cleaner import Clearing
 from processor.transaction.builder import Transaction
 from tests.fix_failover import Pair, held, replayed
 from tests.fix_servers import execute
@@ -75,7 +75,7 @@ def test_a_failover_while_nobody_runs_loses_nothing_either(
     site = site_at(settle="replicated")
     site.start()
     held(site, pair, *(write(n) for n in range(1, 21)))
-    assert worker.stop()
+    assert drain_thread.stop()
 
     pair.fail(site)
     site.start()
@@ -153,11 +153,11 @@ def test_nothing_waits_for_a_lost_replica_and_it_is_said_loudly(
     assert site.depth() == 10
 
     site.empties()
-    wait_until(lambda: worker.state()["replicas"]["near"]["status"] == "lost")
+    wait_until(lambda: drain_thread.state()["replicas"]["near"]["status"] == "lost")
     assert any("replica near is lost" in r.getMessage() for r in caplog.records)
 
     pair.standby.start()
-    wait_until(lambda: worker.state()["replicas"]["near"]["status"] == "following")
+    wait_until(lambda: drain_thread.state()["replicas"]["near"]["status"] == "following")
     assert any("replica near is back" in r.getMessage() for r in caplog.records)
     held(site, pair, write(11))
     assert site.depth() == 1
@@ -178,8 +178,8 @@ def test_what_a_failover_lost_is_reported_with_its_ids(
 
     pair.fail(site)
 
-    wait_until(lambda: worker.state()["background_processor"]["loss"], 20, message=site.tale)
-    loss = worker.state()["background_processor"]["loss"]
+    wait_until(lambda: drain_thread.state()["background_processor"]["loss"], 20, message=site.tale)
+    loss = drain_thread.state()["background_processor"]["loss"]
     assert "left 12 commits behind" in loss
     assert lost[0] in loss
     redis = RedisConnection(site.settings.redis.url, 1.0)
@@ -207,7 +207,7 @@ def test_what_was_submitted_twice_is_one_commit_that_a_failover_lost(
     pair.fail(site)
 
     assert loss(site) == lost
-    assert "left 2 commits behind" in worker.state()["background_processor"]["loss"]
+    assert "left 2 commits behind" in drain_thread.state()["background_processor"]["loss"]
 
 
 def test_a_lost_replica_that_is_promoted_is_known_to_lack_what_it_lacks(
@@ -218,7 +218,7 @@ def test_a_lost_replica_that_is_promoted_is_known_to_lack_what_it_lacks(
     site.submit(write(1))
     replayed(site, pair, 1)
     lost = held(site, pair, write(2), write(3))
-    wait_until(lambda: worker.state()["replicas"]["near"]["status"] == "lost")
+    wait_until(lambda: drain_thread.state()["replicas"]["near"]["status"] == "lost")
     lost += held(site, pair, write(4))
 
     pair.fail(site)
@@ -236,7 +236,7 @@ def test_what_left_redis_while_a_replica_was_lost_is_reported_when_that_is_promo
     replayed(site, pair, 1)
     pair.link.hold()
     lost = [r.id for r in site.submit(write(2), Transaction().insert("link", {"n": 1}), write(3))]
-    wait_until(lambda: worker.state()["replicas"]["near"]["status"] == "lost")
+    wait_until(lambda: drain_thread.state()["replicas"]["near"]["status"] == "lost")
     wait_until(site.dead)
     site.empties()
 
@@ -254,11 +254,11 @@ def test_a_loss_window_outlives_a_reload(site_at: Callable[..., Site], pair: Pai
     site.empties()
     lost = held(site, pair, *(write(n) for n in range(2, 30)))
     assert site.depth() == 28
-    worker.reload(site.changed(settle="committed"))
+    drain_thread.reload(site.changed(settle="committed"))
     site.empties()
-    epoch = worker.state()["lanes"]["default:0"]["epoch"]
-    worker.reload(site.settings)
-    wait_until(lambda: worker.state()["lanes"].get("default:0", {}).get("epoch", 0) > epoch)
+    epoch = drain_thread.state()["lanes"]["default:0"]["epoch"]
+    drain_thread.reload(site.settings)
+    wait_until(lambda: drain_thread.state()["lanes"].get("default:0", {}).get("epoch", 0) > epoch)
     held(site, pair, write(30))
 
     pair.fail(site)
@@ -286,7 +286,7 @@ def test_what_a_failover_lost_is_shown_no_more_unless_it_is_submitted_again(
     assert set(loss(site)) == {each.id for each in lost}
     wait_until(lambda: not site.redis.exists(overlay))
     assert processor.read("account", {"id": 1})[0]["balance"] == 0
-    worker.stop()
+    drain_thread.stop()
     site.submit(lost[1])
     clearing = Clearing(site.settings)
     clearing.clear()
@@ -367,7 +367,7 @@ def crash(site: Site, pair: Pair, *transactions: Transaction) -> list[str]:
 
 def loss(site: Site) -> list[str]:
     """The ids that are told to be lost, when there are some."""
-    wait_until(lambda: worker.state()["background_processor"]["loss"], 20, message=site.tale)
+    wait_until(lambda: drain_thread.state()["background_processor"]["loss"], 20, message=site.tale)
     redis = RedisConnection(site.settings.redis.url, 1.0)
     (told,) = replica_status.losses(redis, site.settings.namespace)
     redis.close()
@@ -386,7 +386,7 @@ def test_a_failover_that_lost_nothing_reports_nothing(
 
     site.submit(write(31))
     site.commits(*range(1, 32), timeout=20)
-    assert worker.state()["background_processor"]["loss"] == ""
+    assert drain_thread.state()["background_processor"]["loss"] == ""
 
 
 def test_an_old_primary_that_comes_back_is_not_written_to(
@@ -399,15 +399,15 @@ def test_an_old_primary_that_comes_back_is_not_written_to(
     pair.fail(site)
     site.submit(write(2))
     site.commits(1, 2, timeout=20)
-    assert worker.stop()
+    assert drain_thread.stop()
 
     pair.primary.start()
-    worker.start(site.changed(database={"dsn": pair.primary.dsn}))
+    drain_thread.start(site.changed(database={"dsn": pair.primary.dsn}))
     wait_until(lambda: "an old primary is back" in site.reason, message=site.tale)
     site.submit(write(3))
     time.sleep(0.5)
     assert execute(pair.primary.dsn, "select n from tape") == [(1,)]
-    assert worker.stop()
+    assert drain_thread.stop()
 
     site.start()
     site.commits(1, 2, 3)

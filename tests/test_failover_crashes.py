@@ -12,7 +12,8 @@ from collections.abc import Callable
 
 import pytest
 
-from processor import crashpoint, worker
+from processor import crashpoint
+from processor.runtime import drain_thread
 from processor.transaction.builder import Transaction
 from tests.fix_failover import Pair, replayed
 from tests.fix_process import Spawn
@@ -57,7 +58,7 @@ def kill_and_fail(spawn: Spawn, site: Site, pair: Pair, point: str, size: int) -
     site.start()
     site.submit(*first)
     replayed(site, pair, -1)
-    assert worker.stop()
+    assert drain_thread.stop()
     pair.link.hold()
     load, dying = mixed(count)
     # A copy of each fifth: its reply was lost.

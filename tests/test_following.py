@@ -16,7 +16,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from psycopg2.extras import LogicalReplicationConnection
 
-from processor import worker
 from processor.buffer import replica_status
 from processor.config.settings import Replicas
 from processor.connections.redis_client import RedisConnection
@@ -26,6 +25,7 @@ from processor.errors import RedisUnavailable
 from processor.ownership.replication_backlog import Range, Withheld
 from processor.replicas.commit_marks import Marks
 from processor.replicas.health import Standing
+from processor.runtime import drain_thread
 from tests.fix_proxy import Proxy
 from tests.fix_servers import Factory, execute
 from tests.fix_site import Site, counted, step, write
@@ -203,7 +203,7 @@ def told(site: Site) -> dict[str, str]:
 
 
 def caught_up() -> bool:
-    return bool(worker.state()["replicas"].get("near", {}).get("lag") == 0.0)
+    return bool(drain_thread.state()["replicas"].get("near", {}).get("lag") == 0.0)
 
 
 def test_replicas_are_found_in_pg_stat_replication_where_none_is_named(
@@ -232,7 +232,7 @@ def test_a_role_that_may_not_see_replicas_follows_none_and_drains(
     site.submit(write(1))
     site.commits(1)
 
-    assert worker.state()["replicas"] == {}
+    assert drain_thread.state()["replicas"] == {}
     assert told(site) == {}
 
 
@@ -262,7 +262,7 @@ def test_a_frozen_replica_disturbs_neither_the_drain_nor_a_stop(
     site.submit(*(write(n) for n in range(2, 500)))
     site.commits(*range(1, 500))
     site.empties()
-    assert worker.stop(5.0)
+    assert drain_thread.stop(5.0)
     standby.thaw()
     assert not [t for t in threading.enumerate() if t.name == "processor-replicas"]
 
@@ -282,11 +282,11 @@ def test_a_cut_link_is_told_and_mended(
     link.off()
     site.submit(write(1))
     site.commits(1)
-    wait_until(lambda: worker.state()["replicas"]["near"]["status"] == "lagging")
+    wait_until(lambda: drain_thread.state()["replicas"]["near"]["status"] == "lagging")
 
     link.on()
     wait_until(caught_up, 20)
-    wait_until(lambda: worker.state()["replicas"]["near"]["status"] == "following")
+    wait_until(lambda: drain_thread.state()["replicas"]["near"]["status"] == "following")
 
 
 def test_a_standby_that_comes_first_among_the_hosts_is_not_asked_for_those_that_stream(
@@ -414,7 +414,7 @@ def test_a_stop_waits_for_no_connect_to_a_replica_that_does_not_answer(
         hole.settimeout(10)
         met = [hole.accept()[0] for _ in servers]
         begun = time.monotonic()
-        assert worker.stop(10.0)
+        assert drain_thread.stop(10.0)
         assert time.monotonic() - begun < 1.5
         assert not [t for t in threading.enumerate() if t.name == "processor-replicas"]
         for each in met:

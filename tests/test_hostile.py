@@ -17,7 +17,6 @@ from typing import Any
 import psycopg2
 import pytest
 
-from processor import worker
 from processor.apply import committer as session_module
 from processor.apply.applier import Applier
 from processor.connections.postgres_session import Database as Session
@@ -25,6 +24,7 @@ from processor.drain.drain import Drain
 from processor.embedded import PostgresServer, RedisServer
 from processor.errors import DatabaseUnavailable, RedisUnavailable
 from processor.producer import Producer
+from processor.runtime import drain_thread
 from processor.telemetry import metrics
 from processor.telemetry.progress import Progress
 from processor.transaction.builder import Transaction
@@ -390,7 +390,7 @@ def test_pauses_and_what_is_due_are_learnt_during_a_backlog(site_of: MakeSite) -
     assert site.depth() > 100, "the backlog was over before"
 
     site.redis.hset(f"{site.settings.namespace}:paused", "default", 0)
-    wait_until(lambda: worker.state()["lanes"]["default:0"]["status"] == "paused")
+    wait_until(lambda: drain_thread.state()["lanes"]["default:0"]["status"] == "paused")
     left = site.depth()
     assert left > 100, "the backlog was over before"
     site.submit(write(0, "after", queue="high"))
@@ -507,7 +507,7 @@ def test_of_a_pass_that_fails_health_and_status_say_just_that(
     site.submit(write(1))
     site.commits(1)
     wait_until(lambda: metrics.value("owner", lane="default:0") == 1)
-    assert worker.stop()
+    assert drain_thread.stop()
     assert metrics.value("owner", lane="default:0") == 0
 
 

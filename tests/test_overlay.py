@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 import processor
-from processor import worker
 from processor.apply.dead_letter_writer import Burial
-from processor.clearing import Clearing
 from processor.config import loader
 from processor.config.settings import Settings
 from processor.reads import reader
+from processor.runtime import drain_thread
+from processor.runtime.overlay_cleaner import Clearing
 from processor.transaction.builder import Transaction
 from tests.fix_site import Site, step, write
 from tests.fix_wait import wait_until
@@ -451,7 +451,7 @@ def test_values_go_also_where_no_table_is_shown(site_of: Callable[..., Site]) ->
 def test_what_was_shown_goes_also_when_its_table_is_shown_no_more(shown: Site) -> None:
     shown.submit(t().insert("item", {"id": 1}))
     shown.start(shown.changed(overlay={"tables": {"part": "site, no"}}))
-    worker.reload(without_overlay(shown))
+    drain_thread.reload(without_overlay(shown))
     wait_until(lambda: not overlay_keys(shown))
 
 

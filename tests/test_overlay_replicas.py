@@ -19,13 +19,13 @@ import pytest
 
 import processor
 from processor.buffer import commit_notes
-from processor.clearing import Clearing
 from processor.config import loader
 from processor.connections.wal_position import Position, number
 from processor.ledger import schema
 from processor.reads import reader
 from processor.reads.merged_read import Reading
 from processor.reads.snapshot import Snapshot
+from processor.runtime.overlay_cleaner import Clearing
 from processor.transaction.builder import Transaction
 from tests.fix_proxy import Proxy
 from tests.fix_replicas import copied

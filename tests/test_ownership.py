@@ -14,11 +14,11 @@ from typing import Any
 import psycopg2
 import pytest
 
-from processor import worker
 from processor.drain.drain import Drain
 from processor.errors import DatabaseError
 from processor.ledger import outcomes
 from processor.ledger.outcomes import Ownership
+from processor.runtime import drain_thread
 from processor.transaction.builder import Transaction
 from tests.fix_process import Process
 from tests.fix_servers import execute
@@ -295,7 +295,7 @@ def test_a_buffer_that_lost_its_identity_is_reported_and_goes_on_under_a_new_one
 
 
 def loss(site: Site) -> str:
-    return str(worker.state()["background_processor"]["loss"])
+    return str(drain_thread.state()["background_processor"]["loss"])
 
 
 # The session.

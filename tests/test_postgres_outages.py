@@ -17,9 +17,9 @@ from pathlib import Path
 import psycopg2
 import pytest
 
-from processor import worker
 from processor.embedded import PostgresServer
 from processor.ledger import schema
+from processor.runtime import drain_thread
 from tests.fix_servers import Factory, execute
 from tests.fix_site import Site, counted, step, write
 from tests.fix_wait import wait_until
@@ -345,7 +345,7 @@ def test_an_outage_at_the_start_is_no_failure_to_start(own_postgres, site_of) ->
     server = own_postgres()
     site = site_of(postgres=server)
     server.stop()
-    worker.start(site.settings)
+    drain_thread.start(site.settings)
     site.shows("outage")
     load = site.load()
     load.grow(20)
@@ -374,7 +374,7 @@ def test_a_schema_that_goes_missing_is_an_outage_with_a_remedy(site: Site) -> No
 def test_a_schema_of_a_later_release_is_an_outage_and_stays_as_it_is(init: bool, site_of) -> None:
     site = site_of(database={"init": init})
     site.execute("update processor.meta set version = 99")
-    worker.start(site.settings)
+    drain_thread.start(site.settings)
     site.submit(write(1))
     site.shows("outage")
     wait_until(lambda: "version 99" in site.reason, message=lambda: site.reason)

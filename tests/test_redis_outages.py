@@ -12,10 +12,10 @@ from threading import Thread
 import pytest
 import redis as redis_driver
 
-from processor import worker
 from processor.connections.redis_client import RedisConnection
 from processor.embedded import RedisServer
 from processor.errors import RedisUnavailable, SubmitUnknown
+from processor.runtime import drain_thread
 from tests.fix_proxy import Proxy
 from tests.fix_servers import redis_floor
 from tests.fix_site import Site, counted, write
@@ -151,7 +151,7 @@ def test_redis_that_refuses_to_write_is_an_outage(word: str, own_redis, site_of)
     site.submit(*(write(n, attempts=1) for n in range(1, 51)))
 
     refusing(server, site, word)
-    worker.start(site.settings)
+    drain_thread.start(site.settings)
     site.shows("outage")
     assert word in site.reason
     assert site.tape() == list(range(1, 51))

@@ -14,13 +14,13 @@ import psycopg2
 import pytest
 
 import processor
-from processor import worker
 from processor.apply import committer
 from processor.buffer import replica_status
 from processor.config.loader import configure
 from processor.connections.wal_position import number
 from processor.receipts import replica_progress
 from processor.receipts.receipt import Receipt
+from processor.runtime import drain_thread
 from tests.fix_cli import as_user
 from tests.fix_process import Spawn
 from tests.fix_proxy import Proxy
@@ -226,7 +226,7 @@ def test_when_nobody_follows_the_replicas_are_asked_themselves(
 ) -> None:
     replicas.pause("far")
     receipt = committed(site)
-    assert worker.stop()
+    assert drain_thread.stop()
     monkeypatch.setattr(replica_progress, "_SILENT", -1.0)
     assert receipt.status().replicas == {"near": True, "far": False}
     replicas.resume("far")
@@ -361,7 +361,7 @@ def test_without_a_ledger_a_commit_of_before_a_failover_is_not_called_replicated
     fail(site, pair)
     (new,) = site.submit(write(3))
     assert new.wait("committed", 20).state == "committed"
-    assert worker.stop()
+    assert drain_thread.stop()
     pair[0].start()
     for dsn in ("host=/nowhere dbname=none", pair[0].dsn):
         configure(site.changed(database={"dsn": dsn}))

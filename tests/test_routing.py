@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 
 import processor
-from processor import worker
 from processor.buffer import replica_status
 from processor.config.loader import configure
 from processor.receipts import replica_progress
 from processor.receipts.receipt import Receipt
 from processor.replicas import server_identity
+from processor.runtime import drain_thread
 from tests.fix_proxy import Proxy
 from tests.fix_replicas import Replicas, committed, copied
 from tests.fix_servers import Factory, execute
@@ -112,7 +112,7 @@ def test_a_replica_that_is_lost_is_passed_over(
     has(replicas, "near", 1)
     replicas.pause("near")
     committed(site, 2)
-    wait_until(lambda: worker.state()["replicas"]["near"]["status"] == "lost")
+    wait_until(lambda: drain_thread.state()["replicas"]["near"]["status"] == "lost")
     assert replicas.shows("near", 1), "it has it, and is lost all the same"
     has(replicas, "far", 1)
     assert processor.route(receipt).name == "far"
@@ -155,7 +155,7 @@ def test_a_server_is_found_without_a_watch(
     replicas.pause("near")
     replicas.pause("far")
     receipt = committed(site)
-    assert worker.stop()
+    assert drain_thread.stop()
     monkeypatch.setattr(replica_progress, "_SILENT", -1.0)
     assert processor.route(receipt).name == "primary"
     threading.Timer(0.3, replicas.resume, ["far"]).start()
@@ -177,7 +177,7 @@ def test_a_server_is_found_without_redis(
     replicas.pause("near")
     replicas.pause("far")
     later = committed(site, 2)
-    worker.stop()
+    drain_thread.stop()
     redis.kill()
     assert processor.route(receipt).name == "near"
     assert processor.route(later).name == "primary"
@@ -221,7 +221,7 @@ def test_replicas_that_nobody_may_follow_are_asked_themselves(
 ) -> None:
     site = followed()
     configure(site.changed(replicas={"tracking": False}))
-    worker.start(site.changed(replicas={"tracking": False}))
+    drain_thread.start(site.changed(replicas={"tracking": False}))
     replicas.pause("near")
     receipt = committed(site)
     assert processor.route(receipt, wait=10, primary=False).name == "far"
@@ -272,7 +272,7 @@ def test_a_name_that_is_given_to_another_server_counts_by_what_that_one_shows(
     wait_until(lambda: receipt.status().replicas == {"near": True, "far": False})
     settings = site.changed(replicas={"servers": exchanged(replicas)})
     configure(settings)
-    worker.reload(settings)
+    drain_thread.reload(settings)
     wait_until(lambda: receipt.status().replicas == {"near": False, "far": True})
     assert receipt.wait("replicated", 0.5).state == "committed"
     assert processor.route(receipt).name == "far"
@@ -287,7 +287,7 @@ def test_what_is_told_of_a_name_is_not_believed_against_its_server_when_nobody_f
     replicas.pause("far")
     receipt = committed(site, 1)
     wait_until(lambda: receipt.status().replicas == {"near": True, "far": False})
-    assert worker.stop()
+    assert drain_thread.stop()
     monkeypatch.setattr(replica_progress, "_SILENT", -1.0)
     configure(site.changed(replicas={"servers": exchanged(replicas)}))
     assert receipt.status().replicas == {"near": False, "far": True}
@@ -311,7 +311,7 @@ def test_what_was_told_of_another_server_is_taken_back_also_while_redis_is_full(
     site.redis.config_set("maxmemory", "1")
     settings = site.changed(replicas={"servers": exchanged(replicas)})
     configure(settings)
-    worker.reload(settings)
+    drain_thread.reload(settings)
     wait_until(lambda: receipt.status().replicas == {"near": False, "far": False})
     site.redis.config_set("maxmemory", "0")
     wait_until(lambda: receipt.status().replicas == {"near": False, "far": True})

@@ -17,9 +17,9 @@ import psycopg2
 import pytest
 import redis as redis_driver
 
-from processor import worker
 from processor.apply.applier import Applier
 from processor.buffer import delayed
+from processor.runtime import drain_thread
 from processor.transaction.builder import Transaction
 from processor.transaction.entry import decode
 from processor.transaction.ids import new_id
@@ -170,7 +170,7 @@ def test_no_command_is_sent_in_a_transaction_or_a_script(site: Site) -> None:
     site.ask(poison.id, "discard")
     wait_until(lambda: sorted(site.tape()) == [1, 2, 3, 9])
     site.empties()
-    worker.stop()
+    drain_thread.stop()
 
     commands = monitor.end()
 
@@ -379,7 +379,7 @@ def test_a_pause_is_heeded_while_the_backlog_never_ends(site_of) -> None:
         return True
 
     def status() -> str:
-        return str(worker.state()["lanes"]["default:0"]["status"])
+        return str(drain_thread.state()["lanes"]["default:0"]["status"])
 
     never_ends()
     site.start()
@@ -400,7 +400,7 @@ def test_a_lane_that_is_locked_out_does_not_stop_the_others(site: Site) -> None:
         with blocker.cursor() as cursor:
             cursor.execute("lock table tape in access exclusive mode")
         site.submit(write(1))
-        wait_until(lambda: worker.state()["lanes"]["default:0"]["status"] == "paused")
+        wait_until(lambda: drain_thread.state()["lanes"]["default:0"]["status"] == "paused")
         site.submit(*(Transaction(queue="high").insert("other", {"n": n}) for n in range(3)))
         wait_until(lambda: site.one("select count(*) from other") == 3)
     site.commits(1)

@@ -13,13 +13,13 @@ from contextlib import closing
 import psycopg2
 import pytest
 
-from processor import worker
 from processor.apply import committer as session_module
 from processor.apply.committer import Session
 from processor.apply.verdict import Failure, Verdict, is_final, judge
 from processor.connections.postgres_session import Database
 from processor.errors import DatabaseUnavailable
 from processor.ledger import outcomes
+from processor.runtime import drain_thread
 from processor.telemetry.progress import Progress
 from processor.transaction.builder import Transaction
 from tests.fix_site import Site, counted, step, write
@@ -180,7 +180,7 @@ def test_an_internal_error_pauses_the_lane_loudly(state: str, site: Site, caplog
 
 
 def lane_of(site: Site) -> dict[str, object]:
-    return dict(worker.state()["lanes"].get("default:0", {}))
+    return dict(drain_thread.state()["lanes"].get("default:0", {}))
 
 
 def test_a_table_locked_by_somebody_else_is_waited_for(site: Site) -> None:

@@ -17,8 +17,9 @@ import pytest
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.test import Client
 
-from processor import web, worker
+from processor import web
 from processor.config.settings import Health
+from processor.runtime import drain_thread
 from processor.telemetry import metrics
 from processor.telemetry.status import LaneState, State, as_mapping
 from tests.fix_wait import wait_until
@@ -35,7 +36,7 @@ def published(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     lanes = {"default:0": LaneState("running", depth=3, owner=True)}
     state = State("running", last_run=1735689605.0, processed=150, site="main", lanes=lanes)
     told = as_mapping(state, version="1")
-    monkeypatch.setattr(worker, "state", lambda: told)
+    monkeypatch.setattr(drain_thread, "state", lambda: told)
     metrics.forget()
     yield told
     metrics.forget()

@@ -8,9 +8,9 @@ from typing import Any
 import psycopg2
 import pytest
 
-from processor import worker
 from processor.connections.wal_position import number
 from processor.errors import DatabaseError
+from processor.runtime import drain_thread
 from processor.transaction.builder import Transaction
 from tests.fix_failover import Pair, held, replayed
 from tests.fix_servers import Factory
@@ -75,7 +75,7 @@ def test_what_a_full_redis_does_not_park_has_no_long_way_read_again(
     site.start()
     replayed(site, pair)
     held(site, pair, *(write(n) for n in range(1, 1001)))
-    assert worker.stop()
+    assert drain_thread.stop()
     site.submit(orphan(key="a"), write(1001, key="a"), orphan(), *(write(n) for n in (1002, 1003)))
     site.redis.config_set("maxmemory", "1")
     site.start()
@@ -123,7 +123,7 @@ def test_a_commit_whose_reply_was_an_error_is_not_taken_for_an_earlier_one(
 
 def lost(site: Site) -> None:
     """Until the replica is taken for lost, and nothing waits for it any more."""
-    wait_until(lambda: worker.singleton.state.replicas["near"].state == "lost", message=site.tale)
+    wait_until(lambda: drain_thread.singleton.state.replicas["near"].state == "lost", message=site.tale)
 
 
 SOON_LOST = {"lost_after": 1.0, "timeout": 0.5, "interval": 0.02}
@@ -160,7 +160,7 @@ def test_what_was_parked_without_a_copy_does_not_stop_the_work_after_a_failover(
     site.submit(orphan(key="k"))
     site.parks(1)
     passes = counted("passes")
-    worker.reload(site.changed(settle="replicated"))
+    drain_thread.reload(site.changed(settle="replicated"))
     wait_until(lambda: passes() >= 3)
     pair.link.hold()
     site.submit(write(2))

@@ -24,10 +24,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from processor import __version__, crashpoint
-from processor.beside import Beside
 from processor.config import loader
 from processor.config.settings import Settings
 from processor.drain.drain import Drain
+from processor.runtime.side_threads import Beside
 from processor.telemetry import faults, metrics
 from processor.telemetry.progress import Progress
 from processor.telemetry.status import State, as_mapping

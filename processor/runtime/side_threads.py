@@ -9,11 +9,11 @@ from __future__ import annotations
 import threading
 import time
 
-from processor.clearing import Clearing
 from processor.config.settings import Settings
 from processor.connections.redis_client import RedisConnection
-from processor.doorbell import Doorbell
 from processor.replicas.watch import Following
+from processor.runtime.doorbell import Doorbell
+from processor.runtime.overlay_cleaner import Clearing
 
 
 class Beside:
