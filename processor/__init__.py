@@ -44,7 +44,7 @@ if TYPE_CHECKING:
         Unavailable,
         WaitTimeout,
     )
-    from processor.producer import submit, submit_many
+    from processor.producer.submit import submit, submit_many
     from processor.reads.reader import cached, read
     from processor.receipts.receipt import Receipt
     from processor.receipts.routing import route
@@ -59,13 +59,13 @@ _HOMES = {
     "configure": "processor.config.loader",
     "new_id": "processor.transaction.ids",
     "statement": "processor.transaction.statements",
-    "Transaction": "processor.producer",
+    "Transaction": "processor.producer.submit",
     "Receipt": "processor.receipts.receipt",
     "route": "processor.receipts.routing",
     "read": "processor.reads.reader",
     "cached": "processor.reads.reader",
-    "submit": "processor.producer",
-    "submit_many": "processor.producer",
+    "submit": "processor.producer.submit",
+    "submit_many": "processor.producer.submit",
     "singleton": "processor.runtime.drain_thread",
     "start": "processor.runtime.drain_thread",
     "stop": "processor.runtime.drain_thread",

@@ -17,9 +17,9 @@ import pytest
 import redis as redis_driver
 import yaml
 
-from processor import producer
 from processor.cli import acl, main
 from processor.config import loader
+from processor.producer import submit
 from processor.transaction import statements
 from processor.transaction.builder import Transaction
 from tests.fix_process import ROOT
@@ -145,10 +145,10 @@ def cli(
 ) -> Iterator[Cli]:
     """`cli(*arguments)`: call the command line; without `use`, by the defaults."""
     monkeypatch.setattr(loader, "_configured", None)
-    monkeypatch.setattr(producer, "_producer", None)
+    monkeypatch.setattr(submit, "_producer", None)
     yield Cli(capsys, tmp_path / "cli.yml")
-    if producer._producer is not None:
-        producer._producer.pool.close()
+    if submit._producer is not None:
+        submit._producer.pool.close()
     statements._statements.clear()
 
 

@@ -26,7 +26,7 @@ from processor.drain.drain import Drain
 from processor.embedded import PostgresServer, RedisServer
 from processor.errors import BufferFull, RedisUnavailable
 from processor.ledger import dead_letters, schema
-from processor.producer import Producer, Receipt
+from processor.producer.submit import Producer, Receipt
 from processor.runtime import drain_thread
 from processor.telemetry import metrics
 from processor.telemetry.progress import Progress

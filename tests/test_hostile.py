@@ -23,7 +23,7 @@ from processor.connections.postgres_session import Database as Session
 from processor.drain.drain import Drain
 from processor.embedded import PostgresServer, RedisServer
 from processor.errors import DatabaseUnavailable, RedisUnavailable
-from processor.producer import Producer
+from processor.producer.submit import Producer
 from processor.runtime import drain_thread
 from processor.telemetry import metrics
 from processor.telemetry.progress import Progress

@@ -19,9 +19,9 @@ import psycopg2
 import pytest
 import redis as redis_driver
 
-from processor import producer
 from processor.embedded import PostgresServer, RedisServer
 from processor.errors import BufferFull, RedisUnavailable
+from processor.producer import submit
 from tests import workload
 from tests.checker import Submitted
 from tests.fix_process import Process, Spawn
@@ -269,7 +269,7 @@ def test_nothing_shows_of_whatever_goes_wrong(
     seed: int, faults: int, world_of: Callable[[int], World], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Repeated in silence, an entry would be told the place of its copy.
-    monkeypatch.setattr(producer, "_TRIES", 1)
+    monkeypatch.setattr(submit, "_TRIES", 1)
     world = world_of(seed)
     site = world.site
     load = Persistent(site, seed)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from processor import ConfigError
-from processor.producer import Producer
+from processor.producer.submit import Producer
 from processor.transaction.builder import Transaction
 from tests.fix_site import Site, write
 from tests.fix_wait import wait_until

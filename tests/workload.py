@@ -19,7 +19,7 @@ from processor.config import loader
 from processor.connections.postgres_session import Database as Session
 from processor.ledger import dead_letters
 from processor.ledger.schema import DDL
-from processor.producer import Producer, Receipt
+from processor.producer.submit import Producer, Receipt
 from processor.telemetry.progress import Progress
 from processor.transaction.builder import Encoded, Transaction
 from processor.transaction.ids import new_id

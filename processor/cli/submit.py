@@ -17,10 +17,10 @@ from typing import BinaryIO
 
 import click
 
-from processor import producer
 from processor.cli import output
 from processor.cli.servers import Servers, with_servers
 from processor.errors import BufferFull, InvalidTransaction, ProcessorError
+from processor.producer import submit as producer
 from processor.receipts.receipt import Receipt
 from processor.transaction.builder import Transaction
 

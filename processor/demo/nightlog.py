@@ -9,7 +9,7 @@ import time
 
 from processor.config.settings import Settings
 from processor.errors import ProcessorError
-from processor.producer import Producer
+from processor.producer.submit import Producer
 from processor.reads.reader import Reader
 from processor.transaction.builder import Transaction
 from processor.transaction.ids import new_id

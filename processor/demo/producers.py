@@ -13,10 +13,10 @@ import sys
 import time
 from pathlib import Path
 
-from processor import producer
 from processor.config import loader
 from processor.demo.observatory import Telescope
 from processor.errors import BufferFull, RedisUnavailable
+from processor.producer import submit
 from processor.transaction.builder import Transaction
 
 #: Every so many a telescope behaves as if it had not heard the answer, and submits once more.
@@ -66,7 +66,7 @@ def accepted(transaction: Transaction, pace: Pace) -> bool:
     """Submit until there is a receipt; trying again is safe, the id makes it one effect."""
     while True:
         try:
-            producer.submit(transaction)
+            submit.submit(transaction)
             return True
         except BufferFull as full:
             patience = full.retry_after
