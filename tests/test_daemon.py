@@ -13,10 +13,10 @@ import pytest
 import yaml
 
 import processor
-from processor import pidfile
 from processor.config.loader import configure
 from processor.errors import AlreadyRunning, ConfigError
-from processor.pidfile import Pidfile
+from processor.service import pidfile
+from processor.service.pidfile import Pidfile
 from tests.fix_process import Process, Spawn
 from tests.fix_service import HOLD, Database, settings_of
 from tests.fix_wait import wait_until

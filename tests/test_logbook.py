@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from processor import logbook
 from processor.errors import ConfigError, DatabaseUnavailable
-from processor.logbook import Json, Lines, Text
+from processor.service import log_lines
+from processor.service.log_lines import Json, Lines, Text
 
 
 @pytest.fixture
@@ -171,10 +171,10 @@ def test_a_log_file_that_was_rotated_away_is_opened_anew(tmp_path: Path) -> None
     path = tmp_path / "processor.log"
     saved = [os.dup(stream) for stream in (1, 2)]
     try:
-        logbook.reopen(path)
+        log_lines.reopen(path)
         os.write(2, b"before\n")
         path.rename(tmp_path / "processor.log.1")
-        logbook.reopen(path)
+        log_lines.reopen(path)
         os.write(2, b"after\n")
     finally:
         for stream, copy in zip((1, 2), saved, strict=True):
@@ -187,12 +187,12 @@ def test_a_log_file_that_was_rotated_away_is_opened_anew(tmp_path: Path) -> None
 
 def test_a_log_in_no_directory_names_the_option_that_it_came_from(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="give another --log-file"):
-        logbook.open_file(tmp_path / "nowhere" / "log")
+        log_lines.open_file(tmp_path / "nowhere" / "log")
 
 
 def test_a_log_that_is_a_symbolic_link_is_refused(tmp_path: Path) -> None:
     (tmp_path / "log").symlink_to(tmp_path / "passwd")
 
     with pytest.raises(ConfigError, match=r"log \S+/log: "):
-        logbook.open_file(tmp_path / "log")
+        log_lines.open_file(tmp_path / "log")
     assert not (tmp_path / "passwd").exists()

@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 
 import click
 
-from processor import daemon, service
 from processor.cli import output
 from processor.config import loader
 from processor.config.settings import Settings
 from processor.errors import ConfigError
+from processor.service import daemon, foreground
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -30,7 +30,7 @@ pidfile_option = click.option(
 def run(context: click.Context) -> int:
     """Drain in the foreground until SIGTERM or Ctrl-C; SIGHUP reads the settings anew."""
     source = context.find_root().obj
-    return service.run(loader.configure(source), source)
+    return foreground.run(loader.configure(source), source)
 
 
 @click.command()

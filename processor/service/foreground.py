@@ -19,14 +19,15 @@ from collections.abc import Callable
 from signal import SIGHUP, SIGINT, SIGTERM
 from typing import Any
 
-from processor import logbook, web
+from processor import web
 from processor.config import loader
 from processor.config.loader import Source
 from processor.config.settings import Settings
 from processor.errors import ConfigError, ProcessorError
-from processor.notify import Notifier
 from processor.runtime import drain_thread
-from processor.signals import Signals
+from processor.service import log_lines
+from processor.service.signals import Signals
+from processor.service.systemd import Notifier
 
 log = logging.getLogger("processor")
 
@@ -54,8 +55,8 @@ def run(
     `logged_to` is the file that standard error goes to, which SIGHUP opens anew.
     Raises ConfigError.
     """
-    logbook.keep_streams()
-    logbook.install(settings.log)
+    log_lines.keep_streams()
+    log_lines.install(settings.log)
     # On SIGABRT, which is how the watchdog of systemd kills, each thread tells where it hangs.
     faulthandler.enable(file=2)
     loader.configure(settings)
@@ -170,8 +171,8 @@ class Service:
         self._check(settings)
         kept = drain_thread.reload(settings)
         if self._logged_to:
-            logbook.reopen(self._logged_to)
-        logbook.install(settings.log)
+            log_lines.reopen(self._logged_to)
+        log_lines.install(settings.log)
         self._settings = settings
         log.info("reloaded: the new settings hold from the next pass on")
         if kept:

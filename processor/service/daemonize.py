@@ -21,7 +21,7 @@ from daemon import DaemonContext  # type: ignore[import-untyped]
 
 from processor import errors
 from processor.errors import ProcessorError
-from processor.pidfile import Pidfile
+from processor.service.pidfile import Pidfile
 
 Work = Callable[[Callable[[], None]], int]
 

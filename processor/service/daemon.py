@@ -12,12 +12,12 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
-from processor import detach, logbook, service
 from processor.config import loader
 from processor.config.loader import Source
 from processor.config.settings import Settings
 from processor.errors import AlreadyRunning, NotRunning, ProcessorError
-from processor.pidfile import Pidfile
+from processor.service import daemonize, foreground, log_lines
+from processor.service.pidfile import Pidfile
 
 Name = str | os.PathLike[str]
 
@@ -44,11 +44,11 @@ def start(
         source = os.path.abspath(source)
 
     def work(ready: Callable[[], None]) -> int:
-        return service.run(settings, source, ready=ready, logged_to=str(log_path))
+        return foreground.run(settings, source, ready=ready, logged_to=str(log_path))
 
     # Each server gets its deadline in the first pass, and the interpreter some seconds.
     patience = settings.database.call_timeout + settings.redis.timeout + 10
-    return detach.daemon(work, held, logbook.open_file(log_path), patience)
+    return daemonize.daemon(work, held, log_lines.open_file(log_path), patience)
 
 
 def stop(settings: Settings, *, pidfile: Name | None = None) -> int:
@@ -56,7 +56,7 @@ def stop(settings: Settings, *, pidfile: Name | None = None) -> int:
     pid, process = _find(settings, pidfile)
     try:
         signal.pidfd_send_signal(process, signal.SIGTERM)
-        patience = settings.stop_timeout + 2 * service.CUT
+        patience = settings.stop_timeout + 2 * foreground.CUT
         if not select.select([process], [], [], patience)[0]:
             raise ProcessorError(f"pid {pid} still runs after {patience:g} s",
                                  hint=f"`kill -9 {pid}` loses nothing, the next start goes on")
