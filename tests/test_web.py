@@ -17,11 +17,11 @@ import pytest
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.test import Client
 
-from processor import web
 from processor.config.settings import Health
 from processor.runtime import drain_thread
 from processor.telemetry import metrics
 from processor.telemetry.status import LaneState, State, as_mapping
+from processor.web import pages
 from tests.fix_wait import wait_until
 
 PAGES = ["/health", "/health/live", "/health/ready", "/metrics"]
@@ -47,7 +47,7 @@ def ask(path: str, method: str = "GET", prefix: str = "") -> Answer:
     environ: dict[str, Any] = {"REQUEST_METHOD": method, "SCRIPT_NAME": prefix, "PATH_INFO": path}
     setup_testing_defaults(environ)
     told: list[Any] = []
-    body = b"".join(web.application(environ, lambda *said: told.extend(said)))  # type: ignore[arg-type]
+    body = b"".join(pages.application(environ, lambda *said: told.extend(said)))  # type: ignore[arg-type]
     return int(told[0].split()[0]), dict(told[1]), body
 
 
@@ -128,7 +128,7 @@ def test_nothing_can_be_changed_over_http(page: str, method: str) -> None:
     setup_testing_defaults(environ)
     environ["REQUEST_METHOD"] = method
     told: list[Any] = []
-    web.application(environ, lambda *said: told.extend(said))  # type: ignore[arg-type]
+    pages.application(environ, lambda *said: told.extend(said))  # type: ignore[arg-type]
 
     assert told[0].startswith("405 ")
     assert dict(told[1])["Allow"] == "GET, HEAD"
@@ -153,7 +153,7 @@ def test_a_host_application_mounts_the_pages_under_a_prefix_of_its_own(prefix: s
         start_response("200 OK", [("Content-Type", "text/plain")])
         return [b"the host"]
 
-    client = Client(DispatcherMiddleware(host, {prefix: web.application}))
+    client = Client(DispatcherMiddleware(host, {prefix: pages.application}))
 
     assert client.get(f"{prefix}/health/ready").get_json()["status"] == "running"
     assert client.get(f"{prefix}/metrics").status_code == 200
@@ -163,7 +163,7 @@ def test_a_host_application_mounts_the_pages_under_a_prefix_of_its_own(prefix: s
 
 def test_a_host_application_mounts_a_page_at_its_own_name() -> None:
     client = Client(DispatcherMiddleware(lambda *_: [], {
-        "/health": web.application, "/sub/metrics": web.application,
+        "/health": pages.application, "/sub/metrics": pages.application,
     }))  # fmt: skip
 
     assert "background_processor" in client.get("/health").get_json()
@@ -172,7 +172,7 @@ def test_a_host_application_mounts_a_page_at_its_own_name() -> None:
 
 
 def test_a_mounted_page_answers_under_the_hosts_own_name() -> None:
-    client = Client(web.application)
+    client = Client(pages.application)
 
     assert client.get("/health", headers={"Host": "shop.example.org"}).status_code == 200
 
@@ -181,15 +181,15 @@ def test_a_mounted_page_answers_under_the_hosts_own_name() -> None:
 
 
 @pytest.fixture
-def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[web.Serving]:
-    monkeypatch.setattr(web, "_LIFE", 2)
-    serving = web.serve(Health(bind="127.0.0.1:0"))
+def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[pages.Serving]:
+    monkeypatch.setattr(pages, "_LIFE", 2)
+    serving = pages.serve(Health(bind="127.0.0.1:0"))
     assert serving is not None
     yield serving
     serving.close()
 
 
-def get(serving: web.Serving, path: str, **headers: str) -> tuple[int, bytes]:
+def get(serving: pages.Serving, path: str, **headers: str) -> tuple[int, bytes]:
     connection = http.client.HTTPConnection(*serving.address, timeout=10)
     try:
         connection.putrequest("GET", path, skip_host="Host" in headers)
@@ -202,7 +202,7 @@ def get(serving: web.Serving, path: str, **headers: str) -> tuple[int, bytes]:
         connection.close()
 
 
-def send(serving: web.Serving, request: bytes) -> bytes:
+def send(serving: pages.Serving, request: bytes) -> bytes:
     """Send raw bytes, and give all that comes back until the server closes."""
     with socket.create_connection(serving.address, timeout=10) as client:
         client.sendall(request)
@@ -215,7 +215,7 @@ def send(serving: web.Serving, request: bytes) -> bytes:
         return answer
 
 
-def test_the_pages_are_served_where_health_bind_says(served: web.Serving) -> None:
+def test_the_pages_are_served_where_health_bind_says(served: pages.Serving) -> None:
     for page in PAGES:
         assert get(served, page)[0] == 200
     assert get(served, "/nothing")[0] == 404
@@ -224,7 +224,7 @@ def test_the_pages_are_served_where_health_bind_says(served: web.Serving) -> Non
 def test_an_empty_health_bind_serves_nowhere() -> None:
     before = set(threading.enumerate())
 
-    assert web.serve(Health(bind="")) is None
+    assert pages.serve(Health(bind="")) is None
     assert set(threading.enumerate()) <= before
 
 
@@ -232,7 +232,7 @@ def test_the_pages_are_served_on_ipv6() -> None:
     if not socket.has_ipv6:
         pytest.skip("no IPv6 here")
     try:
-        serving = web.serve(Health(bind="[::1]:0"))
+        serving = pages.serve(Health(bind="[::1]:0"))
     except OSError:
         pytest.skip("no IPv6 loopback here")
     assert serving is not None
@@ -245,7 +245,7 @@ def test_the_pages_are_served_on_ipv6() -> None:
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:8787", "127.0.0.1.evil.example",
                                   "localhost.evil.example:80", "127.0.0.1, evil.example", "["])
 def test_a_browser_led_to_loopback_by_a_foreign_name_gets_nothing(
-    host: str, served: web.Serving
+    host: str, served: pages.Serving
 ) -> None:
     code, body = get(served, "/health", Host=host)
 
@@ -256,11 +256,11 @@ def test_a_browser_led_to_loopback_by_a_foreign_name_gets_nothing(
 @pytest.mark.parametrize(
     "host", ["localhost", "LOCALHOST:8787", "127.0.0.1", "127.0.0.1:9", "[::1]:9"]
 )
-def test_a_local_client_is_answered_by_any_local_name(host: str, served: web.Serving) -> None:
+def test_a_local_client_is_answered_by_any_local_name(host: str, served: pages.Serving) -> None:
     assert get(served, "/health", Host=host)[0] == 200
 
 
-def test_a_probe_without_a_host_header_is_answered(served: web.Serving) -> None:
+def test_a_probe_without_a_host_header_is_answered(served: pages.Serving) -> None:
     assert send(served, b"GET /health/live HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.0 200")
 
 
@@ -274,7 +274,7 @@ def test_a_probe_without_a_host_header_is_answered(served: web.Serving) -> None:
     (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\0" * 64 + b"\r\n\r\n", b"4"),
 ])  # fmt: skip
 def test_a_request_out_of_bounds_is_refused_and_the_next_one_answered(
-    request_: bytes, codes: bytes, served: web.Serving
+    request_: bytes, codes: bytes, served: pages.Serving
 ) -> None:
     answer = send(served, request_)
 
@@ -283,7 +283,7 @@ def test_a_request_out_of_bounds_is_refused_and_the_next_one_answered(
     assert get(served, "/health")[0] == 200
 
 
-def test_a_client_that_sends_a_byte_now_and_then_is_given_up(served: web.Serving) -> None:
+def test_a_client_that_sends_a_byte_now_and_then_is_given_up(served: pages.Serving) -> None:
     begun = time.monotonic()
     with socket.create_connection(served.address, timeout=10) as client:
         client.sendall(b"GET /health HTTP/1.1\r\n")
@@ -302,7 +302,7 @@ def test_a_client_that_sends_a_byte_now_and_then_is_given_up(served: web.Serving
         assert time.monotonic() - begun >= 1.5
 
 
-def test_clients_that_say_nothing_keep_nobody_out_for_long(served: web.Serving) -> None:
+def test_clients_that_say_nothing_keep_nobody_out_for_long(served: pages.Serving) -> None:
     idle = [socket.create_connection(served.address, timeout=10) for _ in range(120)]
     try:
         assert get(served, "/health")[0] == 200
@@ -313,7 +313,7 @@ def test_clients_that_say_nothing_keep_nobody_out_for_long(served: web.Serving) 
 
 def test_closing_frees_the_port_and_ends_the_threads() -> None:
     before = set(threading.enumerate())
-    serving = web.serve(Health(bind="127.0.0.1:0"))
+    serving = pages.serve(Health(bind="127.0.0.1:0"))
     assert serving is not None
     host, port = serving.address
     assert get(serving, "/health")[0] == 200
@@ -321,16 +321,16 @@ def test_closing_frees_the_port_and_ends_the_threads() -> None:
     serving.close()
 
     wait_until(lambda: set(threading.enumerate()) <= before)
-    again = web.serve(Health(bind=f"{host}:{port}"))
+    again = pages.serve(Health(bind=f"{host}:{port}"))
     assert again is not None
     again.close()
 
 
-def test_a_port_that_is_taken_is_an_error_and_leaves_no_thread(served: web.Serving) -> None:
+def test_a_port_that_is_taken_is_an_error_and_leaves_no_thread(served: pages.Serving) -> None:
     before = set(threading.enumerate())
 
     with pytest.raises(OSError, match="in use"):
-        web.serve(Health(bind=f"127.0.0.1:{served.address[1]}"))
+        pages.serve(Health(bind=f"127.0.0.1:{served.address[1]}"))
 
     # Threads of an earlier test may end meanwhile.
     assert set(threading.enumerate()) <= before

@@ -19,7 +19,6 @@ from collections.abc import Callable
 from signal import SIGHUP, SIGINT, SIGTERM
 from typing import Any
 
-from processor import web
 from processor.config import loader
 from processor.config.loader import Source
 from processor.config.settings import Settings
@@ -28,6 +27,7 @@ from processor.runtime import drain_thread
 from processor.service import log_lines
 from processor.service.signals import Signals
 from processor.service.systemd import Notifier
+from processor.web import pages
 
 log = logging.getLogger("processor")
 
@@ -77,7 +77,7 @@ class Service:
         self._passed = threading.Event()
         self._ready = False
         self._lives, self._started = 0, time.monotonic()
-        self._web: web.Serving | None = None
+        self._web: pages.Serving | None = None
         self._next_port = 0.0
         self._check(settings)
 
@@ -146,7 +146,7 @@ class Service:
         if self._web is not None or not bind or time.monotonic() < self._next_port:
             return
         try:
-            self._web = web.serve(self._settings.health)
+            self._web = pages.serve(self._settings.health)
         except OSError as error:
             if not self._next_port:
                 # Python repeats the address behind what the system says.
