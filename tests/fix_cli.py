@@ -17,7 +17,8 @@ import pytest
 import redis as redis_driver
 import yaml
 
-from processor.cli import acl, main
+from processor.admin import redis_acl
+from processor.cli import main
 from processor.config import loader
 from processor.producer import submit
 from processor.transaction import statements
@@ -54,7 +55,7 @@ def poison(site: Site, count: int = 1, **options: Any) -> list[str]:
 def as_user(url: str, part: str) -> str:
     """Make the printed users on this server; the URL of one of them."""
     with redis_driver.Redis.from_url(url) as client:
-        for each in acl.lines("processor", url):
+        for each in redis_acl.lines("processor", url):
             client.execute_command("ACL", "SETUSER", *each.split()[1:])
     return url.replace("redis://", f"redis://processor-{part}:CHANGE-ME@")
 

@@ -16,9 +16,9 @@ from urllib.parse import quote
 import pytest
 import redis as redis_driver
 
+from processor.admin import redis_acl
 from processor.buffer import lane as buffer
 from processor.buffer import replica_status
-from processor.cli import acl
 from processor.connections.redis_client import RedisConnection
 from processor.drain.drain import Drain
 from processor.embedded import RedisServer
@@ -522,7 +522,7 @@ FREE = {"auth", "hello", "quit", "reset"}
 
 @pytest.mark.parametrize(
     ("part", "granted"),
-    [("producer", acl.PRODUCER), ("processor", acl.PROCESSOR), ("operator", acl.OPERATOR)],
+    [("producer", redis_acl.PRODUCER), ("processor", redis_acl.PROCESSOR), ("operator", redis_acl.OPERATOR)],
 )
 def test_every_command_that_is_not_granted_is_noperm(
     own_redis: Factory, part: str, granted: tuple[str, ...]
@@ -530,7 +530,7 @@ def test_every_command_that_is_not_granted_is_noperm(
     server = own_redis()
     with redis_driver.Redis.from_url(server.url) as client:
         client.set_response_callback("COMMAND", lambda reply, **_: reply)
-        for line in acl.lines("processor", server.url):
+        for line in redis_acl.lines("processor", server.url):
             client.execute_command("ACL", "SETUSER", *line.split()[1:])
         every = {name for name, _ in commands(client)}
         assert len(every) > 250
@@ -545,7 +545,7 @@ def test_the_whole_work_is_done_by_those_users_and_without_scripts(
 ) -> None:
     server = own_redis()
     with redis_driver.Redis.from_url(server.url) as client:
-        for line in acl.lines("processor", server.url):
+        for line in redis_acl.lines("processor", server.url):
             client.execute_command("ACL", "SETUSER", *line.split()[1:])
 
     def url(part: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import redis as redis_driver
 
-from processor.cli import acl
+from processor.admin import redis_acl
 from processor.config import loader
 from processor.runtime import drain_thread
 from tests.fix_cli import Cli, as_user, lines, poison
@@ -61,7 +61,7 @@ PROBES = {
 
 @pytest.mark.parametrize(
     ("part", "commands"),
-    [("producer", acl.PRODUCER), ("processor", acl.PROCESSOR), ("operator", acl.OPERATOR)],
+    [("producer", redis_acl.PRODUCER), ("processor", redis_acl.PROCESSOR), ("operator", redis_acl.OPERATOR)],
 )
 def test_a_printed_user_has_these_commands_and_is_refused_every_other(
     server: Any, part: str, commands: tuple[str, ...]
@@ -126,14 +126,14 @@ def test_the_printed_users_have_the_very_commands_that_the_code_sends() -> None:
     # What the operator's commands send by way of `buffer` and `parked`, and `doctor` where it may.
     sent["operator"] |= {"zrangebylex", "hmget", "smembers", "time", "hgetall", "xlen", "zcard",
                          "hlen", "zrange", "info", "acl", "sadd"}
-    assert {name.partition("|")[0] for name in acl.OPERATOR} == sent["operator"]
-    assert {name.partition("|")[0] for name in acl.PROCESSOR} == sent["processor"]
+    assert {name.partition("|")[0] for name in redis_acl.OPERATOR} == sent["operator"]
+    assert {name.partition("|")[0] for name in redis_acl.PROCESSOR} == sent["processor"]
     asking = ("producer", "partitions", "answers", "confirmation", "whereabouts", "watcher",
               "gathering", "reader")
     produced = set().union(*(commands_in(ROOT / "processor" / f"{name}.py") for name in asking))
     # What `buffer`, `due` and `overlay` say for the producer.
     said = {"get", "set", "sadd", "xadd", "xlen", "zadd", "hsetnx", "rpush"}
-    assert set(acl.PRODUCER) == produced | said
+    assert set(redis_acl.PRODUCER) == produced | said
 
 
 def commands_in(path: Path) -> set[str]:

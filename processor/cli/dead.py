@@ -14,12 +14,13 @@ from typing import Any, BinaryIO, TypeVar
 import click
 import msgspec
 
-from processor.cli import belonging, output, payload, request
-from processor.cli.belonging import Belonging
+from processor.admin import buffer_membership, dead_letter_requests, redaction
+from processor.admin.buffer_membership import Belonging
+from processor.admin.dead_letter_requests import Choice, Missing
+from processor.admin.sessions import Servers, with_servers
+from processor.cli import output
 from processor.cli.group import Group
 from processor.cli.parameters import buffer_id, length, moment, transaction_id, transaction_ids
-from processor.cli.request import Choice, Missing
-from processor.cli.servers import Servers, with_servers
 from processor.connections.postgres_session import Database
 from processor.ledger import dead_letters
 from processor.ledger.dead_letters import DeadLetter
@@ -72,7 +73,7 @@ def list_(
     with servers.database() as database:
         letters = list(choice.letters(database, limit))
         total = len(letters) if len(letters) < limit else choice.count(database)
-    here = belonging.known(servers)
+    here = buffer_membership.known(servers)
     if as_json:
         for letter in letters:
             output.record(_summary(letter, here(letter)))
@@ -105,7 +106,7 @@ def show(servers: Servers, id: str, values: bool, as_json: bool) -> None:
         letters = dead_letters.found(database, id)
     if not letters:
         raise Missing(f"{id} is no dead letter", hint=f"see `processor explain {id}`")
-    here = belonging.known(servers)
+    here = buffer_membership.known(servers)
     for letter in letters:
         fields = _summary(letter, here(letter)) | _inside(letter, values)
         if as_json:
@@ -152,10 +153,10 @@ def edit(
     """Correct a dead letter in the editor or from a file, and have it applied."""
     with servers.database() as database:
         known = Belonging(servers, gone)
-        letter = request.the_open_one(database, known, id)
+        letter = dead_letter_requests.the_open_one(database, known, id)
     text = file.read() if file else _in_editor(letter)
-    body = request.edited(letter, text, servers.settings.buffer.transaction_bytes)
-    return request.ask(known, "edit", [letter], wait, as_json, body)
+    body = dead_letter_requests.edited(letter, text, servers.settings.buffer.transaction_bytes)
+    return dead_letter_requests.ask(known, "edit", [letter], wait, as_json, body)
 
 
 def _request(
@@ -173,12 +174,12 @@ def _request(
     if not ids:
         return _request_all(known, what, choice, yes, dry_run, wait, as_json)
     with servers.database() as database:
-        letters = [request.the_open_one(database, known, each) for each in ids]
+        letters = [dead_letter_requests.the_open_one(database, known, each) for each in ids]
     if dry_run:
         return _only_say(letters, what, as_json)
     if what == "discard":
         output.confirm(f"discard {output.count(len(letters), 'dead letter')}", yes)
-    return request.ask(known, what, letters, wait, as_json)
+    return dead_letter_requests.ask(known, what, letters, wait, as_json)
 
 
 def _request_all(
@@ -193,8 +194,8 @@ def _request_all(
     taken = f" of the buffer {choice.buffer}" if known.gone else ""
     output.confirm(f"{what} {output.count(count, 'dead letter')}{taken}", yes)
     if wait is not None:
-        return request.ask(known, what, letters, wait, as_json)
-    return request.ask_all(known, what, choice, as_json)
+        return dead_letter_requests.ask(known, what, letters, wait, as_json)
+    return dead_letter_requests.ask_all(known, what, choice, as_json)
 
 
 def _of_one_buffer(database: Database, known: Belonging, choice: Choice) -> tuple[Choice, int]:
@@ -214,7 +215,7 @@ def _of_one_buffer(database: Database, known: Belonging, choice: Choice) -> tupl
 
 def _only_say(letters: list[DeadLetter], what: str, as_json: bool) -> int:
     for letter in letters:
-        request.say(letter, f"would {what}", as_json)
+        dead_letter_requests.say(letter, f"would {what}", as_json)
     return output.OK
 
 
@@ -257,10 +258,10 @@ def _inside(letter: DeadLetter, values: bool) -> dict[str, Any]:
         "hash": letter.hash,
         "trace": letter.trace,
         "detail": letter.detail if values else "hidden, see --values",
-        "payload": payload.shown(letter.body, values),
+        "payload": redaction.shown(letter.body, values),
     }
     if letter.edited is not None:
-        inside["edited"] = payload.shown(letter.edited, values)
+        inside["edited"] = redaction.shown(letter.edited, values)
     return inside
 
 

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 
 import click
 
+from processor.admin import overview
+from processor.admin.sessions import Servers, with_servers
 from processor.cli import (
     checklist,
     examine_host,
@@ -18,10 +20,8 @@ from processor.cli import (
     examine_replicas,
     finding,
     output,
-    overview,
 )
 from processor.cli.finding import FAIL, Finding
-from processor.cli.servers import Servers, with_servers
 from processor.errors import DatabaseError, RedisRefused, Unavailable
 
 

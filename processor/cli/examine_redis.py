@@ -6,9 +6,9 @@ import time
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
+from processor.admin.overview import Overview
 from processor.cli import output
 from processor.cli.finding import FAIL, OK, WARN, Finding
-from processor.cli.overview import Overview
 from processor.config import addresses
 from processor.config.settings import Settings
 from processor.connections.redis_client import RedisConnection

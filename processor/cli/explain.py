@@ -11,12 +11,13 @@ from typing import Any
 
 import click
 
+from processor.admin import find, overview
+from processor.admin.find import Found
+from processor.admin.overview import Overview
+from processor.admin.sessions import Servers, with_servers
 from processor.buffer import parked
-from processor.cli import output, overview, search
-from processor.cli.overview import Overview
+from processor.cli import output
 from processor.cli.parameters import transaction_id
-from processor.cli.search import Found
-from processor.cli.servers import Servers, with_servers
 from processor.errors import DatabaseError, DatabaseUnavailable
 from processor.ledger import dead_letters, outcomes
 from processor.ledger.dead_letters import DeadLetter
@@ -45,7 +46,7 @@ def explain(servers: Servers, id: str | None, key: str | None, as_json: bool) ->
     with servers.redis() as redis:
         seen = overview.look(redis, servers.settings)
         namespace = servers.settings.namespace
-        found = search.find(redis, namespace, list(seen.lanes), wanted)
+        found = find.find(redis, namespace, list(seen.lanes), wanted)
         told = overview.processors(redis, servers.settings)
     if away is not None and found is None:
         raise away

@@ -10,8 +10,9 @@ import os
 
 import click
 
-from processor.cli import acl, output
-from processor.cli.servers import Servers, with_servers
+from processor.admin import redis_acl
+from processor.admin.sessions import Servers, with_servers
+from processor.cli import output
 from processor.ledger import schema
 
 #: Not an option with the DSN itself: everybody on the machine can read arguments.
@@ -37,5 +38,5 @@ def _print(servers: Servers) -> None:
     output.text(schema.DDL)
     output.text(schema.ROLE)
     output.text("\n-- Redis users, for its ACL file; set passwords of your own:")
-    for line in acl.lines(servers.settings.namespace, servers.settings.redis.url):
+    for line in redis_acl.lines(servers.settings.namespace, servers.settings.redis.url):
         output.line(f"-- {line}")

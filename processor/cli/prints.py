@@ -13,7 +13,8 @@ from pathlib import Path
 
 import click
 
-from processor.cli import acl, output
+from processor.admin import redis_acl
+from processor.cli import output
 from processor.cli.group import Group
 from processor.cli.shipped import shipped
 from processor.config import loader
@@ -52,7 +53,7 @@ def schema_() -> None:
 def acl_(context: click.Context) -> None:
     """Print Redis users with least privilege: producer, processor, operator."""
     settings = loader.configure(context.find_root().obj)
-    for line in acl.lines(settings.namespace, settings.redis.url):
+    for line in redis_acl.lines(settings.namespace, settings.redis.url):
         output.line(line)
     if output.terminal(sys.stdout):
         output.message("set passwords of your own; each line goes into the ACL file of Redis, or"

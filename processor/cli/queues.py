@@ -11,11 +11,12 @@ from typing import Any
 
 import click
 
-from processor.cli import output, overview
+from processor.admin import overview
+from processor.admin.overview import Overview
+from processor.admin.sessions import Servers, with_servers
+from processor.cli import output
 from processor.cli.group import Group
-from processor.cli.overview import Overview
 from processor.cli.parameters import length
-from processor.cli.servers import Servers, with_servers
 from processor.config.settings import Settings
 from processor.connections.redis_client import RedisConnection
 from processor.errors import RedisRefused

@@ -13,10 +13,11 @@ from typing import Any
 
 import click
 
+from processor.admin import overview
+from processor.admin.overview import Overview
+from processor.admin.sessions import Servers, with_servers
 from processor.buffer import replica_status
-from processor.cli import output, overview
-from processor.cli.overview import Overview
-from processor.cli.servers import Servers, with_servers
+from processor.cli import output
 from processor.config.settings import Replicas
 from processor.telemetry.status import Replica, replica_mapping, timestamp
 

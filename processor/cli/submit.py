@@ -17,8 +17,8 @@ from typing import BinaryIO
 
 import click
 
+from processor.admin.sessions import Servers, with_servers
 from processor.cli import output
-from processor.cli.servers import Servers, with_servers
 from processor.errors import BufferFull, InvalidTransaction, ProcessorError
 from processor.producer import submit as producer
 from processor.receipts.receipt import Receipt

@@ -11,11 +11,12 @@ from collections.abc import Iterator
 
 import click
 
-from processor.cli import audit, finding, output, overview
-from processor.cli.audit import CHECKS, Problem
+from processor.admin import consistency, overview
+from processor.admin.consistency import CHECKS, Problem
+from processor.admin.overview import Overview
+from processor.admin.sessions import Servers, with_servers
+from processor.cli import finding, output
 from processor.cli.finding import FAIL, OK, WARN, Finding
-from processor.cli.overview import Overview
-from processor.cli.servers import Servers, with_servers
 from processor.config.settings import Settings
 from processor.connections.postgres_session import Database
 from processor.connections.redis_client import RedisConnection
@@ -44,11 +45,11 @@ def _lasting(
     redis: RedisConnection, database: Database, settings: Settings, seen: Overview
 ) -> set[Problem]:
     identity, lanes = canonical_id("identity of the buffer", seen.identity), list(seen.lanes)
-    first = set(audit.look(redis, database, settings, identity, lanes))
+    first = set(consistency.look(redis, database, settings, identity, lanes))
     if not first:
         return first
     time.sleep(_BETWEEN)
-    return first & set(audit.look(redis, database, settings, identity, lanes))
+    return first & set(consistency.look(redis, database, settings, identity, lanes))
 
 
 def _findings(problems: set[Problem], owned: set[str]) -> Iterator[Finding]:

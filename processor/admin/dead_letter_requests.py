@@ -11,8 +11,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from processor.admin.buffer_membership import Belonging
 from processor.cli import output
-from processor.cli.belonging import Belonging
 from processor.connections.postgres_session import Database
 from processor.errors import InvalidTransaction, ProcessorError
 from processor.ledger import dead_letters

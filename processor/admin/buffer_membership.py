@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cached_property
 
+from processor.admin import overview
+from processor.admin.sessions import Servers
 from processor.buffer import lane
-from processor.cli import output, overview
-from processor.cli.servers import Servers
+from processor.cli import output
 from processor.connections.postgres_session import Database
 from processor.errors import ProcessorError, RedisRefused, RedisUnavailable
 from processor.ledger import outcomes
