@@ -8,10 +8,11 @@ from __future__ import annotations
 import sys
 
 try:
-    from processor.loading import Loading
+    from processor.cli.interrupt import Loading
 
     with Loading():
-        from processor.cli import main, output, shadow
+        from processor.cli import output, shadow
+        from processor.cli.main import main
 except KeyboardInterrupt:
     sys.exit(130)
 

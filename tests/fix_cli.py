@@ -18,7 +18,7 @@ import redis as redis_driver
 import yaml
 
 from processor.admin import redis_acl
-from processor.cli import main
+from processor.cli.main import main
 from processor.config import loader
 from processor.producer import submit
 from processor.transaction import statements

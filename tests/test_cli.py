@@ -18,8 +18,10 @@ import pytest
 import yaml
 
 import processor
-from processor.cli import SECTIONS, examine_host, shadow
-from processor.cli import processor as root
+from processor.cli import shadow
+from processor.cli.doctor import host
+from processor.cli.main import SECTIONS
+from processor.cli.main import processor as root
 from processor.config import loader
 from processor.config.settings import Settings
 from processor.ledger import schema
@@ -207,7 +209,7 @@ def test_the_doctor_finds_a_processor_py_in_the_way(
 ) -> None:
     (tmp_path / "processor.py").touch()
     monkeypatch.chdir(tmp_path)
-    (found,) = (each for each in examine_host.settings_and_program(Settings(), None)
+    (found,) = (each for each in host.settings_and_program(Settings(), None)
                 if each.check == "shadow")
     assert found.level == "fail"
     assert str(tmp_path / "processor.py") in found.found

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import redis as redis_driver
 
-from processor.cli import examine_host
+from processor.cli.doctor import host
 from processor.config.settings import Settings
 from processor.ledger import schema
 from processor.runtime import drain_thread
@@ -208,7 +208,7 @@ def test_the_doctor_goes_on_without_a_server_and_says_which_is_away(cli: Cli, si
     [(0.0, "ok", ""), (5.0, "warn", "ahead"), (-5.0, "warn", "behind"), (60.0, "fail", "ahead")],
 )
 def test_clocks_that_differ_are_told(apart: float, level: str, word: str) -> None:
-    found = examine_host.clock("Redis", lambda: time.time() + apart)
+    found = host.clock("Redis", lambda: time.time() + apart)
     assert found.level == level
     assert word in found.found
 
@@ -218,9 +218,9 @@ def test_a_password_that_everybody_may_read_is_told(tmp_path: Path) -> None:
     path.write_text("database: {dsn: 'host=x password=y'}")
     path.chmod(0o644)
     levels = {each.check: each.level
-              for each in examine_host.settings_and_program(Settings(), str(path))}
+              for each in host.settings_and_program(Settings(), str(path))}
     assert levels["secrets"] == "warn"
     path.chmod(0o600)
     levels = {each.check: each.level
-              for each in examine_host.settings_and_program(Settings(), str(path))}
+              for each in host.settings_and_program(Settings(), str(path))}
     assert levels["secrets"] == "ok"

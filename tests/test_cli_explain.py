@@ -17,7 +17,7 @@ from tests.fix_site import Site, merged, write
 from tests.fix_wait import wait_until
 
 # The package has the command under this name.
-explain_module = importlib.import_module("processor.cli.explain")
+explain_module = importlib.import_module("processor.cli.commands.explain")
 
 
 def explained(cli: Cli, transaction_id: str) -> dict[str, Any]:

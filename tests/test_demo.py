@@ -220,15 +220,15 @@ def test_nothing_submitted_does_not_hold():
 
 
 def test_the_command_says_by_its_exit_code_whether_it_holds(monkeypatch, capsys):
-    from processor import cli
+    from processor.cli import main
     from processor.demo import scenario
 
     for tally, code in ((Tally(2, 0, 2, 0, 0, 0), 0), (Tally(2, 0, 1, 0, 1, 0), 1)):
         found = Reckoning({"condor": tally}, 0, True)
         monkeypatch.setattr(scenario, "play", lambda seconds, screen, found=found: found)
-        assert cli.main(["demo", "--json"]) == code
+        assert main.main(["demo", "--json"]) == code
         told = json.loads(capsys.readouterr().out)
         assert told["holds"] is (code == 0)
         assert told["submitted"] == 2
-        assert cli.main(["demo"]) == code
+        assert main.main(["demo"]) == code
         assert capsys.readouterr().out.splitlines()[-1] == found.line()

@@ -21,7 +21,7 @@ import pytest
 import yaml
 
 import processor
-from processor.cli import SECTIONS
+from processor.cli.main import SECTIONS
 from processor.config import loader, settings
 from processor.embedded import PostgresServer, Standby
 from processor.telemetry import metrics

@@ -14,7 +14,7 @@ from typing import Any
 
 from processor import __version__
 from processor.cli import shadow, unit
-from processor.cli.finding import FAIL, OK, WARN, Finding
+from processor.cli.doctor.finding import FAIL, OK, WARN, Finding
 from processor.config.settings import Settings
 
 _DIFFERS, _APART = 1.0, 30.0

@@ -12,16 +12,18 @@ import click
 
 from processor.admin import overview
 from processor.admin.sessions import Servers, with_servers
-from processor.cli import (
+from processor.cli import output
+from processor.cli.doctor import (
     checklist,
-    examine_host,
-    examine_postgres,
-    examine_redis,
-    examine_replicas,
     finding,
-    output,
+    host,
+    postgres,
+    replicas,
 )
-from processor.cli.finding import FAIL, Finding
+from processor.cli.doctor import (
+    redis as examine_redis,
+)
+from processor.cli.doctor.finding import FAIL, Finding
 from processor.errors import DatabaseError, RedisRefused, Unavailable
 
 
@@ -54,7 +56,7 @@ class Examination:
                 yield each
 
     def _host(self) -> Iterator[Finding]:
-        yield from examine_host.settings_and_program(self._settings, self._servers.source)
+        yield from host.settings_and_program(self._settings, self._servers.source)
 
     def _redis(self) -> Iterator[Finding]:
         settings = self._settings
@@ -63,9 +65,9 @@ class Examination:
                 seen = overview.look(redis, settings)
                 self._identity = seen.identity
                 yield from examine_redis.examine(redis, settings, seen)
-                yield examine_host.clock("Redis", lambda: overview.clock(redis))
+                yield host.clock("Redis", lambda: overview.clock(redis))
                 self._average = checklist.average_size(redis, settings.namespace, list(seen.lanes))
-                yield from examine_host.processors(settings, overview.processors(redis, settings))
+                yield from host.processors(settings, overview.processors(redis, settings))
         except (Unavailable, RedisRefused) as error:
             self.away = True
             remedy = finding.remedy_for(error, "redis.url")
@@ -74,9 +76,9 @@ class Examination:
     def _postgres(self) -> Iterator[Finding]:
         try:
             with self._servers.postgresql() as database:
-                yield from examine_postgres.examine(database, self._settings, self._identity)
-                yield examine_host.clock("PostgreSQL", lambda: examine_postgres.clock(database))
-                yield from examine_replicas.examine(
+                yield from postgres.examine(database, self._settings, self._identity)
+                yield host.clock("PostgreSQL", lambda: postgres.clock(database))
+                yield from replicas.examine(
                     database, self._settings, self._servers.replica
                 )
         except Unavailable as error:

@@ -15,8 +15,9 @@ from processor.admin import consistency, overview
 from processor.admin.consistency import CHECKS, Problem
 from processor.admin.overview import Overview
 from processor.admin.sessions import Servers, with_servers
-from processor.cli import finding, output
-from processor.cli.finding import FAIL, OK, WARN, Finding
+from processor.cli import output
+from processor.cli.doctor import finding
+from processor.cli.doctor.finding import FAIL, OK, WARN, Finding
 from processor.config.settings import Settings
 from processor.connections.postgres_session import Database
 from processor.connections.redis_client import RedisConnection

@@ -16,7 +16,7 @@ from processor.admin.overview import Overview
 from processor.admin.sessions import Servers, with_servers
 from processor.cli import output
 from processor.cli.group import Group
-from processor.cli.parameters import length
+from processor.cli.options import length
 from processor.config.settings import Settings
 from processor.connections.redis_client import RedisConnection
 from processor.errors import RedisRefused

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from processor.buffer.lane import Lane, entries
 from processor.cli import output
-from processor.cli.finding import OK, WARN, Finding
+from processor.cli.doctor.finding import OK, WARN, Finding
 from processor.config.settings import Settings
 from processor.connections.redis_client import RedisConnection
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from processor.cli import output
-from processor.cli.finding import FAIL, OK, WARN, Finding
+from processor.cli.doctor.finding import FAIL, OK, WARN, Finding
 from processor.config import addresses
 from processor.config.settings import Settings
 from processor.connections.postgres_session import Database

@@ -17,7 +17,7 @@ from processor.admin.overview import Overview
 from processor.admin.sessions import Servers, with_servers
 from processor.buffer import parked
 from processor.cli import output
-from processor.cli.parameters import transaction_id
+from processor.cli.options import transaction_id
 from processor.errors import DatabaseError, DatabaseUnavailable
 from processor.ledger import dead_letters, outcomes
 from processor.ledger.dead_letters import DeadLetter

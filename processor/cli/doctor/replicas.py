@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
-from processor.cli.finding import FAIL, OK, WARN, Finding, remedy_for
+from processor.cli.doctor.finding import FAIL, OK, WARN, Finding, remedy_for
 from processor.config.settings import Settings
 from processor.connections.postgres_session import Database
 from processor.errors import DatabaseError, Unavailable

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from processor.admin.overview import Overview
 from processor.cli import output
-from processor.cli.finding import FAIL, OK, WARN, Finding
+from processor.cli.doctor.finding import FAIL, OK, WARN, Finding
 from processor.config import addresses
 from processor.config.settings import Settings
 from processor.connections.redis_client import RedisConnection

@@ -20,7 +20,7 @@ from processor.admin.dead_letter_requests import Choice, Missing
 from processor.admin.sessions import Servers, with_servers
 from processor.cli import output
 from processor.cli.group import Group
-from processor.cli.parameters import buffer_id, length, moment, transaction_id, transaction_ids
+from processor.cli.options import buffer_id, length, moment, transaction_id, transaction_ids
 from processor.connections.postgres_session import Database
 from processor.ledger import dead_letters
 from processor.ledger.dead_letters import DeadLetter
