@@ -17,10 +17,10 @@ from __future__ import annotations
 
 from importlib import import_module
 
+from processor.version import __version__ as __version__
+
 # As in `typing`, which takes ten times as long to import as this module.
 TYPE_CHECKING = False
-
-__version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from typing import Any

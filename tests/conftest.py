@@ -7,16 +7,16 @@ import tempfile
 from pathlib import Path
 
 pytest_plugins = (
-    "tests.fix_servers",
-    "tests.fix_proxy",
-    "tests.fix_process",
-    "tests.fix_tls",
-    "tests.fix_site",
-    "tests.fix_replicas",
-    "tests.fix_failover",
-    "tests.fix_pooler",
-    "tests.fix_service",
-    "tests.fix_cli",
+    "tests.harness.servers",
+    "tests.harness.proxy",
+    "tests.harness.process",
+    "tests.harness.tls",
+    "tests.harness.site",
+    "tests.harness.replicas",
+    "tests.harness.failover",
+    "tests.harness.pooler",
+    "tests.harness.service",
+    "tests.harness.cli",
 )
 
 # Clusters and databases are made by the hundred, of 300 files each: half of the time of a run on a

@@ -14,17 +14,17 @@ from typing import NamedTuple
 
 import click
 
-from processor import __version__
 from processor.cli import output, shadow
 from processor.cli.group import Group
 from processor.cli.interrupt import Loading
 from processor.errors import ProcessorError
+from processor.version import __version__
 
 
 class Place(NamedTuple):
     """Where a command lives, and what the overview says of it."""
 
-    module: str
+    module: str  # in `cli.commands`
     attribute: str
     summary: str
 
@@ -33,27 +33,27 @@ class Place(NamedTuple):
 #: not wait until everything that `run` needs is loaded.
 SECTIONS: dict[str, dict[str, Place]] = {
     "First": {
-        "demo": Place("processor.cli.commands.demo", "demo", "See it survive kills, on servers of its own."),
+        "demo": Place("demo", "demo", "See it survive kills, on servers of its own."),
     },
     "Work": {
-        "submit": Place("processor.cli.commands.submit", "submit", "Submit transactions, one JSON a line."),
-        "status": Place("processor.cli.commands.status", "status", "Show processors, lanes, dead letters."),
-        "queues": Place("processor.cli.commands.queues", "queues", "List, pause and resume queues."),
-        "dead": Place("processor.cli.commands.dead", "dead", "Show, retry, edit, discard dead letters."),
-        "explain": Place("processor.cli.commands.explain", "explain", "Say where a transaction is and why."),
-        "verify": Place("processor.cli.commands.verify", "verify", "Compare Redis with PostgreSQL."),
+        "submit": Place("submit", "submit", "Submit transactions, one JSON a line."),
+        "status": Place("status", "status", "Show processors, lanes, dead letters."),
+        "queues": Place("queues", "queues", "List, pause and resume queues."),
+        "dead": Place("dead", "dead", "Show, retry, edit, discard dead letters."),
+        "explain": Place("explain", "explain", "Say where a transaction is and why."),
+        "verify": Place("verify", "verify", "Compare Redis with PostgreSQL."),
     },
     "Service": {
-        "run": Place("processor.cli.commands.run", "run", "Drain in the foreground, as systemd wants it."),
-        "start": Place("processor.cli.commands.run", "start", "Start a daemon with a pidfile."),
-        "stop": Place("processor.cli.commands.run", "stop", "Stop the daemon; it finishes its batch."),
-        "reload": Place("processor.cli.commands.run", "reload", "Have the daemon read its settings anew."),
+        "run": Place("run", "run", "Drain in the foreground, as systemd wants it."),
+        "start": Place("run", "start", "Start a daemon with a pidfile."),
+        "stop": Place("run", "stop", "Stop the daemon; it finishes its batch."),
+        "reload": Place("run", "reload", "Have the daemon read its settings anew."),
     },
     "Set-up": {
-        "init-db": Place("processor.cli.commands.init_db", "init_db", "Create the schema in PostgreSQL."),
-        "check-config": Place("processor.cli.commands.check_config", "check_config", "Check the settings."),
-        "doctor": Place("processor.cli.commands.doctor", "doctor", "Examine servers, role and host."),
-        "print": Place("processor.cli.commands.print", "prints", "Print unit, config, schema or ACL."),
+        "init-db": Place("init_db", "init_db", "Create the schema in PostgreSQL."),
+        "check-config": Place("check_config", "check_config", "Check the settings."),
+        "doctor": Place("doctor", "doctor", "Examine servers, role and host."),
+        "print": Place("print", "prints", "Print unit, config, schema or ACL."),
     },
 }
 
@@ -85,7 +85,7 @@ class Commands(Group):
         for section in SECTIONS.values():
             if place := section.get(cmd_name):
                 with Loading():
-                    module = importlib.import_module(place.module)
+                    module = importlib.import_module(f"processor.cli.commands.{place.module}")
                 return with_config(getattr(module, place.attribute))
         return None
 

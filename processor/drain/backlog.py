@@ -10,7 +10,6 @@ import logging
 
 import msgspec
 
-from processor import __version__
 from processor.apply.verdict import Gate
 from processor.buffer import lane as buffer
 from processor.buffer.lane import Look
@@ -20,6 +19,7 @@ from processor.errors import RedisRefused, RedisUnavailable
 from processor.ownership.owners import OwnedLane, Owners
 from processor.telemetry import metrics
 from processor.telemetry.status import LaneState, State, as_mapping
+from processor.version import __version__
 
 log = logging.getLogger("processor")
 

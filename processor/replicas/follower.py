@@ -131,7 +131,9 @@ class Follower:
         commands: list[Command] = []
         for name, (server, position, names) in self._untold.items():
             lanes = [Lane(namespace, each) for each in names]
-            commands += replica_status.confirm(namespace, name, server, position, lanes, time.time())
+            commands += replica_status.confirm(
+                namespace, name, server, position, lanes, time.time()
+            )
         # Refused by a full Redis or unheard: what was not told now is told with the next words.
         with contextlib.suppress(ProcessorError):
             # Words of a server count only while its name is told to stand for it.

@@ -23,7 +23,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from processor import __version__, crashpoint
+from processor import crashpoint
 from processor.config import loader
 from processor.config.settings import Settings
 from processor.drain.drain import Drain
@@ -32,6 +32,7 @@ from processor.telemetry import faults, metrics
 from processor.telemetry.progress import Progress
 from processor.telemetry.status import State, as_mapping
 from processor.transaction import statements
+from processor.version import __version__
 
 log = logging.getLogger("processor")
 

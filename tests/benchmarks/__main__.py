@@ -34,7 +34,7 @@ def main() -> None:
 
 
 def _run(name: str, options: Options) -> Result:
-    result: Result = import_module(f"tests.benchmarks.{MODULES[name]}").run(options)
+    result: Result = import_module(f"tests.benchmarks.cases.{MODULES[name]}").run(options)
     print(result.line(), flush=True)
     return result
 

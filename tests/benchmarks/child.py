@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.fix_process import ROOT, Process
+from tests.harness.process import ROOT, Process
 
 
 class Child(Process):

@@ -12,10 +12,10 @@ from importlib import util
 from pathlib import Path
 from typing import Any
 
-from processor import __version__
 from processor.cli import shadow, unit
 from processor.cli.doctor.finding import FAIL, OK, WARN, Finding
 from processor.config.settings import Settings
+from processor.version import __version__
 
 _DIFFERS, _APART = 1.0, 30.0
 _PATIENCE = 2.0

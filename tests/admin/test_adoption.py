@@ -1,0 +1,369 @@
+"""Dead letters of another buffer: told apart, left alone, and taken over if that one is gone.
+
+A buffer is gone when Redis was rebuilt empty or lost its identity: what it left in the dead letters
+is asked for by no processor any more (rule 1). A second site's buffer looks the same from here.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from processor.drain.drain import Drain
+from processor.ledger import dead_letters
+from processor.runtime import drain_thread
+from processor.transaction.builder import Transaction
+from processor.transaction.ids import new_id
+from tests.harness.cli import Cli, line, poison
+from tests.harness.site import Site, step, write
+from tests.harness.wait import wait_until
+
+
+def identity(site: Site) -> str:
+    found = site.redis.get("processor:buffer")
+    assert isinstance(found, bytes)
+    return found.decode()
+
+
+def flushed(site: Site) -> None:
+    """Redis is rebuilt empty."""
+    site.redis.flushall()
+
+
+def nameless(site: Site) -> None:
+    """Only the identity is gone; all that waits is there."""
+    site.redis.delete("processor:buffer")
+
+
+def anew(site: Site, lose: Callable[[Site], None]) -> str:
+    """Lose the buffer and wait for its successor; the identity that is gone."""
+    gone = identity(site)
+    lose(site)
+    drain_thread.singleton.event.set()
+    loss = f"from {gone} to "
+    wait_until(lambda: loss in str(drain_thread.state()["background_processor"]["loss"]))
+    wait_until(lambda: drain_thread.state()["lanes"]["default:0"]["owner"])
+    return gone
+
+
+def mendable(site: Site, **options: Any) -> Transaction:
+    """A transaction that died for want of a table, which is there now."""
+    dead = Transaction(attempts=1, **options).insert("later", {"n": 1})
+    site.submit(dead)
+    wait_until(site.dead, message=site.tale)
+    site.execute("create table later (n int)")
+    return dead
+
+
+def holds(cli: Cli) -> None:
+    """Redis and PostgreSQL tell the same story, once what was decided is settled."""
+    wait_until(lambda: cli("verify").code == 0, message=lambda: cli("verify").out)
+
+
+def pass_until(condition: Callable[[], Any], *drains: Drain) -> None:
+    """Let these make passes until it is so; requests are asked for now and then."""
+    def passed() -> Any:
+        for drain in drains:
+            step(drain)
+        return condition()
+
+    wait_until(passed)
+
+
+# Told apart.
+
+
+def test_the_list_tells_which_dead_letters_are_of_another_buffer(
+    at_site: Cli, dead_site: Site
+) -> None:
+    (old,) = poison(dead_site)
+    assert "BUFFER" not in at_site("dead", "list").lines[0]
+    gone = anew(dead_site, flushed)
+    (new,) = poison(dead_site)
+    told = {row["id"]: (row["buffer"], row["of_this_buffer"])
+            for row in at_site.json("dead", "list")}  # fmt: skip
+    assert told == {old: (gone, False), new: (identity(dead_site), True)}
+    head, first, second = at_site("dead", "list").lines
+    assert "BUFFER" in head
+    assert gone in first
+    assert "this one" in second
+
+
+def test_what_is_shown_of_a_dead_letter_says_whether_it_is_of_this_buffer(
+    at_site: Cli, dead_site: Site
+) -> None:
+    (old,) = poison(dead_site)
+    assert at_site.json("dead", "show", old)[0]["of_this_buffer"] is True
+    gone = anew(dead_site, flushed)
+    (shown,) = at_site.json("dead", "show", old)
+    assert (shown["buffer"], shown["of_this_buffer"]) == (gone, False)
+    rows = [row.split() for row in at_site("dead", "show", old).lines]
+    assert ["of_this_buffer", "no"] in rows
+    assert at_site.json("explain", old)[0]["release"].endswith(
+        f": it belongs to another buffer, {gone}, and is decided there"
+    )
+
+
+def test_a_processor_says_once_what_other_buffers_left(
+    dead_site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    poison(dead_site, 2)
+
+    def told() -> list[str]:
+        return [text for each in caplog.records if "other buffers" in (text := each.getMessage())]
+
+    assert told() == []
+    gone = anew(dead_site, flushed)
+    wait_until(told)
+    assert drain_thread.stop()
+    dead_site.start()
+    wait_until(lambda: len(told()) == 2)
+    dead_site.submit(write(1))
+    dead_site.commits(1)
+    assert told() == ["open dead letters of other buffers, which this processor does not decide:"
+                      f" 2 of {gone}: see `processor dead list`"] * 2  # fmt: skip
+
+
+# Left alone.
+
+
+@pytest.mark.parametrize(
+    "verb", [("retry",), ("discard", "--yes"), ("edit", "--file", "/dev/null")]
+)
+def test_a_request_that_nobody_would_carry_out_is_refused_and_says_what_to_do(
+    at_site: Cli, dead_site: Site, verb: tuple[str, ...]
+) -> None:
+    (dead,) = poison(dead_site)
+    gone = anew(dead_site, flushed)
+    said = at_site("dead", *verb, dead)
+    assert said.code == 1
+    assert said.error.startswith(f"{dead} belongs to the buffer {gone} (site main, last seen 2")
+    assert f"no processor of this one, {identity(dead_site)}, will carry it out" in said.error
+    assert said.error.endswith(
+        "ask with the settings of that site, or, if that buffer is gone for ever,"
+        f" take the letter over with --adopt {gone}"
+    )
+    assert at_site.json("dead", "list")[0]["request"] is None
+
+
+def test_a_filter_means_the_dead_letters_of_this_buffer_alone(
+    cli: Cli, site_of: Callable[..., Site], own_redis: Callable[..., Any]
+) -> None:
+    here, there = site_of(), site_of(own_redis())
+    drains = [each.drain() for each in (here, there)]
+    bad = [Transaction().insert("account", {"id": 7, "balance": "x"}) for _ in range(2)]
+    for each, drain, dying in zip((here, there), drains, bad, strict=True):
+        each.submit(dying)
+        step(drain)
+    said = cli.use(here.mapping)("dead", "discard", "--all", "--yes")
+    assert (said.code, said.lines) == (0, [f"{bad[0].id}  discard requested"])
+    assert said.error == ("1 dead letter of other buffers left alone: see `processor dead list`")
+    pass_until(lambda: [row[0] for row in here.dead()] == [bad[1].id], *drains)
+    said = cli("dead", "discard", "--all", "--yes")
+    assert said.code == 1
+    assert said.error.startswith("no dead letter is meant by that (1 dead letter of other buffers")
+
+    assert cli.use(there.mapping)("dead", "discard", bad[1].id, "--yes").code == 0
+    pass_until(lambda: here.dead() == [], *drains)
+
+
+def test_what_a_processor_drains_is_not_gone(
+    cli: Cli, site_of: Callable[..., Site], own_redis: Callable[..., Any]
+) -> None:
+    """Behind its dead letter others wait in its own Redis, and nobody would release them."""
+    here, there = site_of(), site_of(own_redis())
+    drains = [each.drain() for each in (here, there)]
+    bad = Transaction(key="k").insert("account", {"id": 7, "balance": "x"})
+    there.submit(bad, write(1, key="k"))
+    for drain in drains:
+        step(drain)
+    cli.use(here.mapping)
+    asked = ["dead", "discard", bad.id, "--yes", "--adopt", identity(there)]
+    said = cli(*asked)
+    assert (said.code, said.error) == (
+        1, f"the buffer {identity(there)} is not gone: a processor drains it now:"
+        " ask with the settings of its site",
+    )
+    assert here.one("select request from processor.dead_letter") is None
+    drains[1].leave()
+    assert cli(*asked).code == 0
+    pass_until(lambda: not here.dead(), drains[0])
+
+
+def test_without_redis_dead_letters_are_shown_and_none_is_decided(
+    cli: Cli, site_of: Callable[..., Site], own_redis: Callable[..., Any]
+) -> None:
+    server = own_redis()
+    site = site_of(server)
+    drain = site.drain()
+    bad = Transaction().insert("account", {"id": 7, "balance": "x"})
+    site.submit(bad)
+    step(drain)
+    server.kill()
+    cli.use(site.mapping)
+    said = cli("dead", "list", "--json")
+    assert (said.code, said.records[0]["of_this_buffer"]) == (0, None)
+    assert said.error.endswith("which dead letters are of this buffer is not known")
+    assert cli("dead", "show", bad.id).code == 0
+    for ask in (["retry", bad.id], ["retry", "--all"], ["discard", bad.id, "--yes"]):
+        said = cli("dead", *ask)
+        assert said.code == 69
+        assert "nothing was asked" in said.error
+    assert site.one("select request from processor.dead_letter") is None
+
+
+def test_a_redis_that_knows_no_buffer_takes_nothing_over(at_site: Cli, dead_site: Site) -> None:
+    (dead,) = poison(dead_site)
+    gone = identity(dead_site)
+    assert drain_thread.stop()
+    dead_site.redis.flushall()
+    for more in ([], ["--adopt", gone]):
+        said = at_site("dead", "retry", dead, *more)
+        assert said.code == 1
+        assert said.error.startswith("Redis knows no buffer, so nobody would carry out")
+    assert dead_site.redis.keys("*") == []
+
+
+def test_what_is_no_buffer_is_refused_by_name(at_site: Cli, dead_site: Site) -> None:
+    said = at_site("dead", "retry", new_id(), "--adopt", "this one")
+    assert said.code == 2
+    assert "'this one' is no buffer" in said.error
+
+
+# Taken over.
+
+
+@pytest.mark.parametrize("lose", [flushed, nameless])
+def test_a_dead_letter_that_is_taken_over_is_applied_once_by_this_buffers_owner(
+    at_site: Cli, dead_site: Site, lose: Callable[[Site], None]
+) -> None:
+    dead = mendable(dead_site, key="order-1")
+    gone = anew(dead_site, lose)
+    said = at_site("dead", "retry", dead.id, "--adopt", gone, "--wait", "20s")
+    assert (said.code, said.out) == (0, f"{dead.id}  applied\n")
+    assert dead_site.one("select count(*) from later") == 1
+    assert dead_site.execute("select outcome, buffer::text from processor.ledger") == [
+        ("applied", identity(dead_site))
+    ]
+    holds(at_site)
+    again = at_site("dead", "retry", dead.id, "--adopt", gone)
+    assert again.error == f"{dead.id} is applied already"
+
+
+@pytest.mark.parametrize("verb", ["retry", "discard"])
+def test_what_waits_behind_it_in_redis_goes_on(at_site: Cli, dead_site: Site, verb: str) -> None:
+    dead = mendable(dead_site, key="order-1")
+    dead_site.submit(write(1, key="order-1"), write(2, key="order-1"))
+    dead_site.parks(2)
+    gone = anew(dead_site, nameless)
+    dead_site.submit(write(3, key="order-1"), write(4))
+    dead_site.commits(4)
+    more = ["--yes"] if verb == "discard" else []
+    assert at_site("dead", verb, dead.id, "--adopt", gone, "--wait", "20s", *more).code == 0
+    dead_site.commits(4, 1, 2, 3)
+    dead_site.empties()
+    holds(at_site)
+
+
+def test_an_edit_is_applied_in_place_of_what_died(
+    at_site: Cli, dead_site: Site, tmp_path: Path
+) -> None:
+    (dead,) = poison(dead_site)
+    gone = anew(dead_site, flushed)
+    mended = tmp_path / "mended.json"
+    mended.write_text(json.dumps({"id": dead, "operations": json.loads(line(5))["operations"]}))
+    said = at_site("dead", "edit", dead, "--file", str(mended), "--adopt", gone, "--wait", "20s")
+    assert said.code == 0, said
+    assert dead_site.tape() == [5]
+    holds(at_site)
+
+
+def test_one_that_fails_again_holds_its_key_in_this_buffer(at_site: Cli, dead_site: Site) -> None:
+    (dead,) = poison(dead_site, key="order-1")
+    gone = anew(dead_site, flushed)
+    dead_site.submit(write(1, key="order-1"))
+    dead_site.commits(1)
+    said = at_site("dead", "retry", dead, "--adopt", gone, "--wait", "20s")
+    assert said.code == 1
+    assert "failed again" in said.out
+    holds(at_site)
+    dead_site.submit(write(2, key="order-1"))
+    dead_site.parks(1)
+    assert at_site("dead", "discard", dead, "--yes", "--wait", "20s").code == 0
+    dead_site.commits(1, 2)
+    holds(at_site)
+
+
+def test_a_filter_takes_over_what_one_buffer_left_and_nothing_else(
+    at_site: Cli, dead_site: Site
+) -> None:
+    first = poison(dead_site, 2)
+    gone = anew(dead_site, flushed)
+    second = poison(dead_site, 1)
+    anew(dead_site, flushed)
+    third = poison(dead_site, 1)
+    said = at_site("dead", "discard", "--all", "--adopt", gone, "--yes", "--wait", "20s")
+    assert said.lines == [f"{each}  discarded" for each in sorted(first)]
+    assert [row[0] for row in dead_site.dead()] == second + third
+    holds(at_site)
+
+
+def test_a_lane_that_this_buffer_does_not_have_is_drained_for_it(
+    at_site: Cli, dead_site: Site
+) -> None:
+    (dead,) = poison(dead_site)
+    gone = anew(dead_site, flushed)
+    dead_site.execute("update processor.dead_letter set lane = 'former:0'")
+    dead_site.execute("update processor.ledger set lane = 'former:0'")
+    said = at_site("dead", "discard", dead, "--adopt", gone, "--yes", "--wait", "20s")
+    assert (said.code, said.out) == (0, f"{dead}  discarded\n")
+    assert dead_site.redis.sismember("processor:lanes", "former:0")
+    holds(at_site)
+
+
+def test_an_owner_that_still_lives_does_not_decide_what_was_taken_from_it(
+    cli: Cli, site_of: Callable[..., Site], own_redis: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It has read the request already when its dead letter goes to another buffer.
+
+    By another namespace nobody can tell that it lives.
+    """
+    here, there = site_of(namespace="other"), site_of(own_redis())
+    drains = [each.drain() for each in (here, there)]
+    for drain in drains:
+        step(drain)
+    bad = write(1, "x", attempts=1)
+    there.execute("alter table tape add constraint narrow check (scope is null)")
+    there.submit(bad)
+    step(drains[1])
+    there.execute("alter table tape drop constraint narrow")
+    there.ask(bad.id, "retry")
+    asked, taken = dead_letters.requests, []
+    cli.use(here.mapping)
+
+    def read_too_early(*arguments: Any) -> list[dead_letters.DeadLetter]:
+        found = asked(*arguments)
+        if found:
+            said = cli("dead", "discard", bad.id, "--adopt", identity(there), "--yes")
+            taken.append(said.code)
+        return found
+
+    monkeypatch.setattr(dead_letters, "requests", read_too_early)
+    pass_until(lambda: taken, drains[1])
+    monkeypatch.undo()
+    assert taken == [0]
+    assert here.tape() == []
+    assert here.execute("select outcome, request from processor.dead_letter") == [
+        ("dead", "discard")
+    ]
+    pass_until(lambda: not here.dead(), *drains)
+    assert here.one("select outcome from processor.ledger") == "discarded"
+    assert here.one("select outcome from processor.dead_letter") == "discarded"
+    assert here.tape() == []

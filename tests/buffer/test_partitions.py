@@ -1,0 +1,76 @@
+"""The number of partitions of a queue: fixed by the first who writes, changed while it is empty."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from processor import ConfigError
+from processor.producer.submit import Producer
+from processor.transaction.builder import Transaction
+from tests.harness.site import Site, write
+from tests.harness.wait import wait_until
+
+
+@pytest.fixture
+def producers(site: Site) -> Iterator[Any]:
+    made: list[Producer] = []
+
+    def make(partitions: int) -> Producer:
+        mapping = {"queues": {"default": {"partitions": partitions}}}
+        made.append(Producer(site.changed(**mapping)))
+        return made[-1]
+
+    yield make
+    for producer in made:
+        producer.pool.close()
+
+
+def submit(producer: Producer, transaction: Transaction) -> str:
+    return producer.submit(transaction.encode(0.0, 1_000_000)).lane
+
+
+def test_keys_keep_their_lane_and_spread_over_all(producers: Any) -> None:
+    producer = producers(4)
+    lanes = {n: submit(producer, write(n, key=f"k{n}")) for n in range(40)}
+    assert set(lanes.values()) == {f"default:{n}" for n in range(4)}
+    assert {n: submit(producer, write(n, key=f"k{n}")) for n in range(40)} == lanes
+
+
+def test_another_number_is_refused_while_work_lies_in_the_buffer(
+    producers: Any, site: Site
+) -> None:
+    """Rule 7: what shares a key would lie in two lanes, each of them an order of its own."""
+    submit(producers(4), write(1, key="k"))
+    with pytest.raises(ConfigError, match=r"queues.default.partitions: is 2, and 1 .* by 4"):
+        submit(producers(2), write(2, key="k"))
+    assert sum(site.depth(f"default:{n}") for n in range(4)) == 1
+
+
+@pytest.mark.parametrize("where", ["scheduled", "parked"])
+def test_work_that_waits_elsewhere_counts_as_well(
+    where: str, producers: Any, site: Site
+) -> None:
+    submit(producers(4), write(1, key="k", delay=3600.0) if where == "scheduled" else write(1))
+    if where == "parked":
+        for n in range(4):
+            site.redis.delete(site.lane(f"default:{n}").stream)
+        site.redis.hset(site.lane("default:2").parked, "id", "record")
+    with pytest.raises(ConfigError, match="partitions"):
+        submit(producers(1), write(2))
+
+
+def test_an_empty_queue_takes_another_number_and_all_its_lanes_are_drained(
+    producers: Any, site: Site
+) -> None:
+    submit(producers(4), write(1, key="k"))
+    site.start()
+    site.empties()
+    many = producers(16)
+    lanes = {submit(many, write(n, key=f"k{n}")) for n in range(2, 42)}
+    assert len(lanes) > 4
+    # The processor's own settings name one partition; the register tells it of the others.
+    wait_until(lambda: len(site.tape()) == 41)
+    assert sorted(site.tape()) == list(range(1, 42))

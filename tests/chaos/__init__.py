@@ -1,0 +1,1 @@
+"""Whole processors under outages, kills, crash points and mixed faults."""

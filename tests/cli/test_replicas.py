@@ -1,0 +1,172 @@
+"""What the command line tells of replicas: how far they are, and what is wrong with them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from processor.buffer import replica_status
+from processor.connections.redis_client import RedisConnection
+from processor.embedded import PostgresServer, Standby
+from processor.runtime import drain_thread
+from processor.telemetry.status import Replica, timestamp
+from tests.harness.cli import Cli
+from tests.harness.servers import Factory
+from tests.harness.site import Site, write
+from tests.harness.wait import wait_until
+
+
+@pytest.fixture
+def primary(own_postgres: Factory) -> PostgresServer:
+    server: PostgresServer = own_postgres()
+    return server
+
+
+@pytest.fixture
+def standby(own_standby: Factory, primary: PostgresServer) -> Standby:
+    made: Standby = own_standby(primary, name="near")
+    return made
+
+
+def checked(cli: Cli, site: Site) -> dict[str, tuple[str, str]]:
+    """Level and finding of each check of replicas."""
+    rows = cli.use(site.mapping)("doctor", "--json").records
+    return {r["check"]: (r["level"], r["found"]) for r in rows if r["section"] == "replicas"}
+
+
+def test_status_shows_how_far_each_replica_is(
+    cli: Cli, site_of: Callable[..., Site], primary: PostgresServer, standby: Standby
+) -> None:
+    site = site_of(postgres=primary, replicas={"servers": {"near": standby.dsn}})
+    site.start()
+    site.submit(write(1))
+    site.commits(1)
+    wait_until(lambda: drain_thread.state()["replicas"]["near"]["lag"] == 0.0)
+
+    at_site = cli.use(site.mapping)
+    (told,) = at_site("status", "--json").records
+    shown = at_site("status")
+
+    near = told["replicas"]["near"]
+    assert near["status"] == "following"
+    assert near["heard"]
+    assert any(line.split()[:2] == ["near", "following"] for line in shown.lines)
+    assert standby.dsn not in str(told)
+
+
+@pytest.mark.parametrize(
+    ("state", "ago", "interval", "shown"),
+    [
+        ("following", 1, 0.1, ("following", 0.0)),
+        ("following", 95, 0.1, ("unheard", None)),
+        ("away", 95, 0.1, ("unheard", None)),
+        ("lost", 95, 0.1, ("lost", 0.0)),
+        ("following", 95, 20.0, ("following", 0.0)),
+        ("following", 105, 20.0, ("unheard", None)),
+    ],
+)
+def test_status_shows_that_nobody_tells_of_a_replica_any_more(
+    cli: Cli, site_of: Callable[..., Site], state: str, ago: int, interval: float,
+    shown: tuple[str, float | None],
+) -> None:  # fmt: skip
+    """It was taken out of the settings; what was told of it last stays in Redis."""
+    site = site_of(replicas={"interval": interval})
+    then = time.time() - ago
+    replica = Replica(state, at=then, lsn="0/3000000", lag=0.0, told=then)
+    site.redis.execute_command(*replica_status.tell("processor", "near", replica))
+
+    at_site = cli.use(site.mapping)
+    near = at_site("status", "--json").records[0]["replicas"]["near"]
+
+    assert (near["status"], near["lag"]) == shown
+    assert near["heard"] == timestamp(then)
+    line = next(line for line in at_site("status").lines if line.split()[:1] == ["near"])
+    assert shown[0] in line
+    assert ("0.0s" in line) is (shown[1] is not None)
+
+
+def test_status_names_the_commits_that_a_failover_left_behind(cli: Cli, site: Site) -> None:
+    site.start()
+    redis = RedisConnection(site.settings.redis.url, 1.0)
+    redis.calls(replica_status.lost("processor", "timeline 1 of 7", "timeline 2 of 7", ["a", "b"]))
+    redis.close()
+
+    at_site = cli.use(site.mapping)
+
+    assert at_site("status", "--json").records[0]["losses"] == [
+        {"from": "timeline 1 of 7", "to": "timeline 2 of 7", "ids": ["a", "b"]}
+    ]
+    assert "2 commits of timeline 1 of 7 lost in a failover" in at_site("status").error
+
+
+def test_the_doctor_finds_a_good_replica_good(
+    cli: Cli, site_of: Callable[..., Site], primary: PostgresServer, standby: Standby
+) -> None:
+    site = site_of(postgres=primary, replicas={"servers": {"near": standby.dsn}})
+    # The replica has the database, and then its schema, a moment later.
+    wait_until(lambda: checked(cli, site)["near"][0] == "ok", message=lambda: checked(cli, site))
+
+
+@pytest.mark.parametrize(
+    ("server", "level", "words"),
+    [
+        ("primary", "warn", "it is a primary"),
+        ("stranger", "fail", "another cluster"),
+        ("nobody", "fail", "cannot open a session"),
+    ],
+)
+def test_the_doctor_finds_what_is_no_replica(
+    cli: Cli, site_of: Callable[..., Site], primary: PostgresServer, own_postgres: Factory,
+    server: str, level: str, words: str,
+) -> None:  # fmt: skip
+    addresses: dict[str, Any] = {
+        "primary": lambda: primary.dsn,
+        "stranger": lambda: own_postgres(copy_of=None).dsn,
+        "nobody": lambda: "host=127.0.0.1 port=1 dbname=postgres",
+    }
+    site = site_of(postgres=primary, replicas={"servers": {"near": addresses[server]()}})
+
+    found = checked(cli, site)["near"]
+
+    assert found[0] == level
+    assert words in found[1]
+
+
+def test_the_doctor_misses_a_replica_that_settling_would_wait_for(
+    cli: Cli, site_of: Callable[..., Site], primary: PostgresServer, standby: Standby
+) -> None:
+    site = site_of(
+        postgres=primary, settle="replicated", replicas={"promotable": ["near", "gone"]}
+    )
+    wait_until(lambda: "near" in str(checked(cli, site)["pg_stat_replication"]))
+
+    found = checked(cli, site)
+
+    assert found["gone"][0] == "fail"
+    assert "near" not in found
+
+
+def test_what_waits_for_a_replica_is_explained_and_no_problem(
+    cli: Cli, site_of: Callable[..., Site], primary: PostgresServer, standby: Standby
+) -> None:
+    replicas = {"servers": {"near": standby.dsn, "gone": "host=127.0.0.1 port=1"}}
+    site = site_of(postgres=primary, settle="replicated", replicas=replicas)
+    site.start()
+    (receipt,) = site.submit(write(1))
+    site.commits(1)
+    wait_until(lambda: drain_thread.state()["replicas"]["near"]["lag"] == 0.0)
+    at_site = cli.use(site.mapping)
+
+    told = at_site("explain", receipt.id, "--json").records[0]
+
+    assert told["place"] == "applied"
+    assert told["replicas"] == {"near": True, "gone": None}
+    assert "until the replicas have it" in told["why"]
+    assert "gone: away, near: yes" in str(at_site("explain", receipt.id).lines)
+    assert at_site("verify").code == 0
+    wait_until(lambda: "1 committed entries wait" in site.reason)
+    assert drain_thread.stop()
+    assert at_site("verify").code == 0

@@ -1,0 +1,143 @@
+"""`processor submit`: lines that are accepted or refused, and where to go on."""
+
+from __future__ import annotations
+
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.harness.cli import Cli, Program, line, lines
+from tests.harness.process import ROOT
+from tests.harness.site import Site, merged
+from tests.harness.wait import wait_until
+
+
+def test_a_file_is_submitted_in_order_and_its_ids_are_printed(
+    at_site: Cli, site: Site, tmp_path: Path
+) -> None:
+    path = tmp_path / "transactions.jsonl"
+    path.write_text("\ufeff" + lines(1, 2) + "\n \r\n" + line(3), encoding="utf-8")
+    site.start()
+    said = at_site("submit", str(path))
+    assert (said.code, said.err) == (0, "")
+    site.commits(1, 2, 3)
+    ledger = site.execute("select id::text from processor.ledger order by split_part(entry, '-', 1)"
+                          "::bigint, split_part(entry, '-', 2)::bigint")
+    assert said.lines == [row[0] for row in ledger]
+
+
+def test_a_receipt_tells_line_lane_and_entry(at_site: Cli, site: Site) -> None:
+    first, second = at_site("submit", "--json", stdin=lines(1) + lines(2, delay=60)).records
+    assert (first["line"], first["lane"]) == (1, "default:0")
+    assert site.redis.xrange(site.lane().stream)[0][0].decode() == first["entry"]
+    assert first["buffer"] == site.redis.get("processor:buffer").decode()
+    assert (second["line"], second["entry"]) == (2, "")
+
+
+def test_a_pipe_is_heard_while_it_stays_open(program: Program, site: Site) -> None:
+    environ = os.environ | {"PROCESSOR_REDIS_URL": site.mapping["redis"]["url"]}
+    process = program("submit", env=environ)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    for n in (1, 2):
+        process.stdin.write(lines(n).encode())
+        process.stdin.flush()
+        assert process.stdout.readline().strip()
+        assert site.depth() == n
+    process.stdin.close()
+    assert process.wait(20) == 0
+
+
+def test_a_bad_line_is_named_and_all_before_it_are_accepted(at_site: Cli, site: Site) -> None:
+    bad = '{"operations": [{"op": "insert", "table": "", "values": {"n": 3}}]}\n'
+    said = at_site("submit", stdin=lines(1, 2) + bad + lines(4))
+    assert said.code == 1
+    first, last = said.err.splitlines()
+    assert first.startswith("processor: line 3: operations[0].table: ")
+    assert last == "processor: 2 accepted; go on with --from 3"
+    assert len(said.lines) == site.depth() == 2
+    again = at_site("submit", "--from", "4", stdin=lines(1, 2) + bad + lines(4))
+    assert again.code == 0
+    assert site.depth() == 3
+
+
+def test_a_line_that_only_the_producer_refuses_is_named_too(at_site: Cli, site: Site) -> None:
+    said = at_site("submit", stdin=lines(1) + lines(2, queue="hihg") + lines(3))
+    assert said.code == 1
+    assert said.err.startswith("processor: line 2: queue: 'hihg' is not configured: one of ")
+    assert len(said.lines) == site.depth() == 1
+
+
+def test_keep_going_passes_over_bad_lines_and_says_how_many(at_site: Cli, site: Site) -> None:
+    content = lines(1) + "{\n" + lines(2) + lines(3, queue="none") + "[]\n" + lines(4)
+    said = at_site("submit", "--keep-going", stdin=content)
+    assert said.code == 1
+    *bad, last = said.err.splitlines()
+    assert [each.split(": ")[1] for each in bad] == ["line 2", "line 4", "line 5"]
+    assert last == "processor: 3 accepted, 3 refused"
+    assert len(said.lines) == site.depth() == 3
+
+
+def test_a_full_buffer_says_at_which_line_and_may_be_waited_for(cli: Cli, site_of: Any) -> None:
+    site = site_of(buffer={"limit": 400})
+    cli.use(site.mapping)
+    said = cli("submit", stdin=lines(*range(1, 701)))
+    assert said.code == 69
+    first, last = said.err.splitlines()
+    assert first.startswith("processor: line 501: lane default:0 holds 500 entries")
+    assert last == "processor: 500 accepted; go on with --from 501"
+    site.start()
+    assert cli("submit", "--wait", "--from", "501", stdin=lines(*range(1, 1501))).code == 0
+    wait_until(lambda: site.tape() == list(range(1, 1501)), message=lambda: site.tale())
+
+
+def test_a_redis_that_is_away_says_at_which_line(cli: Cli) -> None:
+    said = cli.use({"redis": {"url": "redis://127.0.0.1:1/0"}})("submit", stdin=lines(1))
+    assert said.code == 69
+    assert said.err.splitlines()[0].startswith("processor: line 1: Redis is away")
+
+
+def test_a_file_without_line_ends_is_not_read_into_memory(cli: Cli, site: Site) -> None:
+    cli.use(merged(site.mapping, {"buffer": {"transaction_bytes": 1024}}))
+    said = cli("submit", stdin=lines(1) + "x" * 600_000)
+    assert said.code == 2
+    assert "line 2 is longer than" in said.error
+    assert "one transaction a line" in said.error
+
+
+def on_a_terminal(arguments: list[str], stdout: int | None, **environ: str) -> bytes:
+    """What the command line says on stderr when that is a terminal."""
+    here, there = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "processor", *arguments], cwd=ROOT, stdin=subprocess.DEVNULL,
+        stdout=there if stdout is None else stdout, stderr=there, env=os.environ | environ,
+    )
+    os.close(there)
+    said = b""
+    try:
+        while chunk := os.read(here, 65536):
+            said += chunk
+    except OSError:  # the terminal's other side is closed
+        pass
+    os.close(here)
+    assert process.wait(20) == 0
+    return said
+
+
+def test_a_large_file_has_a_progress_bar_on_a_terminal_and_none_in_a_pipe(
+    site: Site, tmp_path: Path, program: Program
+) -> None:
+    path = tmp_path / "many.jsonl"
+    path.write_text(lines(*range(3000)))
+    environ = {"PROCESSOR_REDIS_URL": site.mapping["redis"]["url"], "TERM": "xterm"}
+    with open(tmp_path / "ids", "wb") as ids:
+        bar = on_a_terminal(["submit", str(path)], ids.fileno(), **environ)
+    assert "━".encode() in bar
+    assert len((tmp_path / "ids").read_text().splitlines()) == 3000
+    process = program("submit", str(path), env=os.environ | environ)
+    out, err = process.communicate(timeout=20)
+    assert err == b""
+    assert len(out.splitlines()) == 3000

@@ -1,0 +1,153 @@
+"""Python programs started by a test, with the project on their path; none outlives the test.
+
+Whatever they start in turn is known by a mark in its environment, also when it has left the session
+to become a daemon, so that exactly what the test started is ended.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from processor.embedded import guardian
+from tests.harness.wait import wait_until
+
+ROOT = Path(__file__).resolve().parents[2]
+MARK = "PROCESSOR_TEST"
+# What is told to end needs a moment; a gunicorn worker looks once a second for its arbiter.
+GRACE = 3.0
+
+
+class Process:
+    """A program with its output in a file: reading never blocks, and no pipe fills up."""
+
+    def __init__(
+        self, command: list[str], output: Path, environ: dict[str, str], cwd: Path
+    ) -> None:
+        self._output = output
+        with output.open("wb") as file:
+            self._popen = subprocess.Popen(
+                command, env=environ, cwd=cwd,
+                stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )  # fmt: skip
+        self.pid = self._popen.pid
+
+    @property
+    def output(self) -> str:
+        """All that it has said so far, errors among it."""
+        return self._output.read_text(errors="replace")
+
+    @property
+    def lines(self) -> list[str]:
+        """What it has said so far in whole lines: `print` writes word by word, one may be on its
+        way (a word was once taken for its line)."""
+        return self.output.rpartition("\n")[0].splitlines()
+
+    @property
+    def running(self) -> bool:
+        return self._popen.poll() is None
+
+    @property
+    def returncode(self) -> int | None:
+        return self._popen.poll()
+
+    def expect(self, text: str, timeout: float = 10.0) -> str:
+        """Wait until it says `text`, and give the first line with it; fail when it ends before."""
+
+        def said() -> str | None:
+            ended = not self.running
+            found = next((line for line in self.lines if text in line), None)
+            if found is None and ended:
+                raise AssertionError(f"ended ({self.returncode}) without {text!r}:\n{self.output}")
+            return found
+
+        return wait_until(said, timeout, lambda: f"{text!r} in the output:\n{self.output}") or ""
+
+    def wait(self, timeout: float = 10.0) -> int:
+        """Its exit code."""
+        wait_until(lambda: not self.running, timeout, lambda: f"end of:\n{self.output}")
+        return self._popen.wait()
+
+    def send(self, signum: int) -> None:
+        self._popen.send_signal(signum)
+
+    def kill(self) -> None:
+        """SIGKILL, and wait until it is gone."""
+        self._popen.kill()
+        self._popen.wait()
+
+    def terminate(self, timeout: float = 10.0) -> int:
+        self.send(signal.SIGTERM)
+        return self.wait(timeout)
+
+    def freeze(self) -> None:
+        self.send(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self.send(signal.SIGCONT)
+
+
+class Spawn:
+    """Starts programs for one test. Call it with a piece of Python code, or with `-m module`."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._mark = uuid.uuid4().hex
+        self._started: list[Process] = []
+
+    def __call__(
+        self, code: str, *arguments: str, cwd: Path | None = None, **environ: str
+    ) -> Process:
+        """`spawn(code, *argv)`; `spawn("-m", "processor", "run")`. Keywords are its environment."""
+        head = [code] if code.startswith("-") else ["-c", textwrap.dedent(code)]
+        return self.command([sys.executable, *head, *arguments], cwd=cwd, **environ)
+
+    def command(self, command: list[str], *, cwd: Path | None = None, **environ: str) -> Process:
+        """Start any program."""
+        output = self._directory / f"output-{len(self._started)}"
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        base = os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1", MARK: self._mark}
+        # Hundreds are started; to compile the project each time takes longer than to run it.
+        base.pop("PYTHONDONTWRITEBYTECODE", None)
+        process = Process(command, output, base | environ, cwd or self._directory)
+        self._started.append(process)
+        return process
+
+    def left(self) -> list[int]:
+        """Pids of everything that this test started, directly or not, and that lives."""
+        wanted = f"{MARK}={self._mark}".encode()
+        return [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc")))
+                if wanted in _environ(pid)]  # fmt: skip
+
+    def end(self) -> None:
+        for process in self._started:
+            process.kill()
+        try:
+            wait_until(lambda: not self.left(), GRACE)
+        except AssertionError:
+            guardian.send(self.left(), signal.SIGKILL)
+            wait_until(lambda: not self.left(), GRACE, lambda: f"still there: {self.left()}")
+
+
+def _environ(pid: int) -> list[bytes]:
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return []
+
+
+@pytest.fixture
+def spawn(tmp_path: Path) -> Iterator[Spawn]:
+    """Starts Python programs; see `Spawn` and `Process`."""
+    spawn = Spawn(tmp_path)
+    yield spawn
+    spawn.end()

@@ -1,0 +1,481 @@
+"""Every code block of README.rst is executed, on real servers; what it promises is looked at."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import docutils.core
+import pytest
+import yaml
+
+import processor
+from processor.cli.main import SECTIONS
+from processor.config import loader, settings
+from processor.embedded import PostgresServer, Standby
+from processor.telemetry import metrics
+from tests.harness.process import Process, Spawn
+from tests.harness.readme import ROOT, TEXT, block, blocks
+from tests.harness.servers import Database, Factory, execute
+from tests.harness.wait import wait_until
+
+#: Executed in test_wheel, which has the bare environment that it needs.
+ELSEWHERE = {"two-commands"}
+REDIS, DATABASE = "redis://127.0.0.1:6379/0", "postgresql:///app"
+FILE = "/etc/processor/processor.yml"
+
+
+class Reader:
+    """Somebody who types what the README says, with a Redis and a database at hand."""
+
+    def __init__(self, spawn: Spawn, redis_url: str, database: Database, directory: Path) -> None:
+        self.redis_url, self.database, self.directory = redis_url, database, directory
+        self._spawn = spawn
+        programs = directory / "bin"
+        programs.mkdir()
+        program(programs / "processor", f'exec "{sys.executable}" -m processor "$@"')
+        program(programs / "systemctl", f'echo "$@" >> "{directory}/systemctl"')
+        self.environ = {
+            "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
+            "REDIS_URL": redis_url,
+            "DATABASE_URL": database.dsn,
+            "PROCESSOR_HEALTH_BIND": "",
+        }
+
+    def python(self, code: str, **environ: str) -> Process:
+        return self._spawn(code, cwd=self.directory, **self.environ | environ)
+
+    def shell(self, code: str, **environ: str) -> Process:
+        command = ["sh", "-euc", code]
+        return self._spawn.command(command, cwd=self.directory, **self.environ | environ)
+
+    def does(self, code: str, **environ: str) -> str:
+        """Run a script to its end; it must succeed."""
+        script = self.shell(code, **environ)
+        assert script.wait(40) == 0, script.output
+        return script.output
+
+    def rows(self, sql: str) -> list[tuple[Any, ...]]:
+        return self.database.execute(sql)
+
+    def balance(self) -> Decimal:
+        return Decimal(self.rows("select balance from account where id = 7")[0][0])
+
+    def drains(self, **environ: str) -> Process:
+        """A processor as a service."""
+        self.does("processor init-db")
+        service = self.shell("exec processor run", **environ)
+        service.expect("started")
+        return service
+
+
+def program(path: Path, line: str) -> None:
+    path.write_text(f"#!/bin/sh\n{line}\n")
+    path.chmod(0o755)
+
+
+@pytest.fixture
+def reader(spawn: Spawn, redis_url: str, database: Database, tmp_path: Path) -> Iterator[Reader]:
+    database.execute(block("tables"))
+    return Reader(spawn, redis_url, database, tmp_path)
+
+
+# The document.
+
+
+def test_every_block_is_executed():
+    source = Path(__file__).read_text()
+    executed = set(re.findall(r'block\(\s*"([\w-]+)"', source))
+
+    assert set(blocks()) == executed | ELSEWHERE
+    assert TEXT.count(".. code-block::") == len(blocks())
+
+
+@pytest.mark.parametrize("name", ["README.rst", "CHANGELOG.rst"])
+def test_the_document_is_well_formed(name):
+    text = (ROOT / name).read_text()
+    strict = {"report_level": 1, "halt_level": 1, "file_insertion_enabled": False}
+
+    docutils.core.publish_doctree(text, settings_overrides=strict)
+
+
+def test_the_changelog_begins_with_the_version_of_the_program():
+    titles = re.findall(r"^(\d+\.\d+\.\d+.*)\n-+$", (ROOT / "CHANGELOG.rst").read_text(), re.M)
+
+    assert titles[0] == processor.__version__
+
+
+def test_every_command_is_named():
+    section = TEXT[TEXT.index("Command line\n") : TEXT.index("Health\n---")]
+    for name in (name for commands in SECTIONS.values() for name in commands):
+        assert re.search(rf"[`| ]{name}[`| ]", section), name
+
+
+def test_what_it_names_exists():
+    for name in re.findall(r"``processor\.(\w+)", TEXT):
+        assert name in {*processor.__all__, "web", "py"}, name
+    for name in re.findall(r"``processor_(\w+)``", TEXT):
+        assert name in metrics.FIGURES, name
+    for section, name in re.findall(r"``([a-z_]+)\.([a-z_]+)(?:: \w+)?``", TEXT):
+        if section not in {"processor", "wsgi", "AppConfig"}:
+            assert (section, name) in loader.DECLARED, f"{section}.{name}"
+
+
+# First steps.
+
+
+def test_first_steps_end_with_a_processor_at_work(reader: Reader):
+    at_hand = {REDIS: reader.redis_url, DATABASE: reader.database.dsn}
+    script = reader.shell(block("first-steps", at_hand))
+
+    script.expect("started", 20)
+
+    os.killpg(script.pid, signal.SIGTERM)
+    assert script.wait(20) in (0, -signal.SIGTERM)
+    assert reader.rows("select version from processor.meta") == [(1,)]
+
+
+def test_a_submit_from_python_is_committed_and_with_takes_it_back(reader: Reader):
+    reader.drains()
+
+    told = reader.python(block("submit"))
+    assert told.wait(20) == 0, told.output
+    assert uuid.UUID(told.output.strip()).version == 7
+    wait_until(lambda: reader.balance() == 25)
+    assert reader.rows("select account, amount from orders") == [(7, 25)]
+
+    again = reader.python(block("submit") + block("with"))
+    assert again.wait(20) == 0, again.output
+    wait_until(lambda: reader.rows("select count(*) from processor.ledger") == [(3,)])
+    assert reader.balance() == 25
+    assert reader.rows("select count(*) from orders") == [(1,)]
+
+
+def test_a_line_of_json_from_the_shell_is_committed(reader: Reader):
+    reader.drains()
+
+    said = reader.does(block("submit-json"))
+
+    assert uuid.UUID(said.split()[0])
+    assert "default:0" in said
+    wait_until(lambda: reader.balance() == 5)
+
+
+def test_a_receipt_tells_how_far_the_write_got(reader: Reader):
+    reader.drains()
+
+    told = reader.python("import processor\n" + block("receipt"))
+
+    assert told.wait(20) == 0, told.output
+    first, *others = told.lines
+    assert first in ("accepted", "committed")
+    assert others == ["committed", "committed"]
+    assert reader.balance() == 1
+
+
+@pytest.fixture
+def primary(own_postgres: Factory) -> PostgresServer:
+    server: PostgresServer = own_postgres()
+    return server
+
+
+@pytest.fixture
+def near(own_standby: Factory, primary: PostgresServer) -> Standby:
+    made: Standby = own_standby(primary, name="site")
+    return made
+
+
+@pytest.fixture
+def replicated(
+    primary: PostgresServer, near: Standby, own_standby: Factory, spawn: Spawn, redis_url: str,
+    tmp_path: Path,
+) -> Reader:
+    """With the replicas that the file of the README names."""
+    database = Database(primary, "postgres")
+    database.execute(block("tables"))
+    far = own_standby(primary, name="munich")
+    file = block("replicas", {
+        "postgresql://db1.site/app": near.dsn, "postgresql://db2.munich/app": far.dsn
+    })  # fmt: skip
+    (tmp_path / "processor.yml").write_text(
+        f'{file}redis: {{url: "{redis_url}"}}\ndatabase: {{dsn: "{primary.dsn}"}}\n'
+    )
+    reader = Reader(spawn, redis_url, database, tmp_path)
+    reader.environ["PROCESSOR_CONFIG"] = str(tmp_path / "processor.yml")
+    return reader
+
+
+def test_a_write_is_read_before_it_is_committed_and_found_where_it_is(
+    replicated: Reader, near: Standby
+):
+    """Rows as they will be, where the write is."""
+    replicated.does("processor init-db")
+    before = replicated.python("import processor\n" + block("read"))
+    assert before.wait(20) == 0, before.output
+    assert before.lines == ["25 buffer True"]
+
+    replicated.drains()
+    # So late that it is read before, however long the program takes for that.
+    near.reload({"recovery_min_apply_delay": "2s"})
+    wait_until(lambda: execute(near.dsn, "show recovery_min_apply_delay") == [("2s",)])
+    told = replicated.python("import processor\n" + block("read") + block("route"))
+    assert told.wait(20) == 0, told.output
+    read, reached, server = told.lines
+    assert read == "50 buffer True"
+    assert reached == "replicated {'site': True, 'munich': True}"
+    assert server == "site"
+
+    after = replicated.python(
+        "import processor\nprint(processor.read('account', {'id': 7})[0].source)"
+    )
+    assert after.wait(20) == 0, after.output
+    assert after.lines == ["site"]
+
+
+# In an application.
+
+FLASK = """
+import json, time
+import processor
+from app import app
+client = app.test_client()
+said = client.post("/orders", json={"account": 7, "amount": 25})
+assert said.status_code == 202, said.data
+assert set(said.json) == {"order", "transaction"}
+assert client.post("/orders", json={"account": 7, "amount": "\\0"}).status_code == 400
+accept = processor.submit
+def refuse(error):
+    def submit(transaction):
+        raise error
+    processor.submit = submit
+refuse(processor.BufferFull("full", retry_after=1.5))
+said = client.post("/orders", json={"account": 7, "amount": 25})
+assert (said.status_code, said.headers["Retry-After"]) == (503, "2"), said.data
+refuse(processor.SubmitUnknown("1"))
+assert client.post("/orders", json={"account": 7, "amount": 25}).status_code == 503
+print("answered", flush=True)
+time.sleep(60)
+"""
+
+
+def test_flask_answers_202_400_and_503_and_the_thread_commits(reader: Reader):
+    reader.does("processor init-db")
+    (reader.directory / "app.py").write_text(block("flask"))
+
+    application = reader.python(FLASK, PYTHONPATH=f"{reader.directory}{os.pathsep}{ROOT}")
+
+    application.expect("answered", 20)
+    wait_until(lambda: reader.balance() == 25)
+    assert reader.rows("select account, amount from orders") == [(7, 25)]
+
+
+DJANGO = """
+import time
+from wsgiref.util import setup_testing_defaults
+import processor
+from shop import wsgi
+environ = {}
+setup_testing_defaults(environ)
+wsgi.application(environ, lambda status, headers: print("status", status, flush=True))
+while processor.state()["background_processor"]["status"] != "running":
+    time.sleep(0.01)
+print("running", flush=True)
+"""
+
+
+def test_django_starts_it_in_wsgi_py(reader: Reader):
+    reader.does("processor init-db")
+    path = reader.directory / "processor.yml"
+    path.write_text(yaml.safe_dump(settings_of(reader)))
+    shop = reader.directory / "shop"
+    shop.mkdir()
+    (shop / "settings.py").write_text("SECRET_KEY = 'x'\nROOT_URLCONF = 'shop.urls'\n"
+                                      "ALLOWED_HOSTS = ['*']\n")  # fmt: skip
+    (shop / "urls.py").write_text("urlpatterns = []\n")
+    (shop / "wsgi.py").write_text(block("django", {FILE: str(path)}))
+
+    application = reader.python(DJANGO, PYTHONPATH=f"{reader.directory}{os.pathsep}{ROOT}")
+
+    application.expect("status 404", 20)
+    application.expect("running", 20)
+
+
+def settings_of(reader: Reader) -> dict[str, Any]:
+    return {"redis": {"url": reader.redis_url}, "database": {"dsn": reader.database.dsn},
+            "health": {"bind": ""}}  # fmt: skip
+
+
+def test_the_lines_for_gunicorn_are_those_of_the_hook_that_is_tested():
+    shipped = ast.parse((ROOT / "etc" / "gunicorn.conf.py").read_text())
+
+    assert ast.dump(ast.parse(block("gunicorn"))) == ast.dump(
+        ast.Module(shipped.body[1:], shipped.type_ignores)
+    )
+
+
+# As a service.
+
+
+def test_the_service_is_installed_from_what_the_program_prints(reader: Reader):
+    etc, units = reader.directory / "etc", reader.directory / "units"
+    etc.mkdir()
+    units.mkdir()
+    places = {"/etc/processor": str(etc), "/etc/systemd/system": str(units)}
+
+    reader.does(block("service", places), PROCESSOR_DATABASE_DSN=reader.database.dsn)
+
+    assert loader.load(etc / "processor.yml", {}) == settings.Settings()
+    assert "Type=notify" in (units / "processor.service").read_text()
+    assert reader.rows("select version from processor.meta") == [(1,)]
+    enabled = (reader.directory / "systemctl").read_text()
+    assert enabled == "daemon-reload\nenable --now processor\n"
+
+
+def test_the_daemon_starts_reads_its_settings_anew_and_stops(reader: Reader):
+    reader.does("processor init-db")
+    path, pidfile = reader.directory / "processor.yml", reader.directory / "pid"
+    path.write_text(yaml.safe_dump(settings_of(reader)))
+    log = reader.directory / "log"
+    places = {FILE: str(path), "start -c": f"start --pidfile {pidfile} --log-file {log} -c",
+              "reload -c": f"reload --pidfile {pidfile} -c",
+              "stop -c": f"stop --pidfile {pidfile} -c"}  # fmt: skip
+
+    said = reader.does(block("daemon", places))
+
+    pids = re.findall(r"pid (\d+)", said)
+    assert len(pids) == 3
+    assert len(set(pids)) == 1
+    assert not pidfile.exists()
+    assert "started" in log.read_text()
+
+
+# Transactions, settings, health.
+
+
+def test_the_transaction_and_the_settings_go_together(reader: Reader):
+    changes = {REDIS: reader.redis_url, DATABASE: reader.database.dsn, "127.0.0.1:8787": ""}
+    path = reader.directory / "processor.yml"
+    path.write_text(block("smallest-file", changes))
+    reader.rows("insert into orders values (gen_random_uuid(), 9, 1)")
+    reader.drains(PROCESSOR_CONFIG=str(path))
+    line = json.dumps(json.loads(block("transaction")))
+
+    reader.does(f"echo '{line}' | processor submit -c {path}")
+
+    wait_until(lambda: reader.balance() == 25)
+    assert reader.rows("select sum(amount), count(*) from orders") == [(25, 2)]
+
+
+def test_the_settings_are_the_defaults_but_for_the_statement():
+    loaded = loader.load(yaml.safe_load(block("smallest-file")), {})
+
+    assert set(loaded.statements) == {"close_account"}
+    assert loader.as_mapping(loaded) | {"statements": {}} == loader.as_mapping(settings.Settings())
+
+
+HEALTH = """
+import json, time, processor
+processor.start()
+processor.submit({"operations": [{"op": "delete", "table": "orders", "where": {"account": 1}}]})
+while not processor.state()["background_processor"]["transactions_processed"]:
+    time.sleep(0.01)
+print(json.dumps(processor.state()))
+"""
+
+
+def test_health_has_what_the_readme_shows(reader: Reader):
+    reader.does("processor init-db")
+    program = reader.python(HEALTH)
+    assert program.wait(20) == 0, program.output
+
+    shown, told = json.loads(block("health-page")), json.loads(program.lines[-1])
+
+    contained(shown, told)
+
+
+METRICS = """
+import time, processor
+from processor import web
+processor.start()
+processor.submit({"operations": [{"op": "insert", "table": "no_such_table", "values": {"a": 1}}]})
+def page():
+    return b"".join(web.application({"REQUEST_METHOD": "GET", "PATH_INFO": "/metrics"},
+                                    lambda *_: None)).decode()
+while "processor_dead_letters 1.0" not in page():
+    time.sleep(0.05)
+processor.submit({"operations": [{"op": "delete", "table": "orders", "where": {"account": 1}}]})
+awaited = ("processor_batches_total", "processor_oldest_age{", "processor_last_pass")
+while not all(name in page() for name in awaited):
+    time.sleep(0.05)
+print(page())
+"""
+
+
+def test_what_to_alert_on_is_in_the_metrics(reader: Reader):
+    reader.does("processor init-db")
+
+    program = reader.python(METRICS)
+
+    assert program.wait(30) == 0, program.output
+    seen = float(re.search(r"^processor_last_pass (\S+)", program.output, re.M)[1])
+    assert abs(time.time() - seen) < 60
+
+
+def contained(shown: Any, told: Any, at: str = "") -> None:
+    if isinstance(shown, dict):
+        assert set(shown) <= set(told), at
+        for name in shown:
+            contained(shown[name], told[name], f"{at}.{name}")
+    elif shown is not None and told is not None:
+        assert type(shown) is type(told), at
+
+
+# Operating.
+
+
+def test_a_dead_letter_is_found_shown_explained_and_retried(reader: Reader):
+    order = str(uuid.uuid4())
+    reader.rows(f"insert into orders values ('{order}', 9, 1)")
+    reader.drains()
+    insert = {"op": "insert", "table": "orders", "values": {"id": order, "account": 7, "amount": 3}}
+    line = json.dumps({"key": "account-7", "operations": [insert]})
+    transaction = reader.does(f"echo '{line}' | processor submit").strip()
+    wait_until(lambda: reader.rows("select count(*) from processor.dead_letter") == [(1,)])
+    reader.rows(f"delete from orders where id = '{order}'")
+
+    said = reader.does(block("dead-letters"), ID=transaction)
+
+    assert "23505" in said
+    assert order in said
+    assert reader.rows("select account from orders") == [(7,)]
+    assert reader.rows("select outcome from processor.ledger") == [("applied",)]
+
+
+def test_a_queue_is_paused_and_resumed(reader: Reader):
+    reader.drains()
+
+    said = reader.does(block("pause"))
+
+    assert re.search(r"default:0 .*until 20\d\d-", said), said
+    assert "default goes on" in said
+
+
+# Development.
+
+
+def test_the_commands_of_development_are_there():
+    for line in block("checks").splitlines():
+        shell, script = line.split("#")[0].split()[:2]
+        assert subprocess.run([shell, "-n", ROOT / script], check=False).returncode == 0
+    assert (ROOT / ".ci" / "demo").exists()

@@ -1,0 +1,673 @@
+"""Reads that see pending writes: what is on its way is shown once, whatever the servers do."""
+
+from __future__ import annotations
+
+import datetime
+import threading
+from collections.abc import Callable, Iterator
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+import processor
+from processor.apply.dead_letter_writer import Burial
+from processor.config import loader
+from processor.config.settings import Settings
+from processor.reads import reader
+from processor.runtime import drain_thread
+from processor.runtime.overlay_cleaner import Clearing
+from processor.transaction.builder import Transaction
+from tests.harness.site import Site, step, write
+from tests.harness.wait import wait_until
+
+TABLES = """
+create table item (
+    id int primary key, name text not null default 'new', n int default 0,
+    price numeric(10,2), at timestamptz, kind text);
+create table part (site text, no int, n bigint, primary key (site, no));
+create type mood as enum ('good', 'bad');
+create table odd (id uuid primary key, mood mood, span interval, tags text[], doc jsonb, day date);
+"""
+OVERLAY = {"item": "id", "part": "site, no", "odd": "id"}
+
+
+def reading(site: Site) -> Site:
+    """Let `import processor` read by the settings of a site."""
+    loader.configure(site.settings)
+    return site
+
+
+@pytest.fixture
+def shown(site_of: Callable[..., Site]) -> Iterator[Site]:
+    """A site that shows pending writes, with a processor that makes its passes when told."""
+    site = site_of(overlay={"tables": OVERLAY}, statements={"mark": "update item set n = 99"})
+    site.execute(TABLES)
+    yield reading(site)
+    reader.close()
+    loader.configure({})
+
+
+def t(**options: Any) -> Transaction:
+    return Transaction(**options)
+
+
+def overlay_keys(site: Site) -> list[str]:
+    keys = (key.decode() for key in site.redis.keys("processor:overlay*"))
+    # A stream stays when it is empty.
+    return sorted(k for k in keys if not k.endswith(":log") or site.redis.xlen(k))
+
+
+def clear(site: Site) -> None:
+    """One look of the clearing."""
+    clearing = Clearing(site.settings)
+    try:
+        clearing.clear()
+    finally:
+        clearing.close()
+
+
+# What is seen.
+
+
+def test_an_insert_is_read_before_anybody_applied_it(shown: Site) -> None:
+    shown.submit(t().insert("item", {"id": 1, "price": "7.5"}))
+    (row,) = processor.read("item", {"id": 1})
+    assert row == {"id": 1, "name": "new", "n": 0, "price": Decimal("7.50"), "at": None,
+                   "kind": None}  # fmt: skip
+    assert (row.source, row.complete) == ("buffer", True)
+    assert processor.read("item", {"id": 2}) == []
+
+
+def test_updates_additions_and_deletes_of_buffered_rows_are_applied_in_order(shown: Site) -> None:
+    shown.execute("insert into item (id, n) values (1, 5), (2, 5)")
+    shown.submit(
+        t().insert("item", {"id": 3, "n": 1}),
+        t().update("item", add={"n": 2}, where={"id": 3}),
+        t().update("item", {"name": "x"}, add={"n": 1}, where={"id": 1}),
+        t().delete("item", {"id": 2}),
+        t().upsert("item", {"id": 3, "kind": "k"}, ["id"]),
+    )
+    assert processor.read("item", {"id": 1})[0]["n"] == 6
+    assert processor.read("item", {"id": 2}) == []
+    (row,) = processor.read("item", {"id": 3})
+    assert (row["n"], row["kind"]) == (3, "k")
+    rows = {row["id"]: row["n"] for row in processor.read("item")}
+    assert rows == {1: 6, 3: 3}
+
+
+def test_once_applied_a_write_is_read_from_the_server_and_not_twice(shown: Site) -> None:
+    shown.execute("insert into item (id, n) values (1, 5)")
+    shown.submit(t().update("item", add={"n": 2}, where={"id": 1}))
+    (row,) = processor.read("item", {"id": 1})
+    assert (row["n"], row.source) == (7, "buffer")
+    step(shown.drain())
+    (row,) = processor.read("item", {"id": 1})
+    assert (row["n"], row.source) == (7, "primary")
+    assert overlay_keys(shown) != []
+    clear(shown)
+    assert overlay_keys(shown) == []
+    assert processor.read("item", {"id": 1}) == [row]
+
+
+def test_rows_are_found_by_other_columns_before_and_after_what_is_pending(shown: Site) -> None:
+    shown.execute("insert into item (id, kind, n) values (1, 'a', 1), (2, 'b', 2), (3, 'a', 3)")
+    shown.submit(
+        t().update("item", {"kind": "b"}, where={"id": 1}),
+        t().update("item", {"n": 10}, where={"kind": "b"}),
+        t().delete("item", {"n": 3}),
+        t().insert("item", {"id": 9, "kind": "a"}),
+    )
+    assert {row["id"] for row in processor.read("item", {"kind": "a"})} == {9}
+    assert {row["id"]: row["n"] for row in processor.read("item", {"kind": "b"})} == {1: 10, 2: 10}
+    assert processor.read("item", {"kind": None}) == []
+
+
+def test_a_write_to_any_row_is_seen_by_a_read_of_one(shown: Site) -> None:
+    """Its order among those that name the row counts, too."""
+    shown.execute("insert into item (id, n, kind) values (1, 1, 'a')")
+    shown.submit(
+        t().update("item", add={"n": 1}, where={"id": 1}),
+        t().update("item", {"n": 50}, where={"kind": "a"}),
+        t().update("item", add={"n": 1}, where={"id": 1}),
+    )
+    assert processor.read("item", {"id": 1})[0]["n"] == 51
+
+
+@pytest.mark.parametrize("key", [7, "7", " 7", 7.0, Decimal("7.00"), "+7", "0007"])
+def test_a_key_is_the_same_row_however_it_is_sent(shown: Site, key: Any) -> None:
+    shown.execute("insert into item (id, n) values (7, 1)")
+    shown.submit(t().update("item", add={"n": 1}, where={"id": key}))
+    step(shown.drain())
+    applied = shown.one("select n from item")
+    shown.execute("update item set n = 1; delete from processor.ledger")
+    assert processor.read("item", {"id": 7})[0]["n"] == applied
+
+
+@pytest.mark.parametrize("declared", ["item", "public.item"])
+@pytest.mark.parametrize("named", ["item", "public.item"])
+def test_a_table_is_the_same_by_either_of_its_names(
+    site_of: Callable[..., Site], declared: str, named: str
+) -> None:
+    site = reading(site_of(overlay={"tables": {declared: "id"}}))
+    site.execute(TABLES + "create schema other; create table other.item (id int primary key);")
+    site.submit(t().insert(named, {"id": 1}), t().insert("other.item", {"id": 2}))
+    assert [row["id"] for row in processor.read(named)] == [1]
+    assert [row["id"] for row in processor.read(named, {"id": 1})] == [1]
+    reader.close()
+
+
+def test_what_happens_to_another_row_decides_about_the_whole_transaction(shown: Site) -> None:
+    """The second order has a key that is taken: it will die, and its addition is no effect."""
+    shown.execute("insert into item (id, n) values (1, 0)")
+    def order() -> Transaction:
+        return t(attempts=1).insert("part", {"site": "a", "no": 1}).update(
+            "item", add={"n": 5}, where={"id": 1}
+        )
+    shown.submit(order(), order())
+    assert processor.read("item", {"id": 1})[0]["n"] == 5
+    shown.submit(t(attempts=1).update("item", add={"n": 1}, where={"id": 1})
+                 .update("part", {"n": 1}, where={"site": "b", "no": 1}, expect=1))  # fmt: skip
+    assert processor.read("item", {"id": 1})[0]["n"] == 5
+    # The key of this one was taken by a transaction that does not touch the row that is read.
+    shown.submit(t().insert("part", {"site": "c", "no": 1}))
+    shown.submit(t(attempts=1).insert("part", {"site": "c", "no": "1"})
+                 .update("item", add={"n": 7}, where={"id": 1}))  # fmt: skip
+    assert processor.read("item", {"id": 1})[0]["n"] == 5
+    drain = shown.drain()
+    for _ in range(4):
+        step(drain)
+    assert shown.one("select n from item") == 5
+    assert len(shown.dead()) == 3
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [
+        t().upsert("item", {"id": 1, "name": None}, ["id"]),
+        t().update("item", {"name": None}, where={"id": 1}),
+        t().insert("item", {"id": 9, "kind": None, "n": "much"}),
+    ],
+)
+def test_what_one_row_refuses_is_no_effect_on_another(shown: Site, refused: Transaction) -> None:
+    shown.execute("insert into item (id) values (1)")
+    both = t(attempts=1).insert("part", {"site": "a", "no": 1})
+    for operation in refused.operations:
+        both._replay(operation)
+    shown.submit(both)
+    assert processor.read("part", {"site": "a", "no": 1}) == []
+    assert processor.read("part") == []
+    step(shown.drain())
+    assert len(shown.dead()) == 1
+
+
+def test_blanks_at_the_end_of_a_padded_text_are_not_compared(shown: Site) -> None:
+    shown.execute("alter table item add code char(3); insert into item (id, code) values (1, 'a')")
+    shown.submit(t().update("item", {"n": 5}, where={"code": "a"}))
+    (row,) = processor.read("item", {"code": "a "})
+    assert (row["code"], row["n"]) == ("a  ", 5)
+
+
+def test_a_table_of_the_same_name_in_another_schema_is_another(
+    site_of: Callable[..., Site],
+) -> None:
+    site = reading(site_of(overlay={"tables": OVERLAY}, database={"search_path": "public,other"}))
+    site.execute(TABLES + "create schema other; create table other.item (id int primary key);")
+    site.submit(t().insert("item", {"id": 1}), t().insert("other.item", {"id": 2}))
+    assert [row["id"] for row in processor.read("item")] == [1]
+    reader.close()
+
+
+def test_every_type_is_read_as_the_driver_would_give_it(shown: Site) -> None:
+    key = processor.new_id()
+    values = {"id": key.upper(), "mood": "bad", "span": "1 day 2:00", "tags": ["a", "b,c", None],
+              "doc": {"a": [1, 2.5, None]}, "day": "21 November 2026"}  # fmt: skip
+    shown.submit(t().insert("odd", values))
+    (pending,) = processor.read("odd", {"id": key})
+    step(shown.drain())
+    (applied,) = processor.read("odd", {"id": key})
+    assert pending == applied
+    assert applied["span"] == datetime.timedelta(days=1, hours=2)
+    assert (pending.source, applied.source) == ("buffer", "primary")
+
+
+# What cannot be known.
+
+
+def test_a_pending_statement_makes_the_rows_incomplete_until_it_is_applied(shown: Site) -> None:
+    shown.execute("insert into item (id) values (1)")
+    shown.submit(t().statement("mark"))
+    rows = processor.read("item", {"id": 1})
+    assert (rows[0]["n"], rows.complete, rows[0].complete) == (0, False, False)
+    step(shown.drain())
+    rows = processor.read("item", {"id": 1})
+    assert (rows[0]["n"], rows.complete) == (99, True)
+
+
+def test_a_comparison_that_only_the_server_can_make_is_left_out_and_said_so(shown: Site) -> None:
+    shown.execute("insert into odd (id, span, doc) values (%s, '30 days', '1')", (UUID,))
+    shown.submit(t().update("odd", {"mood": "bad"}, where={"span": "1 month"}))
+    (row,) = processor.read("odd", {"id": UUID})
+    assert (row["mood"], row.complete) == (None, False)
+    assert len(processor.read("odd", {"span": "1 month"})) == 1
+
+
+UUID = "0190abcd-0000-7000-8000-000000000001"
+
+
+def test_dead_letters_leave_the_overlay(shown: Site) -> None:
+    shown.execute("insert into item (id, n) values (1, 0); alter table item add check (n < 5)")
+    shown.submit(t(attempts=1).update("item", {"n": 9}, where={"id": 1}))
+    assert processor.read("item", {"id": 1})[0]["n"] == 9
+    step(shown.drain())
+    assert len(shown.dead()) == 1
+    assert processor.read("item", {"id": 1})[0]["n"] == 0
+    clear(shown)
+    assert overlay_keys(shown) == []
+
+
+def test_what_failed_before_a_later_write_was_committed_is_not_shown_as_if_it_had_not(
+    shown: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between a batch's commit and that of its dead letters the ledger knows the later one only."""
+    shown.execute("insert into item (id, n) values (1, 1), (2, 2)")
+    dies = t(attempts=1).delete("item", {"id": 1}).insert("item", {"id": 2, "n": 0})
+    shown.submit(dies, t().delete("item", {"id": 2}))
+    committed, told, bury = threading.Event(), threading.Event(), Burial.bury
+
+    def late(*arguments: Any) -> None:
+        committed.set()
+        assert told.wait(10)
+        bury(*arguments)
+
+    monkeypatch.setattr(Burial, "bury", late)
+    thread = threading.Thread(target=step, args=(shown.drain(),))
+    thread.start()
+    try:
+        assert committed.wait(10)
+        assert not processor.read("item", {"id": 1}).complete
+    finally:
+        told.set()
+        thread.join()
+    found = processor.read("item", {"id": 1})
+    assert (found[0]["n"], found.complete) == (1, True)
+
+
+def test_an_expectation_that_is_not_met_yet_leaves_it_open_what_will_be(shown: Site) -> None:
+    """It is tried again, and may be met then."""
+    shown.execute("insert into item (id, n) values (1, 1)")
+    shown.submit(t().update("item", {"n": 5}, where={"id": 1}).delete("item", {"id": 2}, expect=1))
+    found = processor.read("item", {"id": 1})
+    assert (found[0]["n"], found.complete) == (1, False)
+
+
+def test_a_domain_is_not_checked_for_rows_that_are_not_met(site_of: Callable[..., Site]) -> None:
+    site = reading(site_of(overlay={"tables": {"item": "id"}}))
+    site.execute("create domain small as int check (value < 10)")
+    site.execute("create table item (id int primary key, n small)")
+    site.execute("insert into item values (1, 1)")
+    away = t().update("item", {"n": 50}, where={"id": 9})
+    site.submit(away.update("item", {"n": 5}, where={"id": 1}))
+    found = processor.read("item", {"id": 1})
+    assert not found.complete
+    step(site.drain())
+    assert site.execute("select n from item") == [(5,)]
+
+
+def test_delayed_work_is_shown_behind_what_comes_before_it_is_due(shown: Site) -> None:
+    shown.submit(
+        t(delay=1000).update("item", {"n": 1}, where={"id": 1}),
+        t().insert("item", {"id": 1, "n": 7}),
+    )
+    assert processor.read("item", {"id": 1})[0]["n"] == 1
+
+
+# What a producer attaches.
+
+
+def test_a_cached_value_lives_as_long_as_its_transaction_is_pending(shown: Site) -> None:
+    shown.submit(
+        t(cache={"basket 7": {"total": 1}}).insert("account", {"id": 1}),
+        t(cache={"basket 7": {"total": 2.5}, "x": None}).insert("account", {"id": 2}),
+    )
+    assert processor.cached("basket 7") == {"total": 2.5}
+    assert processor.cached("nothing") is None
+    clear(shown)
+    assert processor.cached("basket 7") == {"total": 2.5}
+    step(shown.drain())
+    clear(shown)
+    assert processor.cached("basket 7") is None
+    assert overlay_keys(shown) == []
+
+
+def test_a_cache_that_is_no_mapping_of_values_is_refused_at_the_door() -> None:
+    with pytest.raises(processor.InvalidTransaction, match="cache"):
+        t(cache=["x"])  # type: ignore[arg-type]
+    with pytest.raises(processor.InvalidTransaction, match=r"cache\.a"):
+        t(cache={"a": object()})
+
+
+# Refusals.
+
+
+def test_what_cannot_be_read_is_refused_in_one_line(shown: Site) -> None:
+    for table, where, problem in (
+        ("account", None, "overlay.tables"), ("item", {"nope": 1}, "no column nope"),
+        ("item", {"id": "x"}, "where"), ("odd", {"id": 7}, "where"),
+    ):  # fmt: skip
+        with pytest.raises(processor.InvalidRead, match=problem):
+            processor.read(table, where)
+    with pytest.raises(processor.InvalidRead, match="not in replicas"):
+        processor.read("item", {"id": 1}, replica="munich")
+    for odd in (["munich"], b"primary", 5, ""):
+        with pytest.raises(processor.InvalidRead, match=r"not in replicas.*one of primary"):
+            processor.read("item", {"id": 1}, replica=odd)  # type: ignore[arg-type]
+
+
+def test_a_key_that_tells_no_rows_apart_is_refused(site_of: Callable[..., Site]) -> None:
+    site = reading(site_of(overlay={"tables": {"item": "name"}}))
+    site.execute(TABLES)
+    with pytest.raises(processor.InvalidRead, match="is not the key"):
+        processor.read("item", {"name": "x"})
+    reader.close()
+
+
+def test_a_column_that_is_new_is_written_and_read_at_once(shown: Site) -> None:
+    shown.execute("insert into item (id) values (1)")
+    assert "extra" not in processor.read("item", {"id": 1})[0]
+    shown.execute("alter table item add extra int")
+    shown.submit(t().update("item", {"extra": 5}, where={"id": 1}))
+    wait_until(lambda: processor.read("item", {"id": 1})[0].get("extra") == 5)
+    shown.execute("alter table item drop kind")
+    wait_until(lambda: "kind" not in processor.read("item", {"id": 1})[0])
+    assert "kind" not in processor.read("item")[0]
+
+
+# In Redis.
+
+
+def test_a_submit_that_concerns_no_table_of_the_overlay_is_one_command(shown: Site) -> None:
+    one = t().insert("account", {"id": 1})
+    shown.submit(one)
+    before = commands(shown)
+    shown.submit(t().insert("account", {"id": 2}))
+    grown = {name: count - before.get(name, 0) for name, count in commands(shown).items()}
+    assert {name for name, count in grown.items() if count} - {"info"} == {"xadd", "xlen"}
+    assert overlay_keys(shown) == []
+
+
+def test_a_submit_that_does_is_accepted_and_shown_at_once_or_not_at_all(shown: Site) -> None:
+    before = commands(shown)
+    shown.submit(t().insert("item", {"id": 1}), t(delay=1000).insert("item", {"id": 2}))
+    grown = {name: count - before.get(name, 0) for name, count in commands(shown).items()}
+    assert (grown["multi"], grown["exec"]) == (2, 2)
+    assert {row["id"] for row in processor.read("item")} == {1, 2}
+
+
+def commands(site: Site) -> dict[str, int]:
+    stats = site.redis.info("commandstats")
+    return {name.removeprefix("cmdstat_"): each["calls"] for name, each in stats.items()}
+
+
+def test_a_full_redis_neither_accepts_nor_shows(own_redis: Any, site_of: Any) -> None:
+    site = reading(site_of(own_redis(), overlay={"tables": OVERLAY}))
+    site.execute(TABLES)
+    site.submit(t().insert("item", {"id": 1}))
+    site.redis.config_set("maxmemory", 1)
+    with pytest.raises(processor.BufferFull):
+        site.submit(t().insert("item", {"id": 2}))
+    site.redis.config_set("maxmemory", 0)
+    assert site.depth() == 1
+    assert [row["id"] for row in processor.read("item")] == [1]
+    reader.close()
+
+
+def test_the_overlay_counts_towards_a_full_buffer(site_of: Any) -> None:
+    site = reading(site_of(overlay={"tables": OVERLAY}, buffer={"limit": 3}))
+    site.execute(TABLES)
+    for n in range(3):
+        site.submit(t().insert("item", {"id": n}))
+    step(site.drain())
+    assert site.depth() == 0
+    with pytest.raises(processor.BufferFull, match="overlay"):
+        site.submit(t().insert("item", {"id": 3}))
+    site.submit(t().insert("account", {"id": 3}))
+    clear(site)
+    site.submit(t().insert("item", {"id": 3}))
+    reader.close()
+
+
+def test_values_go_also_where_no_table_is_shown(site_of: Callable[..., Site]) -> None:
+    site = reading(site_of())
+    site.start()
+    site.submit(write(1, cache={"page-1": 1}))
+    assert processor.cached("page-1") == 1
+    site.commits(1)
+    wait_until(lambda: processor.cached("page-1") is None)
+    assert overlay_keys(site) == []
+    reader.close()
+
+
+def test_what_was_shown_goes_also_when_its_table_is_shown_no_more(shown: Site) -> None:
+    shown.submit(t().insert("item", {"id": 1}))
+    shown.start(shown.changed(overlay={"tables": {"part": "site, no"}}))
+    drain_thread.reload(without_overlay(shown))
+    wait_until(lambda: not overlay_keys(shown))
+
+
+def without_overlay(site: Site) -> Settings:
+    mapping = {name: each for name, each in site.mapping.items() if name != "overlay"}
+    return loader.load(mapping, environ={})
+
+
+def test_the_same_transaction_submitted_twice_is_seen_once_and_leaves_nothing(shown: Site) -> None:
+    shown.execute("insert into item (id, n) values (1, 0)")
+    once = t(cache={"x": 1}).update("item", add={"n": 1}, where={"id": 1}).update(
+        "item", {"kind": "k"}, where={"name": "new"}
+    )
+    shown.submit(once, once)
+    assert processor.read("item", {"id": 1})[0]["n"] == 1
+    step(shown.drain())
+    shown.submit(once)
+    assert processor.read("item", {"id": 1})[0]["n"] == 1
+    clear(shown)
+    assert overlay_keys(shown) == []
+
+
+def test_another_payload_under_the_same_id_leaves_nothing_behind(shown: Site) -> None:
+    one = t().insert("item", {"id": 1})
+    shown.submit(one, t(id=one.id).insert("item", {"id": 2, "kind": "x"}))
+    step(shown.drain())
+    clear(shown)
+    assert overlay_keys(shown) == []
+
+
+@pytest.mark.parametrize("refused", ["lrem", "hdel", "xdel"])
+def test_a_clearing_that_ends_half_way_is_finished_by_the_next(
+    own_redis: Any, site_of: Any, refused: str
+) -> None:
+    site = reading(site_of(own_redis(), overlay={"tables": OVERLAY}))
+    site.execute(TABLES)
+    for n in range(5):
+        site.submit(t().insert("item", {"id": n}).update("part", {"n": 1}, where={"site": "a"}))
+    drain = site.drain()
+    step(drain)
+    site.redis.execute_command("ACL", "SETUSER", "default", f"-{refused}")
+    with pytest.raises(processor.ProcessorError):
+        clear(site)
+    assert sorted(row["id"] for row in processor.read("item")) == [0, 1, 2, 3, 4]
+    site.redis.execute_command("ACL", "SETUSER", "default", f"+{refused}")
+    clear(site)
+    assert overlay_keys(site) == []
+    reader.close()
+
+
+def test_the_ledger_keeps_what_the_overlay_still_shows(shown: Site) -> None:
+    shown.execute("insert into item (id, n) values (1, 0)")
+    shown.submit(
+        t().update("item", add={"n": 1}, where={"id": 1}), t().insert("account", {"id": 1})
+    )
+    drain = shown.drain()
+    step(drain)
+    shown.execute("update processor.ledger set committed_at = now() - interval '9 days'")
+    drain.leave()
+    step(shown.drain(instance="after"))
+    assert shown.one("select count(*) from processor.ledger") == 1
+    assert processor.read("item", {"id": 1})[0]["n"] == 1
+
+
+def test_what_others_put_into_the_overlay_stops_nothing(shown: Site) -> None:
+    shown.submit(t().insert("item", {"id": 1}))
+    shown.redis.rpush("processor:overlay:table:item", "x'); drop table item; --", b"\xff")
+    shown.redis.hset("processor:overlay", "x'); drop table item; --", '{"id":"x","at":1}')
+    shown.redis.rpush("processor:overlay:statements", "x')")
+    shown.redis.xadd("processor:overlay:log", {"id": "nothing", "lists": "{"})
+    assert [row["id"] for row in processor.read("item")] == [1]
+    step(shown.drain())
+    clear(shown)
+    assert shown.redis.xlen("processor:overlay:log") == 0
+
+
+@pytest.mark.parametrize("value", [b"x", b"7", b"[]", b'["a"]', b"\xff"])
+def test_what_is_no_cached_value_is_none(shown: Site, value: bytes) -> None:
+    shown.redis.rpush("processor:overlay:cache:page-1", value)
+    assert processor.cached("page-1") is None
+
+
+@pytest.mark.parametrize("primary", ["7/\N{SUPERSCRIPT TWO}", "x", b"\xff/1"])
+def test_what_names_no_primary_stops_neither_reads_nor_work(shown: Site, primary: Any) -> None:
+    shown.redis.set("processor:primary", primary)
+    shown.submit(t().insert("item", {"id": 1}))
+    assert len(processor.read("item")) == 1
+    step(shown.drain())
+    clear(shown)
+    assert overlay_keys(shown) == []
+
+
+def test_something_else_under_a_name_of_the_overlay_is_told_and_accepted_writes_go_on(
+    shown: Site,
+) -> None:
+    shown.submit(
+        t().insert("part", {"site": "a", "no": 1}).update("item", {"n": 1}, where={"id": 1})
+    )
+    names = [key for key in overlay_keys(shown) if ":row:part:" in key]
+    shown.redis.delete(*names)
+    shown.redis.set(names[0], "x")
+    with pytest.raises(processor.RedisUnavailable, match="something else"):
+        processor.read("item", {"id": 1})
+    shown.submit(t().insert("part", {"site": "a", "no": 1}))
+    step(shown.drain())
+    clear(shown)
+    assert overlay_keys(shown) == names
+
+
+# Odd keys, large rows, what the processor will refuse.
+
+
+def test_a_row_is_found_by_a_key_whose_values_have_many_forms(site_of: Callable[..., Site]) -> None:
+    site = reading(site_of(overlay={"tables": {"daily": "day"}}))
+    site.execute("create table daily (day date primary key, n int)")
+    site.execute("insert into daily values ('2026-11-21', 1)")
+    site.submit(
+        t().update("daily", add={"n": 1}, where={"day": "21 Nov 2026"}),
+        t().update("daily", add={"n": 1}, where={"day": datetime.date(2026, 11, 21)}),
+        t().update("daily", add={"n": 1}, where={"day": "2026-11-22"}),
+    )
+    assert processor.read("daily", {"day": "2026-11-21"}) == [
+        {"day": datetime.date(2026, 11, 21), "n": 3}
+    ]
+    assert processor.read("daily", {"day": "infinity"}) == []
+    reader.close()
+
+
+def test_a_row_is_found_by_numbers_with_a_fraction(site_of: Callable[..., Site]) -> None:
+    site = reading(site_of(overlay={"tables": {"gauge": "id"}}))
+    site.execute("create table gauge (id int primary key, n numeric(4,2), f float8, a float8[])")
+    site.submit(t().insert("gauge", {"id": 1, "n": 7.5, "f": 0.1, "a": [0.1]}))
+    for _ in range(2):
+        for where in ({"n": 7.5}, {"f": 0.1}, {"id": 1.0, "f": 0.1}):
+            assert [row["id"] for row in processor.read("gauge", where)] == [1]
+        assert processor.read("gauge", {"f": 0.5}) == []
+        step(site.drain())
+    assert [row["id"] for row in processor.read("gauge", {"a": [0.1]})] == [1]
+    reader.close()
+
+
+@pytest.mark.parametrize(
+    ("type_", "forms"), [("name", ["x" * 70, "x" * 63]), ("oid", ["-1", "4294967295"])]
+)
+def test_a_row_is_found_whose_key_its_type_changes(
+    site_of: Callable[..., Site], type_: str, forms: list[str]
+) -> None:
+    site = reading(site_of(overlay={"tables": {"thing": "id"}}))
+    site.execute(f"create table thing (id {type_} primary key, n int)")
+    site.submit(t().insert("thing", {"id": forms[0], "n": 1}))
+    assert [row["n"] for row in processor.read("thing", {"id": forms[1]})] == [1]
+    reader.close()
+
+
+def test_a_domain_changes_no_value_without_a_word(site_of: Callable[..., Site]) -> None:
+    site = reading(site_of(overlay={"tables": {"tag": "id"}}))
+    site.execute("create domain short as varchar(3) default 'new'")
+    site.execute(
+        "create table tag (id int primary key, word short not null, n int, other short default 'x')"
+    )
+    site.execute("insert into tag values (1, 'abc', 1)")
+    site.submit(
+        t().update("tag", {"n": 9}, where={"word": "abcd"}),
+        t(attempts=1).insert("tag", {"id": 2, "word": "abcd"}),
+        t().insert("tag", {"id": 3, "word": "ab   "}),
+        t().insert("tag", {"id": 4}),
+    )
+    expected = {1: ("abc", 1, "x"), 3: ("ab ", None, "x"), 4: ("new", None, "x")}
+    for _ in range(2):
+        rows = processor.read("tag")
+        assert rows.complete
+        assert {r["id"]: (r["word"], r["n"], r["other"]) for r in rows} == expected
+        step(site.drain())
+    reader.close()
+
+
+@pytest.mark.parametrize("day", ["0044-03-15 BC", "12000-01-01"])
+def test_a_date_that_python_does_not_have_is_told(shown: Site, day: str) -> None:
+    shown.execute("insert into item (id, at) values (1, %s), (2, null)", (day,))
+    for _ in range(2):
+        for where in ({"id": 1}, {"name": "new"}, None):
+            with pytest.raises(processor.InvalidRead, match="item holds a date that Python"):
+                processor.read("item", where)
+        assert [row["id"] for row in processor.read("item", {"id": 2})] == [2]
+        shown.submit(t().update("item", add={"n": 1}, where={"id": 1}))
+
+
+def test_large_rows_are_merged_and_not_remembered(shown: Site) -> None:
+    shown.submit(*(t().insert("item", {"id": n, "name": "x" * 100_000}) for n in range(20)))
+    assert {len(row["name"]) for row in processor.read("item")} == {100_000}
+    known = reader._current()
+    assert not known._decoded._known
+    session = known._pool.take("primary")
+    assert not session.casting._made
+    known._pool.give(session)
+
+
+def test_what_the_processor_is_not_allowed_to_write_is_not_shown(
+    site_of: Callable[..., Site],
+) -> None:
+    site = reading(site_of(overlay={"tables": OVERLAY}, database={"tables": ["part"]}))
+    site.execute(TABLES)
+    site.submit(
+        t(attempts=1).insert("item", {"id": 1}).insert("part", {"site": "a", "no": 1}),
+        t().insert("part", {"site": "a", "no": 2}),
+    )
+    assert processor.read("item") == []
+    assert [row["no"] for row in processor.read("part")] == [2]
+    assert processor.read("part", {"site": "a", "no": 1}) == []
+    reader.close()
+
+
+def test_a_server_without_a_ledger_is_told_with_its_remedy(shown: Site) -> None:
+    shown.submit(t().insert("item", {"id": 1}))
+    shown.execute("alter table processor.ledger rename to gone")
+    with pytest.raises(processor.DatabaseUnavailable, match="init-db"):
+        processor.read("item", {"id": 1})
+    shown.execute("alter table processor.gone rename to ledger")
+    assert len(processor.read("item", {"id": 1})) == 1

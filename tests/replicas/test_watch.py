@@ -1,0 +1,421 @@
+"""How replicas are followed: by the rows that they show, off the drain loop."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import psycopg2
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from psycopg2.extras import LogicalReplicationConnection
+
+from processor.buffer import replica_status
+from processor.config.settings import Replicas
+from processor.connections.redis_client import RedisConnection
+from processor.connections.wal_position import Position
+from processor.embedded import PostgresServer, Standby
+from processor.errors import RedisUnavailable
+from processor.ownership.replication_backlog import Range, Withheld
+from processor.replicas.commit_marks import Marks
+from processor.replicas.health import Standing
+from processor.runtime import drain_thread
+from tests.harness.proxy import Proxy
+from tests.harness.servers import Factory, execute
+from tests.harness.site import Site, counted, step, write
+from tests.harness.wait import wait_until
+
+
+def at(lsn: int, timeline: int = 1) -> Position:
+    return Position("7", timeline, lsn)
+
+
+# Marks.
+
+
+def test_a_row_shows_its_own_batch_and_all_before() -> None:
+    marks = Marks()
+    marks.begin({"t": "default:0", "u": "high:0"})
+    for xid in (100, 103, 110):
+        marks.add(xid, at(xid))
+
+    assert marks.shown([("t", 99)]) is None
+    assert marks.shown([("t", 100)]) == at(100)
+    assert marks.shown([("t", 109)]) == at(103)
+    assert marks.shown([("t", 100), ("u", 110)]) == at(110)
+    assert marks.shown([("v", 110)]) is None, "another session's lane"
+
+
+def test_a_new_session_is_shown_by_nothing_of_the_old_one() -> None:
+    """A failover: transaction ids begin anew on the other timeline, tokens do not."""
+    marks = Marks()
+    marks.begin({"old": "default:0"})
+    marks.add(100, at(100))
+    marks.begin({"new": "default:0"})
+    marks.add(90, at(200, timeline=2))
+
+    assert marks.shown([("old", 100)]) is None
+    assert marks.shown([("new", 90)]) == at(200, timeline=2)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.integers(1, 2**32 + 5), st.lists(st.integers(1, 5), min_size=1, max_size=40),
+    st.integers(0, 250),
+)  # fmt: skip
+def test_what_a_row_shows_survives_the_end_of_32_bits(
+    first: int, steps: list[int], seen: int
+) -> None:
+    marks = Marks()
+    marks.begin({"t": "default:0"})
+    xids = list(itertools.accumulate([first, *steps]))
+    for xid in xids:
+        marks.add(xid, at(xid))
+
+    before = [xid for xid in xids if xid <= first + seen]
+
+    assert marks.shown([("t", (first + seen) % 2**32)]) == at(before[-1])
+
+
+def test_many_marks_are_thinned_out_and_never_claim_too_much() -> None:
+    marks = Marks()
+    marks.begin({"t": "default:0"})
+    for xid in range(1, 100_001):
+        marks.add(xid, at(xid))
+
+    assert len(marks._positions) < 10_000
+    assert marks.newest() == at(100_000)
+    for xid in range(1, 100_001, 997):
+        shown = marks.shown([("t", xid)])
+        assert shown is None or shown.lsn <= xid
+    assert marks.shown([("t", 100_000)]) == at(100_000)
+
+
+# Ranges that are withheld.
+
+
+def due(withheld: Withheld, lsn: int) -> list[Range]:
+    spans: list[Range] = []
+    while (span := withheld.due(lambda position: position.lsn <= lsn)) is not None:
+        spans.append(span)
+    return spans
+
+
+def test_ranges_go_in_the_order_of_their_commits_and_memory_stays_flat() -> None:
+    withheld = Withheld()
+    for n in range(50_000):
+        withheld.add(at(n), f"{n}-0", f"{n}-9")
+    assert len(withheld.ranges) <= 2_000
+    assert withheld.last == "49999-9"
+
+    ranges = due(withheld, 25_000)
+
+    assert ranges[0].first == "0-0"
+    assert all(a.last < b.first or int(a.last[:-2]) + 1 == int(b.first[:-2])
+               for a, b in itertools.pairwise(ranges))  # fmt: skip
+    assert int(ranges[-1].last[:-2]) <= 25_000
+    rest = due(withheld, 50_000)
+    assert rest[-1].last == "49999-9"
+    assert not withheld
+
+
+def test_single_entries_go_in_order_and_many_of_them_are_not_remembered() -> None:
+    withheld = Withheld()
+    withheld.add(at(1), "1-0", "9-0")
+    for n in range(10, 100_010):
+        withheld.add_single(at(n), f"{n}-0")
+    assert len(withheld.single) <= 20_000
+    asked = []
+
+    def has(position: Position) -> bool:
+        asked.append(position)
+        return position.lsn <= 12
+
+    assert withheld.due_singles(has, 500) == ["10-0", "11-0", "12-0"]
+    assert len(asked) == 4, "a drain that waits for replicas looks at all that waits"
+    # One that is not remembered may lie in the range.
+    assert due(withheld, 100_008) == []
+    assert withheld.is_complete, "the head is read again before they may go"
+    assert [span.first for span in due(withheld, 100_009)] == ["1-0"]
+    assert not withheld.is_complete
+
+
+# A replica as it is judged.
+
+
+def test_a_replica_that_does_not_answer_holds_only_what_it_has_not_shown() -> None:
+    marks = Marks()
+    marks.begin({"t": "default:0"})
+    standing = Standing(Replicas(), marks, ["near"])
+    marks.add(1, at(1))
+    standing.hear("near", at(1), "0/1")
+    marks.add(2, at(2))
+    standing.miss("near")
+
+    assert standing.has(at(1), ["near"])
+    assert not standing.has(at(2), ["near"])
+    assert not standing.has(at(1, timeline=2), ["near"])
+    assert standing.replica("near").state == "away"
+
+
+def test_a_server_that_went_back_or_another_one_has_nothing_of_what_was_heard() -> None:
+    marks = Marks()
+    marks.begin({"t": "default:0"})
+    marks.add(1, at(1))
+    for lsn, server in (("0/1", "a"), ("0/2", "b")):
+        standing = Standing(Replicas(), marks, ["near"])
+        assert not standing.begins_anew("near", "0/2", "a")
+        standing.hear("near", at(1), "0/2")
+        assert standing.has(at(1), ["near"])
+        assert not standing.begins_anew("near", "0/2", "a")
+        assert standing.begins_anew("near", lsn, server)
+        assert not standing.has(at(1), ["near"])
+        assert not standing.begins_anew("near", lsn, server)
+
+
+# Real servers.
+
+
+@pytest.fixture
+def primary(own_postgres: Factory) -> PostgresServer:
+    server: PostgresServer = own_postgres()
+    return server
+
+
+@pytest.fixture
+def standby(own_standby: Factory, primary: PostgresServer) -> Standby:
+    made: Standby = own_standby(primary, name="near")
+    return made
+
+
+def told(site: Site) -> dict[str, str]:
+    redis = RedisConnection(site.settings.redis.url, 1.0)
+    try:
+        return {n: r.state for n, r in replica_status.known(redis, site.settings.namespace).items()}
+    finally:
+        redis.close()
+
+
+def caught_up() -> bool:
+    return bool(drain_thread.state()["replicas"].get("near", {}).get("lag") == 0.0)
+
+
+def test_replicas_are_found_in_pg_stat_replication_where_none_is_named(
+    site_of: Callable[..., Site], primary: PostgresServer, standby: Standby
+) -> None:
+    site = site_of(postgres=primary)
+    site.start()
+    site.submit(write(1))
+    site.commits(1)
+
+    wait_until(lambda: told(site) == {"near": "following"})
+    wait_until(caught_up)
+    assert execute(standby.dsn, "select n from tape") == [(1,)]
+
+
+def test_a_role_that_may_not_see_replicas_follows_none_and_drains(
+    site_of: Callable[..., Site], primary: PostgresServer, standby: Standby
+) -> None:
+    site = site_of(postgres=primary)
+    site.execute(
+        "create role plain login; grant usage on schema processor to plain; grant all on all"
+        " tables in schema processor to plain; grant all on tape to plain"
+    )
+    dsn = primary.dsn.replace("postgres@", "plain@")
+    site.start(site.changed(database={"dsn": dsn}))
+    site.submit(write(1))
+    site.commits(1)
+
+    assert drain_thread.state()["replicas"] == {}
+    assert told(site) == {}
+
+
+def test_a_server_that_does_not_know_wait_for_lsn_is_asked_at_the_interval(
+    site_of: Callable[..., Site], primary: PostgresServer, standby: Standby,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(replica_status, "WAITS", 140000)
+    site = site_of(postgres=primary, replicas={"servers": {"near": standby.dsn}})
+    site.start()
+    for n in range(1, 6):
+        site.submit(write(n))
+        site.commits(*range(1, n + 1))
+        wait_until(caught_up)
+
+
+def test_a_frozen_replica_disturbs_neither_the_drain_nor_a_stop(
+    site_of: Callable[..., Site], primary: PostgresServer, standby: Standby
+) -> None:
+    site = site_of(postgres=primary, replicas={"servers": {"near": standby.dsn}})
+    site.start()
+    site.submit(write(1))
+    site.commits(1)
+    wait_until(caught_up)
+
+    standby.freeze()
+    site.submit(*(write(n) for n in range(2, 500)))
+    site.commits(*range(1, 500))
+    site.empties()
+    assert drain_thread.stop(5.0)
+    standby.thaw()
+    assert not [t for t in threading.enumerate() if t.name == "processor-replicas"]
+
+
+def test_a_cut_link_is_told_and_mended(
+    site_of: Callable[..., Site], primary: PostgresServer, own_standby: Factory,
+    proxy_to: Callable[..., Proxy],
+) -> None:  # fmt: skip
+    link = proxy_to(primary)
+    standby = own_standby(primary, name="near",
+                          conninfo_override=f"host=127.0.0.1 port={link.port}")  # fmt: skip
+    replicas: dict[str, Any] = {"servers": {"near": standby.dsn}, "timeout": 0.3}
+    site = site_of(postgres=primary, replicas=replicas)
+    site.start()
+    # Before the cut it has the schema, by which alone it can be judged.
+    wait_until(caught_up)
+    link.off()
+    site.submit(write(1))
+    site.commits(1)
+    wait_until(lambda: drain_thread.state()["replicas"]["near"]["status"] == "lagging")
+
+    link.on()
+    wait_until(caught_up, 20)
+    wait_until(lambda: drain_thread.state()["replicas"]["near"]["status"] == "following")
+
+
+def test_a_standby_that_comes_first_among_the_hosts_is_not_asked_for_those_that_stream(
+    site_of: Callable[..., Site], primary: PostgresServer, standby: Standby
+) -> None:
+    dsn = f"host=127.0.0.1,127.0.0.1 port={standby.port},{primary.port} user=postgres"
+    site = site_of(postgres=primary, database={"dsn": f"{dsn} dbname=postgres"})
+    site.start()
+    site.submit(write(1))
+    site.commits(1)
+
+    wait_until(lambda: told(site) == {"near": "following"})
+    wait_until(caught_up)
+
+
+def test_a_subscriber_to_some_tables_is_no_replica(
+    site_of: Callable[..., Site], own_postgres: Factory, own_standby: Factory
+) -> None:
+    primary = own_postgres({"wal_level": "logical"})
+    own_standby(primary, name="near")
+    site = site_of(postgres=primary)
+    site.execute("create publication parts for table tape")
+    subscriber = psycopg2.connect(
+        primary.dsn, connection_factory=LogicalReplicationConnection, application_name="subscriber"
+    )
+    cursor = subscriber.cursor()
+    cursor.create_replication_slot("parts", output_plugin="pgoutput")
+    cursor.start_replication(
+        "parts", options={"proto_version": "1", "publication_names": "parts"}, decode=False
+    )
+    cursor.send_feedback(write_lsn=1, flush_lsn=1, apply_lsn=1, force=True)
+    wait_until(lambda: site.one("select count(replay_lsn) from pg_stat_replication") == 2)
+    site.start()
+    site.submit(write(1))
+    site.commits(1)
+
+    wait_until(lambda: told(site).get("near") == "following")
+    assert set(told(site)) == {"near"}
+    subscriber.close()
+
+
+def test_a_lost_replica_is_not_found_again_by_a_processor_that_owns_nothing(
+    site_of: Callable[..., Site], primary: PostgresServer, standby: Standby
+) -> None:
+    replicas = {"servers": {"near": standby.dsn}, "timeout": 0.3, "lost_after": 1.0}
+    site = site_of(postgres=primary, replicas=replicas)
+    site.start()
+    site.submit(write(1))
+    site.commits(1)
+    wait_until(caught_up)
+    execute(standby.dsn, "select pg_wal_replay_pause()")
+    site.submit(write(2))
+    wait_until(lambda: told(site) == {"near": "lost"})
+
+    other = site.run()
+
+    names = "select count(distinct application_name) from pg_stat_activity where application_name"
+    asking = names + " like 'processor-replicas%'"
+    wait_until(lambda: execute(standby.dsn, asking) == [(2,)])
+    heard = set()
+    while len(heard) < 3:
+        words = json.loads(site.redis.hget(f"{site.settings.namespace}:replicas", "near"))
+        assert words["state"] == "lost"
+        heard.add(words["told"])
+    execute(standby.dsn, "select pg_wal_replay_resume()")
+    wait_until(lambda: told(site) == {"near": "following"})
+    assert other.terminate() == 0
+
+
+def test_the_primary_is_met_also_if_redis_was_away_just_then(
+    site_of: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = site_of()
+    drain = site.drain()
+    calls = []
+
+    def away(*_: object) -> dict[str, replica_status.Replica]:
+        calls.append(1)
+        if len(calls) == 1:
+            raise RedisUnavailable("Redis is away")
+        return {}
+
+    monkeypatch.setattr(replica_status, "known", away)
+    step(drain)
+    assert drain.database.alive
+    assert primary_told(site) is None
+    step(drain)
+    assert primary_told(site) == (drain.database.system, drain.database.timeline)
+    assert len(calls) == 2
+
+
+def test_a_primary_that_was_left_behind_is_written_to_no_more(
+    site_of: Callable[..., Site]
+) -> None:
+    """Cut off from its replicas and from another processor, it would go on for this one."""
+    site = site_of()
+    site.start()
+    system, timeline = primary_told(site) or ("", 0)
+    site.redis.set(f"{site.settings.namespace}:primary", f"{system}/{timeline + 1}")
+
+    wait_until(lambda: "left behind" in site.reason or "old primary" in site.reason)
+    site.submit(write(1))
+    passes = counted("passes")
+    wait_until(lambda: passes() > 2)
+    assert site.tape() == []
+    site.redis.delete(f"{site.settings.namespace}:primary")
+    site.commits(1)
+
+
+def primary_told(site: Site) -> tuple[str, int] | None:
+    return replica_status.written_to(site.redis.get(f"{site.settings.namespace}:primary"))
+
+
+def test_a_stop_waits_for_no_connect_to_a_replica_that_does_not_answer(
+    site_of: Callable[..., Site]
+) -> None:
+    slow = {"connect_timeout": 15.0, "call_timeout": 15.0}
+    with socket.create_server(("127.0.0.1", 0)) as hole:
+        dsn = f"host=127.0.0.1 port={hole.getsockname()[1]} user=postgres dbname=postgres"
+        servers = dict.fromkeys(("near", "far", "farther"), dsn)
+        site = site_of(replicas={"servers": servers}, database=slow)
+        site.start()
+        site.submit(write(1))
+        site.commits(1)
+        hole.settimeout(10)
+        met = [hole.accept()[0] for _ in servers]
+        begun = time.monotonic()
+        assert drain_thread.stop(10.0)
+        assert time.monotonic() - begun < 1.5
+        assert not [t for t in threading.enumerate() if t.name == "processor-replicas"]
+        for each in met:
+            each.close()

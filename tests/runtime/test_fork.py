@@ -1,0 +1,138 @@
+"""Forks of a process whose thread runs: gunicorn --preload, multiprocessing, a web server's own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.harness.process import Spawn
+from tests.harness.servers import Database
+from tests.harness.service import settings_of
+from tests.harness.wait import wait_until
+
+
+@pytest.fixture
+def settings(database: Database, redis_url: str, tmp_path: Path) -> str:
+    """A file of settings; its Redis is named by a host and not by a number."""
+    database.execute("create table effect (n int)")
+    by_name = redis_url.replace("127.0.0.1", "localhost")
+    path = tmp_path / "processor.yml"
+    path.write_text(yaml.safe_dump(settings_of(by_name, database.dsn, {})))
+    return str(path)
+
+
+def test_no_thread_of_ours_imports_anything_since_a_fork_would_keep_the_lock_of_that_import(
+    spawn: Spawn, settings: str
+) -> None:
+    process = spawn("""
+import json, sys, threading, time
+import processor
+
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        if threading.current_thread() is not threading.main_thread():
+            late.append(name)
+
+late = []
+processor.configure(sys.argv[1])
+def wait(name, end=time.monotonic() + 10):
+    while not processor.state()["background_processor"][name] and time.monotonic() < end:
+        time.sleep(0.01)
+
+processor.start  # loads what whoever calls it loads
+sys.meta_path.insert(0, Watch())
+processor.start()
+wait("last_run")
+processor.submit(processor.Transaction().insert("effect", {"n": 1}))
+processor.submit(processor.Transaction().insert("nowhere", {"n": 1}))
+processor.submit(processor.Transaction(key="k").delete("effect", where={"n": 9}, expect=1))
+wait("dead")
+processor.stop()
+print(json.dumps(late))
+""", settings)  # fmt: skip
+
+    assert process.wait(20) == 0, process.output
+    assert json.loads(process.lines[-1]) == []
+
+
+def test_forks_at_any_moment_leave_parent_and_children_at_work(
+    spawn: Spawn, settings: str, database: Database
+) -> None:
+    rounds = 20
+    process = spawn(f"""
+import faulthandler, os, sys, time
+import processor
+
+processor.configure(sys.argv[1])
+
+def submit(n):
+    processor.submit(processor.Transaction().insert("effect", {{"n": n}}))
+
+def child(n):
+    faulthandler.dump_traceback_later(30, exit=True)
+    # Even: its first submit brings the thread back. Odd: it asks for it.
+    if n % 2:
+        processor.start()
+    submit(n)
+    os._exit(0 if processor.state()["background_processor"]["status"] != "stopped"
+             and processor.stop(20) else 1)
+
+failed = 0
+for n in range({rounds}):
+    processor.start()
+    submit(-n)
+    time.sleep(n % 5 * 0.004)
+    children = []
+    for which in (1, 2):
+        pid = os.fork()
+        if not pid:
+            child(1000 + 10 * n + which)
+        children.append(pid)
+    failed += sum(os.waitpid(pid, 0)[1] != 0 for pid in children)
+    if n % 4 == 3:
+        processor.stop()
+processor.start()
+print("failed", failed)
+time.sleep(60)
+""", settings)  # fmt: skip
+
+    assert process.expect("failed", 60) == "failed 0", process.output
+    expected = [-n for n in range(rounds)]
+    expected += [1000 + 10 * n + which for n in range(rounds) for which in (1, 2)]
+
+    def effects() -> list[int]:
+        return [row[0] for row in database.execute("select n from effect order by n")]
+
+    wait_until(lambda: len(effects()) >= len(expected), message=lambda: process.output)
+    assert effects() == sorted(expected)
+
+
+def test_no_fork_comes_while_a_thread_looks_up_an_address(spawn: Spawn) -> None:
+    """The child would have the C library's lock held for ever, and reach no server."""
+    process = spawn("""
+import os, sys, threading
+from processor.resolving import resolving
+
+inside, left = threading.Event(), []
+
+def look_up():
+    with resolving():
+        inside.set()
+        threading.Event().wait(0.05)
+        left.append(True)
+
+thread = threading.Thread(target=look_up)
+thread.start()
+inside.wait()
+pid = os.fork()
+if not pid:
+    with resolving():  # Nobody holds it in the child.
+        os._exit(0 if left else 1)
+thread.join()
+with resolving():
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+""")
+    assert process.wait(20) == 0, process.output

@@ -1,0 +1,491 @@
+"""The service: what systemd hears, what signals do, and what does not stop the work."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import signal
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis as redis_driver
+
+import processor
+from processor.config.loader import configure
+from tests.harness.proxy import Proxy
+from tests.harness.service import HOLD, Service, Systemd
+from tests.harness.wait import wait_until
+
+Start = Callable[..., Service]
+
+# A statement that takes as long as a transaction says, and then has an effect.
+SLOW = {"slow": "insert into effect select %(n)s from pg_sleep(%(seconds)s)"}
+
+
+@pytest.fixture
+def submit(redis_url: str) -> Callable[[dict[str, Any]], Any]:
+    """Submit operations from this process, which drains nothing."""
+    configure({"redis": {"url": redis_url}})
+
+    def submit(operation: dict[str, Any]) -> Any:
+        return processor.submit({"operations": [operation]})
+
+    return submit
+
+
+Submit = Callable[[dict[str, Any]], Any]
+
+
+def insert(n: int) -> dict[str, Any]:
+    return {"op": "insert", "table": "effect", "values": {"n": n}}
+
+
+def slow(n: int, seconds: float) -> dict[str, Any]:
+    return {"op": "statement", "name": "slow", "params": {"n": n, "seconds": seconds}}
+
+
+def in_progress(service: Service, statement: str = "pg_sleep") -> bool:
+    """Whether the server is at work on such a statement for the service."""
+    return bool(service.database.execute(
+        "select 1 from pg_stat_activity where state = 'active' and query like %s"
+        " and pid <> pg_backend_pid()", (f"%{statement}%",)))  # fmt: skip
+
+
+# READY and STATUS.
+
+
+def test_systemd_hears_once_that_it_is_ready_and_how_it_stands(
+    service: Start, submit: Submit
+) -> None:
+    running = service().started()
+    submit(insert(1))
+
+    wait_until(lambda: running.systemd.status == "running: 1 committed, 0 waiting, 0 dead",
+               message=lambda: f"{running.systemd.status}\n{running.process.output}")
+    assert running.process.terminate() == 0
+    assert running.systemd.words == ["READY", "STOPPING"]
+
+
+@pytest.mark.parametrize("away", ["postgresql", "redis"])
+def test_it_is_ready_while_a_server_is_away_since_that_is_no_fault_of_its_own(
+    away: str, service: Start, free_address: str
+) -> None:
+    changes = {"database": {"dsn": f"postgresql://{free_address}/app"}} if away == "postgresql" \
+        else {"redis": {"url": f"redis://{free_address}/0"}}  # fmt: skip
+    running = service(**changes).started()
+
+    assert running.systemd.status.startswith("outage")
+    assert running.process.terminate() == 0
+    assert running.systemd.words == ["READY", "STOPPING"]
+
+
+def test_without_systemd_it_tells_nobody(service: Start, submit: Submit) -> None:
+    running = service(environ={"NOTIFY_SOCKET": ""})
+    submit(insert(1))
+
+    wait_until(lambda: running.effects() == [1], ignore=Exception)
+    assert running.process.terminate() == 0
+    assert running.systemd.heard == []
+
+
+# The watchdog (rule 31).
+
+# No call may be longer than the watchdog waits.
+BRISK = {"call_timeout": 1.4, "statement_timeout": 1.2, "lock_timeout": 0.5, "connect_timeout": 1.0}
+
+
+def test_signs_of_life_come_with_progress_and_end_when_the_thread_hangs(
+    service: Start, systemd: Systemd, tmp_path: Path
+) -> None:
+    hang = tmp_path / "hang"
+    systemd.watchdog(1.6)
+    running = service(HOLD.format(path=str(hang)), database=BRISK).started()
+    begun = time.monotonic()
+    wait_until(lambda: len(systemd.times("WATCHDOG")) > 5)
+    assert systemd.longest_silence(begun, time.monotonic()) < 0.8
+
+    hang.touch()
+    wait_until(lambda: systemd.silence() > 1.7, message="the end of the signs of life")
+
+    assert running.process.running
+    hang.unlink()
+    wait_until(lambda: systemd.silence() < 0.4, message="signs of life after the hang")
+
+
+def hears_life_during_a_call_of(
+    seconds: float, watchdog: float, service: Start, systemd: Systemd, submit: Submit
+) -> float:
+    """The longest silence while one legal call takes `seconds`."""
+    systemd.watchdog(watchdog)
+    limits = {"call_timeout": watchdog * 0.96, "statement_timeout": watchdog * 0.92,
+              "lock_timeout": 0.5, "connect_timeout": 1.0}  # fmt: skip
+    running = service(database=limits, statements=SLOW, stop_timeout=60.0).started()
+    wait_until(lambda: systemd.times("WATCHDOG"))
+    begun = time.monotonic()
+    submit(slow(1, seconds))
+    wait_until(lambda: running.effects() == [1], seconds + 10)
+    ended = time.monotonic()
+    assert ended - begun >= seconds
+    return systemd.longest_silence(begun, ended)
+
+
+def test_no_sign_of_life_is_missing_while_one_legal_call_takes_long(
+    service: Start, systemd: Systemd, submit: Submit
+) -> None:
+    assert hears_life_during_a_call_of(2.0, 2.4, service, systemd, submit) < 1.0
+
+
+@pytest.mark.soak
+def test_no_sign_of_life_is_missing_while_one_legal_call_takes_20_seconds(
+    service: Start, systemd: Systemd, submit: Submit
+) -> None:
+    assert hears_life_during_a_call_of(20.0, 24.0, service, systemd, submit) < 2.0
+
+
+def test_a_frozen_postgresql_is_an_outage_and_no_hang(
+    service: Start, systemd: Systemd, submit: Submit, own_postgres: Callable[..., Any]
+) -> None:
+    postgres = own_postgres()
+    systemd.watchdog(1.6)
+    running = service(database={**BRISK, "dsn": postgres.dsn}).started()
+    wait_until(lambda: systemd.status.startswith("running"))
+    begun = time.monotonic()
+    postgres.freeze()
+
+    wait_until(lambda: systemd.status.startswith("outage"))
+    wait_until(lambda: time.monotonic() - begun > 3.5)
+    assert systemd.longest_silence(begun, time.monotonic()) < 1.6
+    postgres.thaw()
+    wait_until(lambda: systemd.status.startswith("running"))
+    assert running.process.running
+
+
+def test_a_watchdog_that_would_kill_a_legal_call_is_refused_at_the_start(
+    service: Start, systemd: Systemd
+) -> None:
+    systemd.watchdog(30)
+    refused = service(database={"call_timeout": 30.0})
+
+    assert refused.process.wait() == 78
+    assert "database.call_timeout = 30 s is not below WatchdogSec = 30 s" in refused.process.output
+    assert systemd.words == []
+
+
+def test_the_watchdog_of_another_process_is_not_fed(service: Start, systemd: Systemd) -> None:
+    systemd.watchdog(1)
+    running = service(environ={"WATCHDOG_PID": "1"}).started()
+
+    wait_until(lambda: running.systemd.status.startswith("running"))
+    assert running.process.terminate() == 0
+    assert systemd.times("WATCHDOG") == []
+
+
+# Stopping.
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_an_idle_service_ends_it_well_and_at_once(
+    signum: signal.Signals, service: Start
+) -> None:
+    running = service(interval=50.0).started()
+    begun = time.monotonic()
+
+    running.process.send(signum)
+
+    assert running.process.wait() == 0
+    assert time.monotonic() - begun < 2.0
+    assert running.systemd.words == ["READY", "STOPPING"]
+
+
+def test_sigterm_finishes_the_batch_in_hand_settles_it_and_leaves(
+    service: Start, submit: Submit, redis: redis_driver.Redis
+) -> None:
+    running = service(statements=SLOW).started()
+    submit(slow(1, 3.0))
+    wait_until(lambda: in_progress(running))
+
+    running.process.send(signal.SIGTERM)
+
+    assert running.process.wait() == 0
+    assert running.effects() == [1]
+    assert redis.xlen("processor:{default:0}:stream") == 0
+
+
+def test_a_second_sigterm_cuts_the_call_and_the_next_start_does_the_work_once(
+    service: Start, submit: Submit, redis: redis_driver.Redis
+) -> None:
+    running = service(statements=SLOW).started()
+    receipt = submit(slow(1, 15.0))
+    wait_until(lambda: in_progress(running))
+    begun = time.monotonic()
+    running.process.send(signal.SIGTERM)
+    running.process.expect("stopping")
+    assert running.process.running
+
+    running.process.send(signal.SIGTERM)
+
+    assert running.process.wait() == 1
+    assert time.monotonic() - begun < 5.0
+    assert running.effects() == []
+    assert redis.xlen("processor:{default:0}:stream") == 1
+
+    quick = {"slow": "insert into effect select %(n)s where %(seconds)s > 0"}
+    again = service(statements=quick)
+    wait_until(lambda: again.effects() == [1])
+    assert again.process.terminate() == 0
+    ledger = again.database.execute("select id::text, outcome from processor.ledger")
+    assert ledger == [(receipt.id, "applied")]
+
+
+def test_sigterm_ends_it_well_while_the_network_swallows_all(
+    service: Start, postgres_server: Any, database: Any, proxy_to: Callable[..., Proxy]
+) -> None:
+    proxy = proxy_to(postgres_server)
+    running = service(database={**BRISK, "dsn": proxy.dsn_of(database.name)}).started()
+    proxy.hold()
+    wait_until(lambda: running.systemd.status.startswith("outage"))
+    begun = time.monotonic()
+
+    assert running.process.terminate() == 0
+    assert time.monotonic() - begun < BRISK["call_timeout"] + 1.5
+
+
+def test_two_sigterms_at_once_end_it_too(service: Start) -> None:
+    running = service().started()
+
+    running.process.send(signal.SIGTERM)
+    running.process.send(signal.SIGTERM)
+
+    assert running.process.wait() in (0, 1)
+
+
+def test_a_thread_that_hangs_does_not_keep_the_service_beyond_its_stop_timeout(
+    service: Start, tmp_path: Path
+) -> None:
+    hang = tmp_path / "hang"
+    limits = {"statement_timeout": 0.3, "lock_timeout": 0.1}
+    running = service(HOLD.format(path=str(hang)), database=limits, stop_timeout=0.5).started()
+    hang.touch()
+    running.process.expect("the drain thread is held")
+
+    assert running.process.terminate() == 1
+    assert "not finished within stop_timeout" in running.process.output
+
+
+def test_a_closed_terminal_stops_nothing(
+    service: Start, submit: Submit, spawn: Any, systemd: Systemd
+) -> None:
+    running = service("os.close(0); os.close(1); os.close(2)").started()
+    running.process.send(signal.SIGPIPE)
+
+    submit(insert(1))
+
+    wait_until(lambda: running.effects() == [1])
+    assert running.process.terminate() == 0
+
+
+# Reloading.
+
+
+def test_sighup_puts_new_settings_to_use_and_says_which_want_a_restart(
+    service: Start, submit: Submit, systemd: Systemd
+) -> None:
+    running = service(log={"format": "text"}).started()
+    running.change(statements=SLOW, namespace="other", redis={"timeout": 1.5},
+                   log={"format": "json"})  # fmt: skip
+
+    running.reload()
+    submit(slow(7, 0.0))
+
+    wait_until(lambda: running.effects() == [7])
+    assert systemd.words == ["READY", "RELOADING", "READY"]
+    assert re.fullmatch(r"\d+", next(m["MONOTONIC_USEC"] for _, m in systemd.heard
+                                     if "RELOADING" in m))  # fmt: skip
+    kept = '"message": "these change with a restart only: namespace, redis.timeout"'
+    assert kept in running.process.output
+
+
+@pytest.mark.parametrize(("text", "said"), [
+    ("interval: [", "reload refused"),
+    ("intervall: 3.0", "unknown setting (did you mean interval?)"),
+    ("statements: {wrong: 'select 1; drop table effect'}", "reload refused"),
+    ("", "database.call_timeout = 30 s is not below WatchdogSec = 25 s"),
+    (None, "reload refused"),
+])  # fmt: skip
+def test_sighup_with_wrong_settings_keeps_the_old_ones_and_says_why(
+    text: str | None, said: str, service: Start, submit: Submit, systemd: Systemd
+) -> None:
+    systemd.watchdog(25)
+    running = service(database={"call_timeout": 22.0}, stop_timeout=25.0).started()
+    if text is None:
+        running.path.unlink()
+    else:
+        running.path.write_text(text)
+
+    running.reload()
+    submit(insert(1))
+
+    wait_until(lambda: running.effects() == [1])
+    running.process.expect(said)
+    assert any("reload refused" in m.get("STATUS", "") for _, m in systemd.heard)
+    assert running.process.terminate() == 0
+
+
+# What goes wrong inside.
+
+
+def test_a_thread_that_died_is_started_again_and_goes_on(
+    service: Start, submit: Submit, tmp_path: Path
+) -> None:
+    die = tmp_path / "die"
+    running = service(f"""
+def die():
+    if os.path.exists({str(die)!r}):
+        os.unlink({str(die)!r})
+        raise SystemExit
+
+worker.hooks.before_pass.append(die)
+""").started()
+    die.touch()
+    running.process.expect("the drain thread died: starting it again (1 of 3)")
+
+    submit(insert(1))
+
+    wait_until(lambda: running.effects() == [1])
+    assert running.systemd.words == ["READY"]
+
+
+def test_a_thread_that_dies_again_and_again_ends_the_service_with_a_failure(
+    service: Start
+) -> None:
+    running = service("""
+def die():
+    raise SystemExit
+
+worker.hooks.before_pass.append(die)
+""")
+
+    assert running.process.wait() == 1
+    assert "giving up" in running.process.output
+
+
+def test_a_taken_port_holds_up_no_work_and_is_served_once_it_is_free(
+    service: Start, submit: Submit, taken_port: Any
+) -> None:
+    bind = f"127.0.0.1:{taken_port.getsockname()[1]}"
+    running = service("service._PORT = 0.3", health={"bind": bind}).started()
+    submit(insert(1))
+    wait_until(lambda: running.effects() == [1])
+    said = running.process.expect("cannot listen on")
+    assert f"cannot listen on {bind}: Address already in use (change health.bind)" in said
+
+    taken_port.close()
+
+    assert running.health()["status"] == "running"
+
+
+def test_a_standby_with_a_long_interval_is_not_taken_for_frozen_and_takes_over_soon(
+    service: Start
+) -> None:
+    patient = {"interval": 50.0, "database": {"takeover": 2.0}}
+    owner = service(environ={"NOTIFY_SOCKET": ""}, **patient)
+    owner.process.expect("started: running")
+    standby = service(**patient).started()
+    begun = time.monotonic()
+    wait_until(lambda: time.monotonic() - begun > 3.0)
+    assert standby.systemd.status.startswith("standby")
+    assert "outage" not in standby.process.output
+
+    owner.process.kill()
+
+    wait_until(lambda: standby.systemd.status.startswith("running"), 4.0)
+
+
+# What it shows.
+
+
+def test_pages_log_and_status_hold_no_password_and_no_value(
+    service: Start, submit: Submit, database: Any, redis_url: str, free_address: str
+) -> None:
+    database.execute("alter table effect add check (n <> 4111)")
+    running = service(health={"bind": free_address},
+                      database={"dsn": f"{database.dsn}?password=canary-word"},
+                      log={"level": "debug"}, retry={"attempts": 1}).started()  # fmt: skip
+    submit(insert(4111))
+    submit(insert(5))
+    wait_until(lambda: running.effects() == [5])
+    wait_until(lambda: running.health()["dead"] == 1)
+
+    told = [running.page(page)[1] for page in ("/health", "/health/live", "/metrics")]
+    told += [running.process.output, str(running.systemd.heard)]
+
+    assert not [text for text in told if "canary-word" in text or "4111" in text]
+    assert "processor_committed_total 1.0" in told[2]
+
+
+def test_a_thousand_slow_clients_of_the_pages_hold_up_no_work(
+    service: Start, submit: Submit, free_address: str
+) -> None:
+    running = service(health={"bind": free_address}).started()
+    host, _, port = free_address.partition(":")
+    assert running.page("/health")[0] == 200
+    slow_ones = []
+    try:
+        for _ in range(1000):
+            client = socket.socket()
+            slow_ones.append(client)
+            client.setblocking(False)
+            client.connect_ex((host, int(port)))
+        for client in slow_ones:
+            with contextlib.suppress(OSError):
+                client.send(b"GET /health HTTP/1.1\r\nX: ")
+        begun = time.monotonic()
+        for n in range(100):
+            submit(insert(n))
+        wait_until(lambda: running.effects() == list(range(100)))
+        assert time.monotonic() - begun < 3.0
+    finally:
+        for client in slow_ones:
+            client.close()
+    assert running.page("/health")[0] == 200
+
+
+def test_an_outage_is_told_on_the_pages_and_is_over_when_the_server_is_back(
+    service: Start, postgres_server: Any, database: Any, proxy_to: Callable[..., Proxy],
+    free_address: str,
+) -> None:
+    proxy = proxy_to(postgres_server)
+    running = service(
+        health={"bind": free_address}, database={"dsn": proxy.dsn_of(database.name)}
+    ).started()
+    assert running.page("/health/ready")[0] == 200
+
+    proxy.off()
+    wait_until(lambda: running.health()["status"] == "outage")
+    assert [running.page(page)[0] for page in ("/health", "/health/live", "/health/ready")] == [
+        200, 200, 503,
+    ]  # fmt: skip
+    proxy.on()
+
+    wait_until(lambda: running.page("/health/ready")[0] == 200)
+
+
+def test_a_stuck_thread_is_unwell_on_the_pages(
+    service: Start, tmp_path: Path, free_address: str
+) -> None:
+    hang = tmp_path / "hang"
+    running = service(
+        HOLD.format(path=str(hang)), health={"bind": free_address}, database={"call_timeout": 1.5,
+        "statement_timeout": 1.0, "lock_timeout": 0.5, "connect_timeout": 1.0},
+        watchdog={"limit": 2.0},
+    ).started()  # fmt: skip
+    hang.touch()
+
+    wait_until(lambda: running.page("/health")[0] == 503)
+    assert running.health()["status"] == "stuck"
+    hang.unlink()
+    wait_until(lambda: running.page("/health")[0] == 200)

@@ -1,0 +1,468 @@
+"""What a person sends is what lies in the table, whichever way it got there; or it is refused.
+
+There are three ways: folded with others of its shape, prepared, and written out. The properties
+hold them against each other: a value that one of them takes differently would be stored
+differently, or meet other rows, from one day to the next (rule 17).
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from decimal import Decimal
+from typing import Any
+
+import psycopg2.extras
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from processor.drain.drain import Drain
+from processor.embedded import PostgresServer, RedisServer
+from processor.errors import InvalidTransaction
+from processor.sql.folding import FoldedInsert
+from processor.telemetry.progress import Progress
+from processor.transaction.builder import Transaction
+from tests.harness import workload
+from tests.harness.servers import Database, execute
+from tests.harness.workload import Site, Work
+
+COLUMNS = {
+    "b": "bool", "i2": "smallint", "i4": "int", "i8": "bigint", "n": "numeric",
+    "n2": "numeric(8,2)", "f4": "real", "f8": "double precision", "t": "text",
+    "v": "varchar(5)", "c": "char(5)", "u": "uuid", "d": "date", "tm": "time", "tm0": "time(0)",
+    "tz": "timetz", "ts": "timestamp", "tsz": "timestamptz", "iv": "interval", "by": "bytea",
+    "j": "json", "jb": "jsonb", "ai": "int[]", "at": "text[]", "an": "numeric[]", "af": "float8[]",
+    "ab": "bytea[]", "au": "uuid[]", "ats": "timestamptz[]", "aj": "jsonb[]", "mood": "mood",
+    "small": "small", "net": "inet", "r": "int4range", "x": "bit(3)", "short": "short",
+    "shorts": "shorts",
+}  # fmt: skip
+
+
+class Way:
+    """A table, and a drain that writes to it in one way."""
+
+    def __init__(self, redis_url: str, database: Database, table: str, *, prepare: bool) -> None:
+        self.table, self.database = table, database
+        self.connection = database.connect()
+        self.connection.autocommit = True
+        self.cursor = self.connection.cursor()
+        columns = ", ".join(f"{name} {kind}" for name, kind in COLUMNS.items())
+        self.cursor.execute(f"CREATE TABLE {table} (id int PRIMARY KEY, {columns})")
+        # A failure is told at once, and no batch is a failure as a whole.
+        self.site = Site(
+            redis_url, database, retry={"attempts": 1}, batch={"entries": 50},
+            database={"dsn": database.dsn, "prepare": prepare, "takeover": 60.0},
+        )  # fmt: skip
+        self.drain = Drain(self.site.settings, f"drain of {table}", Progress(), lambda: False)
+
+    def close(self) -> None:
+        self.drain.leave()
+        self.site.close()
+        self.connection.close()
+
+    def run(self, transactions: Sequence[Transaction]) -> list[str]:
+        """Apply them in one batch; for each the SQLSTATE that it died of, "" if it is applied."""
+        good = Transaction().insert("good", {"id": 1})
+        self.site.submit([Work(one) for one in (*transactions, good)])
+        wanted = [one.id for one in transactions]
+        deadline = time.monotonic() + 20
+        while set(wanted) - (states := self._states(wanted)).keys():
+            assert time.monotonic() < deadline, "not all are decided"
+            self.drain.run(time.monotonic())
+        return [states[i] for i in wanted]
+
+    def _states(self, ids: list[str]) -> dict[str, str]:
+        self.cursor.execute(
+            "SELECT l.id::text, coalesce(d.sqlstate, '') FROM processor.ledger l"
+            " LEFT JOIN processor.dead_letter d USING (id) WHERE l.id = ANY (%s::uuid[])",
+            (ids,),
+        )
+        return dict(self.cursor.fetchall())
+
+    def rows(self) -> list[tuple[Any, ...]]:
+        """The whole table, in the words of PostgreSQL."""
+        self.cursor.execute(f"SELECT id, whole::text FROM {self.table} AS whole ORDER BY id")
+        return list(self.cursor.fetchall())
+
+    def value(self, column: str, number: int) -> Any:
+        self.cursor.execute(f"SELECT {column} FROM {self.table} WHERE id = %s", (number,))
+        return self.cursor.fetchall()[0][0]
+
+    def fill(self, rows: Sequence[dict[str, Any]] = ()) -> None:
+        """Begin with these rows, put past the drain."""
+        self.cursor.execute(f"TRUNCATE {self.table}")
+        for number, row in enumerate(rows):
+            names = ", ".join(row)
+            self.cursor.execute(
+                f"INSERT INTO {self.table} (id{', ' if row else ''}{names})"
+                f" VALUES (%s{', %s' * len(row)})", (number, *row.values()),
+            )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tables(postgres_server: PostgresServer) -> Iterator[Database]:
+    execute(postgres_server.dsn, "create database types strategy file_copy")
+    database = workload.prepare(Database(postgres_server, "types"))
+    database.execute(
+        "CREATE TABLE good (id int); CREATE TYPE mood AS ENUM ('calm', 'wild');"
+        " CREATE DOMAIN small AS int CHECK (VALUE < 100);"
+        " CREATE DOMAIN short AS varchar(3); CREATE DOMAIN shorts AS varchar(3)[]"
+    )
+    yield database
+    execute(postgres_server.dsn, "drop database types with (force)")
+
+
+@pytest.fixture(scope="module")
+def quick(redis_server: RedisServer, tables: Database) -> Iterator[Way]:
+    """Prepared, and folded where several of one shape come together."""
+    way = Way(redis_server.url, tables, "quick", prepare=True)
+    yield way
+    way.close()
+
+
+@pytest.fixture(scope="module")
+def plain(redis_server: RedisServer, tables: Database) -> Iterator[Way]:
+    """Written out."""
+    way = Way(redis_server.url, tables, "plain", prepare=False)
+    yield way
+    way.close()
+
+
+def test_several_of_one_shape_are_folded_in_the_quick_way(
+    quick: Way, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise the properties below would hold two ways against each other and not three."""
+    folded = []
+    write = FoldedInsert.write
+    monkeypatch.setattr(
+        FoldedInsert, "write", lambda self, rows: folded.append(len(rows)) or write(self, rows)
+    )
+    quick.fill()
+
+    assert quick.run([Transaction().insert("quick", {"id": n, "i4": n}) for n in range(6)])
+
+    assert folded == [6]
+
+
+# What is sent comes back.
+
+UTC, EAST = datetime.UTC, datetime.timezone(datetime.timedelta(hours=5, minutes=45))
+MOMENT = datetime.datetime(2026, 11, 21, 6, 7, 8, 123456, tzinfo=UTC)
+SAME: dict[str, list[Any]] = {
+    "b": [True, False, None],
+    "i2": [-32768, 32767, 0, None],
+    "i4": [-(2**31), 2**31 - 1],
+    "i8": [-(2**63), 2**63 - 1],
+    "n": [0, 2**64, -(2**200), 10**4000, Decimal("0.10"), Decimal("-1E-30"), Decimal("1E+50"),
+          Decimal("12345678901234567890123456789012345678901234567890.123456789")],
+    "n2": [Decimal("1.10"), Decimal("-999999.99"), 5, Decimal("2.5000000000")],
+    "f8": [0.1, -0.0, 1e308, 5e-324, math.pi, math.inf, -math.inf, 2**53],
+    "f4": [0.5, -math.inf, 1.5e38],
+    "t": ["", "'", "\\", "\\x", "$$", "%(a)s %s %", "a\nb\r\t", "\u0001\u007f", "\U0001f600 \u202e",
+          "e\u0301 \u00e9", "NULL", "{}", "-- c", "/*", "\ud7ff\ue000\uffff", " " * 5],
+    "v": ["12345", "\U0001f600" * 5, ""],
+    "u": [uuid.UUID(int=0), uuid.UUID(int=2**128 - 1), uuid.uuid4()],
+    "d": [datetime.date(1, 1, 1), datetime.date(9999, 12, 31), datetime.date(2024, 2, 29)],
+    "tm": [datetime.time(0), datetime.time(23, 59, 59, 999999)],
+    "tz": [datetime.time(12, 30, tzinfo=EAST), datetime.time(1, tzinfo=UTC)],
+    "ts": [datetime.datetime(2026, 1, 2, 3, 4, 5, 6), datetime.datetime(1, 1, 1)],
+    "tsz": [MOMENT, MOMENT.astimezone(EAST), datetime.datetime(1900, 1, 1, tzinfo=UTC)],
+    "iv": [datetime.timedelta(0), datetime.timedelta(-1, 1, 1), datetime.timedelta(9999, 0, 999)],
+    "by": [b"", b"\0", bytes(range(256)), bytearray(b"\\x00"), memoryview(b"'\\")],
+    "j": [{"a": [1, 2.5, None, True, {"b": "\U0001f600"}]}, [], "text", 0, [None]],
+    "jb": [{"a": [1, 2.5, None, True, {"b": "'\\"}]}, {}, "", False, [[], {}]],
+    "ai": [[], [1, None, -3], [[1, 2], [3, None]], [[[1]], [[2]]]],
+    "at": [["NULL", None, "null", "", '"', "\\", "{", "},", "a b", "\U0001f600"], [["a"], ["b"]]],
+    "an": [[Decimal("0.10"), 2**70, None]],
+    "af": [[0.1, math.inf, None, -1.5]],
+    "ab": [[b"\0\xff", None, b"\\", b""]],
+    "mood": ["calm", "wild"],
+    "small": [7, None],
+    "net": ["192.168.0.1", "::1"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("column", SAME)
+def test_every_type_that_a_person_sends_comes_back_as_it_was_sent(
+    quick: Way, plain: Way, column: str
+) -> None:
+    for way in (quick, plain):
+        way.fill()
+        sent = SAME[column]
+        made = [Transaction().insert(way.table, {"id": n, column: v}) for n, v in enumerate(sent)]
+
+        assert way.run(made) == [""] * len(sent)
+
+        psycopg2.extras.register_uuid(conn_or_curs=way.cursor)
+        for number, value in enumerate(sent):
+            assert like(way.value(column, number)) == like(value), (way.table, value)
+
+
+def like(value: Any) -> Any:
+    """Values in a form in which equal ones are equal."""
+    if isinstance(value, (bytearray, memoryview)):
+        return bytes(value)
+    if isinstance(value, list):
+        return [like(item) for item in value]
+    if isinstance(value, dict):
+        return {name: like(item) for name, item in value.items()}
+    return value
+
+
+def test_not_a_number_is_one_too(quick: Way, plain: Way) -> None:
+    for way in (quick, plain):
+        way.fill()
+        row = {"id": 1, "f4": math.nan, "f8": Decimal("sNaN"), "n": Decimal("NaN"),
+               "an": [math.nan]}  # fmt: skip
+        assert way.run([Transaction().insert(way.table, row)]) == [""]
+
+        read = [way.value(name, 1) for name in ("f4", "f8", "n")] + way.value("an", 1)
+        assert all(value != value for value in read)
+
+
+def test_dates_and_numbers_inside_json_are_the_texts_that_postgresql_reads(quick: Way) -> None:
+    quick.fill()
+    document = {"at": MOMENT, "id": uuid.UUID(int=1), "price": Decimal("0.10"), "big": 2**80}
+    assert quick.run([Transaction().insert("quick", {"id": 1, "jb": document})]) == [""]
+
+    quick.cursor.execute("SELECT jb::text FROM quick")
+    text = quick.cursor.fetchall()[0][0]
+    assert '"price": 0.10' in text
+    assert json.loads(text)["at"] == "2026-11-21T06:07:08.123456+00:00"
+    assert json.loads(text)["big"] == 2**80
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ("a\0b", "NUL"),
+        (["a", "\0"], "NUL"),
+        ({"a": {"\0": 1}}, "NUL"),
+        (object(), "object"),
+        ({1: 2}, "name"),
+        ({3, 4}, "set"),
+        (1j, "complex"),
+        ("\ud800", "surrogate"),
+        pytest.param(10**5000, "4300 digits", id="endless"),
+    ],
+)
+def test_what_cannot_be_sent_is_refused_at_the_door(value: Any, problem: str) -> None:
+    with pytest.raises(InvalidTransaction, match=problem):
+        Transaction().insert("t", {"c": value}).encode(0.0, 1 << 20)
+
+
+POISON = [
+    ("i4", Decimal("7.4"), "22P02"), ("i4", 7.4, "22P02"), ("i4", 2**31, "22003"),
+    ("i4", Decimal("1E+999999999"), "22003"), ("i4", True, "42804"), ("i4", "7.4", "22P02"),
+    ("i2", 32768, "22003"), ("i8", 2**63, "22003"), ("i4", [1], "42804"), ("i4", {}, "42804"),
+    ("n2", Decimal("1.005"), "22003"), ("n2", "1.005", "22003"), ("n2", 10**7, "22003"),
+    ("n2", Decimal("1." + "0" * 40 + "1"), "22003"), ("n", "one", "22P02"),
+    ("f8", 2**53 + 1, "22003"), ("f8", 10**400, "22003"), ("f8", -(10**400), "22003"),
+    ("f4", 1e300, "22003"), ("f8", Decimal("1E+400"), "22003"),
+    ("v", "123456", "22001"), ("t", [1], "42804"), ("b", 1, "42804"), ("u", "no", "22P02"),
+    ("d", "2026-02-30", "22008"), ("d", MOMENT, "22007"), ("tm0", "12:00:00.5", "22008"),
+    ("ai", [1, 2.5], "22P02"), ("ai", [[1], [2, 3]], "22P02"), ("by", "\\xg", "22023"),
+    ("mood", "sad", "22P02"), ("small", 100, "23514"), ("x", "1111", "22026"),
+    ("short", "abcd", "22001"), ("shorts", ["abcd"], "22001"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "state"), POISON, ids=[f"{c}-{str(v)[:20]}" for c, v, _ in POISON]
+)
+def test_a_value_that_its_column_does_not_hold_exactly_is_poison_in_every_way(
+    quick: Way, plain: Way, column: str, value: Any, state: str
+) -> None:
+    for way in (quick, plain):
+        for several in (1, 6):
+            way.fill([{}])
+            made = [Transaction().insert(way.table, {"id": n + 1, column: value})
+                    for n in range(several)]  # fmt: skip
+            assert way.run(made) == [state] * several
+            assert len(way.rows()) == 1
+
+
+def test_what_is_too_long_for_a_domain_meets_no_row(quick: Way, plain: Way) -> None:
+    for way in (quick, plain):
+        for several in (1, 6):
+            way.fill([{"short": "abc", "small": 9}])
+            before = way.rows()
+            made = [Transaction().delete(way.table, {"short": "abcd"}) for _ in range(several)]
+            assert way.run(made) == [""] * several
+            assert way.rows() == before
+            made = [Transaction().update(way.table, add={"small": 101 * s}, where={"short": "abc"})
+                    for s in (-1, 1)]  # fmt: skip
+            assert way.run(made) == ["", ""]
+            assert way.rows() == before
+
+
+@pytest.mark.parametrize("column", ["i2", "i4", "i8"])
+def test_fractions_neither_meet_nor_move_whole_numbers(quick: Way, plain: Way, column: str) -> None:
+    """`where id = 7.4` matched row 7, `add 0.5` to -10 gave -9, when they were prepared."""
+    for way in (quick, plain):
+        for several in (1, 6):
+            way.fill([{}] * 7 + [{column: -10}])
+            made = []
+            for _ in range(several):
+                made.append(Transaction().update(way.table, {"t": "met"}, where={"id": 7.4}))
+                made.append(Transaction().update(way.table, add={column: 0.5}, where={"id": 7}))
+                made.append(Transaction().delete(way.table, {"id": 6.6}))
+            before = way.rows()
+
+            assert set(way.run(made)) == {"22P02"}
+            assert way.rows() == before
+
+
+# The ways are held against each other.
+
+WHOLE = st.integers(-(2**15), 2**15) | st.integers() | st.sampled_from(
+    [n + d for n in (2**15, 2**31, 2**53, 2**63, 10**400) for d in (-1, 0, 1)])  # fmt: skip
+DECIMALS = st.decimals(allow_nan=True, allow_infinity=True) | st.sampled_from(
+    [Decimal(t) for t in ("7.4", "0.5", "-0.0", "1E+40", "1E-40", "1E+999999", "1.005", "2.50")]
+)
+TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8)
+LOOKALIKES = st.sampled_from([
+    "7", "7.0", "1e3", "0x10", "1_000", "NaN", "infinity", "-0", "true", "f", "NULL", "{}",
+    "{1,2}", "[]", "{1", "2026-01-01", "2026-01-01T10:00:00+02:00", "10:00:00.1234567", "now",
+    "1 day", "P1D", "\\x00", "a\\", "00000000-0000-0000-0000-000000000000", "(1,2]", "101",
+    "10.0.0.1", "calm", " 7 ", "12345 ",
+])  # fmt: skip
+SCALARS = (
+    st.none() | st.booleans() | WHOLE | st.floats() | DECIMALS | TEXTS | LOOKALIKES
+    | st.uuids() | st.dates() | st.times() | st.datetimes() | st.datetimes(timezones=st.just(EAST))
+    | st.timedeltas() | st.binary(max_size=6)
+)  # fmt: skip
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
+    max_leaves=5,
+)
+NAMES = st.sampled_from(sorted(COLUMNS))
+#: As a person would fill it, so that most are not refused.
+FITTING = st.one_of([
+    st.tuples(st.just(name), st.sampled_from(values)) for name, values in SAME.items()
+])  # fmt: skip
+
+SETTINGS = settings(
+    max_examples=100, deadline=None, derandomize=True, database=None,
+    suppress_health_check=list(HealthCheck),
+)  # fmt: skip
+SOAK = settings(SETTINGS, max_examples=5000, derandomize=False, print_blob=True)
+
+
+def ways_agree(quick: Way, plain: Way, make: Any, rows: Sequence[dict[str, Any]] = ()) -> None:
+    """What `make(table)` says becomes the same in both tables, and dies of the same."""
+    for way in (quick, plain):
+        way.fill(rows)
+    ends = [way.run(make(way.table)) for way in (quick, plain)]
+
+    assert ends[0] == ends[1]
+    assert quick.rows() == plain.rows()
+
+
+ROWS = st.lists(FITTING | st.tuples(NAMES, VALUES), min_size=1, max_size=6)
+
+
+def inserts_agree(quick: Way, plain: Way, cells: list[tuple[str, Any]], same: bool) -> None:
+    """`same`: all into one column, so that they have one shape and are folded."""
+
+    def make(table: str) -> list[Transaction]:
+        column = cells[0][0]
+        return [
+            Transaction().insert(table, {"id": n, column if same else name: value})
+            for n, (name, value) in enumerate(cells)
+        ]
+
+    ways_agree(quick, plain, make)
+
+
+@SETTINGS
+@given(cells=ROWS, same=st.booleans())
+@example([("f8", 10**400)] * 5, True)
+@example([("n2", Decimal("1." + "0" * 40 + "1"))] * 5, True)
+def test_inserts_mean_the_same_folded_prepared_and_written_out(
+    quick: Way, plain: Way, cells: list[tuple[str, Any]], same: bool
+) -> None:
+    inserts_agree(quick, plain, cells, same)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1200)
+@SOAK
+@given(cells=ROWS, same=st.booleans())
+def test_inserts_mean_the_same_for_long(
+    quick: Way, plain: Way, cells: list[tuple[str, Any]], same: bool
+) -> None:
+    inserts_agree(quick, plain, cells, same)
+
+
+FIRST = [
+    {"i2": 7, "i4": 7, "i8": 7, "n": Decimal("7.4"), "n2": 7, "f4": 7.5, "f8": 7.4, "t": "7"},
+    {"i2": -10, "i4": -10, "i8": 2**62, "n": 10**30, "n2": Decimal("0.05"), "f8": math.inf},
+    {"b": True, "d": "2026-01-01", "ts": "2026-01-01", "tsz": "2026-01-01Z", "iv": "1 day",
+     "v": "123", "c": "ab", "u": str(uuid.UUID(int=0)), "tm": "10:00", "jb": "{}", "by": b"\0"},
+    {},
+]  # fmt: skip
+#: Table, what is set or added, and where.
+CHANGES = st.lists(
+    st.tuples(
+        st.sampled_from(["set", "add", "delete"]),
+        FITTING | st.tuples(NAMES, VALUES),
+        st.tuples(st.just("id"), st.integers(0, 4) | st.just(Decimal("1.5")))
+        | FITTING
+        | st.tuples(NAMES, VALUES),
+        st.sampled_from([None, None, 0, 1, 2]),
+    ),
+    min_size=1,
+    max_size=3,
+)
+
+
+def changes_agree(quick: Way, plain: Way, changes: list[Any], times: int) -> None:
+    """`times`: the same over and over, so that they have one shape and are folded."""
+
+    def make(table: str) -> list[Transaction]:
+        return [_change(Transaction(), table, *each) for each in changes for _ in range(times)]
+
+    ways_agree(quick, plain, make, FIRST)
+
+
+def _change(
+    made: Transaction, table: str, kind: str, change: Any, where: Any, expect: int | None
+) -> Transaction:
+    if kind == "delete":
+        return made.delete(table, dict([where]), expect=expect)
+    return made.update(table, **{kind: dict([change])}, where=dict([where]), expect=expect)
+
+
+@SETTINGS
+@given(changes=CHANGES, times=st.sampled_from([1, 5]))
+@example([("add", ("i8", None), ("id", 1), None)], 5)
+@example([("add", ("i8", "5"), ("id", 1), None)], 5)
+@example([("add", ("i8", [5]), ("id", 1), None)], 5)
+@example([("add", ("i8", 5), ("id", [1]), None)], 5)
+@example([("add", ("i8", 5), ("t", 7), None), ("add", ("i8", 5), ("t", "7"), None)], 5)
+@example(
+    [("add", ("n", Decimal("1E+30")), ("id", 0), 1), ("add", ("n", Decimal("1E-9")), ("id", 0), 1)],
+    5,
+)
+@example([("add", ("n", Decimal("1E+99999")), ("id", 0), 1), ("add", ("n", 1), ("id", 0), 1)], 5)
+def test_changes_mean_the_same_folded_prepared_and_written_out(
+    quick: Way, plain: Way, changes: list[Any], times: int
+) -> None:
+    changes_agree(quick, plain, changes, times)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1200)
+@SOAK
+@given(changes=CHANGES, times=st.sampled_from([1, 5]))
+def test_changes_mean_the_same_for_long(
+    quick: Way, plain: Way, changes: list[Any], times: int
+) -> None:
+    changes_agree(quick, plain, changes, times)
