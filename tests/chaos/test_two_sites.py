@@ -26,7 +26,7 @@ DURABLE = {"appendonly": True, "appendfsync": "everysec"}
 WATCHED = """
 import json, signal, sys, time
 import processor
-from processor import metrics
+from processor.telemetry import metrics
 
 processor.configure(json.loads(sys.argv[1]))
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])

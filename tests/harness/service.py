@@ -30,13 +30,15 @@ from tests.harness.wait import wait_until
 # What a person writes around the service; `HOOKS` is where a test has code of its own.
 PROGRAM = """
 import os, sys, time
-from processor import config, service, worker
+from processor.config import loader
+from processor.runtime import drain_thread
+from processor.service import foreground
 from processor.errors import ConfigError
 
 {hooks}
 
 try:
-    sys.exit(service.run(config.load(sys.argv[1]), sys.argv[1]))
+    sys.exit(foreground.run(loader.load(sys.argv[1]), sys.argv[1]))
 except ConfigError as error:
     print("ConfigError", error)
     sys.exit(78)
@@ -50,7 +52,7 @@ def hold():
     while os.path.exists({path!r}):
         time.sleep(0.01)
 
-worker.hooks.before_pass.append(hold)
+drain_thread.hooks.before_pass.append(hold)
 """
 
 Message = dict[str, str]

@@ -65,14 +65,15 @@ UNHURRIED: dict[str, dict[str, Any]] = {
 
 PROGRAM = """
 import json, logging, signal, sys, threading
-from processor import config, worker
+from processor.config import loader
+from processor.runtime import drain_thread
 logging.basicConfig(level=logging.INFO, stream=sys.stdout)
 done = threading.Event()
 signal.signal(signal.SIGTERM, lambda *_: done.set())
-worker.start(config.load(json.loads(sys.argv[1]), environ={}))
+drain_thread.start(loader.load(json.loads(sys.argv[1]), environ={}))
 print("started", flush=True)
 done.wait()
-sys.exit(0 if worker.stop() else 1)
+sys.exit(0 if drain_thread.stop() else 1)
 """
 
 

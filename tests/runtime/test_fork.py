@@ -114,7 +114,7 @@ def test_no_fork_comes_while_a_thread_looks_up_an_address(spawn: Spawn) -> None:
     """The child would have the C library's lock held for ever, and reach no server."""
     process = spawn("""
 import os, sys, threading
-from processor.resolving import resolving
+from processor.connections.fork_guard import resolving
 
 inside, left = threading.Event(), []
 

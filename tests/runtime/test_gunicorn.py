@@ -26,7 +26,8 @@ WORKERS, LANES = 4, 3
 APPLICATION = '''
 import json, os, time
 import processor
-from processor import metrics, web
+from processor import web
+from processor.telemetry import metrics
 
 processor.configure(os.environ["SETTINGS"])
 if os.environ.get("START_AT_IMPORT"):

@@ -22,7 +22,7 @@ from tests.harness.workload import Site, plain
 HEAD = """
 import json, os, random, sys, threading, time
 import processor
-from processor import worker
+from processor.runtime import drain_thread
 
 processor.configure(json.loads(sys.argv[1]))
 
@@ -89,7 +89,7 @@ for thread in hammers:
     thread.join()
 assert processor.stop()
 wait_until(lambda: threads() == before)
-from processor import producer
+from processor.producer import submit as producer
 producer._producer.pool.close()
 print("hammered")
 sys.stdin.close()
@@ -125,12 +125,12 @@ assert processor.stop() and processor.stop(0)
 assert processor.state()["background_processor"]["status"] == "stopped"
 assert processor.start().thread is processor.start().thread
 answers = []
-worker.hooks.after_pass.append(lambda: answers.append(processor.stop()))
-worker.hooks.on_stop.append(lambda: answers.append(threading.current_thread().name))
+drain_thread.hooks.after_pass.append(lambda: answers.append(processor.stop()))
+drain_thread.hooks.on_stop.append(lambda: answers.append(threading.current_thread().name))
 wait_until(lambda: not processor.singleton.thread.is_alive())
 assert answers[0] is False and answers[-1] == "processor", answers
 assert processor.stop() and processor.stop()
-worker.hooks.after_pass.clear()
+drain_thread.hooks.after_pass.clear()
 processor.start()
 wait_until(owns)
 assert processor.stop()
@@ -144,7 +144,7 @@ assert processor.state()["background_processor"]["status"] == "stopped"
 PATIENT: dict[str, Any] = {"interval": 50.0, "watchdog": {"limit": 200.0}}
 
 WAKE = """
-from processor import metrics
+from processor.telemetry import metrics
 
 def passes():
     return int(metrics.value("passes"))
@@ -171,13 +171,13 @@ def test_a_wake_up_at_any_moment_of_a_pass_makes_another_pass(
         WAKE
         + """
 # The last moment: the pass has looked at everything, the thread does not wait yet.
-todo = [worker.hooks.before_pass, worker.hooks.after_pass] * 20
+todo = [drain_thread.hooks.before_pass, drain_thread.hooks.after_pass] * 20
 def ring():
     if todo:
         moment = todo.pop()
         moment.append(once)
 def once():
-    for moment in (worker.hooks.before_pass, worker.hooks.after_pass):
+    for moment in (drain_thread.hooks.before_pass, drain_thread.hooks.after_pass):
         if once in moment:
             moment.remove(once)
     processor.event.set()
@@ -269,7 +269,7 @@ FORK = """
 processor.start()
 wait_until(owns)
 processor.submit(effect())
-session = worker._run.drain.database._connection.info.backend_pid
+session = drain_thread._run.drain.database._connection.info.backend_pid
 held = processor.event
 
 child = os.fork()
@@ -288,8 +288,8 @@ assert status == 0, status
 for _ in range(5):
     processor.submit(effect())
 time.sleep(0.3)
-assert worker._run.drain.database._connection.info.backend_pid == session
-assert worker._run.drain.database.generation == 1 and worker._run.drain.redis.generation == 1
+assert drain_thread._run.drain.database._connection.info.backend_pid == session
+assert drain_thread._run.drain.database.generation == 1 and drain_thread._run.drain.redis.generation == 1
 print("unharmed")
 """
 

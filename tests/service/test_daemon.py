@@ -24,14 +24,16 @@ from tests.harness.wait import wait_until
 # What the command line does around it; an error is one line and an exit code.
 PROGRAM = """
 import os, sys, time
-from processor import config, daemon, worker
+from processor.config import loader
+from processor.runtime import drain_thread
+from processor.service import daemon
 from processor.errors import ConfigError, ProcessorError
 
 {hooks}
 
 verb, path, pidfile, log = sys.argv[1:]
 try:
-    settings = config.load(path)
+    settings = loader.load(path)
     if verb == "start":
         print("pid", daemon.start(settings, path, pidfile=pidfile, log_file=log))
     else:
@@ -200,7 +202,7 @@ def test_stop_is_bounded_and_names_the_last_resort(daemon: Daemon) -> None:
     pid = daemon.start()
     os.kill(pid, signal.SIGSTOP)
 
-    stopped = daemon.call("stop", "from processor import service; service.CUT = 0.2")
+    stopped = daemon.call("stop", "from processor.service import foreground; foreground.CUT = 0.2")
 
     assert stopped.returncode == 1
     assert f"pid {pid} still runs" in stopped.output
@@ -294,7 +296,7 @@ def test_a_daemon_that_dies_while_it_starts_is_told_to_the_terminal(daemon: Daem
 def die():
     raise SystemExit
 
-worker.hooks.before_pass.append(die)
+drain_thread.hooks.before_pass.append(die)
 """)
 
     assert told.returncode == 1
@@ -304,7 +306,7 @@ worker.hooks.before_pass.append(die)
 
 def test_a_daemon_that_is_killed_while_it_starts_is_told_to_the_terminal(daemon: Daemon) -> None:
     told = daemon.call("start", """
-worker.hooks.before_pass.append(lambda: os.kill(os.getpid(), 9))
+drain_thread.hooks.before_pass.append(lambda: os.kill(os.getpid(), 9))
 """)
 
     assert told.returncode == 1
@@ -387,7 +389,7 @@ def test_one_of_many_starts_at_once_gets_the_pidfile(tmp_path: Path, spawn: Spaw
     code = """
 import os, sys, time
 from processor.errors import AlreadyRunning
-from processor.pidfile import Pidfile
+from processor.service.pidfile import Pidfile
 try:
     with Pidfile(sys.argv[1]):
         print("held")
