@@ -8,9 +8,9 @@ from __future__ import annotations
 import sys
 
 try:
-    from processor.cli.interrupt import Loading
+    from processor.cli.interrupt import InterruptGuard
 
-    with Loading():
+    with InterruptGuard():
         from processor.cli import output, shadow
         from processor.cli.main import main
 except KeyboardInterrupt:

@@ -11,10 +11,10 @@ from collections.abc import Callable
 from functools import cached_property
 
 from processor.admin import overview
-from processor.admin.sessions import Servers
+from processor.admin.sessions import OperatorSessions
 from processor.buffer import lane
 from processor.cli import output
-from processor.connections.postgres_session import Database
+from processor.connections.postgres_session import PostgresSession
 from processor.errors import ProcessorError, RedisRefused, RedisUnavailable
 from processor.ledger import outcomes
 from processor.ledger.dead_letters import DeadLetter
@@ -24,10 +24,10 @@ class Elsewhere(ProcessorError):
     """The dead letter belongs to another buffer."""
 
 
-class Belonging:
+class BufferMembership:
     """The buffer where requests are carried out, and the one that letters are taken over from."""
 
-    def __init__(self, servers: Servers, gone: str | None = None) -> None:
+    def __init__(self, servers: OperatorSessions, gone: str | None = None) -> None:
         self.servers = servers
         self.gone = gone
         self._ready: set[str] = set()
@@ -52,7 +52,7 @@ class Belonging:
         """Whether a request for this letter may be recorded."""
         return letter.buffer in (self.here, self.gone)
 
-    def refuse(self, database: Database, letter: DeadLetter) -> None:
+    def refuse(self, database: PostgresSession, letter: DeadLetter) -> None:
         """Raises Elsewhere for a letter that no processor of this buffer decides."""
         raise Elsewhere(
             f"{letter.id} belongs to the buffer {letter.buffer} ({_last_seen(database, letter)}):"
@@ -61,7 +61,7 @@ class Belonging:
             f" the letter over with --adopt {letter.buffer}",
         )
 
-    def make_room(self, database: Database, letter: DeadLetter) -> None:
+    def make_room(self, database: PostgresSession, letter: DeadLetter) -> None:
         """Have the lane of a letter that is taken over drained, if nobody writes to it (rule 7).
 
         Raises Elsewhere if its buffer is not gone: what waits there behind it would be stranded.
@@ -78,7 +78,7 @@ class Belonging:
         self._ready.add(letter.lane)
 
 
-def known(servers: Servers) -> Callable[[DeadLetter], bool | None]:
+def known(servers: OperatorSessions) -> Callable[[DeadLetter], bool | None]:
     """Whether a letter is of this buffer; None for all, and a message, if Redis cannot be asked."""
     try:
         here = _here(servers)
@@ -88,12 +88,12 @@ def known(servers: Servers) -> Callable[[DeadLetter], bool | None]:
     return lambda letter: letter.buffer == here
 
 
-def _here(servers: Servers) -> str | None:
+def _here(servers: OperatorSessions) -> str | None:
     with servers.redis() as redis:
         return lane.written_identity(redis, servers.settings.namespace)
 
 
-def _last_seen(database: Database, letter: DeadLetter) -> str:
+def _last_seen(database: PostgresSession, letter: DeadLetter) -> str:
     rows = database.run(
         "SELECT site, seen_at FROM processor.lane"
         f" WHERE buffer = '{letter.buffer}' ORDER BY seen_at DESC LIMIT 1"

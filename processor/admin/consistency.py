@@ -14,7 +14,7 @@ from processor.buffer import lane as buffer
 from processor.buffer import parked
 from processor.buffer.lane import Lane
 from processor.config.settings import Settings
-from processor.connections.postgres_session import Database
+from processor.connections.postgres_session import PostgresSession
 from processor.connections.redis_client import RedisConnection
 from processor.connections.sql_literals import quoted
 from processor.errors import RedisRefused
@@ -52,7 +52,7 @@ CHECKS = {
 
 
 def look(
-    redis: RedisConnection, database: Database, settings: Settings, identity: str,
+    redis: RedisConnection, database: PostgresSession, settings: Settings, identity: str,
     lanes: Sequence[str],
 ) -> Iterator[Problem]:  # fmt: skip
     """Compare once."""
@@ -70,7 +70,7 @@ def look(
 
 
 def _unsettled(
-    database: Database, lane: Lane, pages: Iterator[list[Entry]]
+    database: PostgresSession, lane: Lane, pages: Iterator[list[Entry]]
 ) -> Iterator[Problem]:
     for page in pages:
         for known in _ids(database, "ledger", "true", [entry.id for entry in page]):
@@ -98,7 +98,7 @@ def _proofs(lane: Lane, entry: Entry) -> list[Any]:
 
 
 def _without_holders(
-    redis: RedisConnection, database: Database, lane: Lane
+    redis: RedisConnection, database: PostgresSession, lane: Lane
 ) -> Iterator[Problem]:
     after = b""
     while True:
@@ -127,7 +127,7 @@ def _untried(redis: RedisConnection, lane: Lane, ids: set[str]) -> Iterator[str]
 
 
 def _not_held(
-    redis: RedisConnection, database: Database, identity: str, lane: Lane
+    redis: RedisConnection, database: PostgresSession, identity: str, lane: Lane
 ) -> Iterator[Problem]:
     rows = database.run(
         "SELECT id::text, entry, keys FROM processor.dead_letter WHERE outcome = 'dead' AND holds"
@@ -144,7 +144,7 @@ def _not_held(
 
 
 def _gone_back(
-    redis: RedisConnection, database: Database, identity: str, lane: Lane
+    redis: RedisConnection, database: PostgresSession, identity: str, lane: Lane
 ) -> Iterator[Problem]:
     rows = database.run(
         "SELECT last_entry FROM processor.lane WHERE last_entry IS NOT NULL"
@@ -166,7 +166,7 @@ def _last_generated(redis: RedisConnection, lane: Lane) -> str:
     return str(pairs[b"last-generated-id"].decode())
 
 
-def _outcomes(database: Database, identity: str) -> Iterator[Problem]:
+def _outcomes(database: PostgresSession, identity: str) -> Iterator[Problem]:
     rows = database.run(
         "SELECT l.lane, l.id::text FROM processor.ledger l LEFT JOIN processor.dead_letter d"
         f" ON d.id = l.id AND d.outcome = 'dead' WHERE l.buffer = {quoted(identity)}"
@@ -175,7 +175,7 @@ def _outcomes(database: Database, identity: str) -> Iterator[Problem]:
     yield from (Problem("outcomes", lane, transaction_id) for lane, transaction_id in rows)
 
 
-def _counters(database: Database, identity: str) -> Iterator[Problem]:
+def _counters(database: PostgresSession, identity: str) -> Iterator[Problem]:
     """Counted up with each commit; rows may have been pruned since, and none can be too many."""
     rows = database.run(
         "WITH done AS (SELECT lane, count(*) AS n FROM processor.ledger"
@@ -193,7 +193,7 @@ def _counters(database: Database, identity: str) -> Iterator[Problem]:
         yield Problem("counters", lane, text)
 
 
-def _ids(database: Database, table: str, condition: str, ids: Sequence[str]) -> list[str]:
+def _ids(database: PostgresSession, table: str, condition: str, ids: Sequence[str]) -> list[str]:
     if not ids:
         return []
     rows = database.run(

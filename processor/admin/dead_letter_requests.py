@@ -11,9 +11,9 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from processor.admin.buffer_membership import Belonging
+from processor.admin.buffer_membership import BufferMembership
 from processor.cli import output
-from processor.connections.postgres_session import Database
+from processor.connections.postgres_session import PostgresSession
 from processor.errors import InvalidTransaction, ProcessorError
 from processor.ledger import dead_letters
 from processor.ledger.dead_letters import DeadLetter
@@ -38,14 +38,14 @@ class Choice:
         """Whether any filter is set."""
         return (self.lane, self.sqlstate, self.since) != (None, None, None)
 
-    def count(self, database: Database) -> int:
+    def count(self, database: PostgresSession) -> int:
         """How many there are."""
         return dead_letters.count_listed(
             database, lane=self.lane, sqlstate=self.sqlstate, since=self.since,
             everything=self.everything, buffer=self.buffer,
         )
 
-    def letters(self, database: Database, limit: int | None = None) -> Iterator[DeadLetter]:
+    def letters(self, database: PostgresSession, limit: int | None = None) -> Iterator[DeadLetter]:
         """Those letters, oldest first, a page in memory at a time."""
         after, given = None, 0
         while limit is None or given < limit:
@@ -65,7 +65,7 @@ class Missing(ProcessorError):
 
 
 def the_open_one(
-    database: Database, belonging: Belonging, transaction_id: str
+    database: PostgresSession, belonging: BufferMembership, transaction_id: str
 ) -> DeadLetter:
     """The dead letter of this id that waits for a decision. Raises Missing and Elsewhere."""
     letters = dead_letters.found(database, transaction_id)
@@ -85,7 +85,8 @@ def the_open_one(
 
 
 def ask(
-    belonging: Belonging, what: str, letters: list[DeadLetter], wait: float | None, as_json: bool,
+    belonging: BufferMembership, what: str, letters: list[DeadLetter], wait: float | None,
+    as_json: bool,
     edited: bytes | None = None,
 ) -> int:
     """Record a request for each letter, and wait for their outcomes if told to."""
@@ -99,7 +100,7 @@ def ask(
     return code
 
 
-def ask_all(belonging: Belonging, what: str, choice: Choice, as_json: bool) -> int:
+def ask_all(belonging: BufferMembership, what: str, choice: Choice, as_json: bool) -> int:
     """Record a request for every letter that a choice names."""
     with belonging.servers.database() as database:
         for letter in choice.letters(database):
@@ -109,7 +110,8 @@ def ask_all(belonging: Belonging, what: str, choice: Choice, as_json: bool) -> i
 
 
 def _ask(
-    database: Database, belonging: Belonging, letter: DeadLetter, what: str, edited: bytes | None
+    database: PostgresSession, belonging: BufferMembership, letter: DeadLetter, what: str,
+    edited: bytes | None
 ) -> bool:
     belonging.make_room(database, letter)
     if dead_letters.ask(database, letter, what, edited, buffer=belonging.here):
@@ -126,7 +128,7 @@ def say(letter: DeadLetter, outcome: str, as_json: bool) -> None:
         output.line(f"{letter.id}  {outcome}")
 
 
-def _await(database: Database, letters: list[DeadLetter], wait: float, as_json: bool) -> int:
+def _await(database: PostgresSession, letters: list[DeadLetter], wait: float, as_json: bool) -> int:
     end = time.monotonic() + wait
     code = output.OK
     for letter in letters:
@@ -137,7 +139,7 @@ def _await(database: Database, letters: list[DeadLetter], wait: float, as_json: 
     return code
 
 
-def _outcome(database: Database, letter: DeadLetter, end: float) -> str:
+def _outcome(database: PostgresSession, letter: DeadLetter, end: float) -> str:
     while True:
         found = dead_letters.found(database, letter.id)
         now = next(each for each in found if each.hash == letter.hash)

@@ -1,6 +1,7 @@
 """What a command works with: the settings, and connections for as long as it needs them.
 
-Commands that talk to a server take a `Servers`; each `with` opens a connection and closes it.
+Commands that talk to a server take a `OperatorSessions`; each `with` opens a connection and
+closes it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import click
 
 from processor.config import loader
 from processor.config.settings import Settings
-from processor.connections.postgres_session import Database
+from processor.connections.postgres_session import PostgresSession
 from processor.connections.redis_client import RedisConnection
 from processor.errors import DatabaseError
 from processor.ledger import schema
@@ -27,7 +28,7 @@ R = TypeVar("R")
 _IDLE = 3600.0
 
 
-class Servers:
+class OperatorSessions:
     """Settings and servers of one call of the command line."""
 
     def __init__(self, source: str | None = None) -> None:
@@ -48,7 +49,7 @@ class Servers:
             connection.close()
 
     @contextmanager
-    def database(self) -> Iterator[Database]:
+    def database(self) -> Iterator[PostgresSession]:
         """A session on PostgreSQL with the schema of this release. Raises what `schema.check` does.
         """
         with self.postgresql() as database:
@@ -60,22 +61,22 @@ class Servers:
                 raise
 
     @contextmanager
-    def postgresql(self, dsn: str | None = None) -> Iterator[Database]:
+    def postgresql(self, dsn: str | None = None) -> Iterator[PostgresSession]:
         """A session, whatever is there, of the configured role unless a `dsn` is given."""
         with self._session(dsn or self.settings.database.dsn, writes=True) as database:
             yield database
 
     @contextmanager
-    def replica(self, dsn: str) -> Iterator[Database]:
+    def replica(self, dsn: str) -> Iterator[PostgresSession]:
         """A session that only reads, on any server."""
         with self._session(dsn, writes=False) as database:
             yield database
 
     @contextmanager
-    def _session(self, dsn: str, *, writes: bool) -> Iterator[Database]:
+    def _session(self, dsn: str, *, writes: bool) -> Iterator[PostgresSession]:
         wanted = dataclasses.replace(self.settings.database, takeover=_IDLE, dsn=dsn)
         name = "processor command line"
-        database = Database(wanted, Progress(), application=name, writes=writes)
+        database = PostgresSession(wanted, Progress(), application=name, writes=writes)
         try:
             database.connect()
             yield database
@@ -84,10 +85,10 @@ class Servers:
 
 
 def with_servers(function: Callable[..., R]) -> Callable[..., R]:
-    """Hand a command a `Servers` as its first argument."""
+    """Hand a command a `OperatorSessions` as its first argument."""
 
     def call(*arguments: Any, **named: Any) -> R:
         source = click.get_current_context().find_root().obj
-        return function(Servers(source), *arguments, **named)
+        return function(OperatorSessions(source), *arguments, **named)
 
     return update_wrapper(call, function)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Container, Sequence
 from processor import crashpoint
 from processor.apply import poison
 from processor.apply.batch_text import Written, limited, names_of, write
-from processor.apply.committer import Session, prolonged
+from processor.apply.committer import Committer, prolonged
 from processor.apply.outcome import Contended, Fenced, Outcome, Systemic
 from processor.apply.verdict import Failure, Verdict, judge
 from processor.config.settings import Settings
@@ -36,7 +36,7 @@ _WARY = 8
 class Applier:
     """Applies batches on one session."""
 
-    def __init__(self, session: Session, settings: Settings) -> None:
+    def __init__(self, session: Committer, settings: Settings) -> None:
         self._session = session
         self._database = session.database
         self._settings = settings

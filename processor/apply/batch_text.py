@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from processor.apply import poison
-from processor.apply.committer import Session
+from processor.apply.committer import Committer
 from processor.ledger.dead_letters import Reason
 from processor.sql.renderer import UNFORESEEN, Taken, Unrenderable, tables
 from processor.transaction.entry import Entry
@@ -28,7 +28,7 @@ class Written:
     parts: poison.Parts | None = None
 
 
-def write(session: Session, entries: list[Entry], *, in_parts: bool) -> Written:
+def write(session: Committer, entries: list[Entry], *, in_parts: bool) -> Written:
     """Write entries whose tables the session knows; `in_parts` if isolation is to apply them.
 
     Raises KeyError if a table is not known to the session.

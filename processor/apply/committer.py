@@ -14,12 +14,12 @@ from dataclasses import dataclass
 
 from processor import crashpoint
 from processor.config.settings import Database as Settings
-from processor.connections.postgres_session import Database, Row
+from processor.connections.postgres_session import PostgresSession, Row
 from processor.connections.wal_position import Position, after_commit
 from processor.errors import DatabaseError, DatabaseUnavailable
 from processor.ledger import outcomes
 from processor.ledger.outcomes import Ownership
-from processor.replicas.commit_marks import Marks
+from processor.replicas.commit_marks import CommitMarks
 from processor.sql.catalog import Catalog
 from processor.sql.renderer import Renderer
 from processor.transaction.entry import Entry
@@ -47,10 +47,12 @@ class Commit:
     failures: str
 
 
-class Session:
+class Committer:
     """The writing connection with what is prepared on it."""
 
-    def __init__(self, database: Database, settings: Settings, marks: Marks | None = None) -> None:
+    def __init__(
+        self, database: PostgresSession, settings: Settings, marks: CommitMarks | None = None
+    ) -> None:
         """`marks` are told of each commit, if replicas are followed."""
         self.database = database
         self._marks = marks

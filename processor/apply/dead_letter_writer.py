@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from processor import crashpoint
-from processor.apply.committer import Commit, Session, prolonged
+from processor.apply.committer import Commit, Committer, prolonged
 from processor.apply.verdict import Failure, Verdict, judge
 from processor.errors import DatabaseError, DatabaseUnavailable
 from processor.ledger import dead_letters, outcomes
@@ -38,10 +38,10 @@ class Death:
     clashing: bool = False
 
 
-class Burial:
+class DeadLetterWriter:
     """Writes and resolves dead letters on one session."""
 
-    def __init__(self, session: Session, *, hold: bool) -> None:
+    def __init__(self, session: Committer, *, hold: bool) -> None:
         self._session = session
         self._hold = hold
 

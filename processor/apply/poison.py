@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from processor.apply.committer import Commit, Session
+from processor.apply.committer import Commit, Committer
 from processor.buffer import key_order
 from processor.connections.sql_literals import quoted
 from processor.errors import refusal
@@ -46,7 +46,7 @@ def parts(renderer: Renderer, taken: Sequence[Taken]) -> Parts | None:
 
 
 def commit(
-    session: Session,
+    session: Committer,
     owner: Ownership,
     entries: Sequence[Entry],
     written: Parts,
@@ -55,7 +55,7 @@ def commit(
 ) -> Commit:
     """Commit what can be committed of a batch; `failures` tells what could not.
 
-    `limit` is how long the server may take for all of it, in seconds. Raises as `Session.commit`.
+    `limit` is how long the server may take for all of it, in seconds. Raises as `Committer.commit`.
     """
     prepared = session.prepares
     pairs = key_order.behind(entries)

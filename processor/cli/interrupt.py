@@ -13,7 +13,7 @@ import signal
 INTERRUPTED = 130
 
 
-class Loading:
+class InterruptGuard:
     """`with Loading(): import ...`; it changes nothing where SIGINT is ignored or another's."""
 
     _quiet = False

@@ -16,7 +16,7 @@ import click
 
 from processor.cli import output, shadow
 from processor.cli.group import Group
-from processor.cli.interrupt import Loading
+from processor.cli.interrupt import InterruptGuard
 from processor.errors import ProcessorError
 from processor.version import __version__
 
@@ -84,7 +84,7 @@ class Commands(Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         for section in SECTIONS.values():
             if place := section.get(cmd_name):
-                with Loading():
+                with InterruptGuard():
                     module = importlib.import_module(f"processor.cli.commands.{place.module}")
                 return with_config(getattr(module, place.attribute))
         return None

@@ -46,7 +46,7 @@ _OF_SERVERS = re.compile(
 )
 
 
-class Database:
+class PostgresSession:
     """A session, opened and used by one thread: on the primary, unless it only reads.
 
     `abort` alone may be called from another thread: it cuts the call in progress.

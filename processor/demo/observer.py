@@ -14,7 +14,7 @@ from typing import Any
 from processor.buffer import lane
 from processor.buffer.lane import Lane
 from processor.config.settings import Settings
-from processor.connections.postgres_session import Database
+from processor.connections.postgres_session import PostgresSession
 from processor.connections.redis_client import RedisConnection
 from processor.demo.observatory import TELESCOPES
 from processor.demo.producers import LINE, acknowledged
@@ -34,14 +34,15 @@ class Observer:
         self._settings = settings
         self._directory = directory
         wanted = dataclasses.replace(settings.database, takeover=_IDLE)
-        self._database = Database(wanted, Progress(), application="processor demo")
+        self._database = PostgresSession(wanted, Progress(), application="processor demo")
         self._redis = RedisConnection(settings.redis.url, settings.redis.timeout)
         (replica,) = settings.replicas.servers.values()
         asked = dataclasses.replace(settings.database, dsn=replica)
-        self._replica = Database(asked, Progress(), application="processor demo", writes=False)
+        self._replica = PostgresSession(asked, Progress(), application="processor demo",
+            writes=False)
         self._committed = self._replayed = 0
 
-    def database(self) -> Database:
+    def database(self) -> PostgresSession:
         """The session, opened where there is none."""
         if not self._database.alive:
             self._database.connect()

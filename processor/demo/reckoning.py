@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from processor.connections.postgres_session import Database
+from processor.connections.postgres_session import PostgresSession
 from processor.demo.observatory import TELESCOPES
 from processor.demo.producers import AGAIN_EVERY, acknowledged
 
@@ -77,7 +77,7 @@ class Reckoning:
         )
 
 
-def reckon(directory: Path, database: Database, waiting: int = 0) -> Reckoning:
+def reckon(directory: Path, database: PostgresSession, waiting: int = 0) -> Reckoning:
     """Read both sides and compare."""
     rows = database.run("SELECT transaction::text, count(*) FROM effect GROUP BY transaction")
     effects = {row[0]: int(row[1]) for row in rows}

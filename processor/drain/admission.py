@@ -9,10 +9,10 @@ from __future__ import annotations
 from processor.apply.outcome import Outcome
 from processor.buffer import delayed, parked
 from processor.buffer.key_order import split
-from processor.connections.postgres_session import Database
+from processor.connections.postgres_session import PostgresSession
 from processor.connections.redis_client import RedisConnection
-from processor.drain.settle import DOUBTFUL, Settling
-from processor.drain.settle_replicated import Withholding
+from processor.drain.settle import DOUBTFUL, Settler
+from processor.drain.settle_replicated import ReplicatedSettling
 from processor.ledger import outcomes
 from processor.ownership.owners import OwnedLane, Page
 from processor.transaction.entry import Entry
@@ -22,8 +22,8 @@ class Admission:
     """Looks at pages for one processor."""
 
     def __init__(
-        self, database: Database, redis: RedisConnection, settling: Settling,
-        withholding: Withholding,
+        self, database: PostgresSession, redis: RedisConnection, settling: Settler,
+        withholding: ReplicatedSettling,
     ) -> None:  # fmt: skip
         self._database = database
         self._redis = redis

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from processor.apply.applier import Applier
 from processor.apply.batch_text import Written
-from processor.apply.committer import Session
+from processor.apply.committer import Committer
 from processor.apply.outcome import Contended, Fenced, Outcome, Systemic
 from processor.config.settings import Settings
 from processor.connections.redis_client import RedisConnection
@@ -30,7 +30,7 @@ class Attempts:
     """Tries batches for one processor. `answered`: the server answered since the last cut."""
 
     def __init__(
-        self, settings: Settings, session: Session, applier: Applier, redis: RedisConnection
+        self, settings: Settings, session: Committer, applier: Applier, redis: RedisConnection
     ) -> None:
         self._settings = settings
         self._session = session

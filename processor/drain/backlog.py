@@ -30,7 +30,7 @@ _KEPT = 30
 _ENDED = 2
 
 
-class Outlook:
+class Backlog:
     """What one processor sees of its lanes."""
 
     def __init__(

@@ -15,21 +15,21 @@ from dataclasses import replace
 
 from processor import crashpoint
 from processor.apply.applier import Applier
-from processor.apply.committer import Session
-from processor.apply.dead_letter_writer import Burial
+from processor.apply.committer import Committer
+from processor.apply.dead_letter_writer import DeadLetterWriter
 from processor.apply.outcome import Outcome
 from processor.apply.verdict import Gate
 from processor.buffer import delayed, parked
 from processor.config.settings import Settings
-from processor.connections.postgres_session import Database
+from processor.connections.postgres_session import PostgresSession
 from processor.connections.redis_client import RedisConnection
 from processor.drain.admission import Admission
 from processor.drain.attempts import Attempts
-from processor.drain.backlog import Outlook
-from processor.drain.maintenance import Sweeps
-from processor.drain.prefetch import Taking
-from processor.drain.settle import Settling
-from processor.drain.settle_replicated import Withholding
+from processor.drain.backlog import Backlog
+from processor.drain.maintenance import Maintenance
+from processor.drain.prefetch import Prefetch
+from processor.drain.settle import Settler
+from processor.drain.settle_replicated import ReplicatedSettling
 from processor.errors import (
     DatabaseError,
     DatabaseUnavailable,
@@ -37,9 +37,9 @@ from processor.errors import (
     RedisUnavailable,
     Unavailable,
 )
-from processor.ownership.connect import Connecting
+from processor.ownership.connect import Connector
 from processor.ownership.owners import OwnedLane, Owners
-from processor.replicas.watch import Following
+from processor.replicas.watch import ReplicaWatch
 from processor.telemetry import metrics
 from processor.telemetry.progress import Progress
 from processor.telemetry.status import State
@@ -55,30 +55,31 @@ class Drain:
 
     def __init__(
         self, settings: Settings, instance: str, progress: Progress, stopping: Callable[[], bool],
-        following: Following | None = None,
+        following: ReplicaWatch | None = None,
     ) -> None:  # fmt: skip
         self._settings = settings
         self._progress = progress
         self._stopping = stopping
         self.gate = Gate()
-        self.database = Database(settings.database, progress, application=f"processor {instance}")
+        self.database = PostgresSession(settings.database, progress,
+            application=f"processor {instance}")
         self.redis = RedisConnection(settings.redis.url, settings.redis.timeout)
-        self._following = following or Following(settings, instance, lambda: None)
+        self._following = following or ReplicaWatch(settings, instance, lambda: None)
         marks = self._following.marks if self._following.tracks else None
-        self._session = Session(self.database, settings.database, marks)
+        self._session = Committer(self.database, settings.database, marks)
         self._applier = Applier(self._session, settings)
         self._attempts = Attempts(settings, self._session, self._applier, self.redis)
-        burial = Burial(self._session, hold=settings.dead_letter.hold == "named")
-        self._withholding = Withholding(self.redis, self._following)
-        self._settling = Settling(settings, self.redis, burial, self._withholding)
+        burial = DeadLetterWriter(self._session, hold=settings.dead_letter.hold == "named")
+        self._withholding = ReplicatedSettling(self.redis, self._following)
+        self._settling = Settler(settings, self.redis, burial, self._withholding)
         self._admission = Admission(self.database, self.redis, self._settling, self._withholding)
         self.owners = Owners(settings, instance)
-        self._connecting = Connecting(
+        self._connecting = Connector(
             settings, self._session, self.redis, self.owners, self._following
         )
-        self._taking = Taking(settings, self.redis)
-        self._outlook = Outlook(settings, self.redis, self.owners, instance)
-        self._sweeps = Sweeps(
+        self._taking = Prefetch(settings, self.redis)
+        self._outlook = Backlog(settings, self.redis, self.owners, instance)
+        self._sweeps = Maintenance(
             settings, self.database, self.redis, self.owners, burial, self._outlook
         )
         self._unsettled: Callable[[], None] | None = None

@@ -12,16 +12,16 @@ import time
 from dataclasses import replace
 
 from processor.apply.committer import Commit
-from processor.apply.dead_letter_writer import Burial
+from processor.apply.dead_letter_writer import DeadLetterWriter
 from processor.apply.verdict import ENDS_SESSION_STATE, FENCED_STATE
 from processor.buffer import commit_notes, delayed, parked
 from processor.buffer import lane as buffer
 from processor.buffer.commit_notes import Note
 from processor.buffer.overlay import Overlay
 from processor.config.settings import Settings
-from processor.connections.postgres_session import Database
+from processor.connections.postgres_session import PostgresSession
 from processor.connections.redis_client import RedisConnection
-from processor.drain.backlog import Outlook
+from processor.drain.backlog import Backlog
 from processor.errors import DatabaseError, DatabaseUnavailable, RedisRefused
 from processor.ledger import dead_letters, outcomes
 from processor.ledger.dead_letters import DeadLetter, Reason
@@ -43,12 +43,12 @@ _ASK = 1.0
 _ASK_BUSY = 5.0
 
 
-class Sweeps:
+class Maintenance:
     """Periodic work of one processor; all of it may be late, none of it may be lost."""
 
     def __init__(
-        self, settings: Settings, database: Database, redis: RedisConnection, owners: Owners,
-        burial: Burial, outlook: Outlook,
+        self, settings: Settings, database: PostgresSession, redis: RedisConnection, owners: Owners,
+        burial: DeadLetterWriter, outlook: Backlog,
     ) -> None:  # fmt: skip
         self._settings = settings
         self._database = database

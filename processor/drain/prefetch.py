@@ -22,7 +22,7 @@ from processor.transaction.entry import Entry, UnknownVersion, Unreadable, decod
 from processor.transaction.ids import id_of_key
 
 
-class Taking:
+class Prefetch:
     """Reads pages for the lanes of one processor."""
 
     def __init__(self, settings: Settings, redis: RedisConnection) -> None:

@@ -15,7 +15,7 @@ from dataclasses import replace
 from functools import partial
 
 from processor import crashpoint
-from processor.apply.dead_letter_writer import Burial, Death
+from processor.apply.dead_letter_writer import DeadLetterWriter, Death
 from processor.apply.outcome import Outcome
 from processor.apply.verdict import DOUBTFUL_STATE, backoff, is_final
 from processor.buffer import commit_notes, parked
@@ -23,7 +23,7 @@ from processor.buffer import lane as buffer
 from processor.buffer.commit_notes import Entries, Note
 from processor.config.settings import Settings
 from processor.connections.redis_client import Command, RedisConnection
-from processor.drain.settle_replicated import Withholding
+from processor.drain.settle_replicated import ReplicatedSettling
 from processor.errors import RedisRefused, RedisUnavailable
 from processor.ledger.dead_letters import Reason
 from processor.ownership.owners import OwnedLane, Page
@@ -42,11 +42,12 @@ Waiting = tuple[Entry, list[Command]]
 Retry = tuple[Entry, int, str, float]
 
 
-class Settling:
+class Settler:
     """Carries outcomes into Redis and the dead letters."""
 
     def __init__(
-        self, settings: Settings, redis: RedisConnection, burial: Burial, withholding: Withholding
+        self, settings: Settings, redis: RedisConnection, burial: DeadLetterWriter,
+        withholding: ReplicatedSettling
     ) -> None:
         self._settings = settings
         self._withholding = withholding

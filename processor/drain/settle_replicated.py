@@ -18,7 +18,7 @@ from processor.connections.wal_position import Position
 from processor.errors import RedisRefused, RedisUnavailable
 from processor.ownership.owners import OwnedLane, Page, last_generated, order
 from processor.ownership.replication_backlog import Range
-from processor.replicas.watch import Following
+from processor.replicas.watch import ReplicaWatch
 from processor.transaction.entry import Entry, UnknownVersion, Unreadable, decode
 
 _PAGE = 500
@@ -26,10 +26,10 @@ _PAGE = 500
 _TURN = 0.02
 
 
-class Withholding:
+class ReplicatedSettling:
     """What the lanes of one processor keep in their streams."""
 
-    def __init__(self, redis: RedisConnection, following: Following) -> None:
+    def __init__(self, redis: RedisConnection, following: ReplicaWatch) -> None:
         self._redis = redis
         self._following = following
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from processor.connections.postgres_session import Database, Row
+from processor.connections.postgres_session import PostgresSession, Row
 from processor.connections.sql_literals import quoted
 from processor.ledger.outcomes import Ownership
 from processor.transaction.entry import Entry
@@ -82,7 +82,9 @@ def insert(
     )
 
 
-def requests(database: Database, buffer: str, lanes: Sequence[str], count: int) -> list[DeadLetter]:
+def requests(
+    database: PostgresSession, buffer: str, lanes: Sequence[str], count: int
+) -> list[DeadLetter]:
     """Dead letters of these lanes for which an operator asked something, oldest request first.
 
     This is also the call with which an idle owner touches the server (rule 4).
@@ -96,7 +98,9 @@ def requests(database: Database, buffer: str, lanes: Sequence[str], count: int) 
     )
 
 
-def open_holds(database: Database, owner: Ownership, after: str, count: int) -> list[DeadLetter]:
+def open_holds(
+    database: PostgresSession, owner: Ownership, after: str, count: int
+) -> list[DeadLetter]:
     """Dead letters of a lane that hold their keys, by entry, for rebuilding the lines."""
     return _letters(
         database,
@@ -124,7 +128,7 @@ def failed_again(letter: DeadLetter, reason: Reason) -> str:
     )
 
 
-def count_open(database: Database, buffer: str) -> int:
+def count_open(database: PostgresSession, buffer: str) -> int:
     """Dead letters of a buffer that wait for a decision."""
     rows = database.run(
         f"SELECT count(*) FROM processor.dead_letter WHERE buffer = '{buffer}' AND outcome = 'dead'"
@@ -132,7 +136,7 @@ def count_open(database: Database, buffer: str) -> int:
     return int(rows[0][0])
 
 
-def open_elsewhere(database: Database, buffer: str) -> list[tuple[str, int]]:
+def open_elsewhere(database: PostgresSession, buffer: str) -> list[tuple[str, int]]:
     """The other buffers whose dead letters wait for a decision, with how many, most first."""
     return [(row[0], row[1]) for row in database.run(
         "SELECT buffer::text, count(*) FROM processor.dead_letter"
@@ -141,7 +145,7 @@ def open_elsewhere(database: Database, buffer: str) -> list[tuple[str, int]]:
 
 
 def listed(
-    database: Database, *, lane: str | None = None, sqlstate: str | None = None,
+    database: PostgresSession, *, lane: str | None = None, sqlstate: str | None = None,
     since: datetime.datetime | None = None, everything: bool = False, buffer: str | None = None,
     limit: int = 100, after: str | None = None,
 ) -> list[DeadLetter]:  # fmt: skip
@@ -160,7 +164,7 @@ def listed(
 
 
 def count_listed(
-    database: Database, *, lane: str | None = None, sqlstate: str | None = None,
+    database: PostgresSession, *, lane: str | None = None, sqlstate: str | None = None,
     since: datetime.datetime | None = None, everything: bool = False, buffer: str | None = None,
 ) -> int:  # fmt: skip
     """How many `listed` would give in all."""
@@ -185,7 +189,7 @@ def _conditions(
     return " AND ".join(conditions)
 
 
-def found(database: Database, transaction_id: str) -> list[DeadLetter]:
+def found(database: PostgresSession, transaction_id: str) -> list[DeadLetter]:
     """The dead letters of one id; more than one if it was used for other payloads."""
     identity = canonical_id("id", transaction_id)
     return _letters(
@@ -195,7 +199,7 @@ def found(database: Database, transaction_id: str) -> list[DeadLetter]:
 
 
 def ask(
-    database: Database, letter: DeadLetter, request: str, edited: bytes | None = None, *,
+    database: PostgresSession, letter: DeadLetter, request: str, edited: bytes | None = None, *,
     buffer: str | None = None,
 ) -> bool:  # fmt: skip
     """Record what an operator wants: retry, edit or discard. False if it is decided already.
@@ -219,14 +223,14 @@ def ask(
     return bool(database.run(asked))
 
 
-def is_decided(database: Database, letter: DeadLetter) -> bool:
+def is_decided(database: PostgresSession, letter: DeadLetter) -> bool:
     """Whether a dead letter was applied or discarded by now."""
     return any(
         now.hash == letter.hash and now.outcome != "dead" for now in found(database, letter.id)
     )
 
 
-def _letters(database: Database, sql: str) -> list[DeadLetter]:
+def _letters(database: PostgresSession, sql: str) -> list[DeadLetter]:
     return [_letter(row) for row in database.run(sql)]
 
 

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from processor.connections.postgres_session import Database
+from processor.connections.postgres_session import PostgresSession
 from processor.connections.sql_literals import quoted
 from processor.errors import DatabaseError
 from processor.transaction.entry import Entry
@@ -61,7 +61,7 @@ def lock_key(namespace: str, buffer: str, lane: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], signed=True)
 
 
-def is_drained(database: Database, namespace: str, buffer: str) -> bool:
+def is_drained(database: PostgresSession, namespace: str, buffer: str) -> bool:
     """Whether a processor with this namespace owns a lane of a buffer at this moment."""
     lanes = database.run(f"SELECT lane FROM processor.lane WHERE buffer = '{buffer}'")
     keys = ",".join(str(lock_key(namespace, buffer, lane)) for (lane,) in lanes)
@@ -73,7 +73,7 @@ def is_drained(database: Database, namespace: str, buffer: str) -> bool:
 
 
 def acquire(
-    database: Database, namespace: str, buffer: str, lane: str, *, site: str, instance: str
+    database: PostgresSession, namespace: str, buffer: str, lane: str, *, site: str, instance: str
 ) -> Ownership | None:
     """Take a lane if nobody has it: advisory lock, then epoch and token under it.
 
@@ -100,7 +100,7 @@ def acquire(
     return Ownership(buffer, lane, int(rows[0][0]), token)
 
 
-def give_up(database: Database, namespace: str, buffer: str, lane: str) -> None:
+def give_up(database: PostgresSession, namespace: str, buffer: str, lane: str) -> None:
     """Let another processor have the lane at once."""
     database.run(f"SELECT pg_advisory_unlock({lock_key(namespace, buffer, lane)})")
 
@@ -143,7 +143,7 @@ def insert_dead(owner: Ownership, entries: Sequence[Entry]) -> str:
     return insert(owner, entries, "dead").rstrip(";") + " ON CONFLICT (id) DO NOTHING;"
 
 
-def find(database: Database, ids: Sequence[str]) -> dict[str, Known]:
+def find(database: PostgresSession, ids: Sequence[str]) -> dict[str, Known]:
     """What the ledger knows of these ids, on a session that is in no transaction."""
     if not ids:
         return {}
@@ -155,7 +155,7 @@ def find(database: Database, ids: Sequence[str]) -> dict[str, Known]:
     return {row[0]: Known(row[1], row[2]) for row in rows}
 
 
-def row(database: Database, transaction_id: str) -> Row | None:
+def row(database: PostgresSession, transaction_id: str) -> Row | None:
     """The row of one transaction."""
     rows = database.run(
         "SELECT outcome, buffer::text, lane, entry, replace(hash::text, '-', ''), committed_at"
@@ -181,7 +181,7 @@ def resolve(
 
 
 def old(
-    database: Database, owner: Ownership, retention: float, oldest: int, count: int
+    database: PostgresSession, owner: Ownership, retention: float, oldest: int, count: int
 ) -> list[tuple[str, int]]:
     """Ids and accept times of this lane older than the retention (seconds) and settled (rule 23).
 

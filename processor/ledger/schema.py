@@ -18,7 +18,7 @@ isolate(...)     applies transactions one by one in subtransactions and reports 
 
 from __future__ import annotations
 
-from processor.connections.postgres_session import Database
+from processor.connections.postgres_session import PostgresSession
 from processor.errors import DatabaseError, DatabaseUnavailable, RightsMissing, SchemaMissing
 
 VERSION = 1
@@ -226,7 +226,7 @@ _NO_RIGHT = "42501"
 _LOCK = 7310593858020254331
 
 
-def check(database: Database) -> None:
+def check(database: PostgresSession) -> None:
     """See that the schema is there and of this release. Raises SchemaMissing, RightsMissing."""
     try:
         rows = database.run("SELECT processor.version()")
@@ -246,7 +246,7 @@ def check(database: Database) -> None:
         )
 
 
-def check_rights(database: Database) -> None:
+def check_rights(database: PostgresSession) -> None:
     """See that the role may do what a processor does, where `check` holds. Raises RightsMissing."""
     wanted = [(name, right) for name, rights in _RIGHTS.items() for right in rights.split()]
     asked = ", ".join(f"has_table_privilege('processor.{n}', '{right}')" for n, right in wanted)
@@ -257,7 +257,7 @@ def check_rights(database: Database) -> None:
         raise RightsMissing(f"the role may not work with {names} at {database.place}")
 
 
-def refuse_rights(database: Database, error: DatabaseError) -> None:
+def refuse_rights(database: PostgresSession, error: DatabaseError) -> None:
     """Raise RightsMissing if that is what PostgreSQL refused a statement of ours for."""
     if error.sqlstate == _NO_RIGHT:
         raise RightsMissing(
@@ -265,7 +265,7 @@ def refuse_rights(database: Database, error: DatabaseError) -> None:
         ) from None
 
 
-def create(database: Database) -> None:
+def create(database: PostgresSession) -> None:
     """Make or upgrade the schema in one transaction; safe when several do it at once.
 
     Raises DatabaseUnavailable if the role may not, SchemaMissing if it is of a later release.
@@ -280,7 +280,7 @@ def create(database: Database) -> None:
         raise _refused(database, error) from None
 
 
-def _refused(database: Database, error: DatabaseError) -> DatabaseUnavailable:
+def _refused(database: PostgresSession, error: DatabaseError) -> DatabaseUnavailable:
     """Why `create` failed: who may not do what, and where."""
     role, name, owner = database.run(
         "SELECT current_user, current_database(), (SELECT pg_get_userbyid(nspowner)"

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import logging
 
-from processor.apply.committer import Session
+from processor.apply.committer import Committer
 from processor.config.settings import Settings
-from processor.connections.postgres_session import Database
+from processor.connections.postgres_session import PostgresSession
 from processor.connections.redis_client import RedisConnection
 from processor.errors import DatabaseUnavailable
 from processor.ledger import dead_letters, schema
 from processor.ownership.failover import Failover
 from processor.ownership.owners import Owners
-from processor.replicas.watch import Following
+from processor.replicas.watch import ReplicaWatch
 
 log = logging.getLogger("processor")
 
@@ -26,12 +26,12 @@ _MEET = 1.0
 _NAMED = 3
 
 
-class Connecting:
+class Connector:
     """Connects one processor. `session_is_old`: it was there before the pass began."""
 
     def __init__(
-        self, settings: Settings, session: Session, redis: RedisConnection, owners: Owners,
-        following: Following,
+        self, settings: Settings, session: Committer, redis: RedisConnection, owners: Owners,
+        following: ReplicaWatch,
     ) -> None:  # fmt: skip
         self._settings = settings
         self._session = session
@@ -49,7 +49,7 @@ class Connecting:
 
         Raises Unavailable and DatabaseError.
         """
-        database: Database = self._session.database
+        database: PostgresSession = self._session.database
         self.session_is_old = database.alive
         if not database.alive:
             self._owners.lose()
@@ -70,7 +70,7 @@ class Connecting:
             self._met = now
         return not self.session_is_old
 
-    def _see_schema(self, database: Database) -> None:
+    def _see_schema(self, database: PostgresSession) -> None:
         try:
             if self._settings.database.init:
                 schema.create(database)
@@ -81,7 +81,7 @@ class Connecting:
             database.close()
             raise
 
-    def _meet(self, database: Database) -> None:
+    def _meet(self, database: PostgresSession) -> None:
         self._owners.meet(self._redis)
         before, self._known_as = self._known_as, self._owners.buffer
         if before == self._owners.buffer:
@@ -91,7 +91,7 @@ class Connecting:
             database.run("SELECT pg_advisory_unlock_all()")
         self._tell_of_others(database)
 
-    def _tell_of_others(self, database: Database) -> None:
+    def _tell_of_others(self, database: PostgresSession) -> None:
         """What a buffer that is gone left behind is in nobody's count."""
         others = dead_letters.open_elsewhere(database, self._owners.buffer)
         if others:

@@ -10,12 +10,12 @@ from __future__ import annotations
 import logging
 
 from processor.buffer import replica_status
-from processor.connections.postgres_session import Database
+from processor.connections.postgres_session import PostgresSession
 from processor.connections.redis_client import RedisConnection
 from processor.errors import DatabaseUnavailable, RedisRefused
 from processor.ledger import outcomes
 from processor.ownership.owners import Owners
-from processor.replicas.watch import Following
+from processor.replicas.watch import ReplicaWatch
 from processor.telemetry import metrics
 
 log = logging.getLogger("processor")
@@ -27,13 +27,13 @@ _SHOWN = 5
 class Failover:
     """Meets the primary anew after each connect, for one processor."""
 
-    def __init__(self, namespace: str, following: Following) -> None:
+    def __init__(self, namespace: str, following: ReplicaWatch) -> None:
         self._namespace = namespace
         self._following = following
         #: Whether what was told of replicas before is known, and whether some were lost then.
         self._recalled = self._passed_over = False
 
-    def expect(self, database: Database, redis: RedisConnection) -> None:
+    def expect(self, database: PostgresSession, redis: RedisConnection) -> None:
         """Before a connect: let no primary be taken that was left behind."""
         told, own = replica_status.primary(redis, self._namespace), self._following.primary
         if told is not None and own is not None and told[0] == own[0]:
@@ -41,7 +41,7 @@ class Failover:
             told = max(told, own)
         database.newest = told
 
-    def meet(self, database: Database, redis: RedisConnection, owners: Owners) -> None:
+    def meet(self, database: PostgresSession, redis: RedisConnection, owners: Owners) -> None:
         """After it: see which primary this is."""
         told, here = database.newest, (database.system, database.timeline)
         before = self._following.primary
@@ -60,7 +60,7 @@ class Failover:
             self._judge(database, redis, owners, before, here)
         self._following.met(*here)
 
-    def _lacks_some(self, database: Database) -> bool:
+    def _lacks_some(self, database: PostgresSession) -> bool:
         """Whether the same primary may have crashed without writing our last commits.
 
         It need not have waited for its disk (synchronous_commit), and counts on from before them.
@@ -72,7 +72,7 @@ class Failover:
         _, _, shown = database.run(replica_status.ask(tokens))[0]
         return marks.shown(replica_status.rows(shown)) != newest
 
-    def look(self, database: Database, redis: RedisConnection) -> None:
+    def look(self, database: PostgresSession, redis: RedisConnection) -> None:
         """Now and then: tell which primary this is, and see that it was not left behind."""
         told = replica_status.primary(redis, self._namespace)
         here = database.system, database.timeline
@@ -88,7 +88,7 @@ class Failover:
         redis.calls([replica_status.now_primary(self._namespace, *here)])
 
     def _judge(
-        self, database: Database, redis: RedisConnection, owners: Owners,
+        self, database: PostgresSession, redis: RedisConnection, owners: Owners,
         before: tuple[str, int], here: tuple[str, int],
     ) -> None:  # fmt: skip
         ids, unnamed = self._following.unconfirmed()

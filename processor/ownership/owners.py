@@ -19,13 +19,13 @@ from processor.buffer import lane as buffer
 from processor.buffer import parked
 from processor.buffer.lane import Lane
 from processor.config.settings import Settings
-from processor.connections.postgres_session import Database
+from processor.connections.postgres_session import PostgresSession
 from processor.connections.redis_client import RedisConnection
 from processor.connections.sql_literals import quoted
 from processor.errors import DatabaseError, RedisRefused
 from processor.ledger import dead_letters, outcomes
 from processor.ledger.outcomes import Ownership
-from processor.ownership.replication_backlog import Withheld
+from processor.ownership.replication_backlog import ReplicationBacklog
 from processor.telemetry import metrics
 from processor.transaction.entry import Entry
 
@@ -80,7 +80,7 @@ class OwnedLane:
     trouble: tuple[str, int] = ("", 0)
     streak: tuple[str, frozenset[str]] = ("", frozenset())
     #: What stays in the stream until replicas have it, and the epoch in which that was owned.
-    withheld: Withheld = field(default_factory=Withheld)
+    withheld: ReplicationBacklog = field(default_factory=ReplicationBacklog)
     epoch: int = 0
 
     def is_full(self) -> bool:
@@ -157,7 +157,7 @@ class Owners:
         for name, queue in self._settings.queues.items():
             yield from (f"{name}:{n}" for n in range(queue.partitions))
 
-    def take(self, database: Database, redis: RedisConnection) -> bool:
+    def take(self, database: PostgresSession, redis: RedisConnection) -> bool:
         """Try to own every lane that is not owned yet; look anew at each after a reconnect.
 
         Whether the owned lanes are others than before.
@@ -180,7 +180,7 @@ class Owners:
         before, self._tokens = self._tokens, {x.owner.token for x in self.owned if x.owner}
         return before != self._tokens
 
-    def _take(self, database: Database, lane: OwnedLane) -> None:
+    def _take(self, database: PostgresSession, lane: OwnedLane) -> None:
         try:
             lane.owner = outcomes.acquire(
                 database, self._settings.namespace, self.buffer, lane.lane.name,
@@ -197,7 +197,7 @@ class Owners:
         log.info("lane %s: owner, epoch %d", lane.lane.name, lane.owner.epoch)
 
     def _look_for_rollback(
-        self, database: Database, redis: RedisConnection, lane: OwnedLane
+        self, database: PostgresSession, redis: RedisConnection, lane: OwnedLane
     ) -> None:
         assert lane.owner is not None
         rows = database.run(
@@ -235,7 +235,7 @@ class Owners:
             lane.retreat()
             metrics.gauge("owner", 0.0, lane=lane.lane.name)
 
-    def give_up(self, database: Database) -> None:
+    def give_up(self, database: PostgresSession) -> None:
         """Let others take the lanes at once, at a clean stop."""
         given = self.owned
         self.lose()
@@ -243,7 +243,7 @@ class Owners:
             outcomes.give_up(database, self._settings.namespace, self.buffer, lane.lane.name)
 
 
-def rebuild(database: Database, redis: RedisConnection, lane: OwnedLane) -> None:
+def rebuild(database: PostgresSession, redis: RedisConnection, lane: OwnedLane) -> None:
     """Make the lines of blocked keys agree with the dead letters that hold them.
 
     Needed after Redis lost them, and after a crash between a commit and the release that follows.
@@ -257,7 +257,7 @@ def rebuild(database: Database, redis: RedisConnection, lane: OwnedLane) -> None
         log.warning("lane %s: lines not rebuilt while Redis is full", lane.lane.name)
 
 
-def _put_holders(database: Database, redis: RedisConnection, lane: OwnedLane) -> None:
+def _put_holders(database: PostgresSession, redis: RedisConnection, lane: OwnedLane) -> None:
     assert lane.owner is not None
     after = "00000000-0000-0000-0000-000000000000"
     while letters := dead_letters.open_holds(database, lane.owner, after, _PAGE):
@@ -267,7 +267,7 @@ def _put_holders(database: Database, redis: RedisConnection, lane: OwnedLane) ->
             redis.call("ZADD", lane.lane.blocked, *(p for m in members for p in (0, m)))
 
 
-def _let_go(database: Database, redis: RedisConnection, lane: OwnedLane) -> None:
+def _let_go(database: PostgresSession, redis: RedisConnection, lane: OwnedLane) -> None:
     after = b""
     while True:
         heads, after = parked.holders(redis, lane.lane, after, _PAGE)

@@ -30,7 +30,7 @@ class Range:
 
 
 @dataclass(slots=True)
-class Withheld:
+class ReplicationBacklog:
     """What one lane keeps in its stream, in the order of the commits."""
 
     ranges: deque[Range] = field(default_factory=deque)

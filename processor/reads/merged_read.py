@@ -24,7 +24,7 @@ from processor.errors import (
 )
 from processor.reads import snapshot
 from processor.reads.merge import Change, Line, Rows, replay
-from processor.reads.pending import Decoded, Gathered, Gathering
+from processor.reads.pending import Decoded, Gathered, PendingWrites
 from processor.reads.relations import Relation
 from processor.reads.row_values import Undecided
 from processor.reads.sessions import ReadSession
@@ -75,7 +75,7 @@ class Question:
     after: str | None
 
 
-class Reading:
+class MergedRead:
     """One read on one session."""
 
     def __init__(
@@ -122,7 +122,7 @@ class Reading:
         relation = self._session.relation(self._asked.table)
         typed = self._typed(relation, anew)
         mark = snapshot.by_mark(relation, self._asked.where) if relation.marked else None
-        gathering = Gathering(self._redis, self._keys, self._decoded, self._session.marked)
+        gathering = PendingWrites(self._redis, self._keys, self._decoded, self._session.marked)
         gathered = gathering.gather(self._asked.table, mark, self._asked.after)
         self._see_usable(gathered)
         ids = [each.id for each in gathered.pending] + gathered.statements

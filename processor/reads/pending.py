@@ -87,7 +87,7 @@ class Decoded:
         return made
 
 
-class Gathering:
+class PendingWrites:
     """Gathers for one read."""
 
     def __init__(

@@ -27,7 +27,7 @@ from processor.errors import (
     RedisUnavailable,
     ReplicaLost,
 )
-from processor.reads.merged_read import NotShown, Question, Reading, RowList
+from processor.reads.merged_read import MergedRead, NotShown, Question, RowList
 from processor.reads.pending import Decoded
 from processor.reads.sessions import ReadPool, ReadSession
 from processor.receipts import receipt as receipts
@@ -126,7 +126,7 @@ class Reader:
     def _on_session(self, session: ReadSession, asked: Question, choosing: bool) -> RowList:
         redis = self._redis.take()
         try:
-            return Reading(
+            return MergedRead(
                 self._overlay, self._decoded, redis, session, asked, choosing
             ).run()
         except RedisRefused as refused:

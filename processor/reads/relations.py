@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from processor.connections.postgres_session import Database
+from processor.connections.postgres_session import PostgresSession
 from processor.connections.sql_literals import quoted, table
 from processor.reads.row_values import read_as
 from processor.sql.catalog import Catalog, Column, Refused, Table
@@ -84,7 +84,7 @@ class Relation:
 
 
 def load(
-    database: Database, declared: Mapping[str, Sequence[str]]
+    database: PostgresSession, declared: Mapping[str, Sequence[str]]
 ) -> dict[str, Relation | Refused | None]:
     """The declared tables on this server; None for those that are not there.
 
@@ -102,7 +102,7 @@ def load(
     }  # fmt: skip
 
 
-def same(database: Database, names: Sequence[str]) -> dict[str, int]:
+def same(database: PostgresSession, names: Sequence[str]) -> dict[str, int]:
     """The oids of tables, by the names that operations gave them."""
     asked = ",".join(f"({quoted(name)},{quoted(table(name))})" for name in names)
     rows = database.run(
@@ -114,7 +114,7 @@ def same(database: Database, names: Sequence[str]) -> dict[str, int]:
 _Rule = tuple[str, bool, bool, str | None, bool, list[list[str]] | None]
 
 
-def _rules(database: Database, tables: Sequence[Table]) -> dict[int, list[_Rule]]:
+def _rules(database: PostgresSession, tables: Sequence[Table]) -> dict[int, list[_Rule]]:
     if not tables:
         return {}
     oids = ",".join(str(each.oid) for each in tables)
@@ -125,7 +125,7 @@ def _rules(database: Database, tables: Sequence[Table]) -> dict[int, list[_Rule]
 
 
 def _relation(
-    database: Database, found: Table, keys: tuple[str, ...], rules: Sequence[_Rule]
+    database: PostgresSession, found: Table, keys: tuple[str, ...], rules: Sequence[_Rule]
 ) -> Relation:
     unique = frozenset(frozenset(columns) for columns in (rules[0][5] if rules else None) or ())
     return Relation(
@@ -138,7 +138,7 @@ def _relation(
     )  # fmt: skip
 
 
-def _constants(database: Database, found: Table, rules: Sequence[_Rule]) -> dict[str, Any]:
+def _constants(database: PostgresSession, found: Table, rules: Sequence[_Rule]) -> dict[str, Any]:
     """What defaults that are constants give; others are the server's to know."""
     texts = {name: text for name, _, _, text, *_ in rules if text and _CONSTANT(text)}
     if not texts:

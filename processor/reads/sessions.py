@@ -14,13 +14,13 @@ from typing import Any
 
 from processor.config.settings import PRIMARY, Settings
 from processor.connections import session_settings
-from processor.connections.postgres_session import Database
+from processor.connections.postgres_session import PostgresSession
 from processor.errors import DatabaseError, DatabaseUnavailable, InvalidRead
 from processor.reads import relations
 from processor.reads.merge import Fails
 from processor.reads.relations import Relation
 from processor.reads.snapshot import Prepared
-from processor.reads.typed_changes import Casting
+from processor.reads.typed_changes import TypedChanges
 from processor.sql.catalog import Refused
 from processor.telemetry.progress import Progress
 from processor.transaction.write_set import Declared
@@ -43,13 +43,13 @@ class ReadSession:
         section = settings.database
         if server != PRIMARY:
             section = replace(section, dsn=settings.replicas.servers[server])
-        self.database = Database(
+        self.database = PostgresSession(
             section, Progress(), application="processor reads", writes=False
         )
         self._forget()
 
     def _forget(self) -> None:
-        self.casting = Casting(self.database)
+        self.casting = TypedChanges(self.database)
         self._relations: dict[str, Any] = {}
         self._oids: dict[str, int] = {}
         self._means: dict[str, list[Relation]] = {}
@@ -70,7 +70,7 @@ class ReadSession:
     def _find_primary(self) -> None:
         """The first of several hosts is a standby: have the one that can be written to."""
         self.database.close()
-        self.database = Database(
+        self.database = PostgresSession(
             self._settings.database, Progress(), application="processor reads", writes=True
         )
         self.database.connect()

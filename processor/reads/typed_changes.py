@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from processor.buffer.overlay import Pending
-from processor.connections.postgres_session import Database
+from processor.connections.postgres_session import PostgresSession
 from processor.connections.sql_literals import quoted
 from processor.errors import DatabaseError
 from processor.reads.merge import Change, Fails, Step
@@ -34,10 +34,10 @@ class Unnamed(Exception):
     """A column or a table that is not known here; perhaps it is new."""
 
 
-class Casting:
+class TypedChanges:
     """Reads values on one session."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: PostgresSession) -> None:
         self._database = database
         self._known: dict[Cast, Any] = {}
         self._made: dict[int, tuple[Pending, Change]] = {}

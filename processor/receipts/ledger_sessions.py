@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from processor.config.settings import Database as Section
 from processor.config.settings import Settings
-from processor.connections.postgres_session import Database
+from processor.connections.postgres_session import PostgresSession
 from processor.connections.wal_position import Position, after_commit
 from processor.errors import DatabaseError, DatabaseUnavailable
 from processor.ledger import outcomes
@@ -26,7 +26,7 @@ T = TypeVar("T")
 _AWAY = 1.0
 
 
-class Ledgers:
+class LedgerSessions:
     """All ledgers that can tell of a transaction."""
 
     def __init__(self, settings: Settings) -> None:
@@ -39,7 +39,7 @@ class Ledgers:
         }
 
     def on_primary(
-        self, question: Callable[[Database], T], written_to: tuple[str, int] | None
+        self, question: Callable[[PostgresSession], T], written_to: tuple[str, int] | None
     ) -> tuple[T, Position]:
         """The primary's answer, and a position up to which there is nothing that it did not see.
 
@@ -68,7 +68,7 @@ class Ledgers:
             each.drop()
 
 
-def _here(database: Database) -> Position:
+def _here(database: PostgresSession) -> Position:
     # Rounded as after a commit that did not wait for the disk: nobody knows how this one was made.
     insert = database.run("SELECT pg_current_wal_insert_lsn()::text")[0][0]
     return Position(database.system, database.timeline, after_commit(insert, insert, "off"))
@@ -85,12 +85,12 @@ class _Ledger:
     def _begin(self) -> None:
         self._lock = threading.Lock()
         self._until, self._why = float("-inf"), ""
-        self._database = Database(
+        self._database = PostgresSession(
             self._settings, Progress(), application="processor receipts", writes=self._writes
         )
 
     def ask(
-        self, question: Callable[[Database], T], *, newest: tuple[str, int] | None = None
+        self, question: Callable[[PostgresSession], T], *, newest: tuple[str, int] | None = None
     ) -> T:
         with self._lock:
             begun = time.monotonic()
@@ -112,7 +112,7 @@ class _Ledger:
         if database.alive and system == database.system and database.timeline < timeline:
             database.close()
 
-    def _ask(self, question: Callable[[Database], T]) -> T:
+    def _ask(self, question: Callable[[PostgresSession], T]) -> T:
         for fresh in (False, True):
             if fresh or not self._database.alive:
                 self._database.connect()

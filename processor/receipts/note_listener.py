@@ -20,8 +20,8 @@ from processor.config.settings import Settings
 from processor.connections.redis_client import Command, RedisConnection
 from processor.errors import ProcessorError
 from processor.receipts import replica_progress
-from processor.receipts.status import Whereabouts
-from processor.receipts.waiters import Crowd, Waiter
+from processor.receipts.status import StatusLookup
+from processor.receipts.waiters import Waiter, Waiters
 
 _BLOCK = 1.0
 _AWAY = 0.2
@@ -29,7 +29,7 @@ _AWAY = 0.2
 _LINGER = 5.0
 
 
-class Watcher:
+class NoteListener:
     """Reads the notes of all lanes on which somebody waits."""
 
     def __init__(self, settings: Settings) -> None:
@@ -42,7 +42,7 @@ class Watcher:
 
     def _begin(self) -> None:
         self._lock = threading.Lock()
-        self._crowds: dict[Lane, Crowd] = {}
+        self._crowds: dict[Lane, Waiters] = {}
         self._cursors: dict[Lane, str] = {}
         self._rung = ""
         self._followed: set[Lane] = set()
@@ -61,7 +61,7 @@ class Watcher:
                 self._left = time.monotonic()
 
     def committed(
-        self, waiter: Waiter, reached: Whereabouts, servers: Mapping[str, str]
+        self, waiter: Waiter, reached: StatusLookup, servers: Mapping[str, str]
     ) -> None:
         """A waiter found out itself how far its transaction is: from here on it hears the rest.
 
@@ -83,7 +83,7 @@ class Watcher:
             new = lane not in self._cursors
             if new and not cursor:
                 return False
-            self._crowds.setdefault(lane, Crowd()).add(waiter)
+            self._crowds.setdefault(lane, Waiters()).add(waiter)
             self._cursors.setdefault(lane, cursor)
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(
@@ -207,12 +207,12 @@ class Watcher:
             self._redis.drop()
 
 
-_watchers: list[Watcher] = []
+_watchers: list[NoteListener] = []
 
 
-def watcher(settings: Settings) -> Watcher:
+def watcher(settings: Settings) -> NoteListener:
     """A watcher that survives a fork of its process."""
-    made = Watcher(settings)
+    made = NoteListener(settings)
     _watchers.append(made)
     return made
 

@@ -19,7 +19,7 @@ from processor.buffer.lane import Lane
 from processor.config.settings import NAME
 from processor.errors import InvalidTransaction, TransactionDead, TransactionLost, WaitTimeout
 from processor.receipts import tracker
-from processor.receipts.status import Sought, Whereabouts
+from processor.receipts.status import Sought, StatusLookup
 from processor.receipts.tracker import everywhere
 from processor.transaction.ids import canonical_id
 
@@ -41,12 +41,12 @@ class Receipt:
     entry_id: str
     buffer: str
 
-    def status(self) -> Whereabouts:
+    def status(self) -> StatusLookup:
         """How far it got. Raises RedisUnavailable, or DatabaseUnavailable if only it would know."""
         asked = tracker.current()
         return asked.status(self.sought(asked.settings.namespace))
 
-    def wait(self, until: str = "committed", timeout: float | None = None) -> Whereabouts:
+    def wait(self, until: str = "committed", timeout: float | None = None) -> StatusLookup:
         """Wait at most `timeout` seconds until it is committed, or replicated; the status reached.
 
         A wait also ends if it is dead, discarded or lost, and a wait until it is replicated if all
@@ -66,7 +66,7 @@ class Receipt:
             )
         return asked.wait(sought, timeout, everywhere)
 
-    def result(self, timeout: float | None = None) -> Whereabouts:
+    def result(self, timeout: float | None = None) -> StatusLookup:
         """Wait until it is committed.
 
         Raises TransactionDead, TransactionLost, WaitTimeout, InvalidTransaction if `timeout` is no

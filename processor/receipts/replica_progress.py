@@ -22,7 +22,7 @@ _SILENT = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Confirmation:
+class ReplicaProgress:
     """What is told of the replicas.
 
     `primary` is the server and timeline that are written to; `replicas` are those that count, the
@@ -83,7 +83,7 @@ def ask(namespace: str, lanes: Sequence[Lane]) -> list[Command]:
     ]  # fmt: skip
 
 
-def told(settings: Replicas, replies: Sequence[Any]) -> Iterator[Confirmation]:
+def told(settings: Replicas, replies: Sequence[Any]) -> Iterator[ReplicaProgress]:
     """The replies to `ask`: what is told, for one lane after the other."""
     primary = replica_status.written_to(replies[0])
     known = replica_status.replicas(replies[1])
@@ -91,7 +91,7 @@ def told(settings: Replicas, replies: Sequence[Any]) -> Iterator[Confirmation]:
     servers = replica_status.meant(replies[2])
     named = {name: found.server for name, found in servers.items()}
     for reply in replies[3:]:
-        yield Confirmation(primary, counting, replica_status.positions(reply, servers), named)
+        yield ReplicaProgress(primary, counting, replica_status.positions(reply, servers), named)
 
 
 def _recent(settings: Replicas, known: Mapping[str, Replica]) -> list[str]:

@@ -23,9 +23,9 @@ from processor.ledger import outcomes
 from processor.receipts import receipt as receipts
 from processor.receipts import tracker
 from processor.receipts.receipt import Receipt
-from processor.receipts.replica_progress import Confirmation
-from processor.receipts.status import UNKNOWN, Sought, Whereabouts
-from processor.receipts.tracker import Answers
+from processor.receipts.replica_progress import ReplicaProgress
+from processor.receipts.status import UNKNOWN, Sought, StatusLookup
+from processor.receipts.tracker import Tracker
 
 #: Where nobody follows the replicas, their ledgers are asked this often, seconds.
 _POLL = 0.05
@@ -60,12 +60,12 @@ def server_for(receipt: Receipt, *, wait: float = 0.0, primary: bool = True) -> 
 class _Search:
     """The search for a server that has one transaction."""
 
-    def __init__(self, asked: Answers, sought: Sought) -> None:
+    def __init__(self, asked: Tracker, sought: Sought) -> None:
         self._asked = asked
         self._sought = sought
         self._servers = asked.settings.replicas.servers
         self._reached = UNKNOWN
-        self._found = Confirmation(None, dict.fromkeys(self._servers), {})
+        self._found = ReplicaProgress(None, dict.fromkeys(self._servers), {})
         self._away: RedisUnavailable | None = None
 
     def run(self, wait: float, primary: bool) -> Server:
@@ -93,7 +93,7 @@ class _Search:
         except DatabaseUnavailable:
             pass
 
-    def _reach(self, reached: Whereabouts) -> None:
+    def _reach(self, reached: StatusLookup) -> None:
         if reached.state == "lost":
             raise TransactionLost(self._sought.id, reached.reason)
         self._reached = reached
@@ -134,7 +134,7 @@ class _Search:
         return None
 
     def _hear(self, left: float, replicas: bool) -> None:
-        def anywhere(reached: Whereabouts, found: Confirmation) -> bool:
+        def anywhere(reached: StatusLookup, found: ReplicaProgress) -> bool:
             self._found = found
             return any(reached.replicas.get(name) for name in self._readable())
 
@@ -157,7 +157,7 @@ class _Search:
         return bool(known)
 
 
-def _catch_up(reached: Whereabouts, found: Confirmation) -> float | None:
+def _catch_up(reached: StatusLookup, found: ReplicaProgress) -> float | None:
     """In how many seconds the first replica should have it: by how far behind each is now."""
     lags = [
         replica.lag for name in found.readable(time.time())

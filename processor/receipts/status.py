@@ -14,12 +14,12 @@ from processor.buffer import commit_notes, parked
 from processor.buffer.commit_notes import Note, Told
 from processor.buffer.lane import Lane
 from processor.config.settings import Replicas
-from processor.connections.postgres_session import Database
+from processor.connections.postgres_session import PostgresSession
 from processor.connections.redis_client import Command, RedisConnection
 from processor.connections.wal_position import Position
 from processor.ledger import dead_letters, outcomes
 from processor.receipts import replica_progress
-from processor.receipts.replica_progress import Confirmation
+from processor.receipts.replica_progress import ReplicaProgress
 from processor.transaction.entry import Unreadable
 
 _PAGE = 100
@@ -27,7 +27,7 @@ _DECIDED = ("committed", "replicated", "dead", "discarded", "lost")
 
 
 @dataclass(frozen=True, slots=True)
-class Whereabouts:
+class StatusLookup:
     """How far a transaction got.
 
     `state` is accepted, scheduled, retrying, parked, committed, replicated, dead, discarded, lost
@@ -53,7 +53,7 @@ class Whereabouts:
         return self.state in _DECIDED
 
 
-UNKNOWN = Whereabouts("unknown")
+UNKNOWN = StatusLookup("unknown")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,20 +73,20 @@ class Seen:
     All notes up to `newest` were looked at.
     """
 
-    told: Whereabouts | None
-    waiting: Whereabouts | None
-    confirmation: Confirmation
+    told: StatusLookup | None
+    waiting: StatusLookup | None
+    confirmation: ReplicaProgress
     newest: str
 
 
-def from_told(told: Told) -> Whereabouts:
+def from_told(told: Told) -> StatusLookup:
     """What a note tells."""
-    return Whereabouts(told.state, told.position, told.at, told.reason)
+    return StatusLookup(told.state, told.position, told.at, told.reason)
 
 
 def on_replicas(
-    reached: Whereabouts, having: Mapping[str, bool], awaited: Sequence[str]
-) -> Whereabouts:
+    reached: StatusLookup, having: Mapping[str, bool], awaited: Sequence[str]
+) -> StatusLookup:
     """A commit with what is known of the replicas; nothing is replicated that nobody awaits."""
     everywhere = bool(awaited) and all(having[name] for name in awaited)
     return replace(reached, state="replicated" if everywhere else "committed", replicas=having)
@@ -127,28 +127,28 @@ def outlives_notes(redis: RedisConnection, sought: Sought) -> bool:
     return not oldest or parked.order(oldest[0][0].decode()) > parked.order(sought.entry_id)
 
 
-def in_ledger(database: Database, transaction_id: str) -> Whereabouts | None:
+def in_ledger(database: PostgresSession, transaction_id: str) -> StatusLookup | None:
     """What a ledger knows. Raises DatabaseUnavailable and DatabaseError."""
     row = outcomes.row(database, transaction_id)
     if row is None:
         return None
     if row.outcome != "dead":
         state = "committed" if row.outcome == "applied" else row.outcome
-        return Whereabouts(state, None, row.committed_at.timestamp())
+        return StatusLookup(state, None, row.committed_at.timestamp())
     letters = dead_letters.found(database, transaction_id)
     reason = next((letter.reason for letter in letters), "")
-    return Whereabouts("dead", None, row.committed_at.timestamp(), reason)
+    return StatusLookup("dead", None, row.committed_at.timestamp(), reason)
 
 
-def _waiting(entry: Any, record: bytes | None, retry: bytes | None) -> Whereabouts | None:
+def _waiting(entry: Any, record: bytes | None, retry: bytes | None) -> StatusLookup | None:
     if record is None:
-        return Whereabouts("accepted") if entry else None
+        return StatusLookup("accepted") if entry else None
     try:
         attempt = parked.record(record).attempt
     except Unreadable:
         attempt = 0
     when = None if retry is None else float(retry)
-    return Whereabouts("retrying" if attempt else "parked", attempt=attempt, next_try=when)
+    return StatusLookup("retrying" if attempt else "parked", attempt=attempt, next_try=when)
 
 
 def _least(entry_id: str, since: str) -> str:
@@ -162,7 +162,7 @@ def _newest(lane: Lane, end: str, start: str) -> Command:
 
 def _told(
     redis: RedisConnection, sought: Sought, page: list[Any], since: str
-) -> Whereabouts | None:
+) -> StatusLookup | None:
     """What the notes tell, newest first: a dead letter may have been applied since."""
     for _, fields in _pages(redis, sought.lane, page, _least(sought.entry_id, since)):
         note = _note(fields)

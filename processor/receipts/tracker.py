@@ -21,10 +21,10 @@ from processor.connections.redis_client import RedisConnection, RedisPool
 from processor.connections.wal_position import Position
 from processor.errors import DatabaseUnavailable, InvalidTransaction, RedisRefused, RedisUnavailable
 from processor.receipts import status as whereabouts
-from processor.receipts.ledger_sessions import Ledgers
+from processor.receipts.ledger_sessions import LedgerSessions
 from processor.receipts.note_listener import watcher
-from processor.receipts.replica_progress import Confirmation
-from processor.receipts.status import UNKNOWN, Seen, Sought, Whereabouts, on_replicas
+from processor.receipts.replica_progress import ReplicaProgress
+from processor.receipts.status import UNKNOWN, Seen, Sought, StatusLookup, on_replicas
 from processor.receipts.waiters import Enough, Waiter
 
 T = TypeVar("T")
@@ -40,30 +40,30 @@ _ASKING = 4
 _BOUNDS = 10_000
 
 
-class Answers:
+class Tracker:
     """Answers for all receipts of a process, by one set of settings."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.ledgers = Ledgers(settings)
+        self.ledgers = LedgerSessions(settings)
         self._pool = RedisPool(settings.redis.url, settings.redis.timeout)
         self._watcher = watcher(settings)
         self._asking = threading.BoundedSemaphore(_ASKING)
         self._lock = threading.Lock()
         self._bounds: dict[str, Position] = {}
 
-    def status(self, sought: Sought) -> Whereabouts:
+    def status(self, sought: Sought) -> StatusLookup:
         """How far a transaction got, and on which replicas it is."""
         return self._answer(sought, self._seen(sought), replicas=True)
 
-    def look(self, sought: Sought) -> tuple[Whereabouts, Confirmation]:
+    def look(self, sought: Sought) -> tuple[StatusLookup, ReplicaProgress]:
         """How far a transaction got, with what is told of the replicas."""
         seen = self._seen(sought)
         return self._answer(sought, seen, replicas=True), seen.confirmation
 
     def wait(
         self, sought: Sought, timeout: float | None, enough: Enough | None = None
-    ) -> Whereabouts:
+    ) -> StatusLookup:
         """Wait for the end of a transaction, or until its commit has come far enough.
 
         Hears of it; looks now and then in case nothing is told.
@@ -114,7 +114,7 @@ class Answers:
 
     # What it means.
 
-    def _answer(self, sought: Sought, seen: Seen, *, replicas: bool) -> Whereabouts:
+    def _answer(self, sought: Sought, seen: Seen, *, replicas: bool) -> StatusLookup:
         told, waiting = seen.told, seen.waiting
         if told is not None and not self._doubtful(told, seen, replicas):
             return self._replicated(sought, told, seen, replicas) if told.decided else told
@@ -135,7 +135,7 @@ class Answers:
             return waiting or (UNKNOWN if sought.entry_id else _DELAYED)
         return self._replicated(sought, self._lost(told, here), seen, replicas)
 
-    def _unconfirmed(self, sought: Sought, seen: Seen, replicas: bool) -> Whereabouts | None:
+    def _unconfirmed(self, sought: Sought, seen: Seen, replicas: bool) -> StatusLookup | None:
         """What can be said without the ledger of the primary."""
         # Searched anew as far back as notes go: Redis's clock may have been set back.
         found = seen.told or seen.waiting or self._seen(sought, since="0-0").told
@@ -143,13 +143,13 @@ class Answers:
             return found
         return self._replicated(sought, found, seen, replicas)
 
-    def _doubtful(self, told: Whereabouts, seen: Seen, replicas: bool) -> bool:
+    def _doubtful(self, told: StatusLookup, seen: Seen, replicas: bool) -> bool:
         """Whether the ledger has to confirm a note: after a failover, or if nobody would tell."""
         found = seen.confirmation
         unwatched = replicas and bool(found.replicas) and not found.watched(time.time())
         return told.state == "committed" and (found.left_behind(told.position) or unwatched)
 
-    def _may_be_committed(self, sought: Sought, waiting: Whereabouts) -> bool:
+    def _may_be_committed(self, sought: Sought, waiting: StatusLookup) -> bool:
         """Whether an entry may be committed although no note tells so.
 
         Where entries stay in the stream until they are replicated, their notes may be gone first.
@@ -158,14 +158,14 @@ class Answers:
             return False
         return self._ask(lambda redis: whereabouts.outlives_notes(redis, sought))
 
-    def _in_ledger(self, sought: Sought, seen: Seen) -> tuple[Whereabouts | None, Position]:
+    def _in_ledger(self, sought: Sought, seen: Seen) -> tuple[StatusLookup | None, Position]:
         return self.ledgers.on_primary(
             lambda database: whereabouts.in_ledger(database, sought.id), seen.confirmation.primary
         )
 
     def _placed(
-        self, sought: Sought, known: Whereabouts, told: Whereabouts | None, here: Position
-    ) -> Whereabouts:
+        self, sought: Sought, known: StatusLookup, told: StatusLookup | None, here: Position
+    ) -> StatusLookup:
         """A commit that the ledger knows, with its position: of its note, else an upper bound."""
         if told is not None and told.position is not None and told.position.comparable(here):
             return told
@@ -177,7 +177,7 @@ class Answers:
                     del self._bounds[next(iter(self._bounds))]
         return replace(known, position=bound)
 
-    def _lost(self, told: Whereabouts, here: Position) -> Whereabouts:
+    def _lost(self, told: StatusLookup, here: Position) -> StatusLookup:
         position, at = told.position, told.at or 0.0
         forgotten = time.time() - at >= self.settings.ledger.retention
         if position is None or position.comparable(here) or forgotten:
@@ -190,8 +190,8 @@ class Answers:
         )
 
     def _replicated(
-        self, sought: Sought, reached: Whereabouts, seen: Seen, replicas: bool
-    ) -> Whereabouts:
+        self, sought: Sought, reached: StatusLookup, seen: Seen, replicas: bool
+    ) -> StatusLookup:
         """A commit with the replicas that have it: by what is told, else by their own ledgers."""
         found, settings = seen.confirmation, self.settings.replicas
         if reached.state != "committed" or not (replicas and settings.tracking and found.replicas):
@@ -205,7 +205,7 @@ class Answers:
                 having[name] = having[name] if shown is None else shown
         return on_replicas(reached, having, found.awaited)
 
-    def _unheard(self, reached: Whereabouts, seen: Seen) -> list[str]:
+    def _unheard(self, reached: StatusLookup, seen: Seen) -> list[str]:
         """The replicas of which nobody will tell: they are not followed, or no note told where."""
         found, now = seen.confirmation, time.time()
         noted = seen.told is not None and seen.told.position == reached.position
@@ -226,12 +226,12 @@ class Answers:
         self._lock = threading.Lock()
 
 
-def everywhere(reached: Whereabouts, found: Confirmation) -> bool:
+def everywhere(reached: StatusLookup, found: ReplicaProgress) -> bool:
     """Enough for `replicated`: on all replicas that count; on none is enough if all are lost."""
     return reached.state == "replicated" or bool(found.replicas and not found.awaited)
 
 
-def _ends(reached: Whereabouts, found: Confirmation, enough: Enough | None) -> bool:
+def _ends(reached: StatusLookup, found: ReplicaProgress, enough: Enough | None) -> bool:
     """Whether there is nothing left to wait for.
 
     Raises InvalidTransaction if no replica is known; by the time of a commit one would be.
@@ -247,17 +247,17 @@ def _ends(reached: Whereabouts, found: Confirmation, enough: Enough | None) -> b
     return enough(reached, found)
 
 
-_DELAYED = Whereabouts("scheduled")
-_current: Answers | None = None
+_DELAYED = StatusLookup("scheduled")
+_current: Tracker | None = None
 
 
-def current() -> Answers:
+def current() -> Tracker:
     """The answers by the settings of now."""
     global _current
     settings = loader.current()
     if _current is None or _current.settings is not settings:
         close()
-        _current = Answers(settings)
+        _current = Tracker(settings)
     return _current
 
 

@@ -14,11 +14,11 @@ from collections.abc import Callable, Mapping
 from processor.buffer import parked
 from processor.buffer.commit_notes import Note
 from processor.connections.wal_position import Position
-from processor.receipts.replica_progress import Confirmation
-from processor.receipts.status import Sought, Whereabouts, from_told, on_replicas
+from processor.receipts.replica_progress import ReplicaProgress
+from processor.receipts.status import Sought, StatusLookup, from_told, on_replicas
 
 #: Whether a commit has come far enough, given on which replicas it is and what is told of them.
-Enough = Callable[[Whereabouts, Confirmation], bool]
+Enough = Callable[[StatusLookup, ReplicaProgress], bool]
 
 
 class Waiter:
@@ -31,18 +31,18 @@ class Waiter:
         self.enough = enough
         self.order = parked.order(sought.entry_id) if sought.entry_id else b""
         #: The commit from which on replicas count.
-        self.reached: Whereabouts | None = None
-        self.told: Whereabouts | None = None
+        self.reached: StatusLookup | None = None
+        self.told: StatusLookup | None = None
         self._event = threading.Event()
 
-    def hear(self, note: Note) -> Whereabouts | None:
+    def hear(self, note: Note) -> StatusLookup | None:
         """What a note says to this waiter."""
         if note.buffer != self.sought.buffer:
             return None
         told = note.tells(self.sought.id, self.sought.entry_id)
         return from_told(told) if told else None
 
-    def tell(self, told: Whereabouts) -> None:
+    def tell(self, told: StatusLookup) -> None:
         """This is what it waited for."""
         self.told = told
         self._event.set()
@@ -51,21 +51,21 @@ class Waiter:
         """It had better look for itself."""
         self._event.set()
 
-    def wait(self, timeout: float | None) -> Whereabouts | None:
+    def wait(self, timeout: float | None) -> StatusLookup | None:
         """What was told within `timeout` seconds; None also if it was roused."""
         self._event.wait(timeout)
         self._event.clear()
         return self.told
 
 
-class Crowd:
+class Waiters:
     """The waiters of one lane. Its user sees to it that one thread at a time is in it."""
 
     def __init__(self) -> None:
         self._by_id: dict[str, list[Waiter]] = {}
         self._in_order: list[tuple[bytes, int, Waiter]] = []
         self._committed: dict[int, Waiter] = {}
-        self._confirmation: Confirmation | None = None
+        self._confirmation: ReplicaProgress | None = None
         self.patient = 0
 
     def __bool__(self) -> bool:
@@ -89,7 +89,7 @@ class Crowd:
         if waiter.order:
             del self._in_order[bisect.bisect_left(self._in_order, (waiter.order, id(waiter)))]
 
-    def hear(self, note: Note) -> list[tuple[Waiter, Whereabouts]]:
+    def hear(self, note: Note) -> list[tuple[Waiter, StatusLookup]]:
         """A note is there: whom to tell what."""
         heard = []
         for waiter in self.concerned(note):
@@ -112,9 +112,9 @@ class Crowd:
         return found
 
     def commit(
-        self, waiter: Waiter, told: Whereabouts, *, newest: bool = False,
+        self, waiter: Waiter, told: StatusLookup, *, newest: bool = False,
         servers: Mapping[str, str] | None = None,
-    ) -> Whereabouts | None:  # fmt: skip
+    ) -> StatusLookup | None:  # fmt: skip
         """What is known of a waiter's transaction; what to tell it, None while there is not enough.
 
         A commit that was looked up may be older than one that was heard, on another timeline.
@@ -134,7 +134,7 @@ class Crowd:
             waiter.rouse()
         return self._enough(waiter, {})
 
-    def confirm(self, found: Confirmation) -> list[tuple[Waiter, Whereabouts]]:
+    def confirm(self, found: ReplicaProgress) -> list[tuple[Waiter, StatusLookup]]:
         """This is told of the replicas by now: whom to tell what."""
         before, self._confirmation = self._confirmation, found
         if before is not None and before.primary != found.primary:
@@ -156,7 +156,7 @@ class Crowd:
 
     def _enough(
         self, waiter: Waiter, known: dict[Position, dict[str, bool]]
-    ) -> Whereabouts | None:
+    ) -> StatusLookup | None:
         found, reached = self._confirmation, waiter.reached
         if found is None or reached is None or reached.position is None or waiter.enough is None:
             return None
@@ -172,5 +172,5 @@ def _lsn(waiter: Waiter) -> int:
     return reached.position.lsn if reached and reached.position else 0
 
 
-def _same_log(reached: Whereabouts | None, position: Position) -> bool:
+def _same_log(reached: StatusLookup | None, position: Position) -> bool:
     return bool(reached and reached.position and reached.position.comparable(position))

@@ -24,7 +24,7 @@ _MOST = 8192
 _WORD = 1 << 32
 
 
-class Marks:
+class CommitMarks:
     """The commits of one session, oldest first."""
 
     def __init__(self) -> None:

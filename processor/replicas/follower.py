@@ -19,10 +19,10 @@ from processor.config.settings import Settings
 from processor.connections.redis_client import Command, RedisConnection
 from processor.connections.wal_position import Position
 from processor.errors import DatabaseError, DatabaseUnavailable, ProcessorError, RedisRefused
-from processor.replicas.commit_marks import Marks
-from processor.replicas.health import Standing
-from processor.replicas.probes import Source
-from processor.replicas.server_identity import SILENT, Names
+from processor.replicas.commit_marks import CommitMarks
+from processor.replicas.health import ReplicaHealth
+from processor.replicas.probes import Probe
+from processor.replicas.server_identity import SILENT, ServerNames
 from processor.telemetry import faults
 from processor.telemetry.status import Replica
 
@@ -40,7 +40,7 @@ class Follower:
     """One thread for one source; started and stopped with the drain thread."""
 
     def __init__(
-        self, source: Source, settings: Settings, marks: Marks, standing: Standing,
+        self, source: Probe, settings: Settings, marks: CommitMarks, standing: ReplicaHealth,
         further: Callable[[], None],
     ) -> None:  # fmt: skip
         self._source = source
@@ -51,7 +51,7 @@ class Follower:
         self._redis = RedisConnection(settings.redis.url, settings.redis.timeout)
         self._untold: dict[str, tuple[str, Position, list[str]]] = {}
         self._lanes: dict[str, list[str]] = {}
-        self._names = Names(settings, self._redis, marks)
+        self._names = ServerNames(settings, self._redis, marks)
         self._told: dict[str, Replica] = {}
         self._stopped = threading.Event()
         self._wake = threading.Event()

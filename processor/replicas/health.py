@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from processor.config.settings import Replicas
 from processor.connections.wal_position import Position, is_less
-from processor.replicas.commit_marks import Marks
+from processor.replicas.commit_marks import CommitMarks
 from processor.telemetry import metrics
 from processor.telemetry.status import Replica
 
@@ -35,10 +35,10 @@ class _Heard:
     lost: bool = False
 
 
-class Standing:
+class ReplicaHealth:
     """The replicas of one processor."""
 
-    def __init__(self, settings: Replicas, marks: Marks, names: Iterable[str]) -> None:
+    def __init__(self, settings: Replicas, marks: CommitMarks, names: Iterable[str]) -> None:
         self._settings = settings
         self._marks = marks
         self._lock = threading.Lock()

@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 from processor.buffer import replica_status
 from processor.config.settings import Settings
-from processor.connections.postgres_session import Database
+from processor.connections.postgres_session import PostgresSession
 from processor.connections.wal_position import Position, number
 from processor.errors import DatabaseError
-from processor.replicas.commit_marks import Marks
+from processor.replicas.commit_marks import CommitMarks
 from processor.telemetry.progress import Progress
 
 
@@ -25,16 +25,16 @@ class Answer(NamedTuple):
     server: str
 
 
-class Source(ABC):
+class Probe(ABC):
     """Whom a follower asks. `names` are the replicas that it speaks of."""
 
     #: Whether it is the primary that is asked.
     primary = False
 
-    def __init__(self, dsn: str, settings: Settings, marks: Marks, instance: str) -> None:
+    def __init__(self, dsn: str, settings: Settings, marks: CommitMarks, instance: str) -> None:
         self._marks = marks
         self._deadline = settings.database.connect_timeout
-        self.database = Database(
+        self.database = PostgresSession(
             replace(settings.database, dsn=dsn), Progress(),
             application=f"processor-replicas {instance}", writes=False, primary=self.primary,
         )  # fmt: skip
@@ -60,11 +60,11 @@ class Source(ABC):
         return self.database.run(sql, deadline=self._deadline)
 
 
-class Server(Source):
+class Server(Probe):
     """One replica that is asked itself: which rows of our lanes it shows."""
 
     def __init__(
-        self, name: str, dsn: str, settings: Settings, marks: Marks, instance: str
+        self, name: str, dsn: str, settings: Settings, marks: CommitMarks, instance: str
     ) -> None:
         super().__init__(dsn, settings, marks, instance)
         self._name = name
@@ -90,12 +90,12 @@ class Server(Source):
             return False
 
 
-class Streaming(Source):
+class Streaming(Probe):
     """The primary, asked for those that stream from it; a role without pg_monitor sees none."""
 
     primary = True
 
-    def __init__(self, settings: Settings, marks: Marks, instance: str) -> None:
+    def __init__(self, settings: Settings, marks: CommitMarks, instance: str) -> None:
         super().__init__(settings.database.dsn, settings, marks, instance)
         self._seen = set(settings.replicas.promotable)
 
@@ -119,5 +119,5 @@ class Streaming(Source):
         return Position(self.database.system, timeline, number(lsn))
 
 
-def _server(database: Database) -> tuple[str, int]:
+def _server(database: PostgresSession) -> tuple[str, int]:
     return database.system, database.timeline

@@ -21,7 +21,7 @@ from processor.config.settings import Settings
 from processor.connections.redis_client import Command, RedisConnection
 from processor.connections.wal_position import Position, is_less, number
 from processor.errors import RedisRefused
-from processor.replicas.commit_marks import Marks
+from processor.replicas.commit_marks import CommitMarks
 
 log = logging.getLogger("processor")
 
@@ -31,10 +31,10 @@ SILENT = 10.0
 _AGAIN = 1.0
 
 
-class Names:
+class ServerNames:
     """The names of which one follower tells."""
 
-    def __init__(self, settings: Settings, redis: RedisConnection, marks: Marks) -> None:
+    def __init__(self, settings: Settings, redis: RedisConnection, marks: CommitMarks) -> None:
         self._namespace = settings.namespace
         self._overlay = Overlay(settings) if settings.overlay.tables else None
         self._redis = redis

@@ -13,31 +13,31 @@ from collections.abc import Callable, Iterable
 
 from processor.config.settings import Settings
 from processor.connections.wal_position import Position
-from processor.replicas.commit_marks import Marks
+from processor.replicas.commit_marks import CommitMarks
 from processor.replicas.follower import Follower
-from processor.replicas.health import Standing
-from processor.replicas.probes import Server, Source, Streaming
+from processor.replicas.health import ReplicaHealth
+from processor.replicas.probes import Probe, Server, Streaming
 from processor.telemetry.status import Replica
 
 #: Ids of commits that not all replicas have confirmed yet are remembered up to this many.
 _REMEMBERED = 100_000
 
 
-class Following:
+class ReplicaWatch:
     """All replicas of one processor. `further` is called when one of them got further."""
 
     def __init__(self, settings: Settings, instance: str, further: Callable[[], None]) -> None:
         replicas = settings.replicas
-        self.marks = Marks()
+        self.marks = CommitMarks()
         self.replicates = settings.settle == "replicated"
         self._promotable = tuple(replicas.promotable or replicas.servers)
-        self._standing = Standing(replicas, self.marks, self._promotable)
+        self._standing = ReplicaHealth(replicas, self.marks, self._promotable)
         #: System identifier and timeline of the primary that is written to.
         self.primary: tuple[str, int] | None = None
         self._unconfirmed: deque[tuple[Position, bytes]] = deque()
         self._count = 0
         self._unnamed = 0
-        sources: list[Source] = []
+        sources: list[Probe] = []
         if replicas.tracking and replicas.servers:
             sources = [Server(name, dsn, settings, self.marks, instance)
                        for name, dsn in replicas.servers.items()]  # fmt: skip
@@ -87,7 +87,7 @@ class Following:
             self._standing.recall(name)
         return bool(lost)
 
-    def inherit(self, before: Following) -> None:
+    def inherit(self, before: ReplicaWatch) -> None:
         """Go on for one with other settings: a failover may still lose its commits."""
         self.primary = before.primary
         self._unconfirmed = before._unconfirmed

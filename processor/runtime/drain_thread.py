@@ -27,7 +27,7 @@ from processor import crashpoint
 from processor.config import loader
 from processor.config.settings import Settings
 from processor.drain.drain import Drain
-from processor.runtime.side_threads import Beside
+from processor.runtime.side_threads import SideThreads
 from processor.telemetry import faults, metrics
 from processor.telemetry.progress import Progress
 from processor.telemetry.status import State, as_mapping
@@ -80,9 +80,9 @@ class Run:
             self.beside.following,
         )  # fmt: skip
 
-    def new_beside(self) -> Beside:
+    def new_beside(self) -> SideThreads:
         """What runs beside it by the settings of now."""
-        return Beside(self.settings, self.instance, self._event)
+        return SideThreads(self.settings, self.instance, self._event)
 
 
 singleton = Singleton()

@@ -17,7 +17,7 @@ from dataclasses import replace
 from processor.buffer import parked, replica_status
 from processor.buffer.overlay import Overlay, Shown
 from processor.config.settings import Settings
-from processor.connections.postgres_session import Database
+from processor.connections.postgres_session import PostgresSession
 from processor.connections.redis_client import RedisConnection
 from processor.connections.wal_position import Position, after_commit, number
 from processor.errors import (
@@ -40,7 +40,7 @@ _PAGE = 500
 _SOON, _LATER, _IDLE = 0.1, 0.25, 1.0
 
 
-class Clearing:
+class OverlayCleaner:
     """Started and stopped with the drain thread; never blocks it."""
 
     def __init__(self, settings: Settings) -> None:
@@ -48,13 +48,13 @@ class Clearing:
         self._overlay = Overlay(settings)
         self._redis = RedisConnection(settings.redis.url, settings.redis.timeout)
         section = settings.database
-        self._primary = Database(section, Progress(), application="processor-clearing")
+        self._primary = PostgresSession(section, Progress(), application="processor-clearing")
         self._replicas = {
-            name: Database(replace(section, dsn=dsn), Progress(),
+            name: PostgresSession(replace(section, dsn=dsn), Progress(),
                            application="processor-clearing", writes=False)
             for name, dsn in settings.replicas.servers.items()
         }  # fmt: skip
-        self._connections: list[RedisConnection | Database] = [
+        self._connections: list[RedisConnection | PostgresSession] = [
             self._redis, self._primary, *self._replicas.values()
         ]  # fmt: skip
         self._stopping = threading.Event()
@@ -194,7 +194,7 @@ class Clearing:
         insert = self._primary.run("SELECT pg_current_wal_insert_lsn()::text")[0][0]
         return known, Position(system, timeline, after_commit(insert, insert, "off"))
 
-    def _on(self, database: Database, ids: Sequence[str]) -> dict[str, Known]:
+    def _on(self, database: PostgresSession, ids: Sequence[str]) -> dict[str, Known]:
         try:
             if database.alive:
                 # It was perhaps ended since, being idle; then a new one is asked.

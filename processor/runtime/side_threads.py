@@ -11,12 +11,12 @@ import time
 
 from processor.config.settings import Settings
 from processor.connections.redis_client import RedisConnection
-from processor.replicas.watch import Following
+from processor.replicas.watch import ReplicaWatch
 from processor.runtime.doorbell import Doorbell
-from processor.runtime.overlay_cleaner import Clearing
+from processor.runtime.overlay_cleaner import OverlayCleaner
 
 
-class Beside:
+class SideThreads:
     """The threads beside one drain thread, by one set of settings."""
 
     def __init__(self, settings: Settings, instance: str, event: threading.Event) -> None:
@@ -24,10 +24,10 @@ class Beside:
         self.doorbell = Doorbell(event, self._bell)
         # What is withheld waits for replicas, and with it the drain.
         further = event.set if settings.settle == "replicated" else _nothing
-        self.following = Following(settings, instance, further)
+        self.following = ReplicaWatch(settings, instance, further)
         # Also where no table is in the overlay: one may have been until now, and a transaction may
         # bring values of its own.
-        self._clearing = Clearing(settings)
+        self._clearing = OverlayCleaner(settings)
 
     def start(self) -> None:
         """Start them all."""

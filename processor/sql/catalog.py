@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from processor.connections.postgres_session import Database, Row
+from processor.connections.postgres_session import PostgresSession, Row
 from processor.connections.sql_literals import quoted, table
 from processor.errors import DatabaseError, InvalidTransaction
 from processor.transaction.values import identifier
@@ -80,7 +80,7 @@ class Catalog:
         """Look everything up anew: names may have changed."""
         self._tables.clear()
 
-    def load(self, database: Database, names: set[str]) -> None:
+    def load(self, database: PostgresSession, names: set[str]) -> None:
         """Look up tables that are not known, in one call, on a session in no transaction."""
         if self._generation != database.generation:
             self.forget()
@@ -103,7 +103,7 @@ class Catalog:
                 for name in missing:
                     self.load(database, {name})
 
-    def _ask(self, database: Database, names: list[str]) -> None:
+    def _ask(self, database: PostgresSession, names: list[str]) -> None:
         asked = ",".join(f"({quoted(n)},{quoted(table(n))})" for n in names)
         found: dict[str, dict[str, Column]] = {}
         for name, column, *type_ in database.run(_COLUMNS.format(asked)):

@@ -14,9 +14,9 @@ import psycopg2
 import pytest
 
 from processor.apply import committer as session_module
-from processor.apply.committer import Session
+from processor.apply.committer import Committer
 from processor.apply.verdict import Failure, Verdict, is_final, judge
-from processor.connections.postgres_session import Database
+from processor.connections.postgres_session import PostgresSession
 from processor.errors import DatabaseUnavailable
 from processor.ledger import outcomes
 from processor.runtime import drain_thread
@@ -591,9 +591,9 @@ def test_a_missing_parent_may_still_come(site_of) -> None:
 @pytest.mark.parametrize("body", ["INSERT INTO tape (n) VALUES (1) --", "SELECT 1 /* ", "SELECT '"])
 def test_success_is_believed_only_if_the_batchs_own_mark_comes_back(body: str, site: Site) -> None:
     """Rule 12: behind a comment that swallows the COMMIT the driver reports success."""
-    database = Database(site.settings.database, Progress(), application="test")
+    database = PostgresSession(site.settings.database, Progress(), application="test")
     database.connect()
-    session = Session(database, site.settings.database)
+    session = Committer(database, site.settings.database)
     session.begin()
     with pytest.raises((DatabaseUnavailable, session_module.DatabaseError)):
         session.commit(body)

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from processor.connections.postgres_session import Database
+from processor.connections.postgres_session import PostgresSession
 from tests.benchmarks.options import note
 
 WIDTH = 90
@@ -20,18 +20,18 @@ VALUES = re.compile(r"'[^']*(?:'|$)|\d+")
 def counted(wanted: bool, title: str) -> Iterator[None]:
     """If wanted, tell at the end how often each kind of string was sent."""
     counts: Counter[str] = Counter()
-    send = Database.send
+    send = PostgresSession.send
 
-    def counting(self: Database, sql: str, **options: Any) -> None:
+    def counting(self: PostgresSession, sql: str, **options: Any) -> None:
         counts[" ".join(VALUES.sub("?", sql[: 4 * WIDTH]).split())[:WIDTH]] += 1
         send(self, sql, **options)
 
     if wanted:
-        Database.send = counting
+        PostgresSession.send = counting
     try:
         yield
     finally:
-        Database.send = send
+        PostgresSession.send = send
     if wanted:
         note(f"\n{title}")
         for start, count in counts.most_common():

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from processor.config.settings import Database as Settings
-from processor.connections.postgres_session import Database
+from processor.connections.postgres_session import PostgresSession
 from processor.connections.redis_client import RedisConnection
 from processor.errors import DatabaseUnavailable, RedisUnavailable
 from processor.telemetry.progress import Progress
@@ -27,7 +27,7 @@ def nobody() -> Iterator[int]:
 
 
 def said_of_postgres(dsn: str) -> str:
-    database = Database(Settings(dsn=dsn), Progress(), application="test")
+    database = PostgresSession(Settings(dsn=dsn), Progress(), application="test")
     with pytest.raises(DatabaseUnavailable) as caught:
         database.connect()
     return str(caught.value)
@@ -104,7 +104,7 @@ def asks_for_a_password(listener: socket.socket) -> None:
 
 def test_a_server_that_is_none_of_postgres_is_named(redis_server: Any) -> None:
     address = f"127.0.0.1:{redis_server.port}"
-    database = Database(
+    database = PostgresSession(
         Settings(dsn=f"postgresql://{address}/x", connect_timeout=0.5), Progress(),
         application="test",
     )  # fmt: skip

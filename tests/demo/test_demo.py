@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from processor.config.settings import Database as Settings
-from processor.connections.postgres_session import Database as Session
+from processor.connections.postgres_session import PostgresSession as Session
 from processor.demo.observatory import TABLES, TELESCOPES
 from processor.demo.processes import Child
 from processor.demo.producers import LINE, acknowledged

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
-from processor.connections.postgres_session import Database as Session
+from processor.connections.postgres_session import PostgresSession as Session
 from processor.ledger import dead_letters
 from processor.telemetry.progress import Progress
 from processor.transaction.builder import Transaction

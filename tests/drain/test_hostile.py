@@ -19,7 +19,7 @@ import pytest
 
 from processor.apply import committer as session_module
 from processor.apply.applier import Applier
-from processor.connections.postgres_session import Database as Session
+from processor.connections.postgres_session import PostgresSession as Session
 from processor.drain.drain import Drain
 from processor.embedded import PostgresServer, RedisServer
 from processor.errors import DatabaseUnavailable, RedisUnavailable

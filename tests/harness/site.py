@@ -21,7 +21,7 @@ import redis as redis_driver
 from processor.buffer.lane import Lane
 from processor.config import loader
 from processor.config.settings import Settings
-from processor.connections.postgres_session import Database as Session
+from processor.connections.postgres_session import PostgresSession as Session
 from processor.drain.drain import Drain
 from processor.embedded import PostgresServer, RedisServer
 from processor.errors import BufferFull, RedisUnavailable

@@ -16,7 +16,7 @@ import redis as redis_driver
 
 from processor.buffer.lane import Lane
 from processor.config import loader
-from processor.connections.postgres_session import Database as Session
+from processor.connections.postgres_session import PostgresSession as Session
 from processor.ledger import dead_letters
 from processor.ledger.schema import DDL
 from processor.producer.submit import Producer, Receipt

@@ -20,7 +20,7 @@ from processor.buffer import replica_status
 from processor.connections.redis_client import RedisConnection
 from processor.reads import reader
 from processor.runtime import drain_thread
-from processor.runtime.overlay_cleaner import Clearing
+from processor.runtime.overlay_cleaner import OverlayCleaner
 from processor.transaction.builder import Transaction
 from tests.harness.failover import Pair, held, replayed
 from tests.harness.servers import execute
@@ -288,7 +288,7 @@ def test_what_a_failover_lost_is_shown_no_more_unless_it_is_submitted_again(
     assert processor.read("account", {"id": 1})[0]["balance"] == 0
     drain_thread.stop()
     site.submit(lost[1])
-    clearing = Clearing(site.settings)
+    clearing = OverlayCleaner(site.settings)
     clearing.clear()
     for where in ({"id": 1}, None):
         assert processor.read("account", where, replica="primary")[0]["balance"] == 3

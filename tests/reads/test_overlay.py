@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 import processor
-from processor.apply.dead_letter_writer import Burial
+from processor.apply.dead_letter_writer import DeadLetterWriter
 from processor.config import loader
 from processor.config.settings import Settings
 from processor.reads import reader
 from processor.runtime import drain_thread
-from processor.runtime.overlay_cleaner import Clearing
+from processor.runtime.overlay_cleaner import OverlayCleaner
 from processor.transaction.builder import Transaction
 from tests.harness.site import Site, step, write
 from tests.harness.wait import wait_until
@@ -60,7 +60,7 @@ def overlay_keys(site: Site) -> list[str]:
 
 def clear(site: Site) -> None:
     """One look of the clearing."""
-    clearing = Clearing(site.settings)
+    clearing = OverlayCleaner(site.settings)
     try:
         clearing.clear()
     finally:
@@ -273,14 +273,14 @@ def test_what_failed_before_a_later_write_was_committed_is_not_shown_as_if_it_ha
     shown.execute("insert into item (id, n) values (1, 1), (2, 2)")
     dies = t(attempts=1).delete("item", {"id": 1}).insert("item", {"id": 2, "n": 0})
     shown.submit(dies, t().delete("item", {"id": 2}))
-    committed, told, bury = threading.Event(), threading.Event(), Burial.bury
+    committed, told, bury = threading.Event(), threading.Event(), DeadLetterWriter.bury
 
     def late(*arguments: Any) -> None:
         committed.set()
         assert told.wait(10)
         bury(*arguments)
 
-    monkeypatch.setattr(Burial, "bury", late)
+    monkeypatch.setattr(DeadLetterWriter, "bury", late)
     thread = threading.Thread(target=step, args=(shown.drain(),))
     thread.start()
     try:

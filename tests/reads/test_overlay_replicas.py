@@ -23,9 +23,9 @@ from processor.config import loader
 from processor.connections.wal_position import Position, number
 from processor.ledger import schema
 from processor.reads import reader
-from processor.reads.merged_read import Reading
+from processor.reads.merged_read import MergedRead
 from processor.reads.snapshot import Snapshot
-from processor.runtime.overlay_cleaner import Clearing
+from processor.runtime.overlay_cleaner import OverlayCleaner
 from processor.transaction.builder import Transaction
 from tests.harness.proxy import Proxy
 from tests.harness.replicas import copied
@@ -201,10 +201,10 @@ class ByLsn:
     def __init__(self, site: Site, *, rows_first: bool) -> None:
         self._site = site
         self._rows_first = rows_first
-        self._asks = Reading._shown
+        self._asks = MergedRead._shown
 
 
-    def shown(self, reading: Reading, *arguments: Any) -> Snapshot:
+    def shown(self, reading: MergedRead, *arguments: Any) -> Snapshot:
         ids = arguments[-1]
         if self._rows_first:
             found = self._asks(reading, *arguments)
@@ -222,7 +222,7 @@ class ByLsn:
         return found
 
     @staticmethod
-    def _replayed(reading: Reading) -> int:
+    def _replayed(reading: MergedRead) -> int:
         return number(reading._session.database.run("SELECT pg_last_wal_replay_lsn()::text")[0][0])
 
     def _commits(self) -> dict[str, int]:
@@ -248,7 +248,7 @@ def test_a_merge_that_believes_the_lsn_is_found_out(
 ) -> None:
     wrong = ByLsn(scene.site, rows_first=rows_first)
     monkeypatch.setattr(
-        Reading, "_shown", lambda reading, *arguments: wrong.shown(reading, *arguments)
+        MergedRead, "_shown", lambda reading, *arguments: wrong.shown(reading, *arguments)
     )
     process = scene.site.run()
     faults = Faults()
@@ -320,7 +320,7 @@ def test_a_replica_that_was_lost_is_read_again_when_it_has_what_went_meanwhile(
     site.submit(Transaction().insert("item", {"id": 1}))
     step(drain)
     wait_until(lambda: scene.items("far"))
-    clearing = Clearing(site.settings)
+    clearing = OverlayCleaner(site.settings)
     wait_until(lambda: clearing.clear() and not site.redis.hlen("processor:overlay"))
     replica_states(scene, late="lagging")
     clearing.clear()
@@ -387,7 +387,7 @@ def test_a_damaged_word_of_what_a_lost_replica_missed_ends_as_a_whole_one(scene:
     with pytest.raises(processor.ReplicaLost, match="not back yet"):
         processor.read("item", replica="late")
     assert processor.read("item").source == "far"
-    clearing = Clearing(scene.site.settings)
+    clearing = OverlayCleaner(scene.site.settings)
     wait_until(lambda: clearing.clear() and not scene.site.redis.exists(missed))
     clearing.close()
     assert processor.read("item").source == "late"
@@ -400,7 +400,7 @@ def test_what_a_replica_lacks_is_kept_for_as_long_as_it_cannot_be_asked(scene: S
     site.submit(Transaction().insert("item", {"id": 1}))
     step(drain)
     wait_until(lambda: scene.items("late"))
-    clearing = Clearing(site.settings)
+    clearing = OverlayCleaner(site.settings)
     with pytest.raises(processor.DatabaseUnavailable):
         clearing.clear()
     assert site.redis.hlen("processor:overlay") == 1

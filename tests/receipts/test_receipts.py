@@ -24,10 +24,10 @@ from processor.connections.wal_position import Position
 from processor.receipts import receipt as receipt_module
 from processor.receipts import replica_progress, tracker
 from processor.receipts.receipt import Receipt
-from processor.receipts.replica_progress import Confirmation
-from processor.receipts.status import Sought, Whereabouts
+from processor.receipts.replica_progress import ReplicaProgress
+from processor.receipts.status import Sought, StatusLookup
 from processor.receipts.tracker import everywhere
-from processor.receipts.waiters import Crowd, Waiter
+from processor.receipts.waiters import Waiter, Waiters
 from tests.harness.process import Spawn
 from tests.harness.servers import Database, Factory
 from tests.harness.site import Site, write
@@ -387,7 +387,7 @@ def test_entries_are_found_in_a_note_and_no_others(seed: int) -> None:
 
 
 def test_a_crowd_finds_those_whom_a_note_concerns_and_no_others() -> None:
-    crowd = Crowd()
+    crowd = Waiters()
     waiters = [waiter(f"id{n}", f"{n}-0") for n in range(100)]
     delayed = waiter("late", "")
     for each in (*waiters, delayed):
@@ -427,17 +427,17 @@ def test_a_note_of_another_buffer_is_not_believed_of_a_write_that_is_lost(told: 
 # Waiters until it is replicated.
 
 
-def told_of(timeline: int, lsn: int, state: str = "following", **lsns: int) -> Confirmation:
+def told_of(timeline: int, lsn: int, state: str = "following", **lsns: int) -> ReplicaProgress:
     """What is told of two replicas, of which `near` has everything up to `lsn`."""
     at = {"near": lsn, **lsns}
-    return Confirmation(
+    return ReplicaProgress(
         ("7", timeline),
         {"near": Replica("following", told=time.time()), "far": Replica(state, told=time.time())},
         {name: Position("7", timeline, where) for name, where in at.items()},
     )
 
 
-def patient(crowd: Crowd) -> Waiter:
+def patient(crowd: Waiters) -> Waiter:
     made = Waiter(Sought("me", Site_lane, "5-0", BUFFER), everywhere)
     crowd.add(made)
     return made
@@ -448,14 +448,14 @@ def at(timeline: int, lsn: int) -> Note:
 
 
 def test_a_patient_waiter_is_told_when_the_last_replica_has_it_whatever_comes_first() -> None:
-    crowd = Crowd()
+    crowd = Waiters()
     me = patient(crowd)
     assert crowd.hear(at(1, 100)) == []
     assert crowd.confirm(told_of(1, 100)) == []
     assert crowd.confirm(told_of(1, 100, far=99)) == []
     ((who, told),) = crowd.confirm(told_of(1, 100, far=100))
     assert (who, told.state, told.replicas) == (me, "replicated", {"near": True, "far": True})
-    other = Crowd()
+    other = Waiters()
     me = patient(other)
     other.confirm(told_of(1, 200, far=300))
     ((who, told),) = other.hear(at(1, 100))
@@ -463,7 +463,7 @@ def test_a_patient_waiter_is_told_when_the_last_replica_has_it_whatever_comes_fi
 
 
 def test_a_lost_replica_is_not_waited_for_and_is_not_said_to_have_it() -> None:
-    crowd = Crowd()
+    crowd = Waiters()
     patient(crowd)
     crowd.hear(at(1, 100))
     ((_, told),) = crowd.confirm(told_of(1, 100, "lost"))
@@ -472,7 +472,7 @@ def test_a_lost_replica_is_not_waited_for_and_is_not_said_to_have_it() -> None:
 
 def test_a_newer_note_moves_a_waiter_to_the_timeline_on_which_it_was_applied_again() -> None:
     """Rule 22: no position of the old timeline says anything about the new one."""
-    crowd = Crowd()
+    crowd = Waiters()
     me = patient(crowd)
     crowd.hear(at(1, 900))
     crowd.confirm(told_of(1, 100, far=100))
@@ -486,16 +486,16 @@ def test_a_newer_note_moves_a_waiter_to_the_timeline_on_which_it_was_applied_aga
 
 
 def test_what_was_looked_up_before_a_note_was_heard_does_not_move_a_waiter_back() -> None:
-    crowd = Crowd()
+    crowd = Waiters()
     me = patient(crowd)
     crowd.hear(at(1, 100))
-    looked_up = Whereabouts("committed", Position("7", 1, 5000))
+    looked_up = StatusLookup("committed", Position("7", 1, 5000))
     assert crowd.commit(me, looked_up) is None
     assert crowd.confirm(told_of(1, 100, far=100))
 
 
 def test_who_has_left_hears_no_more() -> None:
-    crowd = Crowd()
+    crowd = Waiters()
     me = patient(crowd)
     crowd.hear(at(1, 100))
     crowd.remove(me)
@@ -511,7 +511,7 @@ def test_who_has_left_hears_no_more() -> None:
 def test_a_commit_of_an_older_timeline_or_another_server_is_left_behind(
     primary: tuple[str, int] | None, behind: bool
 ) -> None:
-    assert Confirmation(primary, {}, {}).left_behind(POSITION) is behind
+    assert ReplicaProgress(primary, {}, {}).left_behind(POSITION) is behind
 
 
 def test_a_replica_that_is_told_of_no_more_does_not_count_unless_it_is_named() -> None:

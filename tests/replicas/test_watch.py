@@ -22,9 +22,9 @@ from processor.connections.redis_client import RedisConnection
 from processor.connections.wal_position import Position
 from processor.embedded import PostgresServer, Standby
 from processor.errors import RedisUnavailable
-from processor.ownership.replication_backlog import Range, Withheld
-from processor.replicas.commit_marks import Marks
-from processor.replicas.health import Standing
+from processor.ownership.replication_backlog import Range, ReplicationBacklog
+from processor.replicas.commit_marks import CommitMarks
+from processor.replicas.health import ReplicaHealth
 from processor.runtime import drain_thread
 from tests.harness.proxy import Proxy
 from tests.harness.servers import Factory, execute
@@ -40,7 +40,7 @@ def at(lsn: int, timeline: int = 1) -> Position:
 
 
 def test_a_row_shows_its_own_batch_and_all_before() -> None:
-    marks = Marks()
+    marks = CommitMarks()
     marks.begin({"t": "default:0", "u": "high:0"})
     for xid in (100, 103, 110):
         marks.add(xid, at(xid))
@@ -54,7 +54,7 @@ def test_a_row_shows_its_own_batch_and_all_before() -> None:
 
 def test_a_new_session_is_shown_by_nothing_of_the_old_one() -> None:
     """A failover: transaction ids begin anew on the other timeline, tokens do not."""
-    marks = Marks()
+    marks = CommitMarks()
     marks.begin({"old": "default:0"})
     marks.add(100, at(100))
     marks.begin({"new": "default:0"})
@@ -72,7 +72,7 @@ def test_a_new_session_is_shown_by_nothing_of_the_old_one() -> None:
 def test_what_a_row_shows_survives_the_end_of_32_bits(
     first: int, steps: list[int], seen: int
 ) -> None:
-    marks = Marks()
+    marks = CommitMarks()
     marks.begin({"t": "default:0"})
     xids = list(itertools.accumulate([first, *steps]))
     for xid in xids:
@@ -84,7 +84,7 @@ def test_what_a_row_shows_survives_the_end_of_32_bits(
 
 
 def test_many_marks_are_thinned_out_and_never_claim_too_much() -> None:
-    marks = Marks()
+    marks = CommitMarks()
     marks.begin({"t": "default:0"})
     for xid in range(1, 100_001):
         marks.add(xid, at(xid))
@@ -100,7 +100,7 @@ def test_many_marks_are_thinned_out_and_never_claim_too_much() -> None:
 # Ranges that are withheld.
 
 
-def due(withheld: Withheld, lsn: int) -> list[Range]:
+def due(withheld: ReplicationBacklog, lsn: int) -> list[Range]:
     spans: list[Range] = []
     while (span := withheld.due(lambda position: position.lsn <= lsn)) is not None:
         spans.append(span)
@@ -108,7 +108,7 @@ def due(withheld: Withheld, lsn: int) -> list[Range]:
 
 
 def test_ranges_go_in_the_order_of_their_commits_and_memory_stays_flat() -> None:
-    withheld = Withheld()
+    withheld = ReplicationBacklog()
     for n in range(50_000):
         withheld.add(at(n), f"{n}-0", f"{n}-9")
     assert len(withheld.ranges) <= 2_000
@@ -126,7 +126,7 @@ def test_ranges_go_in_the_order_of_their_commits_and_memory_stays_flat() -> None
 
 
 def test_single_entries_go_in_order_and_many_of_them_are_not_remembered() -> None:
-    withheld = Withheld()
+    withheld = ReplicationBacklog()
     withheld.add(at(1), "1-0", "9-0")
     for n in range(10, 100_010):
         withheld.add_single(at(n), f"{n}-0")
@@ -150,9 +150,9 @@ def test_single_entries_go_in_order_and_many_of_them_are_not_remembered() -> Non
 
 
 def test_a_replica_that_does_not_answer_holds_only_what_it_has_not_shown() -> None:
-    marks = Marks()
+    marks = CommitMarks()
     marks.begin({"t": "default:0"})
-    standing = Standing(Replicas(), marks, ["near"])
+    standing = ReplicaHealth(Replicas(), marks, ["near"])
     marks.add(1, at(1))
     standing.hear("near", at(1), "0/1")
     marks.add(2, at(2))
@@ -165,11 +165,11 @@ def test_a_replica_that_does_not_answer_holds_only_what_it_has_not_shown() -> No
 
 
 def test_a_server_that_went_back_or_another_one_has_nothing_of_what_was_heard() -> None:
-    marks = Marks()
+    marks = CommitMarks()
     marks.begin({"t": "default:0"})
     marks.add(1, at(1))
     for lsn, server in (("0/1", "a"), ("0/2", "b")):
-        standing = Standing(Replicas(), marks, ["near"])
+        standing = ReplicaHealth(Replicas(), marks, ["near"])
         assert not standing.begins_anew("near", "0/2", "a")
         standing.hear("near", at(1), "0/2")
         assert standing.has(at(1), ["near"])

@@ -15,13 +15,13 @@ import click
 import msgspec
 
 from processor.admin import buffer_membership, dead_letter_requests, redaction
-from processor.admin.buffer_membership import Belonging
+from processor.admin.buffer_membership import BufferMembership
 from processor.admin.dead_letter_requests import Choice, Missing
-from processor.admin.sessions import Servers, with_servers
+from processor.admin.sessions import OperatorSessions, with_servers
 from processor.cli import output
 from processor.cli.group import Group
 from processor.cli.options import buffer_id, length, moment, transaction_id, transaction_ids
-from processor.connections.postgres_session import Database
+from processor.connections.postgres_session import PostgresSession
 from processor.ledger import dead_letters
 from processor.ledger.dead_letters import DeadLetter
 
@@ -65,7 +65,7 @@ def dead() -> None:
 @output.json_option
 @with_servers
 def list_(
-    servers: Servers, lane: str | None, sqlstate: str | None, since: Any, everything: bool,
+    servers: OperatorSessions, lane: str | None, sqlstate: str | None, since: Any, everything: bool,
     limit: int, as_json: bool,
 ) -> None:
     """List dead letters of all buffers, oldest first."""
@@ -100,7 +100,7 @@ def _table(letters: list[DeadLetter], others: set[str]) -> None:
 @click.option("--values", is_flag=True, help="With the payload's values and the server's words.")
 @output.json_option
 @with_servers
-def show(servers: Servers, id: str, values: bool, as_json: bool) -> None:
+def show(servers: OperatorSessions, id: str, values: bool, as_json: bool) -> None:
     """Show a dead letter; values are left out unless asked for."""
     with servers.database() as database:
         letters = dead_letters.found(database, id)
@@ -123,7 +123,7 @@ def show(servers: Servers, id: str, values: bool, as_json: bool) -> None:
 @click.option("--dry-run", is_flag=True, help="Only say which.")
 @asking
 @with_servers
-def retry(servers: Servers, ids: list[str], **options: Any) -> int:
+def retry(servers: OperatorSessions, ids: list[str], **options: Any) -> int:
     """Have dead letters applied once more, by ID or by filter."""
     return _request(servers, "retry", ids, **options)
 
@@ -136,7 +136,7 @@ def retry(servers: Servers, ids: list[str], **options: Any) -> int:
 @click.option("--dry-run", is_flag=True, help="Only say which.")
 @asking
 @with_servers
-def discard(servers: Servers, ids: list[str], **options: Any) -> int:
+def discard(servers: OperatorSessions, ids: list[str], **options: Any) -> int:
     """Give dead letters up, by ID or by filter; what waits behind them goes on."""
     return _request(servers, "discard", ids, **options)
 
@@ -147,12 +147,12 @@ def discard(servers: Servers, ids: list[str], **options: Any) -> int:
 @asking
 @with_servers
 def edit(
-    servers: Servers, id: str, file: BinaryIO | None, wait: float | None, gone: str | None,
+    servers: OperatorSessions, id: str, file: BinaryIO | None, wait: float | None, gone: str | None,
     as_json: bool,
 ) -> int:
     """Correct a dead letter in the editor or from a file, and have it applied."""
     with servers.database() as database:
-        known = Belonging(servers, gone)
+        known = BufferMembership(servers, gone)
         letter = dead_letter_requests.the_open_one(database, known, id)
     text = file.read() if file else _in_editor(letter)
     body = dead_letter_requests.edited(letter, text, servers.settings.buffer.transaction_bytes)
@@ -160,7 +160,7 @@ def edit(
 
 
 def _request(
-    servers: Servers, what: str, ids: list[str], *, lane: str | None, sqlstate: str | None,
+    servers: OperatorSessions, what: str, ids: list[str], *, lane: str | None, sqlstate: str | None,
     since: Any, everything: bool, yes: bool, dry_run: bool, wait: float | None, gone: str | None,
     as_json: bool,
 ) -> int:
@@ -170,7 +170,7 @@ def _request(
             "give either IDs, or --lane, --sqlstate, --since or --all",
             click.get_current_context(),
         )
-    known = Belonging(servers, gone)
+    known = BufferMembership(servers, gone)
     if not ids:
         return _request_all(known, what, choice, yes, dry_run, wait, as_json)
     with servers.database() as database:
@@ -183,7 +183,8 @@ def _request(
 
 
 def _request_all(
-    known: Belonging, what: str, choice: Choice, yes: bool, dry_run: bool, wait: float | None,
+    known: BufferMembership, what: str, choice: Choice, yes: bool, dry_run: bool,
+    wait: float | None,
     as_json: bool,
 ) -> int:
     with known.servers.database() as database:
@@ -198,7 +199,9 @@ def _request_all(
     return dead_letter_requests.ask_all(known, what, choice, as_json)
 
 
-def _of_one_buffer(database: Database, known: Belonging, choice: Choice) -> tuple[Choice, int]:
+def _of_one_buffer(
+    database: PostgresSession, known: BufferMembership, choice: Choice
+) -> tuple[Choice, int]:
     """Those of the choice that are decided here, and how many: nobody's are taken unnamed."""
     every = choice.count(database)
     if every:

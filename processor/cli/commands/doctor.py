@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import click
 
 from processor.admin import overview
-from processor.admin.sessions import Servers, with_servers
+from processor.admin.sessions import OperatorSessions, with_servers
 from processor.cli import output
 from processor.cli.doctor import (
     checklist,
@@ -30,7 +30,7 @@ from processor.errors import DatabaseError, RedisRefused, Unavailable
 @click.command()
 @output.json_option
 @with_servers
-def doctor(servers: Servers, as_json: bool) -> int:
+def doctor(servers: OperatorSessions, as_json: bool) -> int:
     """Examine servers, role and host; exit 1 if a check fails, 69 if a server is away."""
     examination = Examination(servers)
     code = finding.show(examination.run(), as_json)
@@ -40,7 +40,7 @@ def doctor(servers: Servers, as_json: bool) -> int:
 class Examination:
     """One examination, which remembers what it found for the checklist."""
 
-    def __init__(self, servers: Servers) -> None:
+    def __init__(self, servers: OperatorSessions) -> None:
         self._servers = servers
         self._settings = servers.settings
         self._found: list[Finding] = []

@@ -14,7 +14,7 @@ import click
 from processor.admin import find, overview
 from processor.admin.find import Found
 from processor.admin.overview import Overview
-from processor.admin.sessions import Servers, with_servers
+from processor.admin.sessions import OperatorSessions, with_servers
 from processor.buffer import parked
 from processor.cli import output
 from processor.cli.options import transaction_id
@@ -36,7 +36,7 @@ _SILENT = 10.0
 @click.option("--idempotency-key", "key", help="The one with this idempotency key.")
 @output.json_option
 @with_servers
-def explain(servers: Servers, id: str | None, key: str | None, as_json: bool) -> int:
+def explain(servers: OperatorSessions, id: str | None, key: str | None, as_json: bool) -> int:
     """Say where the transaction ID is, why it is not applied, and what would release it."""
     if (id is None) == (key is None):
         raise click.UsageError("give either an ID or --idempotency-key",
@@ -65,7 +65,7 @@ def explain(servers: Servers, id: str | None, key: str | None, as_json: bool) ->
 
 
 def _ask_database(
-    servers: Servers, wanted: str
+    servers: OperatorSessions, wanted: str
 ) -> tuple[Row | None, list[DeadLetter], DatabaseUnavailable | None]:
     try:
         with servers.database() as database:
@@ -77,7 +77,7 @@ def _ask_database(
         return None, [], DatabaseUnavailable(f"the ledger cannot be read: {error}", hint=hint)
 
 
-def _on_replicas(servers: Servers, wanted: str) -> dict[str, bool | None]:
+def _on_replicas(servers: OperatorSessions, wanted: str) -> dict[str, bool | None]:
     """Whether each replica shows it; None for one that cannot be asked."""
     shown: dict[str, bool | None] = {}
     for name, dsn in servers.settings.replicas.servers.items():

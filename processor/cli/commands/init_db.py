@@ -11,7 +11,7 @@ import os
 import click
 
 from processor.admin import redis_acl
-from processor.admin.sessions import Servers, with_servers
+from processor.admin.sessions import OperatorSessions, with_servers
 from processor.cli import output
 from processor.ledger import schema
 
@@ -23,7 +23,7 @@ _ADMIN = "PROCESSOR_ADMIN_DSN"
 @click.option("--print", "only_print", is_flag=True,
               help="Print schema, role and Redis users; touch nothing.")
 @with_servers
-def init_db(servers: Servers, only_print: bool) -> None:
+def init_db(servers: OperatorSessions, only_print: bool) -> None:
     """Create or upgrade the schema; PROCESSOR_ADMIN_DSN names another role than the drain's."""
     if only_print:
         _print(servers)
@@ -34,7 +34,7 @@ def init_db(servers: Servers, only_print: bool) -> None:
     output.message(f"the schema processor is there, version {schema.VERSION}")
 
 
-def _print(servers: Servers) -> None:
+def _print(servers: OperatorSessions) -> None:
     output.text(schema.DDL)
     output.text(schema.ROLE)
     output.text("\n-- Redis users, for its ACL file; set passwords of your own:")

@@ -13,7 +13,7 @@ import click
 
 from processor.admin import overview
 from processor.admin.overview import Overview
-from processor.admin.sessions import Servers, with_servers
+from processor.admin.sessions import OperatorSessions, with_servers
 from processor.cli import output
 from processor.cli.group import Group
 from processor.cli.options import length
@@ -31,7 +31,7 @@ def queues() -> None:
 @queues.command("list")
 @output.json_option
 @with_servers
-def list_(servers: Servers, as_json: bool) -> None:
+def list_(servers: OperatorSessions, as_json: bool) -> None:
     """Show every lane: its entries, what waits, and whether its queue is paused."""
     with servers.redis() as redis:
         seen = overview.look(redis, servers.settings)
@@ -52,7 +52,7 @@ def list_(servers: Servers, as_json: bool) -> None:
 @click.option("--for", "time", metavar="TIME", callback=length,
               help="End by itself after 90, 15m, 2h ...")
 @with_servers
-def pause(servers: Servers, queue: str, time: float | None) -> None:
+def pause(servers: OperatorSessions, queue: str, time: float | None) -> None:
     """Hold a queue back: it takes entries, and none is applied."""
     with servers.redis() as redis:
         seen = overview.look(redis, servers.settings)
@@ -78,7 +78,7 @@ def _put_pause(redis: RedisConnection, key: str, queue: str, until: float) -> No
 @queues.command()
 @click.argument("queue")
 @with_servers
-def resume(servers: Servers, queue: str) -> None:
+def resume(servers: OperatorSessions, queue: str) -> None:
     """Let a queue go on, also one whose lane paused itself over failures of one kind."""
     namespace = servers.settings.namespace
     with servers.redis() as redis:

@@ -15,7 +15,7 @@ import click
 
 from processor.admin import overview
 from processor.admin.overview import Overview
-from processor.admin.sessions import Servers, with_servers
+from processor.admin.sessions import OperatorSessions, with_servers
 from processor.buffer import replica_status
 from processor.cli import output
 from processor.config.settings import Replicas
@@ -31,7 +31,7 @@ _SILENT, _ROUNDS = 10.0, 5
 @click.command()
 @output.json_option
 @with_servers
-def status(servers: Servers, as_json: bool) -> int:
+def status(servers: OperatorSessions, as_json: bool) -> int:
     """Show processors, lanes, replicas and dead letters; exit 1 if no processor is well."""
     with servers.redis() as redis:
         seen = overview.look(redis, servers.settings)

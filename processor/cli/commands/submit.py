@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 import click
 
-from processor.admin.sessions import Servers, with_servers
+from processor.admin.sessions import OperatorSessions, with_servers
 from processor.cli import output
 from processor.errors import BufferFull, InvalidTransaction, ProcessorError
 from processor.producer import submit as producer
@@ -42,7 +42,8 @@ Line = tuple[int, bytes]
 @output.json_option
 @with_servers
 def submit(
-    servers: Servers, file: BinaryIO, keep_going: bool, first: int, wait: bool, as_json: bool
+    servers: OperatorSessions, file: BinaryIO, keep_going: bool, first: int, wait: bool,
+    as_json: bool
 ) -> int:
     """Submit the transactions in FILE (-: standard input), one JSON a line; print their ids."""
     longest = servers.settings.buffer.transaction_bytes * _LOOSE

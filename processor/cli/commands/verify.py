@@ -14,12 +14,12 @@ import click
 from processor.admin import consistency, overview
 from processor.admin.consistency import CHECKS, Problem
 from processor.admin.overview import Overview
-from processor.admin.sessions import Servers, with_servers
+from processor.admin.sessions import OperatorSessions, with_servers
 from processor.cli import output
 from processor.cli.doctor import finding
 from processor.cli.doctor.finding import FAIL, OK, WARN, Finding
 from processor.config.settings import Settings
-from processor.connections.postgres_session import Database
+from processor.connections.postgres_session import PostgresSession
 from processor.connections.redis_client import RedisConnection
 from processor.transaction.ids import canonical_id
 
@@ -30,7 +30,7 @@ _NAMED = 3
 @click.command()
 @output.json_option
 @with_servers
-def verify(servers: Servers, as_json: bool) -> int:
+def verify(servers: OperatorSessions, as_json: bool) -> int:
     """Compare Redis with PostgreSQL; exit 1 if an invariant does not hold."""
     with servers.redis() as redis, servers.database() as database:
         seen = overview.look(redis, servers.settings)
@@ -43,7 +43,7 @@ def verify(servers: Servers, as_json: bool) -> int:
 
 
 def _lasting(
-    redis: RedisConnection, database: Database, settings: Settings, seen: Overview
+    redis: RedisConnection, database: PostgresSession, settings: Settings, seen: Overview
 ) -> set[Problem]:
     identity, lanes = canonical_id("identity of the buffer", seen.identity), list(seen.lanes)
     first = set(consistency.look(redis, database, settings, identity, lanes))
@@ -67,7 +67,7 @@ def _findings(problems: set[Problem], owned: set[str]) -> Iterator[Finding]:
         yield Finding("verify", check, WARN if idle else FAIL, text, remedy)
 
 
-def _without_identity(database: Database, site: str) -> Iterator[Finding]:
+def _without_identity(database: PostgresSession, site: str) -> Iterator[Finding]:
     """An empty Redis: new, or one that has lost everything."""
     rows = database.run("SELECT site, buffer::text FROM processor.lane ORDER BY seen_at DESC")
     known = next((buffer for name, buffer in rows if name == site), None)

@@ -8,7 +8,7 @@ from processor.cli import output
 from processor.cli.doctor.finding import FAIL, OK, WARN, Finding
 from processor.config import addresses
 from processor.config.settings import Settings
-from processor.connections.postgres_session import Database
+from processor.connections.postgres_session import PostgresSession
 from processor.connections.sql_literals import quoted, table
 from processor.errors import RightsMissing, SchemaMissing
 from processor.ledger import dead_letters, schema
@@ -17,7 +17,9 @@ _ROOM = 5
 _STRONG = ("pg_execute_server_program", "pg_write_server_files", "pg_read_server_files")
 
 
-def examine(database: Database, settings: Settings, identity: str | None) -> Iterator[Finding]:
+def examine(
+    database: PostgresSession, settings: Settings, identity: str | None
+) -> Iterator[Finding]:
     """All checks of PostgreSQL, on a session that was opened as the drain opens its own."""
     version = database.server_version
     yield _finding("session", OK, f"PostgreSQL {version // 10000}, writable, no pooler between")
@@ -38,7 +40,7 @@ def _finding(check: str, level: str, found: str, remedy: str = "") -> Finding:
     return Finding("postgresql", check, level, found, remedy)
 
 
-def _schema(database: Database) -> Iterator[Finding]:
+def _schema(database: PostgresSession) -> Iterator[Finding]:
     try:
         schema.check(database)
         yield _finding("schema", OK, f"version {schema.VERSION}")
@@ -50,7 +52,7 @@ def _schema(database: Database) -> Iterator[Finding]:
         yield _finding("rights", FAIL, str(error.args[0]), error.hint)
 
 
-def _role(database: Database) -> Finding:
+def _role(database: PostgresSession) -> Finding:
     row = database.run(
         "SELECT rolname, rolsuper, rolcreatedb, rolcreaterole, rolreplication, rolbypassrls"
         " FROM pg_roles WHERE rolname = current_user"
@@ -68,7 +70,7 @@ def _role(database: Database) -> Finding:
     return _finding("role", OK, f"{name} has no rights beyond its tables")
 
 
-def _tables(database: Database, settings: Settings) -> Iterator[Finding]:
+def _tables(database: PostgresSession, settings: Settings) -> Iterator[Finding]:
     """The tables that transactions may name, as far as the settings say which."""
     for name in settings.database.tables:
         known = quoted(table(name))
@@ -79,7 +81,7 @@ def _tables(database: Database, settings: Settings) -> Iterator[Finding]:
             yield _finding("tables", WARN, f"the role may not insert into {name}", "grant it")
 
 
-def _commit(database: Database) -> Iterator[Finding]:
+def _commit(database: PostgresSession) -> Iterator[Finding]:
     if _one(database, "SELECT current_setting('fsync')") == "off":
         yield _finding("fsync", FAIL, "fsync off: a crash of the machine may destroy the database",
                        "set fsync on")
@@ -91,7 +93,7 @@ def _commit(database: Database) -> Iterator[Finding]:
         yield _finding("synchronous_commit", OK, str(level))
 
 
-def _timeouts(database: Database, settings: Settings) -> Finding:
+def _timeouts(database: PostgresSession, settings: Settings) -> Finding:
     names = ("statement_timeout", "lock_timeout", "idle_session_timeout",
              "idle_in_transaction_session_timeout")
     values = {name: str(_one(database, f"SELECT current_setting('{name}')")) for name in names}
@@ -103,7 +105,7 @@ def _timeouts(database: Database, settings: Settings) -> Finding:
                     f" {values['lock_timeout']}, takeover {settings.database.takeover:g}s")
 
 
-def _encoding(database: Database) -> Finding:
+def _encoding(database: PostgresSession) -> Finding:
     encoding = _one(database, "SELECT current_setting('server_encoding')")
     if encoding != "UTF8":
         return _finding("encoding", WARN, f"{encoding}: text beyond it is refused as poison",
@@ -111,7 +113,7 @@ def _encoding(database: Database) -> Finding:
     return _finding("encoding", OK, "UTF8")
 
 
-def _connections(database: Database) -> Finding:
+def _connections(database: PostgresSession) -> Finding:
     most, used = database.run(
         "SELECT current_setting('max_connections')::int"
         " - current_setting('superuser_reserved_connections')::int,"
@@ -123,7 +125,7 @@ def _connections(database: Database) -> Finding:
     return _finding("connections", OK, f"{used} of {most} are taken")
 
 
-def _link(database: Database) -> Finding:
+def _link(database: PostgresSession) -> Finding:
     host, encrypted = database.run(
         "SELECT host(inet_server_addr()),"
         " (SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid())"
@@ -135,7 +137,7 @@ def _link(database: Database) -> Finding:
     return _finding("link", WARN, f"unencrypted to {host}", "add sslmode=verify-full to the dsn")
 
 
-def _dead_letters(database: Database, identity: str) -> Finding:
+def _dead_letters(database: PostgresSession, identity: str) -> Finding:
     count = dead_letters.count_open(database, identity)
     if count:
         return _finding("dead letters", WARN, f"{output.count(count, 'dead letter')} to decide on",
@@ -143,10 +145,10 @@ def _dead_letters(database: Database, identity: str) -> Finding:
     return _finding("dead letters", OK, "none")
 
 
-def clock(database: Database) -> float:
+def clock(database: PostgresSession) -> float:
     """The time by the clock of PostgreSQL, Unix seconds."""
     return float(database.run("SELECT extract(epoch FROM clock_timestamp())::float8")[0][0])
 
 
-def _one(database: Database, sql: str) -> object:
+def _one(database: PostgresSession, sql: str) -> object:
     return database.run(sql)[0][0]

@@ -7,15 +7,15 @@ from contextlib import AbstractContextManager
 
 from processor.cli.doctor.finding import FAIL, OK, WARN, Finding, remedy_for
 from processor.config.settings import Settings
-from processor.connections.postgres_session import Database
+from processor.connections.postgres_session import PostgresSession
 from processor.errors import DatabaseError, Unavailable
 
 _LAG = 10.0
 
-Open = Callable[[str], AbstractContextManager[Database]]
+Open = Callable[[str], AbstractContextManager[PostgresSession]]
 
 
-def examine(primary: Database, settings: Settings, opened: Open) -> Iterator[Finding]:
+def examine(primary: PostgresSession, settings: Settings, opened: Open) -> Iterator[Finding]:
     """All checks of the replicas; `opened` opens a session that only reads on an address."""
     replicas = settings.replicas
     if not replicas.tracking:
@@ -32,7 +32,7 @@ def examine(primary: Database, settings: Settings, opened: Open) -> Iterator[Fin
         yield from _streaming(primary, replicas.promotable)
 
 
-def _replica(name: str, database: Database, system: str) -> Finding:
+def _replica(name: str, database: PostgresSession, system: str) -> Finding:
     if database.system != system:
         return _finding(name, FAIL, "a server of another cluster than the primary",
                         "give the address of a physical replica of database.dsn")
@@ -52,7 +52,7 @@ def _replica(name: str, database: Database, system: str) -> Finding:
     return _finding(name, OK, "a standby that can be followed and read from")
 
 
-def _streaming(primary: Database, promotable: tuple[str, ...]) -> Iterator[Finding]:
+def _streaming(primary: PostgresSession, promotable: tuple[str, ...]) -> Iterator[Finding]:
     rows = primary.run("SELECT application_name, replay_lsn IS NOT NULL FROM pg_stat_replication")
     seen = {name for name, visible in rows if visible}
     if len(seen) < len(rows):

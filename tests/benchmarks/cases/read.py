@@ -25,7 +25,7 @@ from psycopg2.extras import RealDictCursor
 
 import processor
 from processor.config import loader
-from processor.connections.postgres_session import Database
+from processor.connections.postgres_session import PostgresSession
 from processor.reads import reader
 from processor.telemetry.progress import Progress
 from tests.benchmarks.options import Options, note
@@ -40,7 +40,7 @@ WARM = 100
 TABLES = {"account": "id", "orders": "id"}
 
 #: A session of the reader's kind, and a cursor as applications have.
-Plain = tuple[Database, Any]
+Plain = tuple[PostgresSession, Any]
 #: Of the reads, of the plain SELECTs, of those over a session of the reader's kind.
 Times = tuple[list[float], list[float], list[float]]
 
@@ -83,7 +83,7 @@ def _prepare(stage: Stage) -> None:
 
 def _all(stage: Stage, count: int, dsn: str, profile: bool) -> dict[str, Times]:
     stage.configure(overlay={"tables": TABLES}, database={"dsn": dsn})
-    session = Database(
+    session = PostgresSession(
         loader.current().database, Progress(), application="benchmark", writes=False
     )
     session.connect()
