@@ -19,6 +19,7 @@ import psycopg2
 import pytest
 import redis as redis_driver
 
+from processor.config import loader
 from processor.embedded import PostgresServer, RedisServer
 from processor.errors import BufferFull, RedisUnavailable
 from processor.producer import submit
@@ -247,7 +248,7 @@ def world_of(
                 "call_timeout": 1.5, "statement_timeout": 1.0, "lock_timeout": 0.3,
             },
         )  # fmt: skip
-        site.settings = workload.config.load(site.mapping | {
+        site.settings = loader.load(site.mapping | {
             "redis": {"url": first.url, "timeout": 0.5}
         })  # fmt: skip
         site.redis.close()

@@ -318,7 +318,9 @@ def test_a_crasher_is_condemned_only_if_the_server_commits_without_it(
     step(drain)
     site.execute("alter system set synchronous_standby_names = 'nobody'")
     site.execute("select pg_reload_conf()")
-    wait_until(lambda: site.one("show synchronous_standby_names") == "nobody")
+    # The drain's own session has to have read the setting: each session reads it when idle.
+    shown = "show synchronous_standby_names"
+    wait_until(lambda: drain.database.run(shown) == [("nobody",)])
     one = write(1, attempts=1)
     site.submit(one)
     drain.owners.lanes["default:0"].condemned = one.id

@@ -111,7 +111,7 @@ def test_of_an_exception_its_class_and_place_are_written_but_not_its_text(
 
     [line] = read(pipe)
     assert "4111" not in line
-    assert "[ValueError at test_logbook.py:" in line
+    assert "[ValueError at test_log_lines.py:" in line
 
 
 def test_an_error_of_our_own_is_quoted_since_it_holds_no_value(

@@ -348,7 +348,7 @@ def die():
         os.unlink({str(die)!r})
         raise SystemExit
 
-worker.hooks.before_pass.append(die)
+drain_thread.hooks.before_pass.append(die)
 """).started()
     die.touch()
     running.process.expect("the drain thread died: starting it again (1 of 3)")
@@ -366,7 +366,7 @@ def test_a_thread_that_dies_again_and_again_ends_the_service_with_a_failure(
 def die():
     raise SystemExit
 
-worker.hooks.before_pass.append(die)
+drain_thread.hooks.before_pass.append(die)
 """)
 
     assert running.process.wait() == 1
@@ -377,7 +377,7 @@ def test_a_taken_port_holds_up_no_work_and_is_served_once_it_is_free(
     service: Start, submit: Submit, taken_port: Any
 ) -> None:
     bind = f"127.0.0.1:{taken_port.getsockname()[1]}"
-    running = service("service._PORT = 0.3", health={"bind": bind}).started()
+    running = service("foreground._PORT = 0.3", health={"bind": bind}).started()
     submit(insert(1))
     wait_until(lambda: running.effects() == [1])
     said = running.process.expect("cannot listen on")
