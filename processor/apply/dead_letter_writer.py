@@ -22,7 +22,7 @@ from processor.sql.renderer import Unrenderable, tables
 from processor.telemetry import metrics
 from processor.transaction.entry import Entry, Unreadable, decode
 
-log = logging.getLogger("processor")
+log = logging.getLogger("processor.apply")
 
 #: Dead letters committed at once; each carries its body twice over in hex.
 _AT_ONCE = 50

@@ -23,7 +23,7 @@ from processor.ownership.owners import OwnedLane
 from processor.telemetry import metrics
 from processor.transaction.entry import Entry
 
-log = logging.getLogger("processor")
+log = logging.getLogger("processor.drain")
 
 
 class Attempts:

@@ -21,7 +21,7 @@ from processor.telemetry import metrics
 from processor.telemetry.status import LaneState, State, as_mapping
 from processor.version import __version__
 
-log = logging.getLogger("processor")
+log = logging.getLogger("processor.drain")
 
 FULL = "Redis has reached its memory limit and takes nothing new"
 _AGAIN = 0.1

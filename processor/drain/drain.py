@@ -44,7 +44,7 @@ from processor.telemetry import metrics
 from processor.telemetry.progress import Progress
 from processor.telemetry.status import State
 
-log = logging.getLogger("processor")
+log = logging.getLogger("processor.drain")
 
 #: Seconds after which a pass gives way to its other steps, though not before its first batch.
 _BUDGET = 1.0

@@ -29,7 +29,7 @@ from processor.ledger.outcomes import Ownership
 from processor.ownership.owners import OwnedLane, Owners
 from processor.telemetry import metrics
 
-log = logging.getLogger("processor")
+log = logging.getLogger("processor.drain")
 
 _LETTERS = 100
 _PRUNED = 5_000

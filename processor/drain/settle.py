@@ -30,7 +30,7 @@ from processor.ownership.owners import OwnedLane, Page
 from processor.telemetry import metrics
 from processor.transaction.entry import Entry
 
-log = logging.getLogger("processor")
+log = logging.getLogger("processor.drain")
 #: The end of what nobody can tell of whether it was applied (rule 23).
 DOUBTFUL = Reason(
     "possibly applied: older than the ledger's memory, back after a restore", DOUBTFUL_STATE

@@ -17,7 +17,7 @@ from processor.ledger.dead_letters import Reason
 from processor.ownership.owners import OwnedLane
 from processor.transaction.entry import Entry
 
-log = logging.getLogger("processor")
+log = logging.getLogger("processor.drain")
 
 #: Failures with one SQLSTATE and no success between before the lane is paused.
 SYSTEMIC = 25

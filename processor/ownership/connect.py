@@ -18,7 +18,7 @@ from processor.ownership.failover import Failover
 from processor.ownership.owners import Owners
 from processor.replicas.watch import ReplicaWatch
 
-log = logging.getLogger("processor")
+log = logging.getLogger("processor.ownership")
 
 #: How often lanes that are new, or another's, are looked for, seconds.
 _MEET = 1.0

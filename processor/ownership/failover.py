@@ -18,7 +18,7 @@ from processor.ownership.owners import Owners
 from processor.replicas.watch import ReplicaWatch
 from processor.telemetry import metrics
 
-log = logging.getLogger("processor")
+log = logging.getLogger("processor.ownership")
 
 _AT_ONCE = 500
 _SHOWN = 5

@@ -29,7 +29,7 @@ from processor.ownership.replication_backlog import ReplicationBacklog
 from processor.telemetry import metrics
 from processor.transaction.entry import Entry
 
-log = logging.getLogger("processor")
+log = logging.getLogger("processor.ownership")
 
 _PAGE = 500
 

@@ -26,7 +26,7 @@ from processor.replicas.server_identity import SILENT, ServerNames
 from processor.telemetry import faults
 from processor.telemetry.status import Replica
 
-log = logging.getLogger("processor")
+log = logging.getLogger("processor.replicas")
 
 #: Told again after this long without news, so that others see that somebody still watches.
 _REST = 1.0

@@ -18,7 +18,7 @@ from processor.replicas.commit_marks import CommitMarks
 from processor.telemetry import metrics
 from processor.telemetry.status import Replica
 
-log = logging.getLogger("processor")
+log = logging.getLogger("processor.replicas")
 
 
 @dataclass(slots=True)

@@ -23,7 +23,7 @@ from processor.connections.wal_position import Position, is_less, number
 from processor.errors import RedisRefused
 from processor.replicas.commit_marks import CommitMarks
 
-log = logging.getLogger("processor")
+log = logging.getLogger("processor.replicas")
 
 #: Another processor that told nothing for so long is gone.
 SILENT = 10.0

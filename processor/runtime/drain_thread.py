@@ -34,7 +34,7 @@ from processor.telemetry.status import State, as_mapping
 from processor.transaction import statements
 from processor.version import __version__
 
-log = logging.getLogger("processor")
+log = logging.getLogger("processor.runtime")
 
 Hook = Callable[[], Any]
 

@@ -32,7 +32,7 @@ from processor.ledger.outcomes import Known
 from processor.telemetry import faults
 from processor.telemetry.progress import Progress
 
-log = logging.getLogger("processor")
+log = logging.getLogger("processor.runtime")
 
 _PAGE = 500
 #: Looked at again after this many seconds: while something went, while nothing does, while there is

@@ -61,7 +61,7 @@ def _become(work: Work, pidfile: Pidfile, log: int, writing: int) -> NoReturn:
         known = isinstance(error, ProcessorError)
         kind = type(error).__name__ if known else ProcessorError.__name__
         answer.give(f"{kind}:{error if known else type(error).__name__}")
-        logging.getLogger("processor").critical("the daemon failed", exc_info=True)
+        logging.getLogger("processor.service").critical("the daemon failed", exc_info=True)
     finally:
         os._exit(code)
 

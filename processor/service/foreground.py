@@ -29,7 +29,7 @@ from processor.service.signals import Signals
 from processor.service.systemd import Notifier
 from processor.web import pages
 
-log = logging.getLogger("processor")
+log = logging.getLogger("processor.service")
 
 STOPPED, FAILED = 0, 1
 _TICK = 1.0
