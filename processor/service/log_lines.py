@@ -13,12 +13,12 @@ import logging
 import os
 import re
 import select
-import traceback
 from types import TracebackType
 
 from processor.config import addresses
 from processor.config.settings import Log
 from processor.errors import ConfigError, ProcessorError
+from processor.telemetry import faults
 
 # A pipe that is reported writable takes PIPE_BUF bytes, 4096, without blocking: a line of a message
 # and a failure of these lengths is shorter, even if JSON escapes every character of it.
@@ -140,16 +140,13 @@ def _message(record: logging.LogRecord) -> str:
 
 
 def _failure(exc_info: ExcInfo) -> str:
-    """The class of an exception and where it came from. Its text may hold values (rule 19), so
-    only errors of our own, which hold none, are quoted."""
-    kind, error, trace = exc_info
-    if kind is None:
+    """The class of an exception and where it was raised. Its text may hold values (rule 19);
+    only errors of processor hold none, so only these are quoted."""
+    error = exc_info[1]
+    if error is None:
         return ""
-    text = f": {error}" if isinstance(error, ProcessorError) else ""
-    places = [f"{os.path.basename(each.filename)}:{each.lineno} {each.name}"
-              for each in traceback.extract_tb(trace)[-6:]]
-    where = " < ".join(reversed(places)) or "no place"
-    return _clean(f"{kind.__name__}{text} at {where}", _FAILURE)
+    text = str(error) if isinstance(error, ProcessorError) else ""
+    return _clean(faults.described(error, text), _FAILURE)
 
 
 def _clean(text: str, limit: int) -> str:

@@ -114,6 +114,15 @@ def test_of_an_exception_its_class_and_place_are_written_but_not_its_text(
     assert "[ValueError at test_log_lines.py:" in line
 
 
+def test_an_exception_without_a_traceback_is_named(
+    log: logging.Logger, pipe: tuple[int, int]
+) -> None:
+    to(log, pipe[1])
+    log.error("no such file", exc_info=OSError("canary"))
+
+    assert read(pipe)[0].endswith("no such file [OSError at no place]")
+
+
 def test_an_error_of_our_own_is_quoted_since_it_holds_no_value(
     log: logging.Logger, pipe: tuple[int, int]
 ) -> None:
