@@ -10,11 +10,11 @@ import logging
 
 import msgspec
 
-from processor.apply.verdict import Gate
 from processor.buffer import lane as buffer
 from processor.buffer.lane import Look
 from processor.config.settings import Settings
 from processor.connections.redis_client import RedisConnection
+from processor.drain.gate import Gate
 from processor.errors import RedisRefused, RedisUnavailable
 from processor.ownership.owners import OwnedLane, Owners
 from processor.telemetry import metrics

@@ -18,7 +18,6 @@ from processor.apply.applier import Applier
 from processor.apply.committer import Committer
 from processor.apply.dead_letter_writer import DeadLetterWriter
 from processor.apply.outcome import Outcome
-from processor.apply.verdict import Gate
 from processor.buffer import delayed, parked
 from processor.config.settings import Settings
 from processor.connections.postgres_session import PostgresSession
@@ -26,6 +25,7 @@ from processor.connections.redis_client import RedisConnection
 from processor.drain.admission import Admission
 from processor.drain.attempts import Attempts
 from processor.drain.backlog import Backlog
+from processor.drain.gate import Gate
 from processor.drain.maintenance import Maintenance
 from processor.drain.prefetch import Prefetch
 from processor.drain.settle import Settler

@@ -17,7 +17,8 @@ from functools import partial
 from processor import crashpoint
 from processor.apply.dead_letter_writer import DeadLetterWriter, Death
 from processor.apply.outcome import Outcome
-from processor.apply.verdict import DOUBTFUL_STATE, backoff, is_final
+from processor.apply.retry import backoff, is_final
+from processor.apply.verdict import DOUBTFUL_STATE
 from processor.buffer import commit_notes, parked
 from processor.buffer import lane as buffer
 from processor.buffer.commit_notes import Entries, Note

@@ -12,7 +12,8 @@ import time
 from collections.abc import Sequence
 
 from processor.apply.outcome import Outcome
-from processor.apply.verdict import ENDS_SESSION_STATE, backoff
+from processor.apply.retry import backoff
+from processor.apply.verdict import ENDS_SESSION_STATE
 from processor.ledger.dead_letters import Reason
 from processor.ownership.owners import OwnedLane
 from processor.transaction.entry import Entry

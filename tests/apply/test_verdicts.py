@@ -15,7 +15,8 @@ import pytest
 
 from processor.apply import committer as session_module
 from processor.apply.committer import Committer
-from processor.apply.verdict import Failure, Verdict, is_final, judge
+from processor.apply.retry import is_final
+from processor.apply.verdict import Failure, Verdict, judge
 from processor.connections.postgres_session import PostgresSession
 from processor.errors import DatabaseUnavailable
 from processor.ledger import outcomes

@@ -1,0 +1,30 @@
+"""Whether and when a failed transaction is tried again: pure policy, no server."""
+
+from __future__ import annotations
+
+from processor.apply.verdict import DOUBTFUL_STATE, ENDS_SESSION_STATE
+
+#: Undefined table, column, function, object and schema.
+_UNDEFINED_NAMES = frozenset({"42P01", "42703", "42883", "42704", "3F000"})
+
+
+def is_final(sqlstate: str) -> bool:
+    """Whether the same transaction can only fail again, so that retries are pointless.
+
+    23503 (foreign key) is not final: the parent row may be on its way in another lane.
+    """
+    if sqlstate == "23503":
+        return False
+    return (
+        sqlstate[:2] in ("22", "23")
+        or sqlstate in _UNDEFINED_NAMES
+        or sqlstate in (ENDS_SESSION_STATE, DOUBTFUL_STATE)
+    )
+
+
+def backoff(attempt: int, delay: float, ceiling: float) -> float:
+    """Return the seconds to wait after a failed attempt: `delay`, doubled each time, to `ceiling`.
+
+    With the defaults (5 s, 300 s): 5 s, 10 s, 20 s, 40 s, 80 s, 160 s, then every 5 minutes.
+    """
+    return min(ceiling, delay * 2.0 ** min(attempt - 1, 32))
