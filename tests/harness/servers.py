@@ -20,8 +20,9 @@ from processor.embedded import PostgresServer, RedisServer, Standby
 from processor.embedded.binaries import wheel_files
 from processor.errors import Unavailable
 
-# A killed process loses nothing that it gave to the kernel, so fsync would guard nothing here.
-FAST = {"fsync": False}
+# A killed process loses nothing that it gave to the kernel, so fsync would guard nothing here. A
+# standby whose link is back waits 5 s by default before it connects again.
+FAST = {"fsync": False, "wal_retrieve_retry_interval": "100ms"}
 
 Factory = Callable[..., Any]
 
