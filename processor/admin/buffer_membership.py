@@ -12,7 +12,7 @@ from functools import cached_property
 
 from processor.admin import overview
 from processor.admin.sessions import OperatorSessions
-from processor.buffer import lane
+from processor.buffer import registry
 from processor.cli import output
 from processor.connections.postgres_session import PostgresSession
 from processor.errors import ProcessorError, RedisRefused, RedisUnavailable
@@ -74,7 +74,7 @@ class BufferMembership:
                             hint="ask with the settings of its site")
         with self.servers.redis() as redis:
             if letter.lane not in overview.lane_names(redis, settings):
-                redis.call(*lane.register(settings.namespace, [letter.lane]))
+                redis.call(*registry.register(settings.namespace, [letter.lane]))
         self._ready.add(letter.lane)
 
 
@@ -90,7 +90,7 @@ def known(servers: OperatorSessions) -> Callable[[DeadLetter], bool | None]:
 
 def _here(servers: OperatorSessions) -> str | None:
     with servers.redis() as redis:
-        return lane.written_identity(redis, servers.settings.namespace)
+        return registry.written_identity(redis, servers.settings.namespace)
 
 
 def _last_seen(database: PostgresSession, letter: DeadLetter) -> str:

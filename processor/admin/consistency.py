@@ -10,14 +10,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from processor.buffer import lane as buffer
-from processor.buffer import parked
+from processor.buffer import parked, stream
+from processor.buffer.entry_ids import last_generated, order
 from processor.buffer.lane import Lane
 from processor.config.settings import Settings
 from processor.connections.postgres_session import PostgresSession
-from processor.connections.redis_client import RedisConnection
+from processor.connections.redis_client import RedisConnection, checked
 from processor.connections.sql_literals import quoted
-from processor.errors import RedisRefused
 from processor.transaction.entry import Entry, UnknownVersion, Unreadable, decode
 
 _PAGE = 500
@@ -80,7 +79,7 @@ def _unsettled(
 def _without_lines(redis: RedisConnection, lane: Lane) -> Iterator[Problem]:
     for page in _parked(redis, lane):
         commands = [command for entry in page for command in _proofs(lane, entry)]
-        proofs = iter(parked.whole(redis.calls(commands)))
+        proofs = iter(checked(redis.calls(commands)))
         for entry in page:
             found = [next(proofs) is not None for _ in _proofs(lane, entry)]
             if not all(found):
@@ -118,7 +117,7 @@ def _untried(redis: RedisConnection, lane: Lane, ids: set[str]) -> Iterator[str]
     """Those of these parked transactions that stand first in all their lines and have no turn."""
     asked = sorted(ids)
     scores = redis.calls([("ZSCORE", lane.retry, each) for each in asked]) if asked else []
-    for transaction_id, score in zip(asked, parked.whole(scores), strict=True):
+    for transaction_id, score in zip(asked, checked(scores), strict=True):
         record = None if score is not None else redis.call("HGET", lane.parked, transaction_id)
         if record is not None:
             heads = parked.first_places(redis, lane, parked.record(record).keys)
@@ -137,7 +136,7 @@ def _not_held(
         page = rows[start : start + _PAGE]
         members = [(i, parked.member(key, entry, i)) for i, entry, keys in page for key in keys]
         commands = [("ZSCORE", lane.blocked, member) for _, member in members]
-        scores = parked.whole(redis.calls(commands)) if commands else []
+        scores = checked(redis.calls(commands)) if commands else []
         for (transaction_id, _), score in zip(members, scores, strict=True):
             if score is None:
                 yield Problem("holds", lane.name, transaction_id)
@@ -151,19 +150,9 @@ def _gone_back(
         f" AND buffer = {quoted(identity)} AND lane = {quoted(lane.name)}"
     )
     for (last,) in rows:
-        generated = _last_generated(redis, lane)
-        if parked.order(generated) < parked.order(last):
+        generated = last_generated(redis, lane)
+        if order(generated) < order(last):
             yield Problem("loss", lane.name, f"{generated} after {last}")
-
-
-def _last_generated(redis: RedisConnection, lane: Lane) -> str:
-    reply = redis.calls([("XINFO", "STREAM", lane.stream)])[0]
-    if isinstance(reply, RedisRefused):
-        if reply.code == "ERR":  # no such key: never written, or lost
-            return "0-0"
-        raise reply
-    pairs = dict(zip(reply[::2], reply[1::2], strict=True))
-    return str(pairs[b"last-generated-id"].decode())
 
 
 def _outcomes(database: PostgresSession, identity: str) -> Iterator[Problem]:
@@ -205,12 +194,12 @@ def _ids(database: PostgresSession, table: str, condition: str, ids: Sequence[st
 
 def _stream(redis: RedisConnection, lane: Lane) -> Iterator[list[Entry]]:
     cursor = "-"
-    while raws := buffer.entries(redis.call(*buffer.read(lane, cursor, _PAGE))):
+    while raws := stream.entries(redis.call(*stream.read(lane, cursor, _PAGE))):
         cursor = raws[-1][0]
         yield [entry for raw in raws if (entry := _decoded(raw)) is not None]
 
 
-def _decoded(raw: buffer.Raw) -> Entry | None:
+def _decoded(raw: stream.Raw) -> Entry | None:
     try:
         return decode(raw[0], raw[1], raw[2])
     except (Unreadable, UnknownVersion):

@@ -12,8 +12,7 @@ from typing import Any
 
 import msgspec
 
-from processor.buffer import lane as buffer
-from processor.buffer import parked
+from processor.buffer import parked, stream
 from processor.buffer.lane import Lane
 from processor.buffer.parked import Place
 from processor.connections.redis_client import RedisConnection
@@ -107,7 +106,7 @@ def _in_stream(redis: RedisConnection, lane: Lane, wanted: str) -> Found | None:
     return None
 
 
-def _likely_first(redis: RedisConnection, lane: Lane, wanted: str) -> Iterator[buffer.Raw]:
+def _likely_first(redis: RedisConnection, lane: Lane, wanted: str) -> Iterator[stream.Raw]:
     if wanted[14] == "7":
         made = max(0, int(wanted[:8] + wanted[9:13], 16) - _EARLIER)
         yield from _entries(redis, lane, str(made), "+")
@@ -116,9 +115,9 @@ def _likely_first(redis: RedisConnection, lane: Lane, wanted: str) -> Iterator[b
         yield from _entries(redis, lane, "-", "+")
 
 
-def _entries(redis: RedisConnection, lane: Lane, start: str, end: str) -> Iterator[buffer.Raw]:
+def _entries(redis: RedisConnection, lane: Lane, start: str, end: str) -> Iterator[stream.Raw]:
     while True:
-        page = buffer.entries(redis.call("XRANGE", lane.stream, start, end, "COUNT", _PAGE))
+        page = stream.entries(redis.call("XRANGE", lane.stream, start, end, "COUNT", _PAGE))
         yield from page
         if len(page) < _PAGE:
             return

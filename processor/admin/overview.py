@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from processor.buffer import lane as buffer
-from processor.buffer.lane import Lane, Look
+from processor.buffer import lane_size, registry
+from processor.buffer.lane import Lane
+from processor.buffer.lane_size import LaneSize
 from processor.config.settings import Settings
 from processor.connections.redis_client import RedisConnection
 from processor.errors import RedisRefused
@@ -26,7 +27,7 @@ class Overview:
 
     identity: str | None
     now: float
-    lanes: Mapping[str, Look]
+    lanes: Mapping[str, LaneSize]
     paused: Mapping[str, float]
 
     def queues(self) -> list[str]:
@@ -38,14 +39,14 @@ def look(redis: RedisConnection, settings: Settings) -> Overview:
     """Look at the buffer once; writes nothing."""
     names = lane_names(redis, settings)
     lanes = [Lane(settings.namespace, name) for name in names]
-    replies = redis.calls(buffer.look(settings.namespace, lanes))
-    paused, looks = buffer.looked(lanes, replies)
+    replies = redis.calls(lane_size.measure(settings.namespace, lanes))
+    paused, sizes = lane_size.measured(lanes, replies)
     pauses = replies[1]
     until = {q.decode(): float(u) for q, u in zip(pauses[::2], pauses[1::2], strict=True)}
     return Overview(
-        buffer.written_identity(redis, settings.namespace),
+        registry.written_identity(redis, settings.namespace),
         int(replies[0][0]) + int(replies[0][1]) / 1e6,
-        dict(zip(names, looks, strict=True)),
+        dict(zip(names, sizes, strict=True)),
         {queue: until.get(queue, 0.0) for queue in sorted(paused)},
     )
 
@@ -57,7 +58,7 @@ def lane_names(redis: RedisConnection, settings: Settings) -> list[str]:
         for name, queue in settings.queues.items()
         for number in range(queue.partitions)
     }
-    return sorted(configured | set(buffer.registered(redis, settings.namespace)))
+    return sorted(configured | set(registry.registered(redis, settings.namespace)))
 
 
 def clock(redis: RedisConnection) -> float:

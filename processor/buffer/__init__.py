@@ -1,11 +1,15 @@
-"""What lies in Redis: every key, and the commands on it.
+"""What is in Redis: every key, the commands on it, and what their replies mean.
 
-commit_notes         Commit notes: what the owner of a lane tells about a batch, one note for all
-delayed              Delayed transactions: a sorted set by due time, from which the owner moves th
-key_order            Who waits behind whom: pure rules of keys (rules 25 and 26).
-lane                 The buffer: one site's Redis with all its lanes, as commands and what their r
-overlay              Pending writes of the tables in `overlay.tables`, kept in Redis for those who
-parked               Entries held back: to be retried, or waiting behind an earlier one that share
-partitions           The number of partitions of a queue, which changes only while the queue is em
-replica_status       How far replicas are: what is asked of PostgreSQL, and what is told in Redis
+lane            the names of a lane's keys, which lane a transaction goes to, and the list of keys
+entry_ids       the order of stream entries, and the last id that Redis generated
+stream          the commands that add, read and remove the entries of a lane
+registry        the identity of a buffer, its registered lanes, its paused queues
+partitions      the number of lanes of a queue, which changes only while the queue is empty
+lane_size       how full lanes are, and what is due next in each
+delayed         transactions with a due time, and their move into the lane
+key_order       which entries wait behind which, by their keys: rules without a server
+parked          entries held back: to be retried, or waiting behind an entry that shares a key
+commit_notes    the note that the owner of a lane writes for each committed batch
+overlay         pending writes of the tables in `overlay.tables`, for reads that merge them
+replica_status  how far each replica is, and what a failover lost
 """

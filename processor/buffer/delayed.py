@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 
 from processor import crashpoint
-from processor.buffer.lane import Lane, add
+from processor.buffer.lane import Lane
+from processor.buffer.stream import add
 from processor.connections.redis_client import Command, RedisConnection
 from processor.errors import RedisRefused
 from processor.transaction.entry import VERSION, Entry, Unreadable, decode

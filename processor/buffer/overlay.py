@@ -30,7 +30,7 @@ from typing import Any
 import msgspec
 
 from processor.config.settings import Settings
-from processor.connections.redis_client import Command, RedisConnection
+from processor.connections.redis_client import Command, RedisConnection, checked
 from processor.errors import RedisRefused
 from processor.transaction.builder import Encoded
 from processor.transaction.ids import canonical_id
@@ -160,7 +160,7 @@ class Overlay:
         """
         if not gone:
             return
-        records = _whole(redis.calls([("HMGET", self.prefix, *(each.id for each in gone))]))[0]
+        records = checked(redis.calls([("HMGET", self.prefix, *(each.id for each in gone))]))[0]
         first: list[tuple[str, str, bytes]] = []
         for each, record in zip(gone, records, strict=True):
             for name in each.lists:
@@ -178,7 +178,7 @@ class Overlay:
         """Take away what is known by its id alone: values, and records of another payload."""
         if not places:
             return
-        lists = _whole(redis.calls([("LRANGE", name, 0, -1) for name, _ in places]))
+        lists = checked(redis.calls([("LRANGE", name, 0, -1) for name, _ in places]))
         for (name, found), elements in zip(places, lists, strict=True):
             heads = (b'{"id":"%s"' % found.encode(), b'["%s"' % found.encode())
             for element in {e for e in elements if e.startswith(heads)}:
@@ -188,7 +188,7 @@ class Overlay:
         """Those of the ids that are still shown."""
         if not ids or not redis.call("EXISTS", self.prefix):
             return set()
-        found = _whole(redis.calls([("HEXISTS", self.prefix, each) for each in ids]))
+        found = checked(redis.calls([("HEXISTS", self.prefix, each) for each in ids]))
         return {each for each, there in zip(ids, found, strict=True) if there}
 
 
@@ -224,10 +224,3 @@ def _count(reply: Any) -> int:
             raise reply
         return -1  # Put there by somebody else.
     return int(reply)
-
-
-def _whole(replies: list[Any]) -> list[Any]:
-    for reply in replies:
-        if isinstance(reply, RedisRefused):
-            raise reply
-    return replies

@@ -19,11 +19,10 @@ import contextlib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from processor.buffer.entry_ids import from_sortable, order, sortable
 from processor.buffer.lane import Lane
-from processor.connections.redis_client import Command, RedisConnection
-from processor.errors import RedisRefused
+from processor.connections.redis_client import Command, RedisConnection, checked
 from processor.transaction.entry import VERSION, Entry, Unreadable, decode
 
 _NUL = b"\0"
@@ -44,13 +43,12 @@ class Place:
     @property
     def entry_id(self) -> str:
         """The entry id from which the order was made."""
-        milliseconds, sequence = self.order.split(b"-")
-        return f"{int(milliseconds)}-{int(sequence)}"
+        return from_sortable(self.order)
 
 
 def member(key: str, entry_id: str, transaction_id: str) -> bytes:
     """A transaction's place in the line of a key."""
-    return _NUL.join((key.encode(), order(entry_id), transaction_id.encode()))
+    return _NUL.join((key.encode(), sortable(entry_id), transaction_id.encode()))
 
 
 def place(found: bytes) -> Place | None:
@@ -84,18 +82,12 @@ def _lines(
 ) -> list[list[Place]]:
     """The first places in the lines of these keys; what is no place is taken out of the way."""
     while keys:
-        replies = whole(redis.calls([line(lane, key, count) for key in keys]))
+        replies = checked(redis.calls([line(lane, key, count) for key in keys]))
         strange = [m for reply in replies for m in reply if place(m) is None]
         if not strange:
             return [places(reply) for reply in replies]
         redis.call("ZREM", lane.blocked, *strange)
     return []
-
-
-def order(entry_id: str) -> bytes:
-    """An entry id in a form that sorts as the stream does."""
-    milliseconds, _, sequence = entry_id.partition("-")
-    return f"{int(milliseconds):016d}-{int(sequence or 0):020d}".encode()
 
 
 def lines(lane: Lane, entry: Entry) -> list[Command]:
@@ -195,7 +187,7 @@ def have_turn(redis: RedisConnection, lane: Lane, ids: Iterable[str], now: float
     """
     commands = [("ZADD", lane.retry, "NX", repr(now), i) for i in dict.fromkeys(ids)]
     if commands:
-        whole(redis.calls(commands))
+        checked(redis.calls(commands))
 
 
 def forget_body(lane: Lane, transaction_id: str) -> list[Command]:
@@ -240,14 +232,6 @@ def has_bodies(redis: RedisConnection, lane: Lane, ids: Sequence[str]) -> set[st
         return set()
     found = redis.call("HMGET", lane.parked, *ids)
     return {i for i, stored in zip(ids, found, strict=True) if stored is not None}
-
-
-def whole(replies: list[Any]) -> list[Any]:
-    """The replies, if none is a refusal; else the refusal is raised."""
-    for reply in replies:
-        if isinstance(reply, RedisRefused):
-            raise reply
-    return replies
 
 
 def _bodies(redis: RedisConnection, lane: Lane, ids: Sequence[str]) -> dict[str, Entry]:

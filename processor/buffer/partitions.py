@@ -7,8 +7,8 @@ each of them an order of its own.
 from __future__ import annotations
 
 from processor.buffer.lane import Lane
-from processor.connections.redis_client import Command, RedisConnection
-from processor.errors import ConfigError, RedisRefused
+from processor.connections.redis_client import Command, RedisConnection, checked
+from processor.errors import ConfigError
 
 
 def agree(redis: RedisConnection, namespace: str, queue: str, partitions: int) -> None:
@@ -25,10 +25,7 @@ def agree(redis: RedisConnection, namespace: str, queue: str, partitions: int) -
     asked: list[Command] = []
     for lane in lanes:
         asked += [("XLEN", lane.stream), ("ZCARD", lane.scheduled), ("HLEN", lane.parked)]
-    counts = redis.calls(asked)
-    for count in counts:
-        if isinstance(count, RedisRefused):
-            raise count
+    counts = checked(redis.calls(asked))
     if any(counts):
         raise ConfigError(
             f"queues.{queue}.partitions: is {partitions}, and {sum(counts)} transactions lie in the"

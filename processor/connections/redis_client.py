@@ -37,6 +37,14 @@ Command = Sequence[bytes | str | int | float]
 Reply = Any
 
 
+def checked(replies: list[Reply]) -> list[Reply]:
+    """Return the replies of `calls`. Raises the first RedisRefused among them."""
+    for reply in replies:
+        if isinstance(reply, RedisRefused):
+            raise reply
+    return replies
+
+
 class RedisConnection:
     """One connection, opened at its first call and again after each failure."""
 

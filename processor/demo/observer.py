@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from processor.buffer import lane
+from processor.buffer import lane_size, registry
 from processor.buffer.lane import Lane
 from processor.config.settings import Settings
 from processor.connections.postgres_session import PostgresSession
@@ -55,11 +55,11 @@ class Observer:
 
     def buffered(self) -> int:
         """Entries in all lanes."""
-        names = lane.registered(self._redis, self._settings.namespace)
+        names = registry.registered(self._redis, self._settings.namespace)
         lanes = [Lane(self._settings.namespace, name) for name in names]
-        replies = self._redis.calls(lane.look(self._settings.namespace, lanes))
-        _, looks = lane.looked(lanes, replies)
-        return sum(look.depth + look.scheduled + look.parked for look in looks)
+        replies = self._redis.calls(lane_size.measure(self._settings.namespace, lanes))
+        _, sizes = lane_size.measured(lanes, replies)
+        return sum(size.depth + size.scheduled + size.parked for size in sizes)
 
     def committed(self) -> tuple[int, bool]:
         """Transactions whose effect PostgreSQL has; False if it was away and did not say."""

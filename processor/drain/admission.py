@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from processor.apply.outcome import Outcome
 from processor.buffer import delayed, parked
+from processor.buffer.entry_ids import sortable
 from processor.buffer.key_order import split
 from processor.connections.postgres_session import PostgresSession
 from processor.connections.redis_client import RedisConnection
@@ -55,7 +56,7 @@ class Admission:
             # stream while Redis was full.
             return key in stuck or (
                 head is not None
-                and (head.id == entry.id or head.order < parked.order(entry.entry_id))
+                and (head.id == entry.id or head.order < sortable(entry.entry_id))
             )
 
         free, held = split(entries, blocked)

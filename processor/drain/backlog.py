@@ -10,8 +10,8 @@ import logging
 
 import msgspec
 
-from processor.buffer import lane as buffer
-from processor.buffer.lane import Look
+from processor.buffer import lane_size
+from processor.buffer.lane_size import LaneSize
 from processor.config.settings import Settings
 from processor.connections.redis_client import RedisConnection
 from processor.drain.gate import Gate
@@ -40,7 +40,7 @@ class Backlog:
         self._redis = redis
         self._owners = owners
         self._instance = instance
-        self._looks: dict[str, Look] = {}
+        self._sizes: dict[str, LaneSize] = {}
         self._looked = self._told = self._heeded = float("-inf")
         self._full = False
         self.paused: set[str] = set()
@@ -81,23 +81,25 @@ class Backlog:
     def _look(self) -> None:
         lanes = list(self._owners.lanes.values())
         try:
-            self.paused, looks = buffer.looked(
+            self.paused, sizes = lane_size.measured(
                 [lane.lane for lane in lanes],
-                self._redis.calls(buffer.look(self._settings.namespace, [x.lane for x in lanes])),
+                self._redis.calls(
+                    lane_size.measure(self._settings.namespace, [x.lane for x in lanes])
+                ),
             )
         except RedisRefused as refused:
             raise RedisUnavailable(f"Redis cannot be asked: {refused}") from None
-        for lane, look in zip(lanes, looks, strict=True):
-            self._looks[lane.lane.name] = look
-            self._note(lane, look)
+        for lane, size in zip(lanes, sizes, strict=True):
+            self._sizes[lane.lane.name] = size
+            self._note(lane, size)
 
-    def _note(self, lane: OwnedLane, look: Look) -> None:
+    def _note(self, lane: OwnedLane, size: LaneSize) -> None:
         name = lane.lane.name
-        lane.next_due, lane.next_retry = look.next_due, look.next_retry
-        lane.has_lines, lane.has_bodies = look.lines > 0, look.parked > 0
-        lane.age = look.oldest_age or 0.0
-        metrics.gauge("depth", look.depth, lane=name)
-        metrics.gauge("oldest_age", look.oldest_age or 0.0, lane=name)
+        lane.next_due, lane.next_retry = size.next_due, size.next_retry
+        lane.has_lines, lane.has_bodies = size.lines > 0, size.parked > 0
+        lane.age = size.oldest_age or 0.0
+        metrics.gauge("depth", size.depth, lane=name)
+        metrics.gauge("oldest_age", size.oldest_age or 0.0, lane=name)
         metrics.gauge("owner", float(lane.owner is not None), lane=name)
 
     def forget(self) -> None:
@@ -154,7 +156,7 @@ class Backlog:
         return "running", "; ".join(reasons)
 
     def _lane(self, lane: OwnedLane, now: float, gate: Gate) -> LaneState:
-        look = self._looks.get(lane.lane.name)
+        size = self._sizes.get(lane.lane.name)
         status, reason = "running", lane.reason
         if lane.later and not reason:
             # They stay in the stream for a newer processor; the lane goes on and says so (rule 10).
@@ -170,7 +172,7 @@ class Backlog:
         elif lane.paused_until > now:
             status = "paused"
         return LaneState(
-            status, reason, look.depth if look else 0, look.scheduled if look else 0,
-            look.parked if look else 0, look.oldest_age if look else None,
+            status, reason, size.depth if size else 0, size.scheduled if size else 0,
+            size.parked if size else 0, size.oldest_age if size else None,
             lane.owner is not None, lane.owner.epoch if lane.owner else 0,
         )  # fmt: skip

@@ -14,13 +14,12 @@ from dataclasses import replace
 from processor.apply.committer import Commit
 from processor.apply.dead_letter_writer import DeadLetterWriter
 from processor.apply.verdict import ENDS_SESSION_STATE, FENCED_STATE
-from processor.buffer import commit_notes, delayed, parked
-from processor.buffer import lane as buffer
+from processor.buffer import commit_notes, delayed, parked, stream
 from processor.buffer.commit_notes import Note
 from processor.buffer.overlay import Overlay
 from processor.config.settings import Settings
 from processor.connections.postgres_session import PostgresSession
-from processor.connections.redis_client import RedisConnection
+from processor.connections.redis_client import RedisConnection, checked
 from processor.drain.backlog import Backlog
 from processor.errors import DatabaseError, DatabaseUnavailable, RedisRefused
 from processor.ledger import dead_letters, outcomes
@@ -167,8 +166,8 @@ class Maintenance:
         if lane.owner is None:
             return
         keys = lane.lane
-        head, waiting, mark = parked.whole(self._redis.calls([
-            buffer.read(keys, "-", 1), ("HLEN", keys.parked), ("GET", keys.pruned)
+        head, waiting, mark = checked(self._redis.calls([
+            stream.read(keys, "-", 1), ("HLEN", keys.parked), ("GET", keys.pruned)
         ]))  # fmt: skip
         oldest = int(head[0][0].partition(b"-")[0]) if head else sys.maxsize
         if lane.suspect_to is not None and (

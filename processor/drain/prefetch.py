@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from processor import crashpoint
-from processor.buffer import lane as buffer
-from processor.buffer.lane import Raw
+from processor.buffer import stream
+from processor.buffer.stream import Raw
 from processor.config.settings import Settings
 from processor.connections.redis_client import RedisConnection
 from processor.errors import RedisRefused, RedisUnavailable
@@ -34,7 +34,7 @@ class Prefetch:
         empty = [lane for lane in lanes if lane.page is None]
         while empty:
             replies = self._redis.calls(
-                [buffer.read(lane.lane, lane.cursor, self._count(lane)) for lane in empty]
+                [stream.read(lane.lane, lane.cursor, self._count(lane)) for lane in empty]
             )
             crashpoint.reach("batch-read")
             # A page of nothing but entries that have to stay is passed over at once.
@@ -49,7 +49,7 @@ class Prefetch:
         """Take the reply to a read; False if it has to be read on."""
         if isinstance(reply, RedisRefused):
             raise RedisUnavailable(f"lane {lane.lane.name} cannot be read: {reply}")
-        raws = buffer.entries(reply)
+        raws = stream.entries(reply)
         if not raws:
             # Ids may have begun anew below the cursor (rule 9); the next pass looks from the head.
             lane.rewind = lane.reread = True

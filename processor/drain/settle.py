@@ -19,11 +19,10 @@ from processor.apply.dead_letter_writer import DeadLetterWriter, Death
 from processor.apply.outcome import Outcome
 from processor.apply.retry import backoff, is_final
 from processor.apply.verdict import DOUBTFUL_STATE
-from processor.buffer import commit_notes, parked
-from processor.buffer import lane as buffer
+from processor.buffer import commit_notes, parked, stream
 from processor.buffer.commit_notes import Entries, Note
 from processor.config.settings import Settings
-from processor.connections.redis_client import Command, RedisConnection
+from processor.connections.redis_client import Command, RedisConnection, checked
 from processor.drain.settle_replicated import ReplicatedSettling
 from processor.errors import RedisRefused, RedisUnavailable
 from processor.ledger.dead_letters import Reason
@@ -108,7 +107,7 @@ class Settler:
             )
         ]  # fmt: skip
         if again:
-            parked.whole(self._redis.calls(again))
+            checked(self._redis.calls(again))
         ended = [*outcome.ended, *(d.entry for d in deaths)]
         done = [*ended, *outcome.clashing]
         holding = {d.entry.id for d in deaths if self._burial.holds(d)}
@@ -272,7 +271,7 @@ class Settler:
         if not self._redis.alive or self._redis.generation != generation:
             # The ids may be strangers' by now (rule 9).
             raise RedisUnavailable("the connection on which the batch was read is gone")
-        removed = self._redis.calls([*notes, buffer.settle(lane.lane, ids)])[-1]
+        removed = self._redis.calls([*notes, stream.settle(lane.lane, ids)])[-1]
         if isinstance(removed, RedisRefused):
             raise RedisUnavailable(f"Redis does not settle: {removed}")
         if removed != len(ids):

@@ -11,12 +11,12 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from processor.buffer import lane as buffer
-from processor.buffer import parked
+from processor.buffer import parked, stream
+from processor.buffer.entry_ids import last_generated, order
 from processor.connections.redis_client import Command, RedisConnection
 from processor.connections.wal_position import Position
 from processor.errors import RedisRefused, RedisUnavailable
-from processor.ownership.owners import OwnedLane, Page, last_generated, order
+from processor.ownership.owners import OwnedLane, Page
 from processor.ownership.replication_backlog import Range
 from processor.replicas.watch import ReplicaWatch
 from processor.transaction.entry import Entry, UnknownVersion, Unreadable, decode
@@ -103,7 +103,7 @@ class ReplicatedSettling:
         if newest is not None and not self._following.is_everywhere(newest):
             asked: list[Command] = [("XRANGE", lane.lane.stream, i, i) for i in ids]
             found = [reply for reply in self._redis.calls(asked) if reply]
-            self._pass_over(newest, [raw for reply in found for raw in buffer.entries(reply)])
+            self._pass_over(newest, [raw for reply in found for raw in stream.entries(reply)])
         self._remove(lane, ids)
 
     def _release(self, lane: OwnedLane, span: Range) -> None:
@@ -112,7 +112,7 @@ class ReplicatedSettling:
             reply = self._redis.call(
                 "XRANGE", lane.lane.stream, start, span.last, "COUNT", _PAGE
             )
-            raws = buffer.entries(reply)
+            raws = stream.entries(reply)
             gone = self._at_their_end(lane, raws)
             if gone and not self._following.is_everywhere(span.position):
                 leaving = set(gone)
@@ -123,11 +123,11 @@ class ReplicatedSettling:
                 return
             start = f"({raws[-1][0]}"
 
-    def _pass_over(self, position: Position, raws: Sequence[buffer.Raw]) -> None:
+    def _pass_over(self, position: Position, raws: Sequence[stream.Raw]) -> None:
         """They go, and a lost replica has not got them: it is the one that may be promoted."""
         self._following.leave(position, _ids(raws))
 
-    def _at_their_end(self, lane: OwnedLane, raws: Sequence[buffer.Raw]) -> list[str]:
+    def _at_their_end(self, lane: OwnedLane, raws: Sequence[stream.Raw]) -> list[str]:
         staying = {*lane.later, *(e.entry_id for e in lane.stuck.values())}
         singles = lane.withheld.single
         ids = [raw[0] for raw in raws if raw[0] not in staying and raw[0] not in singles]
@@ -137,12 +137,12 @@ class ReplicatedSettling:
         return [entry_id for entry_id in ids if entry_id not in waiting]
 
     def _remove(self, lane: OwnedLane, ids: Sequence[str]) -> None:
-        removed = self._redis.calls([buffer.settle(lane.lane, ids)])[0]
+        removed = self._redis.calls([stream.settle(lane.lane, ids)])[0]
         if isinstance(removed, RedisRefused):
             raise RedisUnavailable(f"Redis does not settle: {removed}")
 
 
-def _ids(raws: Sequence[buffer.Raw]) -> list[str]:
+def _ids(raws: Sequence[stream.Raw]) -> list[str]:
     """The transactions of those entries that are some."""
     found: dict[str, None] = {}
     for entry_id, version, body, _ in raws:

@@ -15,8 +15,8 @@ from typing import Any
 from processor import crashpoint
 from processor.apply.verdict import Failure as Facts
 from processor.apply.verdict import Verdict, judge
-from processor.buffer import lane as buffer
-from processor.buffer import parked
+from processor.buffer import parked, registry
+from processor.buffer.entry_ids import last_generated, order
 from processor.buffer.lane import Lane
 from processor.config.settings import Settings
 from processor.connections.postgres_session import PostgresSession
@@ -140,14 +140,14 @@ class Owners:
 
     def meet(self, redis: RedisConnection) -> None:
         """Learn the buffer's identity and lanes; a changed identity is a loss event (rule 1)."""
-        found = buffer.identity(redis, self._settings.namespace)
+        found = registry.identity(redis, self._settings.namespace)
         if self.buffer and found != self.buffer:
             self.report(f"the buffer changed its identity from {self.buffer} to {found}: what was"
                          " accepted and not committed before that is lost")  # fmt: skip
             self.lanes.clear()
         self.buffer = found
         drained = self._settings.drain
-        for name in {*self._configured(), *buffer.registered(redis, self._settings.namespace)}:
+        for name in {*self._configured(), *registry.registered(redis, self._settings.namespace)}:
             lane = Lane(self._settings.namespace, name)
             if name not in self.lanes and (not drained or lane.queue in drained):
                 queue = self._settings.queues.get(lane.queue)
@@ -284,21 +284,3 @@ def _let_go(database: PostgresSession, redis: RedisConnection, lane: OwnedLane) 
                 parked.release(redis, lane.lane, [(head.id, head.entry_id, [head.key])], 0.0)
         if not after:
             return
-
-
-def last_generated(redis: RedisConnection, lane: Lane) -> str:
-    """The last entry id that a lane's stream ever gave; none is below it from now on."""
-    try:
-        reply = redis.call("XINFO", "STREAM", lane.stream)
-    except RedisRefused as refused:
-        if refused.code == "ERR":  # no such key: never written, or lost
-            return "0-0"
-        raise
-    pairs = dict(zip(reply[::2], reply[1::2], strict=True))
-    return str(pairs[b"last-generated-id"].decode())
-
-
-def order(entry_id: str) -> tuple[int, int]:
-    """An entry id as something to compare."""
-    milliseconds, _, sequence = entry_id.partition("-")
-    return int(milliseconds), int(sequence or 0)

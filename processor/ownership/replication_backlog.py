@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from processor.buffer.entry_ids import order
 from processor.connections.wal_position import Position
 
 #: More ranges than this are joined, two and two: each then waits for its last commit.
@@ -119,8 +120,8 @@ class ReplicationBacklog:
 
     def back_to(self, entry_ids: Iterable[str]) -> str:
         """Forget the ranges in which these lie, and all behind; the last entry before them."""
-        first = min(map(_order, entry_ids))
-        while self.ranges and _order(self.ranges[-1].last) >= first:
+        first = min(map(order, entry_ids))
+        while self.ranges and order(self.ranges[-1].last) >= first:
             self.ranges.pop()
         return self.last
 
@@ -129,8 +130,3 @@ class ReplicationBacklog:
         self.ranges.clear()
         self.single.clear()
         self._missed, self._incomplete = None, False
-
-
-def _order(entry_id: str) -> tuple[int, int]:
-    milliseconds, _, sequence = entry_id.partition("-")
-    return int(milliseconds), int(sequence or 0)

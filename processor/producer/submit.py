@@ -14,9 +14,8 @@ from itertools import islice
 from typing import Any
 
 from processor import crashpoint
-from processor.buffer import delayed, partitions
-from processor.buffer import lane as buffer
-from processor.buffer.lane import Lane
+from processor.buffer import delayed, partitions, registry, stream
+from processor.buffer.lane import Lane, lane_name
 from processor.buffer.overlay import Overlay
 from processor.config import loader
 from processor.config.settings import Settings
@@ -83,7 +82,7 @@ class Producer:
                 "queue", f"{encoded.queue!r} is not configured",
                 hint=f"one of {', '.join(sorted(self.settings.queues))}",
             )  # fmt: skip
-        name = buffer.lane_name(encoded.queue, queue.partitions, encoded)
+        name = lane_name(encoded.queue, queue.partitions, encoded)
         lane = self._lanes.get(name)
         if lane is None:
             lane = self._lanes[name] = Lane(self.settings.namespace, name)
@@ -135,7 +134,7 @@ class Producer:
     def _add(lane: Lane, encoded: Encoded) -> Command:
         if encoded.due is not None:
             return delayed.schedule(lane, encoded.body, encoded.due)
-        return buffer.add(lane, encoded.body)
+        return stream.add(lane, encoded.body)
 
     def _calls(
         self, lanes: Sequence[Lane], adds: Sequence[Adding], asked: Sequence[Fullness],
@@ -176,7 +175,7 @@ class Producer:
         """On a new connection learn the buffer's identity; register each lane once on it."""
         memory = connection.memory
         if "identity" not in memory or not connection.alive:
-            identity = buffer.identity(connection, self.settings.namespace)
+            identity = registry.identity(connection, self.settings.namespace)
             memory = connection.memory
             memory["identity"] = identity
             memory["lanes"] = set()
@@ -185,7 +184,7 @@ class Producer:
             for queue in {lane.queue for lane in lanes}:
                 count = self.settings.queues[queue].partitions
                 partitions.agree(connection, self.settings.namespace, queue, count)
-            connection.call(*buffer.register(self.settings.namespace, new))
+            connection.call(*registry.register(self.settings.namespace, new))
             memory["lanes"].update(new)
         return str(memory["identity"])
 

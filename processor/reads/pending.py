@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 from processor.buffer import overlay, replica_status
 from processor.buffer.overlay import Overlay, Pending
 from processor.buffer.replica_status import Replica
-from processor.connections.redis_client import Command, RedisConnection
-from processor.errors import RedisRefused, RedisUnavailable
+from processor.connections.redis_client import Command, RedisConnection, checked
+from processor.errors import RedisUnavailable
 from processor.transaction.write_set import Touch, decides, touch
 
 #: More statements than this in the overlay are not asked for one by one.
@@ -240,11 +240,7 @@ class PendingWrites:
             return sorted((k.pending for k in self._records.values()), key=lambda each: each.at)
 
     def _calls(self, commands: Sequence[Command]) -> list[Any]:
-        replies = self._redis.calls(commands)
-        for reply in replies:
-            if isinstance(reply, RedisRefused):
-                raise reply
-        return replies
+        return checked(self._redis.calls(commands))
 
 
 def deciding(keys: Overlay, pending: Pending) -> Iterator[tuple[str, Touch]]:

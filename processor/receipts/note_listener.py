@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from processor.buffer import commit_notes, parked
+from processor.buffer import commit_notes
 from processor.buffer.lane import Lane
 from processor.config.settings import Settings
-from processor.connections.redis_client import Command, RedisConnection
+from processor.connections.redis_client import Command, RedisConnection, checked
 from processor.errors import ProcessorError
 from processor.receipts import replica_progress
 from processor.receipts.status import StatusLookup
@@ -141,7 +141,7 @@ class NoteListener:
         if not self._rung:
             last.append(("XREVRANGE", self._ring, "+", "-", "COUNT", 1))
         asked = [*last, *replica_progress.ask(self._settings.namespace, lanes)]
-        replies = parked.whole(redis.calls(asked))
+        replies = checked(redis.calls(asked))
         if last:
             rung = replies.pop(0)
             self._rung = rung[0][0].decode() if rung else "0-0"

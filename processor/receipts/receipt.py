@@ -14,7 +14,7 @@ from numbers import Real
 from urllib.parse import quote, unquote
 from uuid import UUID
 
-from processor.buffer import parked
+from processor.buffer.entry_ids import sortable
 from processor.buffer.lane import Lane
 from processor.config.settings import NAME
 from processor.errors import InvalidTransaction, TransactionDead, TransactionLost, WaitTimeout
@@ -87,7 +87,7 @@ class Receipt:
 
     def __str__(self) -> str:
         """An opaque text for a header or cookie; texts of one lane sort as its entries do."""
-        order = parked.order(self.entry_id).decode() if self.entry_id else ""
+        order = sortable(self.entry_id).decode() if self.entry_id else ""
         ids = (UUID(self.id).hex, UUID(self.buffer).hex)
         return "~".join((order, *ids, quote(self.lane, safe="")))
 
@@ -134,7 +134,7 @@ def seconds(field: str, given: object) -> float:
 
 
 def _entry_id(order: str) -> str:
-    """The entry id of a text made by `parked.order`. Raises ValueError; Redis would, too."""
+    """The entry id of a text made by `sortable`. Raises ValueError; Redis would, too."""
     found = _ORDER(order)
     if found is None or int(found[2]) >= 1 << 64:
         raise ValueError(order)
@@ -142,7 +142,7 @@ def _entry_id(order: str) -> str:
 
 
 def _lane(name: str) -> str:
-    """The name of a lane, as `buffer.lane_name` makes them. Raises ValueError."""
+    """The name of a lane, as `lane_name` makes them. Raises ValueError."""
     if not _LANE(name):
         raise ValueError(name)
     return name

@@ -12,10 +12,11 @@ from typing import Any
 
 from processor.buffer import commit_notes, parked
 from processor.buffer.commit_notes import Note, Told
+from processor.buffer.entry_ids import order
 from processor.buffer.lane import Lane
 from processor.config.settings import Replicas
 from processor.connections.postgres_session import PostgresSession
-from processor.connections.redis_client import Command, RedisConnection
+from processor.connections.redis_client import Command, RedisConnection, checked
 from processor.connections.wal_position import Position
 from processor.ledger import dead_letters, outcomes
 from processor.receipts import replica_progress
@@ -108,7 +109,7 @@ def in_redis(
         _newest(lane, "+", _least(entry_id, since)),
         *replica_progress.ask(lane.namespace, [lane]),
     ]
-    entry, record, retry, page, *replies = parked.whole(redis.calls(asked))
+    entry, record, retry, page, *replies = checked(redis.calls(asked))
     told = _told(redis, sought, page, since)
     (found,) = replica_progress.told(replicas, replies)
     newest = page[0][0].decode() if page else since
@@ -124,7 +125,7 @@ def last_note(redis: RedisConnection, lane: Lane) -> str:
 def outlives_notes(redis: RedisConnection, sought: Sought) -> bool:
     """Whether notes that were left since an entry was accepted may be gone."""
     oldest = redis.call("XRANGE", sought.lane.commits, "-", "+", "COUNT", 1)
-    return not oldest or parked.order(oldest[0][0].decode()) > parked.order(sought.entry_id)
+    return not oldest or order(oldest[0][0].decode()) > order(sought.entry_id)
 
 
 def in_ledger(database: PostgresSession, transaction_id: str) -> StatusLookup | None:
@@ -177,7 +178,7 @@ def _pages(redis: RedisConnection, lane: Lane, page: list[Any], start: str) -> I
         yield from page
         if len(page) < _PAGE:
             return
-        page = parked.whole(redis.calls([_newest(lane, f"({page[-1][0].decode()}", start)]))[0]
+        page = checked(redis.calls([_newest(lane, f"({page[-1][0].decode()}", start)]))[0]
 
 
 def _note(fields: Any) -> Note | None:

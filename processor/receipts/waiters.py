@@ -11,8 +11,8 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 
-from processor.buffer import parked
 from processor.buffer.commit_notes import Note
+from processor.buffer.entry_ids import sortable
 from processor.connections.wal_position import Position
 from processor.receipts.replica_progress import ReplicaProgress
 from processor.receipts.status import Sought, StatusLookup, from_told, on_replicas
@@ -29,7 +29,7 @@ class Waiter:
     def __init__(self, sought: Sought, enough: Enough | None = None) -> None:
         self.sought = sought
         self.enough = enough
-        self.order = parked.order(sought.entry_id) if sought.entry_id else b""
+        self.order = sortable(sought.entry_id) if sought.entry_id else b""
         #: The commit from which on replicas count.
         self.reached: StatusLookup | None = None
         self.told: StatusLookup | None = None
@@ -105,7 +105,7 @@ class Waiters:
         found = [waiter for i in named for waiter in self._by_id.get(i, ())]
         span = note.entries.span
         if span:
-            first, last = map(parked.order, span)
+            first, last = map(sortable, span)
             start = bisect.bisect_left(self._in_order, (first,))
             end = bisect.bisect_left(self._in_order, (last + b"~",))
             found += [waiter for _, _, waiter in self._in_order[start:end]]

@@ -14,7 +14,8 @@ import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from processor.buffer import parked, replica_status
+from processor.buffer import replica_status
+from processor.buffer.entry_ids import order
 from processor.buffer.overlay import Overlay, Shown
 from processor.config.settings import Settings
 from processor.connections.postgres_session import PostgresSession
@@ -170,14 +171,14 @@ class OverlayCleaner:
         )
         lost = {
             each.id: told[each.id] for each in unknown
-            if each.id in told and parked.order(each.entry_id) < parked.order(told[each.id])
+            if each.id in told and order(each.entry_id) < order(told[each.id])
         }  # fmt: skip
         return lost.keys() - self._accepted_since(lost.values()) if lost else set()
 
     def _accepted_since(self, entries: Iterable[str]) -> set[str]:
         """The ids in the log behind the first of these entries."""
         found: set[str] = set()
-        after = min(entries, key=parked.order)
+        after = min(entries, key=order)
         while page := self._overlay.page(self._redis, after, _PAGE):
             found.update(each.id for each in page)
             after = page[-1].entry_id

@@ -17,8 +17,8 @@ import pytest
 import redis as redis_driver
 
 from processor.admin import redis_acl
-from processor.buffer import lane as buffer
-from processor.buffer import replica_status
+from processor.buffer import lane, registry, replica_status
+from processor.buffer.lane import Lane
 from processor.connections.redis_client import RedisConnection
 from processor.drain.drain import Drain
 from processor.embedded import RedisServer
@@ -112,7 +112,7 @@ def test_every_key_is_listed_by_its_owner_and_those_of_a_lane_share_a_hash_tag(s
     keys = {key.decode() for key in site.redis.keys("*")}
 
     one.leave()
-    listed = re.findall(r"^<ns>(:\S+) ", f"{buffer.__doc__}{replica_status.__doc__}", re.M)
+    listed = re.findall(r"^<ns>(:\S+) ", f"{lane.__doc__}{replica_status.__doc__}", re.M)
     assert len(listed) >= 10
     places = {"<lane>": r"(default|high|low):0", "<instance>": r"\S+"}
     shapes = [re.escape(shape) for shape in listed]
@@ -153,12 +153,12 @@ def test_the_identity_of_a_buffer_is_written_once_whoever_comes_first(redis_url:
         def call(self, *command: bytes | str | int | float) -> Any:
             reply = super().call(*command)
             if command[0] == "GET" and not written:
-                written.append(buffer.identity(quick, "race"))
+                written.append(registry.identity(quick, "race"))
             return reply
 
     slow = Slow(redis_url, 2.0)
 
-    assert [buffer.identity(slow, "race"), buffer.identity(quick, "race")] == written * 2
+    assert [registry.identity(slow, "race"), registry.identity(quick, "race")] == written * 2
     slow.close()
     quick.close()
 
@@ -379,7 +379,7 @@ def test_of_many_connections_that_died_while_they_were_idle_one_is_tried(
     work = Transaction(queue=queue).insert("nowhere", {"n": 1})
     far.producer.submit(work.encode(time.time(), 10_000))
 
-    stream = buffer.Lane(far.settings.namespace, f"{queue}:0").stream
+    stream = Lane(far.settings.namespace, f"{queue}:0").stream
     assert redis.xlen(stream) == (1 if first else 2)
 
 

@@ -15,7 +15,7 @@ from processor.admin import find, overview
 from processor.admin.find import Found
 from processor.admin.overview import Overview
 from processor.admin.sessions import OperatorSessions, with_servers
-from processor.buffer import parked
+from processor.buffer.entry_ids import sortable
 from processor.cli import output
 from processor.cli.options import transaction_id
 from processor.errors import DatabaseError, DatabaseUnavailable
@@ -178,7 +178,7 @@ def _parked(found: Found, seen: Overview, told: list[Answer]) -> Answer:
 def _ahead(found: Found) -> Answer | None:
     """The one that stands before it, if it shares a key with somebody."""
     for key, head in found.heads.items():
-        if head.order < parked.order(found.entry_id):
+        if head.order < sortable(found.entry_id):
             return {
                 "waits_behind": head.id,
                 "why": f"{head.id} holds the key {key!r} and came earlier",

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from processor.buffer.lane import Lane, entries
+from processor.buffer.lane import Lane
+from processor.buffer.stream import entries
 from processor.cli import output
 from processor.cli.doctor.finding import OK, WARN, Finding
 from processor.config.settings import Settings

@@ -1,0 +1,52 @@
+"""What a buffer knows of itself: its identity, its registered lanes, its paused queues."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable
+from typing import Any
+
+from processor.connections.redis_client import Command, RedisConnection
+from processor.errors import InvalidTransaction
+from processor.transaction.ids import canonical_id, id_of_key
+
+
+def identity(redis: RedisConnection, namespace: str) -> str:
+    """Return the identity of this buffer; the first caller writes it (rule 1)."""
+    while (found := written_identity(redis, namespace)) is None:
+        redis.call("SET", f"{namespace}:buffer", str(uuid.uuid4()), "NX")
+    return found
+
+
+def written_identity(redis: RedisConnection, namespace: str) -> str | None:
+    """Return the identity of this buffer, or None if it has none yet; writes nothing."""
+    key = f"{namespace}:buffer"
+    found = redis.call("GET", key)
+    if found is None:
+        return None
+    text = found.decode(errors="replace")
+    try:
+        return canonical_id(key, text)
+    except InvalidTransaction:
+        # Another program wrote this value. That is no reason to stop: all readers derive the same
+        # identity from it.
+        return id_of_key(f"buffer {text}")
+
+
+def register(namespace: str, lanes: Iterable[str]) -> Command:
+    """Register lanes, so that every processor drains them (rule 7)."""
+    return ("SADD", f"{namespace}:lanes", *lanes)
+
+
+def registered(redis: RedisConnection, namespace: str) -> list[str]:
+    """Return the names of all lanes ever written, sorted."""
+    return sorted(name.decode() for name in redis.call("SMEMBERS", f"{namespace}:lanes"))
+
+
+def paused(reply: Any, now: float) -> set[str]:
+    """Return the queues that are paused at `now` (Unix seconds).
+
+    `reply` is that to HGETALL <ns>:paused.
+    """
+    pairs = zip(reply[::2], reply[1::2], strict=True)
+    return {q.decode() for q, until in pairs if float(until) == 0 or float(until) > now}
