@@ -71,7 +71,7 @@ _HOMES = {
     "stop": "processor.runtime.drain_thread",
     "state": "processor.runtime.drain_thread",
     "hooks": "processor.runtime.drain_thread",
-    "event": "processor.runtime.drain_thread",
+    "event": "processor.telemetry.wakeup",
     **dict.fromkeys(
         (
             "AlreadyRunning", "BufferFull", "ConfigError", "DatabaseUnavailable", "InvalidRead",

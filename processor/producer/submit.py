@@ -28,8 +28,7 @@ from processor.errors import (
     SubmitUnknown,
 )
 from processor.receipts.receipt import Receipt
-from processor.runtime import drain_thread
-from processor.telemetry import metrics
+from processor.telemetry import metrics, wakeup
 from processor.transaction.builder import Encoded, Transaction
 
 Submittable = Transaction | Mapping[str, Any] | str | bytes
@@ -216,7 +215,7 @@ def submit(transaction: Submittable) -> Receipt:
     """
     producer = _current()
     receipt = producer.submit(_encoded(producer, transaction))
-    drain_thread.wake()
+    wakeup.wake()
     return receipt
 
 
@@ -230,7 +229,7 @@ def submit_many(transactions: Iterable[Submittable]) -> list[Receipt]:
     receipts: list[Receipt] = []
     for chunk in _chunks(transactions):
         receipts += producer.submit_many([_encoded(producer, one) for one in chunk])
-        drain_thread.wake()
+        wakeup.wake()
     return receipts
 
 

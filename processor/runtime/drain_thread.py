@@ -28,7 +28,7 @@ from processor.config import loader
 from processor.config.settings import Settings
 from processor.drain.drain import Drain
 from processor.runtime.side_threads import SideThreads
-from processor.telemetry import faults, metrics
+from processor.telemetry import faults, metrics, wakeup
 from processor.telemetry.progress import Progress
 from processor.telemetry.status import State, as_mapping
 from processor.transaction import statements
@@ -53,8 +53,7 @@ class Singleton:
     """What the process shares: the Event, the thread, the state after its last pass."""
 
     def __init__(self) -> None:
-        self.event = threading.Event()
-        self.event.set()
+        self.event = wakeup.event
         self.thread: threading.Thread | None = None
         self.state = State()
 
@@ -86,7 +85,6 @@ class Run:
 
 
 singleton = Singleton()
-event = singleton.event
 hooks = Hooks()
 
 #: Settings that a running processor keeps: they say which buffer it drains, and for whom.
@@ -94,7 +92,6 @@ KEPT = ("namespace", "site", "redis.url", "redis.timeout", "health.bind", "drain
 
 _lock = threading.Lock()
 _run: Run | None = None
-_revive = False
 
 
 def start(settings: Settings | None = None) -> Singleton:
@@ -102,7 +99,7 @@ def start(settings: Settings | None = None) -> Singleton:
 
     `settings` default to those of `configure`. Raises ConfigError.
     """
-    global _run, _revive
+    global _run
     with _lock:
         if singleton.thread is not None and singleton.thread.is_alive():
             if _run is not None and not _run.stopping:
@@ -118,7 +115,8 @@ def start(settings: Settings | None = None) -> Singleton:
         singleton.event.set()
         run.thread.start()
         # Shown when it can be joined: a stop in between has not seen this start.
-        _run, singleton.thread, _revive = run, run.thread, False
+        _run, singleton.thread = run, run.thread
+        wakeup.revive_with(None)
     return singleton
 
 
@@ -187,13 +185,6 @@ def progress_age(now: float) -> float:
     if run is None or thread is None or not thread.is_alive():
         return float("inf")
     return run.progress.age(now)
-
-
-def wake() -> None:
-    """Set the Event; in a forked child whose parent had started, bring the thread back first."""
-    if _revive:
-        start()
-    singleton.event.set()
 
 
 def _live(run: Run) -> None:
@@ -272,13 +263,10 @@ def _warn_uwsgi() -> None:
 
 def _after_fork() -> None:
     """In the child: no thread, fresh locks, and connections dropped but not closed (P6)."""
-    global _lock, _run, _revive
+    global _lock, _run
     _lock = threading.Lock()
-    # In place: the application may hold the Event since before the fork.
-    singleton.event.__init__()  # type: ignore[misc]
-    singleton.event.set()
     if _run is not None:
-        _revive = not _run.stopping
+        wakeup.revive_with(None if _run.stopping else start)
         _run.drain.database.drop()
         _run.drain.redis.drop()
         _run.beside.drop()

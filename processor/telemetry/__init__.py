@@ -1,7 +1,8 @@
-"""What the processor measures and publishes about itself.
+"""What a process measures and publishes about itself, and the Event that wakes its drain thread.
 
-faults               Where an exception was raised, without its text.
-metrics              Counters and gauges of this process; no I/O. Every floor counts here, `web` e
-progress             The record of progress that feeds health and the systemd watchdog alike (rule
-status               What a processor tells about itself: one frozen record, replaced whole after
+metrics   counters and gauges of this process; every package counts here, `web` exposes them
+faults    describes an exception by class and place, without its message
+progress  when the drain thread last made progress; feeds health and the systemd watchdog
+status    the state of a processor: one frozen record, replaced after each pass
+wakeup    the Event that wakes the drain thread, and its revival in a forked child
 """

@@ -289,8 +289,8 @@ for _ in range(5):
     processor.submit(effect())
 time.sleep(0.3)
 assert drain_thread._run.drain.database._connection.info.backend_pid == session
-assert drain_thread._run.drain.database.generation == 1 and
-drain_thread._run.drain.redis.generation == 1
+assert drain_thread._run.drain.database.generation == 1
+assert drain_thread._run.drain.redis.generation == 1
 print("unharmed")
 """
 
