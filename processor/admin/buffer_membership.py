@@ -16,7 +16,7 @@ from processor.buffer import registry
 from processor.cli import output
 from processor.connections.postgres_session import PostgresSession
 from processor.errors import ProcessorError, RedisRefused, RedisUnavailable
-from processor.ledger import outcomes
+from processor.ledger import lane_rows
 from processor.ledger.dead_letters import DeadLetter
 
 
@@ -69,7 +69,7 @@ class BufferMembership:
         if letter.buffer == self.here or letter.lane in self._ready:
             return
         settings = self.servers.settings
-        if outcomes.is_drained(database, settings.namespace, letter.buffer):
+        if lane_rows.is_drained(database, settings.namespace, letter.buffer):
             raise Elsewhere(f"the buffer {letter.buffer} is not gone: a processor drains it now",
                             hint="ask with the settings of its site")
         with self.servers.redis() as redis:

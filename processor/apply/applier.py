@@ -22,9 +22,9 @@ from processor.apply.outcome import Contended, Fenced, Outcome, Systemic
 from processor.apply.verdict import Failure, Verdict, judge
 from processor.config.settings import Settings
 from processor.errors import DatabaseError, DatabaseUnavailable
-from processor.ledger import outcomes
+from processor.ledger import lane_rows, outcomes
 from processor.ledger.dead_letters import Reason
-from processor.ledger.outcomes import Ownership
+from processor.ledger.lane_rows import Ownership
 from processor.telemetry import metrics
 from processor.transaction.entry import Entry
 
@@ -121,7 +121,7 @@ class Applier:
         entries = written.entries
         prepared = self._session.prepares
         body = (
-            outcomes.fence(owner, len(entries), last=entries[-1].entry_id)
+            lane_rows.fence(owner, len(entries), last=entries[-1].entry_id)
             + outcomes.insert(owner, entries, prepared=prepared)
             + written.text
         )
@@ -246,7 +246,7 @@ class Applier:
         """Apply one entry, unprepared; why it failed, None if it is committed."""
         started = time.monotonic()
         body = (
-            outcomes.fence(owner, 1, last=entry.entry_id)
+            lane_rows.fence(owner, 1, last=entry.entry_id)
             + outcomes.insert(owner, [entry])
             + self._session.renderer.plain(entry)
         )

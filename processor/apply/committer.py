@@ -17,8 +17,8 @@ from processor.config.settings import Database as Settings
 from processor.connections.postgres_session import PostgresSession, Row
 from processor.connections.wal_position import Position, after_commit
 from processor.errors import DatabaseError, DatabaseUnavailable
-from processor.ledger import outcomes
-from processor.ledger.outcomes import Ownership
+from processor.ledger import lane_rows, outcomes
+from processor.ledger.lane_rows import Ownership
 from processor.replicas.commit_marks import CommitMarks
 from processor.sql.catalog import Catalog
 from processor.sql.renderer import Renderer
@@ -157,7 +157,7 @@ class Committer:
 
     def behind(self, owner: Ownership) -> Commit:
         """As `here`, by a commit of its own where replicas are followed: that they can show."""
-        return self.here() if self._marks is None else self.commit(outcomes.fence(owner, 0))
+        return self.here() if self._marks is None else self.commit(lane_rows.fence(owner, 0))
 
     def _commit(self, row: Row) -> Commit:
         _, current, insert, synchronous, failures, timeline, xid = row

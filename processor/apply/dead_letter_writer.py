@@ -15,9 +15,9 @@ from processor import crashpoint
 from processor.apply.committer import Commit, Committer, prolonged
 from processor.apply.verdict import Failure, Verdict, judge
 from processor.errors import DatabaseError, DatabaseUnavailable
-from processor.ledger import dead_letters, outcomes
+from processor.ledger import dead_letters, lane_rows, outcomes
 from processor.ledger.dead_letters import DeadLetter, Reason
-from processor.ledger.outcomes import Ownership
+from processor.ledger.lane_rows import Ownership
 from processor.sql.renderer import Unrenderable, tables
 from processor.telemetry import metrics
 from processor.transaction.entry import Entry, Unreadable, decode
@@ -61,7 +61,7 @@ class DeadLetterWriter:
         self._session.begin()
         self._session.settle_down()
         mortal = [d.entry for d in deaths if not d.clashing]
-        body = outcomes.fence(owner, 0, len(deaths))
+        body = lane_rows.fence(owner, 0, len(deaths))
         if mortal:
             body += outcomes.insert_dead(owner, mortal)
         for death in deaths:
@@ -84,7 +84,7 @@ class DeadLetterWriter:
         if letter.request == "discard":
             return self._decide(
                 owner, letter,
-                outcomes.fence(owner, 0)
+                lane_rows.fence(owner, 0)
                 + (outcomes.resolve(owner, letter.id, letter.hash, "discarded", letter.hash)
                    if own else "")
                 + dead_letters.resolved(letter, "discarded"),
@@ -111,7 +111,7 @@ class DeadLetterWriter:
         try:
             return self._decide(
                 owner, letter,
-                outcomes.fence(owner, 1, last=None)
+                lane_rows.fence(owner, 1, last=None)
                 + outcomes.resolve(owner, letter.id, letter.hash, "applied", entry.hash)
                 + dead_letters.resolved(letter, "applied")
                 + effect,
@@ -148,7 +148,7 @@ class DeadLetterWriter:
 
     def fail(self, owner: Ownership, letter: DeadLetter, reason: Reason) -> None:
         """A request could not be fulfilled: the dead letter stays, with this reason."""
-        self._commit(outcomes.fence(owner, 0) + dead_letters.failed_again(letter, reason))
+        self._commit(lane_rows.fence(owner, 0) + dead_letters.failed_again(letter, reason))
         metrics.count("retried")
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from processor.apply.committer import Commit
 from processor.ledger.dead_letters import Reason
-from processor.ledger.outcomes import Known
+from processor.ledger.outcomes import Recorded
 from processor.transaction.entry import Entry
 
 
@@ -27,7 +27,7 @@ class Outcome:
     """What became of the entries of a batch; every entry is in exactly one place."""
 
     committed: list[Entry] = field(default_factory=list)
-    known: list[tuple[Entry, Known]] = field(default_factory=list)
+    known: list[tuple[Entry, Recorded]] = field(default_factory=list)
     clashing: list[Entry] = field(default_factory=list)
     failed: list[tuple[Entry, Reason]] = field(default_factory=list)
     held: list[Entry] = field(default_factory=list)

@@ -16,9 +16,9 @@ from processor.apply.committer import Commit, Committer
 from processor.buffer import key_order
 from processor.connections.sql_literals import quoted
 from processor.errors import refusal
-from processor.ledger import outcomes
+from processor.ledger import lane_rows, outcomes
 from processor.ledger.dead_letters import Reason
-from processor.ledger.outcomes import Ownership
+from processor.ledger.lane_rows import Ownership
 from processor.sql.renderer import Renderer, Taken
 from processor.transaction.entry import Entry
 
@@ -61,7 +61,7 @@ def commit(
     pairs = key_order.behind(entries)
     body = "".join((
         f"SET LOCAL statement_timeout = {int(limit * 1000)};",
-        outcomes.fence(owner, len(entries), last=entries[-1].entry_id),
+        lane_rows.fence(owner, len(entries), last=entries[-1].entry_id),
         outcomes.insert(owner, entries, prepared=prepared),
         "SELECT set_config('processor.failures', processor.isolate(",
         f"'{owner.buffer}', {quoted(owner.lane)}, '{{{','.join(e.id for e in entries)}}}',",

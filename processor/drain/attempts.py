@@ -18,7 +18,7 @@ from processor.config.settings import Settings
 from processor.connections.redis_client import RedisConnection
 from processor.drain import troubles
 from processor.errors import DatabaseUnavailable, Unavailable
-from processor.ledger import outcomes
+from processor.ledger import lane_rows, outcomes
 from processor.ownership.owners import OwnedLane
 from processor.telemetry import metrics
 from processor.transaction.entry import Entry
@@ -89,7 +89,7 @@ class Attempts:
         assert lane.owner is not None
         lane.condemned = ""
         self._session.begin()
-        self._session.commit(outcomes.fence(lane.owner, 0))
+        self._session.commit(lane_rows.fence(lane.owner, 0))
         if outcomes.find(self._session.database, [entry.id]):
             return False
         lane.condemned = entry.id

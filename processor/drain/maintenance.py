@@ -24,7 +24,7 @@ from processor.drain.backlog import Backlog
 from processor.errors import DatabaseError, DatabaseUnavailable, RedisRefused
 from processor.ledger import dead_letters, outcomes
 from processor.ledger.dead_letters import DeadLetter, Reason
-from processor.ledger.outcomes import Ownership
+from processor.ledger.lane_rows import Ownership
 from processor.ownership.owners import OwnedLane, Owners
 from processor.telemetry import metrics
 
@@ -191,7 +191,7 @@ class Maintenance:
 
     def _forgettable(self, owner: Ownership, lane: OwnedLane, oldest: int) -> list[tuple[str, int]]:
         retention = self._settings.ledger.retention
-        rows = outcomes.old(self._database, owner, retention, oldest, _PRUNED)
+        rows = outcomes.prunable(self._database, owner, retention, oldest, _PRUNED)
         waiting: set[str] = set()
         for start in range(0, len(rows), _AT_ONCE):
             ids = [i for i, _ in rows[start : start + _AT_ONCE]]

@@ -1,6 +1,7 @@
-"""What lies in PostgreSQL: every table of the schema `processor`.
+"""What is stored in PostgreSQL: every table of the schema `processor`, as SQL text.
 
-dead_letters         Dead letters in PostgreSQL: what failed for good, why, and what an operator w
-outcomes             The ledger of ids and outcomes, and the lane's epoch: SQL that `apply` sends.
-schema               The PostgreSQL schema `processor`: what is in it, how it is made, whether it
+schema        The tables and functions of the schema; how it is created and checked.
+lane_rows     Table `lane`: who owns a lane, and the fence of every batch.
+outcomes      Table `ledger`: the id and outcome of every transaction.
+dead_letters  Table `dead_letter`: transactions that failed for good, and operators' requests.
 """

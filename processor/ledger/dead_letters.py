@@ -15,7 +15,7 @@ from typing import Any
 
 from processor.connections.postgres_session import PostgresSession, Row
 from processor.connections.sql_literals import quoted
-from processor.ledger.outcomes import Ownership
+from processor.ledger.lane_rows import Ownership
 from processor.transaction.entry import Entry
 from processor.transaction.ids import canonical_id
 

@@ -23,8 +23,8 @@ from processor.connections.postgres_session import PostgresSession
 from processor.connections.redis_client import RedisConnection
 from processor.connections.sql_literals import quoted
 from processor.errors import DatabaseError, RedisRefused
-from processor.ledger import dead_letters, outcomes
-from processor.ledger.outcomes import Ownership
+from processor.ledger import dead_letters, lane_rows, outcomes
+from processor.ledger.lane_rows import Ownership
 from processor.ownership.replication_backlog import ReplicationBacklog
 from processor.telemetry import metrics
 from processor.transaction.entry import Entry
@@ -182,7 +182,7 @@ class Owners:
 
     def _take(self, database: PostgresSession, lane: OwnedLane) -> None:
         try:
-            lane.owner = outcomes.acquire(
+            lane.owner = lane_rows.acquire(
                 database, self._settings.namespace, self.buffer, lane.lane.name,
                 site=self._settings.site, instance=self._instance,
             )  # fmt: skip
@@ -240,7 +240,7 @@ class Owners:
         given = self.owned
         self.lose()
         for lane in given:
-            outcomes.give_up(database, self._settings.namespace, self.buffer, lane.lane.name)
+            lane_rows.give_up(database, self._settings.namespace, self.buffer, lane.lane.name)
 
 
 def rebuild(database: PostgresSession, redis: RedisConnection, lane: OwnedLane) -> None:

@@ -29,7 +29,7 @@ from processor.errors import (
     RedisUnavailable,
 )
 from processor.ledger import outcomes
-from processor.ledger.outcomes import Known
+from processor.ledger.outcomes import Recorded
 from processor.telemetry import faults
 from processor.telemetry.progress import Progress
 
@@ -184,7 +184,7 @@ class OverlayCleaner:
             after = page[-1].entry_id
         return found
 
-    def _on_primary(self, ids: Sequence[str]) -> tuple[dict[str, Known], Position]:
+    def _on_primary(self, ids: Sequence[str]) -> tuple[dict[str, Recorded], Position]:
         """What the primary's ledger knows, and a position behind all of that."""
         known = self._on(self._primary, ids)
         system, timeline = self._primary.system, self._primary.timeline
@@ -195,7 +195,7 @@ class OverlayCleaner:
         insert = self._primary.run("SELECT pg_current_wal_insert_lsn()::text")[0][0]
         return known, Position(system, timeline, after_commit(insert, insert, "off"))
 
-    def _on(self, database: PostgresSession, ids: Sequence[str]) -> dict[str, Known]:
+    def _on(self, database: PostgresSession, ids: Sequence[str]) -> dict[str, Recorded]:
         try:
             if database.alive:
                 # It was perhaps ended since, being idle; then a new one is asked.

@@ -16,8 +16,8 @@ import pytest
 
 from processor.drain.drain import Drain
 from processor.errors import DatabaseError
-from processor.ledger import outcomes
-from processor.ledger.outcomes import Ownership
+from processor.ledger import lane_rows
+from processor.ledger.lane_rows import Ownership
 from processor.runtime import drain_thread
 from processor.transaction.builder import Transaction
 from tests.harness.process import Process
@@ -216,7 +216,7 @@ def test_a_new_owner_waits_until_the_batch_of_the_old_one_is_decided(site: Site)
     step(old)
     forget_lock(old)
     right = right_of(old)
-    old.database.run(f"BEGIN; {outcomes.fence(right, 1)} SELECT 1")
+    old.database.run(f"BEGIN; {lane_rows.fence(right, 1)} SELECT 1")
 
     step(new)
     assert owned(new) == LANES - {"default:0"}
@@ -228,7 +228,7 @@ def test_a_new_owner_waits_until_the_batch_of_the_old_one_is_decided(site: Site)
     assert owned(new) == LANES
     assert right_of(new).epoch == right.epoch + 1
     with pytest.raises(DatabaseError) as refused:
-        old.database.run(outcomes.fence(right, 1))
+        old.database.run(lane_rows.fence(right, 1))
     assert refused.value.sqlstate == "PR001"
 
 

@@ -21,7 +21,7 @@ from processor.cli.options import transaction_id
 from processor.errors import DatabaseError, DatabaseUnavailable
 from processor.ledger import dead_letters, outcomes
 from processor.ledger.dead_letters import DeadLetter
-from processor.ledger.outcomes import Row
+from processor.ledger.outcomes import LedgerRow
 from processor.telemetry.status import timestamp
 from processor.transaction.ids import id_of_key
 
@@ -66,7 +66,7 @@ def explain(servers: OperatorSessions, id: str | None, key: str | None, as_json:
 
 def _ask_database(
     servers: OperatorSessions, wanted: str
-) -> tuple[Row | None, list[DeadLetter], DatabaseUnavailable | None]:
+) -> tuple[LedgerRow | None, list[DeadLetter], DatabaseUnavailable | None]:
     try:
         with servers.database() as database:
             return outcomes.row(database, wanted), dead_letters.found(database, wanted), None
@@ -97,7 +97,7 @@ def _shown(value: Any) -> Any:
 
 
 def _answer(
-    row: Row | None, letters: list[DeadLetter], found: Found | None, seen: Overview,
+    row: LedgerRow | None, letters: list[DeadLetter], found: Found | None, seen: Overview,
     told: list[Answer], *, withheld: bool,
 ) -> Answer:
     waiting = next((letter for letter in letters if letter.outcome == "dead"), None)
@@ -117,7 +117,7 @@ def _answer(
 
 
 def _decided(
-    row: Row, found: Found | None, clash: DeadLetter | None, *, withheld: bool
+    row: LedgerRow, found: Found | None, clash: DeadLetter | None, *, withheld: bool
 ) -> Answer:
     answer: Answer = {
         "place": row.outcome, "lane": row.lane, "entry": row.entry_id,

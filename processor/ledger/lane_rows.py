@@ -1,0 +1,88 @@
+"""Lane rows: who owns a lane, and the fence that every batch starts with.
+
+A lane is owned through an advisory lock on the writing session, which shows that the owner is
+alive, and through an epoch and a token in the lane's row, which fence its commits (rules 2 and 3).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from dataclasses import dataclass
+
+from processor.connections.postgres_session import PostgresSession
+from processor.connections.sql_literals import quoted
+from processor.errors import DatabaseError
+
+
+@dataclass(frozen=True, slots=True)
+class Ownership:
+    """The right to write for a lane: its epoch and token in PostgreSQL (rule 2)."""
+
+    buffer: str
+    lane: str
+    epoch: int
+    token: str
+
+
+def lock_key(namespace: str, buffer: str, lane: str) -> int:
+    """Return the key of a lane's advisory lock: 8 bytes of SHA-256 as a signed number (rule 2)."""
+    text = "\0".join(("processor", namespace, buffer, lane))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], signed=True)
+
+
+def is_drained(session: PostgresSession, namespace: str, buffer: str) -> bool:
+    """Return whether a processor of this namespace currently owns a lane of the buffer."""
+    lanes = session.run(f"SELECT lane FROM processor.lane WHERE buffer = '{buffer}'")
+    keys = ",".join(str(lock_key(namespace, buffer, lane)) for (lane,) in lanes)
+    return bool(session.run(
+        "SELECT EXISTS (SELECT FROM pg_locks JOIN pg_database d ON d.oid = pg_locks.database"
+        " WHERE locktype = 'advisory' AND objsubid = 1 AND datname = current_database()"
+        f" AND classid::bigint << 32 | objid::bigint = ANY ('{{{keys}}}'::bigint[]))"
+    )[0][0])  # fmt: skip
+
+
+def acquire(
+    session: PostgresSession, namespace: str, buffer: str, lane: str, *, site: str, instance: str
+) -> Ownership | None:
+    """Take a free lane: first the advisory lock, then a new epoch and token under it.
+
+    The update waits for the lane's row, so every batch of an earlier owner is decided when this
+    returns (rule 3). Returns None if another session holds the lock.
+    """
+    key = lock_key(namespace, buffer, lane)
+    if not session.run(f"SELECT pg_try_advisory_lock({key})")[0][0]:
+        return None
+    token = str(uuid.uuid4())
+    try:
+        rows = session.run(
+            "INSERT INTO processor.lane (buffer, lane, site, instance, epoch, token)"
+            f" VALUES ('{buffer}', {quoted(lane)}, {quoted(site)}, {quoted(instance)}, 1,"
+            f" '{token}')"
+            " ON CONFLICT (buffer, lane) DO UPDATE SET epoch = lane.epoch + 1,"
+            " token = excluded.token, site = excluded.site, instance = excluded.instance,"
+            " seen_at = clock_timestamp() RETURNING epoch"
+        )
+    except DatabaseError:
+        # A batch of the previous owner still locks the row. Release the lock for a later attempt.
+        session.run(f"ROLLBACK; SELECT pg_advisory_unlock({key})")
+        raise
+    return Ownership(buffer, lane, int(rows[0][0]), token)
+
+
+def give_up(session: PostgresSession, namespace: str, buffer: str, lane: str) -> None:
+    """Release a lane, so that another processor can take it at once."""
+    session.run(f"SELECT pg_advisory_unlock({lock_key(namespace, buffer, lane)})")
+
+
+def fence(owner: Ownership, applied: int, dead: int = 0, last: str | None = None) -> str:
+    """Return the first statement of a batch: lock the lane's row, compare epoch and token (rule 3).
+
+    `applied` and `dead` are added to the lane's counters; `last` is the id of the batch's last
+    entry. The row then carries the batch's transaction id, which `replicas.commit_marks` records.
+    """
+    return (
+        f"SELECT processor.fence('{owner.buffer}', {quoted(owner.lane)}, {owner.epoch},"
+        f" '{owner.token}', {applied}, {dead}, {'NULL' if last is None else quoted(last)}),"
+        " set_config('processor.xid', pg_current_xact_id()::text, false);"
+    )
