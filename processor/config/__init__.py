@@ -1,8 +1,8 @@
-"""Settings: declared once, loaded, checked.
+"""Settings: declared once, loaded from a file or the environment, checked.
 
-addresses            Addresses of servers: is this one, how does libpq want it, and how may it be
-declaration          How a setting is declared: once, with its default, reason, unit and check.
-loader               Where the settings come from: file, mapping, environment.
-settings             The settings: each declared here, once, and nowhere else.
-yaml_file            A YAML file as plain values, with the line of every name in it.
+addresses    addresses of servers: checked, converted to the form of libpq, masked for display
+declaration  how a setting is declared, and `Reader`, which builds records and collects problems
+yaml_file    a YAML file as plain values, with the line of every name
+settings     the settings, each with its default, and which combinations contradict each other
+loader       merges file, mapping and environment; keeps the settings of this process
 """

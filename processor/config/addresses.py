@@ -1,10 +1,9 @@
-"""Addresses of servers: is this one, how does libpq want it, and how may it be shown.
+"""Addresses of servers: checked, converted to the form of libpq, and masked for display.
 
-`config` checks `redis.url`, `database.dsn` and `health.bind` here, and masks them when settings
-are printed. An address may hold a password, so no problem found here repeats any of it.
+`settings` checks `redis.url`, `database.dsn` and `health.bind` here, and `loader` masks them when
+settings are printed. An address may contain a password, so no error message here quotes any of it.
 
-The drivers are asked whether they understand an address, when there is one: who imports `processor`
-loads none.
+The drivers check each address and are imported only then: importing `processor` loads none.
 """
 
 from __future__ import annotations
@@ -28,52 +27,54 @@ _PAIRS = re.compile(rf"(?:\s*+[A-Za-z_]\w*+\s*+=\s*+(?:{_QUOTED}|{_PLAIN}))+\s*+
 _BIND = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^\s:\[\]/@]+):(?P<port>\d{1,5})")
 _LOOPBACK = re.compile(r"localhost|127(?:\.\d{1,3}){3}|\[(?:::1|(?:0{1,4}:){7}0{0,3}1)\]")
 
-# Up to the last @, since a password may hold an @ or / that its writer forgot to encode.
+# Up to the last @, since a password may contain an @ or / that the user forgot to encode.
 _USERINFO = re.compile(r"^([\w+.-]+://[^:@/?#]*:).*@", re.DOTALL)
 _PARAMETER = re.compile(r"([?&][^=&]*password[^=&]*=)[^&]*", re.IGNORECASE)
 _KEYWORD = re.compile(rf"(password\s*=\s*)(?:'(?:[^'\\]|\\.)*+'?|{_PLAIN})", re.DOTALL)
 
 
 def redis_url(value: str) -> str:
+    """The URL, unchanged. Raises ValueError if it is not one that redis-py accepts."""
     found = _REDIS.fullmatch(value)
     if found is None or int(found["port"] or 1) not in range(1, 65536):
         found = _UNIX.fullmatch(value)
     if found is None:
-        raise ValueError("not a Redis address (write redis://user:password@host:6379/0, rediss:// "
-                         "for TLS, or unix:///path; percent-encode / and @ in a password)")
-    return _seen_by_redis(value)
+        raise ValueError("is not a Redis address (write redis://user:password@host:6379/0, "
+                         "rediss:// for TLS, or unix:///path; percent-encode / and @ in it)")
+    return _accepted_by_redis(value)
 
 
-def _seen_by_redis(value: str) -> str:
+def _accepted_by_redis(value: str) -> str:
     import redis.connection
 
     try:
         options = dict(redis.connection.parse_url(value))  # type: ignore[no-untyped-call]
         options.pop("connection_class", redis.Connection)(**options)
     except (ValueError, TypeError, redis.RedisError):
-        raise ValueError("the Redis client does not understand it (see the options after the ?; "
-                         "those of TLS go with rediss://)") from None
+        raise ValueError("is not accepted by the Redis client (check the options after the ?; "
+                         "TLS options need rediss://)") from None
     return value
 
 
 def dsn(value: str) -> str:
-    """Anything libpq takes, and the schemes of SQLAlchemy, turned into what libpq takes."""
+    """The address as libpq accepts it; schemes of SQLAlchemy are converted. Raises ValueError."""
     found = _POSTGRESQL.fullmatch(value)
     if found is None and ("\0" in value or not _PAIRS.fullmatch(value)):
-        raise ValueError("not a PostgreSQL address (write postgresql://user@host:5432/name, or "
-                         '"host=... dbname=..."; percent-encode blanks, / and @ in a URL)')
+        raise ValueError("is not a PostgreSQL address (write postgresql://user@host:5432/name, or "
+                         '"host=... dbname=..."; percent-encode spaces, / and @ in a URL)')
     if found:
         value = f"postgresql://{found['rest']}"
         where, _, rest = found["rest"].partition("?")[0].partition("/")
-        # libpq takes what stands before the first of them for the user and password.
+        # libpq reads everything before the first @ as user and password.
         if where.count("@") > 1 or "@" in rest:
-            raise ValueError("has an @ out of place (percent-encode %, / and @ in a password)")
+            raise ValueError("has an unexpected @ (percent-encode %, / and @ in a password)")
     lists, count = _lists(value)
     ports = lists.get("port", [])
     if not all(p == "" or (p.isdecimal() and 0 < int(p) < 65536) for p in ports):
-        raise ValueError("a port is not 1 to 65535 (percent-encode %, / and @ in a password)")
+        raise ValueError("has a port outside 1 to 65535 (percent-encode %, / and @ in a password)")
     if any(len(each) not in (1, count) for each in lists.values()):
-        raise ValueError("has another number of ports than of hosts (give one port, or one each)")
+        raise ValueError("has a different number of ports than hosts (give one port, "
+                         "or one for each host)")
     return value
 
 
@@ -83,52 +84,53 @@ def _parts(dsn: str) -> dict[str, str]:
     try:
         return dict(psycopg2.extensions.parse_dsn(dsn))
     except psycopg2.Error:
-        # Its own words may quote a piece of a password.
-        raise ValueError("libpq does not understand it (see the names of its options; "
+        # The message of libpq may quote part of a password.
+        raise ValueError("is not accepted by libpq (check the names of the options; "
                          "percent-encode %, / and @ in a password)") from None
 
 
 def hosts(dsn: str) -> list[dict[str, str]]:
-    """What to override in `dsn` for each of its hosts; one empty override if it has one or none."""
+    """For each host of `dsn`, the parameters that select it; [{}] if there is at most one host."""
     found, count = _lists(dsn)
     if count == 1:
         return [{}]
     return [
-        {name: values[place if len(values) > 1 else 0] for name, values in found.items()}
-        for place in range(count)
+        {name: values[index if len(values) > 1 else 0] for name, values in found.items()}
+        for index in range(count)
     ]
 
 
 def _lists(dsn: str) -> tuple[dict[str, list[str]], int]:
-    """What `dsn` lists for its hosts, and how many they are."""
+    """The values that `dsn` lists for host, hostaddr and port, and the number of its hosts."""
     parts = _parts(dsn)
     found = {n: parts[n].split(",") for n in ("host", "hostaddr", "port") if parts.get(n)}
     return found, max((len(found[n]) for n in ("host", "hostaddr") if n in found), default=1)
 
 
-def place(dsn: str, host: Mapping[str, Any]) -> str:
-    """How errors name a server: host:port of `dsn` with the override `host`, or its socket."""
+def host_port(dsn: str, host: Mapping[str, Any]) -> str:
+    """The name of a server in error messages: host:port of `dsn`, with `host` from `hosts`."""
     parts = {**_parts(dsn), **host}
     name = parts.get("host") or parts.get("hostaddr")
     return f"{name}:{parts.get('port') or 5432}" if name else "its default address"
 
 
 def bind(value: str) -> str:
-    """host:port, or nothing: do not listen. Port 0 takes any free one."""
+    """host:port; empty: do not listen; port 0: any free port. Raises ValueError."""
     found = _BIND.fullmatch(value)
     if value and not (found and int(found["port"]) < 65536):
-        raise ValueError('not host:port (write "127.0.0.1:8787" or "[::1]:8787", in quotes; '
-                         '"" listens nowhere)')
+        raise ValueError('is not host:port (write "127.0.0.1:8787" or "[::1]:8787", in quotes; '
+                         'write "" to disable)')
     return value
 
 
 def loopback(value: str) -> bool:
+    """Whether only this machine can reach the host:port `value`; an empty one: yes."""
     found = _BIND.fullmatch(value)
     return not found or _LOOPBACK.fullmatch(found["host"].lower()) is not None
 
 
 def masked(value: str) -> str:
-    """The address without its passwords, in either form of libpq and in that of Redis."""
+    """The address with its passwords replaced: a URL, or keywords and values as libpq has them."""
     if "://" not in value.partition("=")[0]:
         return _KEYWORD.sub(rf"\1{MASK}", value)
     return _PARAMETER.sub(rf"\1{MASK}", _USERINFO.sub(rf"\1{MASK}@", value))

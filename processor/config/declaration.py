@@ -1,8 +1,8 @@
 """How a setting is declared: once, with its default, reason, unit and check.
 
-`settings` declares its records with `setting` and `mapping`. `config` hands what a
-file, a mapping or the environment says to `Reader` and gets back the frozen record and every
-problem, each with its place. A new setting is one declaration; nothing here knows their names.
+`settings` declares its records with `setting` and `mapping`. `loader` passes the values of a file,
+a mapping or the environment to `Reader` and gets back the frozen record and every problem, each
+with its origin. A new setting is one declaration; this module knows no setting by name.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from typing import Any, TypeVar, cast
 
 T = TypeVar("T")
 Path = tuple[str, ...]
-Place = tuple[str, int]  # a source and its line; line 0: the source has no lines
-Check = Callable[[Any], Any]  # hands back the value to keep, or raises ValueError with a remedy
+Origin = tuple[str, int]  # a source and a line in it; line 0: the source has no lines
+Check = Callable[[Any], Any]  # returns the value to keep, or raises ValueError with a remedy
 
 
 @dataclass(frozen=True, slots=True)
 class Declaration:
-    """What a field of a record carries in its metadata under "setting"."""
+    """The declaration of one setting; its record's field carries it in the metadata "setting"."""
 
     reason: str
     kind: type
     unit: str = ""
     check: Check | None = None
     secret: bool = False
-    of: type | None = None  # what a mapping maps its names to: a record, str or tuple
-    names: Check | None = None  # of the names of a mapping
-    item: Check | None = None  # of each text of a mapping or list
+    of: type | None = None  # the type of a mapping's values: a record, str or tuple
+    names: Check | None = None  # checks each name of a mapping
+    item: Check | None = None  # checks each text of a mapping or list
 
 
 def setting(
@@ -43,7 +43,7 @@ def setting(
     secret: bool = False,
     item: Check | None = None,
 ) -> T:
-    """Declare one value; the type of its default is its type."""
+    """Declare one value; its type is the type of the default."""
     declaration = Declaration(reason, type(default), unit, check, secret, item=item)
     return field(default=default, repr=not secret, metadata={"setting": declaration})
 
@@ -58,7 +58,7 @@ def mapping(
     check: Check | None = None,
     secret: bool = False,
 ) -> Mapping[str, T]:
-    """Declare names of the user's own; `check` sees the whole mapping."""
+    """Declare a mapping whose names the user chooses; `check` receives the whole mapping."""
     declaration = Declaration(reason, dict, check=check, secret=secret, of=of, names=names,
                               item=item)  # fmt: skip
     made = field(default_factory=lambda: dict(default), repr=not secret,
@@ -76,49 +76,58 @@ def leaves(record: type, path: Path = ()) -> Iterator[tuple[Path, Declaration]]:
             yield from leaves(cast(type, each.default_factory), here)
 
 
-def between(least: float, most: float) -> Check:
+def between(smallest: float, largest: float) -> Check:
+    """A check that a number lies in a range, both ends included."""
+
     def check(value: Any) -> Any:
-        if not (isfinite(value) and least <= value <= most):
-            raise ValueError(f"{value} is out of range (give {least:_} to {most:_})")
+        if not (isfinite(value) and smallest <= value <= largest):
+            raise ValueError(f"must be between {smallest:_} and {largest:_} (got {value})")
         return value
 
     return check
 
 
 def one_of(*words: str) -> Check:
+    """A check that a text is one of `words`."""
+
     def check(value: str) -> str:
         if value not in words:
-            raise ValueError(f"no such choice (give {' or '.join(words)})")
+            raise ValueError(f"unknown value (use {', '.join(words[:-1])} or {words[-1]})")
         return value
 
     return check
 
 
 def matching(pattern: str, remedy: str) -> Check:
+    """A check that a text matches `pattern` from end to end."""
+
     def check(value: str) -> str:
         if not re.fullmatch(pattern, value):
-            problem = "has a character out of place" if value.strip() else "is empty"
-            raise ValueError(f"{problem} ({remedy})")
+            raise ValueError(f"{'is not valid' if value.strip() else 'is empty'} ({remedy})")
         return value
 
     return check
 
 
+# Of each type: its name in messages, and how to write a value in a file.
 WANTED = {
-    bool: "true or false",
-    int: "a whole number, without quotes",
-    float: "a number such as 1.5, without quotes",
-    str: 'text, in "quotes" if it looks like something else',
-    tuple: "a list such as [a, b]",
-    dict: "names with a value each, such as {name: ...}",
+    bool: ("true or false", "without quotes"),
+    int: ("a whole number", "such as 3, without quotes"),
+    float: ("a number", "such as 1.5, without quotes"),
+    str: ("text", 'in "quotes" if YAML reads it as something else'),
+    tuple: ("a list", "such as [a, b]"),
+    dict: ("a mapping", "such as {name: value}"),
 }
 
 
 def typed(kind: type, raw: Any) -> Any:
-    """`raw` as a `kind`, exactly: "10" is no number, 1.0 no whole one, true neither."""
-    wanted = WANTED[kind]
+    """`raw` as a `kind`, without conversion: "10" is not a number, neither 1.0 nor true is an int.
+
+    The one exception: an int is accepted where a float is wanted. Raises ValueError.
+    """
+    wanted, form = WANTED[kind]
     if raw is None:
-        raise ValueError(f"has no value (give {wanted}, or take the line out)")
+        raise ValueError(f"has no value (give {wanted}, {form}, or remove the line)")
     if kind is float and type(raw) is int:
         return float(raw)
     if kind is tuple and isinstance(raw, list | tuple):
@@ -128,48 +137,57 @@ def typed(kind: type, raw: Any) -> Any:
         fits = isinstance(raw, Mapping) if kind is dict else type(raw) is kind
     if fits:
         return raw
-    raise ValueError(f"wrong type (give {wanted})")
+    raise ValueError(f"must be {wanted} ({form})")
 
 
-SWITCH = {"true": True, "yes": True, "on": True, "1": True,
-          "false": False, "no": False, "off": False, "0": False}
+BOOLEANS = {"true": True, "yes": True, "on": True, "1": True,
+            "false": False, "no": False, "off": False, "0": False}
+# How to write a value in an environment variable, which needs no quotes.
+_IN_VARIABLE = {bool: "or yes, no, on, off, 1, 0", int: "such as 3", float: "such as 1.5"}
 
 
 def from_text(kind: type, text: str) -> Any:
-    """What an environment variable says. A list is split at commas, blanks and colons: the name
-    of a systemd instance may hold colons, but no commas."""
+    """The value of an environment variable. Raises ValueError.
+
+    A list is split at commas, spaces and colons: the name of a systemd instance may contain colons,
+    but not commas.
+    """
     if kind is tuple:
         return tuple(re.split(r"[,:\s]+", text.strip(" ,:\t\r\n"))) if text.strip(" ,:") else ()
     try:
-        return SWITCH[text.strip().lower()] if kind is bool else kind(text)
+        return BOOLEANS[text.strip().lower()] if kind is bool else kind(text)
     except (ValueError, KeyError):
-        wanted = WANTED[kind].partition(",")[0]
-        raise ValueError(f"{'wrong type' if text else 'is empty'} (give {wanted})") from None
+        wanted = f"must be {WANTED[kind][0]}{'' if text else ', not empty'}"
+        raise ValueError(f"{wanted} ({_IN_VARIABLE[kind]})") from None
 
 
 def nearest(name: str, names: list[str]) -> str:
+    """The remedy for an unknown name: the most similar of `names`, or all of them."""
     found = get_close_matches(name, names, 1)
-    return f"did you mean {found[0]}?" if found else f"known here: {', '.join(names)}"
+    return f"did you mean {found[0]}?" if found else f"valid names: {', '.join(names)}"
 
 
 class Reader:
-    """Builds records from what was written, and gathers every problem on the way."""
+    """Builds records from plain values and collects every problem on the way.
 
-    def __init__(self, places: Mapping[Path, Place]) -> None:
-        self.places = places
-        self.problems: list[tuple[Place, str]] = []
+    `origins` maps the path of a setting to where it was written, for the messages.
+    """
+
+    def __init__(self, origins: Mapping[Path, Origin]) -> None:
+        self.origins = origins
+        self.problems: list[tuple[Origin, str]] = []
         self.refused: set[Path] = set()
 
-    def refuse(self, path: Path, problem: str, place: Place | None = None) -> None:
+    def refuse(self, path: Path, problem: str, origin: Origin | None = None) -> None:
         self.refused.add(path)
         text = f"{'.'.join(map(shown, path))}: {problem}" if path else problem
-        self.problems.append((place or self.place(path), text))
+        self.problems.append((origin or self.origin(path), text))
 
-    def place(self, path: Path) -> Place:
-        """Where `path` was written, or the nearest that holds it."""
-        while path not in self.places and path:
+    def origin(self, path: Path) -> Origin:
+        """Where `path` was written, or the nearest section that contains it."""
+        while path not in self.origins and path:
             path = path[:-1]
-        return self.places.get(path, ("defaults", 0))
+        return self.origins.get(path, ("defaults", 0))
 
     def lines(self) -> list[str]:
         """The problems, a line each, in the order of the file."""
@@ -177,17 +195,17 @@ class Reader:
                 for (source, line), text in sorted(self.problems, key=_order)]
 
     def record(self, kind: type[T], raw: Any, path: Path = ()) -> T:
-        """The record of `kind`; where a value is refused its default stands in."""
+        """The record of `kind`; a value that is refused is replaced by its default."""
         if raw is not None and not isinstance(raw, Mapping):
-            self.refuse(path, "is a section, not a value (write its settings indented below it)")
+            self.refuse(path, "must be a section (write its settings indented below it)")
             raw = None
-        known: dict[str, Field[Any]] = {each.name: each for each in fields(cast(Any, kind))}
+        declared: dict[str, Field[Any]] = {each.name: each for each in fields(cast(Any, kind))}
         values = {}
         for name, written in (raw or {}).items():
-            if name in known:
-                values[name] = self.value(known[name], written, (*path, name))
+            if name in declared:
+                values[name] = self.value(declared[name], written, (*path, name))
             else:
-                hint = nearest(str(name), list(known))
+                hint = nearest(str(name), list(declared))
                 self.refuse((*path, str(name)), f"unknown setting ({hint})")
         return kind(**values)
 
@@ -208,7 +226,7 @@ class Reader:
             return default_of(each)
 
     def named(self, declared: Declaration, raw: Any, path: Path) -> Any:
-        """One value of a mapping, with its name."""
+        """One value of a mapping; the last step of `path` is its name."""
         try:
             if declared.names is not None:
                 declared.names(path[-1])
@@ -224,8 +242,8 @@ class Reader:
             return cast(type, declared.of)()
 
 
-def _order(problem: tuple[Place, str]) -> tuple[bool, Place]:
-    """By line; what has no line comes last."""
+def _order(problem: tuple[Origin, str]) -> tuple[bool, Origin]:
+    """By line; problems without a line come last."""
     return problem[0][1] == 0, problem[0]
 
 
@@ -234,6 +252,6 @@ def default_of(each: Field[Any]) -> Any:
 
 
 def shown(name: object) -> str:
-    """A name as it may be shown: on one line, short, and no address with a password in it."""
+    """A name fit for a message: one line, short, and never an address that holds a password."""
     text = str(name)
-    return text if re.fullmatch(r"[^\s:@]{1,64}", text) else "(odd name)"
+    return text if re.fullmatch(r"[^\s:@]{1,64}", text) else "(name not shown)"

@@ -1,11 +1,11 @@
-"""Where the settings come from: file, mapping, environment.
+"""Loads the settings from a file, a mapping and the environment.
 
-`load` hands out a frozen `Settings`, or one ConfigError with every problem found, a line each:
-where it stands, which setting, what is wrong, what would be right. `configure` and `current` keep
-the settings of this process.
+`load` returns a frozen `Settings`, or raises one ConfigError with every problem, a line each: where
+the setting was written, its name, what is wrong, what would be right. `configure` and `current`
+keep the settings of this process.
 
-Lowest to highest: the defaults; REDIS_URL and DATABASE_URL, where there is neither file nor
-mapping; the file or mapping; the historic names; PROCESSOR_<SECTION>_<NAME>.
+Sources from the lowest to the highest precedence: the defaults; REDIS_URL and DATABASE_URL if there
+is neither file nor mapping; the file or mapping; the historic names; PROCESSOR_<SECTION>_<NAME>.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from processor.config import addresses, yaml_file
-from processor.config.declaration import Declaration, Path, Place, Reader, from_text, leaves
+from processor.config.declaration import Declaration, Origin, Path, Reader, from_text, leaves
 from processor.config.settings import Settings, contradictions
 from processor.errors import ConfigError
 from processor.transaction import statements
@@ -53,9 +53,9 @@ _configured: Settings | None = None
 
 
 def configure(source: Source | None = None) -> Settings:
-    """Take the settings of this process from `source`, or anew from where `current` finds them.
+    """Load the settings of this process from `source`; without it, again from the environment.
 
-    What is wrong raises and leaves the settings as they were.
+    Raises ConfigError, and then keeps the previous settings.
     """
     global _configured
     _configured = load(source)
@@ -65,28 +65,32 @@ def configure(source: Source | None = None) -> Settings:
 def current() -> Settings:
     """The settings of this process; without `configure`, those of the environment.
 
-    Two threads that ask first at once both load the same; the later one stays.
+    If two threads make the first call at the same time, both load equal settings; the last one
+    stays.
     """
     return _configured or configure()
 
 
 def load(source: Source | None = None, environ: Mapping[str, str] | None = None) -> Settings:
-    """The settings in `source` under those in the environment; ConfigError with all problems."""
+    """The settings in `source`, overridden by the environment.
+
+    Raises ConfigError with all problems.
+    """
     if isinstance(source, Settings):
         return source
     environ = os.environ if environ is None else environ
     source = environ.get(FILE) or None if source is None else source
-    loading = _Loading()
+    layers = _Layers()
     if source is None:
-        loading.variables({name: environ[name] for name in URLS if environ.get(name)}, URLS)
+        layers.variables({name: environ[name] for name in URLS if environ.get(name)}, URLS)
     elif isinstance(source, Mapping):
-        loading.mapping(source)
+        layers.mapping(source)
     else:
-        loading.file(source)
-    loading.variables(environ, HISTORIC)
-    loading.variables(environ, variables())
-    loading.strangers(environ)
-    return loading.settings()
+        layers.file(source)
+    layers.variables(environ, HISTORIC)
+    layers.variables(environ, variables())
+    layers.refuse_misspelled(environ)
+    return layers.settings()
 
 
 def variables() -> dict[str, Path]:
@@ -94,39 +98,40 @@ def variables() -> dict[str, Path]:
     return {PREFIX + "_".join(path).upper(): path for path in DECLARED}
 
 
-class _Loading:
-    """One load: the layers laid over each other, and where each value was written."""
+class _Layers:
+    """The sources of one load, merged, and where each value was written."""
 
     def __init__(self) -> None:
         self.tree: dict[str, Any] = {}
-        self.places: dict[Path, Place] = {}
-        self.reader = Reader(self.places)
+        self.origins: dict[Path, Origin] = {}
+        self.reader = Reader(self.origins)
 
     def mapping(self, source: Mapping[str, Any]) -> None:
         self.tree = {name: dict(value) if isinstance(value, Mapping) else value
                      for name, value in source.items()}
-        self.places[()] = ("mapping", 0)
-        self.places.update(dict.fromkeys(_paths(source), ("mapping", 0)))
+        self.origins[()] = ("mapping", 0)
+        self.origins.update(dict.fromkeys(_paths(source), ("mapping", 0)))
 
     def file(self, source: str | os.PathLike[str]) -> None:
-        document = yaml_file.read(source)
-        self.tree, name = document.values, os.fspath(source)
-        self.places[()] = (name, 1)
-        self.places.update({path: (name, line) for path, line in document.lines.items()})
-        for path, line, problem in document.problems:
+        parsed = yaml_file.read(source)
+        self.tree, name = parsed.values, os.fspath(source)
+        self.origins[()] = (name, 1)
+        self.origins.update({path: (name, line) for path, line in parsed.lines.items()})
+        for path, line, problem in parsed.problems:
             self.reader.refuse(path, problem, (name, line))
 
     def variables(self, environ: Mapping[str, str], names: Mapping[str, Path]) -> None:
         for name, path in names.items():
             if name in environ:
-                place = (f"environment {name}", 0)
+                origin = (f"environment {name}", 0)
                 try:
-                    self.lay(path, _from_variable(DECLARED[path], environ[name]), place)
+                    self.put(path, _from_variable(DECLARED[path], environ[name]), origin)
                 except (ValueError, ConfigError) as error:
-                    self.reader.refuse(path, str(error), place)
+                    self.reader.refuse(path, str(error), origin)
 
-    def lay(self, path: Path, value: Any, place: Place) -> None:
-        """Put `value` over what lies at `path`; the reader reports a section that is none."""
+    def put(self, path: Path, value: Any, origin: Origin) -> None:
+        """Replace the value at `path`. If its section is not a mapping, leave that to the reader,
+        which reports it."""
         holder: Any = self.tree
         for name in path[:-1]:
             if holder.get(name) is None:
@@ -135,38 +140,42 @@ class _Loading:
             if not isinstance(holder, dict):
                 return
         holder[path[-1]] = value
-        for below in [each for each in self.places if each[: len(path)] == path]:
-            del self.places[below]
-        self.places[path] = place
+        for below in [each for each in self.origins if each[: len(path)] == path]:
+            del self.origins[below]
+        self.origins[path] = origin
 
-    def strangers(self, environ: Mapping[str, str]) -> None:
-        """Names that look like ours and are not. Others begin with PROCESSOR_ too (Windows and
-        Kubernetes set such), so only a name in one of our sections, or near one of ours, counts."""
-        known = [each.removeprefix(PREFIX) for each in (*variables(), FILE)]
+    def refuse_misspelled(self, environ: Mapping[str, str]) -> None:
+        """Refuse variables that look like misspelled settings.
+
+        Windows and Kubernetes set variables that begin with PROCESSOR_ too, so a variable counts
+        only if it names one of our sections or is similar to one of our variables.
+        """
+        ours = [each.removeprefix(PREFIX) for each in (*variables(), FILE)]
         sections = tuple(path[0].upper() + "_" for path in DECLARED if len(path) > 1)
         for variable in environ:
             name = variable.removeprefix(PREFIX)
-            if name in known or name == variable:
+            if name in ours or name == variable:
                 continue
-            near = get_close_matches(name, known, 1, 0.5 if name.startswith(sections) else 0.8)
+            near = get_close_matches(name, ours, 1, 0.5 if name.startswith(sections) else 0.8)
             if near or name.startswith(sections):
                 hint = f"did you mean {PREFIX}{near[0]}?" if near else "unset it"
                 self.reader.refuse((variable,), f"unknown setting ({hint})", ("environment", 0))
 
     def settings(self) -> Settings:
         settings = self.reader.record(Settings, self.tree)
-        refused = set(self.reader.refused)  # where a default stands in, nothing is compared
+        # Their values are defaults, and comparing those would mislead.
+        refused = set(self.reader.refused)
         for paths, problem in contradictions(settings):
             if not refused.intersection(paths):
-                written = next((path for path in paths if path in self.places), paths[0])
-                self.reader.refuse(paths[0], problem, self.reader.place(written))
+                written = next((path for path in paths if path in self.origins), paths[0])
+                self.reader.refuse(paths[0], problem, self.reader.origin(written))
         self.check_statements(settings)
         if self.reader.problems:
             raise ConfigError("\n".join(self.reader.lines()))
         return settings
 
     def check_statements(self, settings: Settings) -> None:
-        """Refuse here, where the line is known, what could not be registered."""
+        """Refuse statements that could not be registered, while the line is known."""
         for name, sql in settings.statements.items():
             path = ("statements", name)
             if path in self.reader.refused:
@@ -185,17 +194,17 @@ def _paths(source: Any, path: Path = ()) -> Iterator[Path]:
 
 
 def _from_variable(declared: Declaration, text: str) -> Any:
-    """What the text of a variable says; a mapping is written as in the file, on one line."""
+    """The value of a variable; a mapping is written as in the file, on one line."""
     if declared.kind is not dict:
         return from_text(declared.kind, text)
-    document = yaml_file.parse(text, "line")
-    for path, _, problem in document.problems:
+    parsed = yaml_file.parse(text, "line")
+    for path, _, problem in parsed.problems:
         raise ValueError(f"{'.'.join(path)}: {problem}")
-    return document.values
+    return parsed.values
 
 
 def as_mapping(settings: Settings) -> dict[str, Any]:
-    """The settings as plain values, fit to be loaded again or shown: passwords are masked."""
+    """The settings as plain values that `load` accepts; passwords are masked."""
     return {each.name: _plain(getattr(settings, each.name), each.metadata)
             for each in fields(settings)}
 
@@ -214,8 +223,8 @@ def _plain(value: Any, metadata: Mapping[str, Any]) -> Any:
 
 
 def dump(settings: Settings) -> str:
-    """The settings in force, as a file would say them; passwords are masked."""
-    # Late for the reason given in `configfile.parse`.
+    """The settings as the YAML of a file; passwords are masked."""
+    # Imported here for the reason given in `yaml_file.parse`.
     import yaml
 
     return yaml.safe_dump(as_mapping(settings), sort_keys=False, allow_unicode=True)

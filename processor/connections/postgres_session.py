@@ -114,7 +114,7 @@ class PostgresSession:
         self._end_previous()
 
     def _open(self, host: dict[str, Any]) -> None:
-        self.place = addresses.place(self._settings.dsn, host)
+        self.place = addresses.host_port(self._settings.dsn, host)
         try:
             with resolving():
                 self._connection = psycopg2.connect(

@@ -1,4 +1,4 @@
-"""The settings, as an operator meets them: where they come from, what is said of a wrong one."""
+"""The settings, as an operator sees them: where they come from, and the errors for wrong ones."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_the_sample_as_shipped_equals_the_defaults() -> None:
     assert loader.load(SAMPLE, {}) == Settings()
 
 
-def test_the_sample_with_every_line_taken_in_equals_the_defaults(written: Any) -> None:
+def test_the_sample_with_every_line_uncommented_equals_the_defaults(written: Any) -> None:
     assert loader.load(written(uncommented()), {}) == Settings()
 
 
@@ -86,7 +86,7 @@ def test_every_setting_has_a_reason_and_every_time_and_size_a_unit() -> None:
         assert declared.unit == "s" or declared.kind is not float, path
 
 
-def test_the_smallest_file_of_the_contract_is_taken(written: Any) -> None:
+def test_the_smallest_file_of_the_readme_is_accepted(written: Any) -> None:
     settings = loader.load(
         written("""
 namespace: processor                     # prefix of every Redis key
@@ -141,13 +141,13 @@ def test_the_historic_names_work_and_override_the_file(written: Any, name: str) 
     assert get(loader.load(file, {name: text})) == value
 
 
-def test_a_name_of_today_overrides_a_historic_one() -> None:
+def test_a_current_name_overrides_a_historic_one() -> None:
     environ = {"SITE_NAME": "old", "PROCESSOR_SITE": "new"}
     assert loader.load(None, environ).site == "new"
 
 
 def example(kind: type, default: Any) -> tuple[str, Any]:
-    """A legal value other than the default, as an environment variable would say it."""
+    """A valid value, as the text of an environment variable and as the setting it gives."""
     return {
         bool: (str(not default).lower(), not default),
         tuple: ("default", ("default",)),
@@ -164,17 +164,17 @@ def test_key_columns_are_a_list_or_a_text(written: Any, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
-        ("", "has no value (give a list such as [a, b], or take the line out)"),
-        ("[]", "is empty (write column, or [column, column])"),
-        ("'a,,b'", "is empty (write column, or [column, column])"),
-        ("[a b]", "has a character out of place (write column, or [column, column])"),
-        ("{a: 1}", "wrong type (give a list such as [a, b])"),
+        ("", "has no value (give a list, such as [a, b], or remove the line)"),
+        ("[]", "is empty (write a column, or [column, column])"),
+        ("'a,,b'", "is empty (write a column, or [column, column])"),
+        ("[a b]", "is not valid (write a column, or [column, column])"),
+        ("{a: 1}", "must be a list (such as [a, b])"),
     ],
 )
-def test_key_columns_that_are_none_are_refused(written: Any, text: str, said: str) -> None:
-    with pytest.raises(ConfigError, match=re.escape(f":3: overlay.tables.stock: {said}")):
+def test_invalid_key_columns_are_refused(written: Any, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(f":3: overlay.tables.stock: {message}")):
         loader.load(written(f"overlay:\n  tables:\n    stock: {text}\n"), {})
 
 
@@ -206,15 +206,15 @@ def test_every_setting_can_be_given_by_its_own_variable() -> None:
 
 
 @pytest.mark.parametrize("text", ["high:low", "high,low", "high low", " high , low "])
-def test_a_unit_can_name_the_queues_it_drains(text: str) -> None:
+def test_an_instance_of_a_unit_can_name_the_queues_that_it_drains(text: str) -> None:
     assert loader.load({}, {"PROCESSOR_DRAIN": text}).drain == ("high", "low")
 
 
-def test_an_empty_list_in_the_environment_takes_the_list_of_the_file_away() -> None:
+def test_an_empty_list_in_the_environment_overrides_the_list_of_the_file() -> None:
     assert loader.load({"drain": ["high"]}, {"PROCESSOR_DRAIN": ""}).drain == ()
 
 
-def test_urls_of_the_platform_are_taken_where_nothing_else_says_where_to_read() -> None:
+def test_redis_url_and_database_url_count_only_without_a_file_or_mapping() -> None:
     environ = {
         "REDIS_URL": "rediss://r:6380/1",
         "DATABASE_URL": "postgresql+psycopg2://u:p@db:5433/app?sslmode=require",
@@ -225,7 +225,7 @@ def test_urls_of_the_platform_are_taken_where_nothing_else_says_where_to_read() 
     assert loader.load({}, environ) == Settings()
 
 
-def test_processor_config_names_the_file_and_then_the_platform_is_not_asked(written: Any) -> None:
+def test_processor_config_names_the_file_and_then_redis_url_does_not_count(written: Any) -> None:
     environ = {"PROCESSOR_CONFIG": str(written("site: filed")), "REDIS_URL": "redis://other:1/1"}
     settings = loader.load(None, environ)
     assert (settings.site, settings.redis.url) == ("filed", Settings().redis.url)
@@ -244,7 +244,7 @@ def test_processor_config_names_the_file_and_then_the_platform_is_not_asked(writ
         (r"host = h password='a \' b' dbname=x", None),
     ],
 )
-def test_any_address_of_libpq_is_taken(given: str, kept: str | None) -> None:
+def test_any_address_of_libpq_or_sqlalchemy_is_accepted(given: str, kept: str | None) -> None:
     assert loader.load({"database": {"dsn": given}}, {}).database.dsn == (kept or given)
 
 
@@ -259,18 +259,18 @@ def test_any_address_of_libpq_is_taken(given: str, kept: str | None) -> None:
         "unix://u:p@/run/redis.sock?db=1",
     ],
 )
-def test_any_address_of_redis_is_taken(url: str) -> None:
+def test_any_address_of_redis_is_accepted(url: str) -> None:
     assert loader.load({"redis": {"url": url}}, {}).redis.url == url
 
 
 @pytest.mark.parametrize(
     "bind", ["", "localhost:8787", "127.0.0.2:80", "[::1]:8787", "127.0.0.1:0"]
 )
-def test_any_loopback_address_may_show_health(bind: str) -> None:
+def test_health_may_listen_on_any_loopback_address(bind: str) -> None:
     assert loader.load({"health": {"bind": bind}}, {}).health.bind == bind
 
 
-def test_health_is_shown_to_others_only_when_that_is_said() -> None:
+def test_health_listens_beyond_loopback_only_if_it_is_public() -> None:
     health = {"bind": "0.0.0.0:8787", "public": True}
     assert loader.load({"health": health}, {}).health.bind == "0.0.0.0:8787"
 
@@ -278,15 +278,15 @@ def test_health_is_shown_to_others_only_when_that_is_said() -> None:
 @pytest.mark.parametrize(
     "path", ["app", "app, public", " app ,public ", '"$user", public', '"my app",b', "$user,größe"]
 )
-def test_schemas_are_searched_in_quotes_or_without(path: str) -> None:
+def test_schemas_of_the_search_path_may_be_quoted(path: str) -> None:
     assert loader.load({"database": {"search_path": path}}, {}).database.search_path == path
 
 
-def test_the_default_queue_is_always_there() -> None:
+def test_the_default_queue_always_exists() -> None:
     assert set(loader.load({"queues": {"night": {"weight": 2}}}, {}).queues) == {"night", "default"}
 
 
-def test_variables_of_others_that_begin_like_ours_are_left_alone() -> None:
+def test_foreign_variables_that_begin_with_processor_are_ignored() -> None:
     environ = {
         "PROCESSOR_ARCHITECTURE": "AMD64",
         "PROCESSOR_LEVEL": "6",
@@ -305,7 +305,7 @@ def test_a_mapping_is_not_changed_by_loading_it() -> None:
     assert source == {"retry": {"delay": 1.0}}
 
 
-def test_configure_sets_what_current_gives_and_a_wrong_one_changes_nothing() -> None:
+def test_configure_sets_what_current_returns_and_a_failed_one_changes_nothing() -> None:
     loader.configure({"site": "one"})
     with pytest.raises(ConfigError):
         loader.configure({"site": ""})
@@ -372,22 +372,22 @@ def test_no_password_is_in_the_error_about_its_address(name: str, value: str) ->
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "said"),
+    ("name", "value", "message"),
     [
-        ("DATABASE_URL", "postgresql://h/db?sslmodee=require", "the names of its options"),
-        ("DATABASE_URL", "host=h pasword=x", "the names of its options"),
-        ("DATABASE_URL", "host=h port=99999", "a port is not 1 to 65535"),
-        ("DATABASE_URL", "host=a,b,c port=1,2", "another number of ports than of hosts"),
+        ("DATABASE_URL", "postgresql://h/db?sslmodee=require", "the names of the options"),
+        ("DATABASE_URL", "host=h pasword=x", "the names of the options"),
+        ("DATABASE_URL", "host=h port=99999", "a port outside 1 to 65535"),
+        ("DATABASE_URL", "host=a,b,c port=1,2", "a different number of ports than hosts"),
         ("REDIS_URL", "redis://h:6379/0?helth=2", "the options after the ?"),
-        ("REDIS_URL", "redis://h:6379/0?ssl_cert_reqs=none", "those of TLS go with rediss://"),
+        ("REDIS_URL", "redis://h:6379/0?ssl_cert_reqs=none", "TLS options need rediss://"),
         ("REDIS_URL", "redis://h:6379/0?protocol=9", "the options after the ?"),
         ("REDIS_URL", "redis://h:6379/?db=zz", "the options after the ?"),
     ],
 )
-def test_an_address_that_its_driver_refuses_is_refused_with_the_settings(
-    name: str, value: str, said: str
+def test_an_address_that_its_driver_refuses_is_refused_when_loaded(
+    name: str, value: str, message: str
 ) -> None:
-    assert said in problem(None, {name: value})
+    assert message in problem(None, {name: value})
 
 
 @pytest.mark.parametrize(
@@ -396,7 +396,7 @@ def test_an_address_that_its_driver_refuses_is_refused_with_the_settings(
      "host=a,b port=5432", "host=/run/postgresql", "host=@abstract", "hostaddr=127.0.0.1 port=1",
      "postgresql://u:p%40%2F@[::1]:5432/db?options=-c%20x%3Dy", "postgresql://%2Frun/db"],
 )  # fmt: skip
-def test_an_address_that_libpq_takes_is_taken(value: str) -> None:
+def test_an_address_that_libpq_accepts_is_kept_unchanged(value: str) -> None:
     assert loader.load(None, {"DATABASE_URL": value}).database.dsn == value
 
 
@@ -414,18 +414,18 @@ def test_what_is_printed_can_be_loaded_again(written: Any) -> None:
     assert loader.load(loader.as_mapping(settings), {}) == settings
 
 
-# What is said of a wrong file: text, the line it is in, the setting, a part of the remedy
+# A wrong file: its text, the line in the message, the setting, part of the remedy
 
 UNKNOWN = [
     ("sight: main", 1, "sight", "did you mean site?"),
     ("\nredis:\n  ulr: x", 3, "redis.ulr", "did you mean url?"),
     ("retry: {attempts: 3,\n atempts: 4}", 2, "retry.atempts", "did you mean attempts?"),
     ("queues:\n  high:\n    wieght: 3", 3, "queues.high.wieght", "did you mean weight?"),
-    ("database:\n  password: x", 2, "database.password", "known here: dsn, connect_timeout"),
-    ("zzz: 1", 1, "zzz", "known here: namespace, site"),
+    ("database:\n  password: x", 2, "database.password", "valid names: dsn, connect_timeout"),
+    ("zzz: 1", 1, "zzz", "valid names: namespace, site"),
     ("Site: main", 1, "Site", "did you mean site?"),
-    ("<<: 1", 1, "<<", "known here"),
-    ("a b: 1", 1, "(odd name)", "known here"),
+    ("<<: 1", 1, "<<", "valid names"),
+    ("a b: 1", 1, "(name not shown)", "valid names"),
 ]
 TYPES = [
     ('interval: "10"', 1, "interval", "without quotes"),
@@ -433,33 +433,33 @@ TYPES = [
     ("retry:\n  attempts: true", 2, "retry.attempts", "a whole number"),
     ("site: 7", 1, "site", "quotes"),
     ("site: on", 1, "site", "quotes"),
-    ("site:", 1, "site", "take the line out"),
-    ("interval: soon", 1, "interval", "a number such as 1.5"),
+    ("site:", 1, "site", "remove the line"),
+    ("interval: soon", 1, "interval", "such as 1.5"),
     ("interval: 1:30", 1, "interval", "write 90 or 1.5"),
     ("batch:\n  entries: 010", 2, "batch.entries", "write 90 or 1.5"),
     ("interval: .inf", 1, "interval", "write 90 or 1.5"),
-    ("interval: 1e3", 1, "interval", "a number such as 1.5"),
+    ("interval: 1e3", 1, "interval", "such as 1.5"),
     ("drain: high", 1, "drain", "[a, b]"),
     ("drain: [1]", 1, "drain", "[a, b]"),
     ("database:\n  init: 1", 2, "database.init", "true or false"),
     ("redis: redis://h", 1, "redis", "indented below"),
     ("redis: [1]", 1, "redis", "indented below"),
-    ("queues: [high]", 1, "queues", "{name: ...}"),
+    ("queues: [high]", 1, "queues", "{name: value}"),
     ("queues:\n  high: 8", 2, "queues.high", "indented below"),
     ("statements:\n  one: 1", 2, "statements.one", "text"),
     ("site: !!python/object:os.system x", 1, "site", "write plain text"),
-    ("redis: !thing {timeout: 1}", 1, "redis", "take the !tag out"),
+    ("redis: !thing {timeout: 1}", 1, "redis", "remove the !tag"),
     ("site: {a: 1}", 1, "site", "text"),
 ]
 RANGES = [
-    ("interval: 0", 1, "interval", "give 0.01 to 3_600"),
-    ("interval: -1.0", 1, "interval", "give 0.01"),
-    ("retry:\n  attempts: 0", 2, "retry.attempts", "give 1 to"),
-    ("retry:\n  attempts: 99999999999999999", 2, "retry.attempts", "give 1 to"),
-    ("database:\n\n  takeover: 0.4", 3, "database.takeover", "give 0.5"),
-    ("queues: {default: {weight: 0}}", 1, "queues.default.weight", "give 1 to"),
-    ("queues:\n  a: {partitions: 1025}", 2, "queues.a.partitions", "give 1 to 1_024"),
-    ("log: {level: loud}", 1, "log.level", "debug or info"),
+    ("interval: 0", 1, "interval", "between 0.01 and 3_600"),
+    ("interval: -1.0", 1, "interval", "between 0.01"),
+    ("retry:\n  attempts: 0", 2, "retry.attempts", "between 1 and"),
+    ("retry:\n  attempts: 99999999999999999", 2, "retry.attempts", "between 1 and"),
+    ("database:\n\n  takeover: 0.4", 3, "database.takeover", "between 0.5"),
+    ("queues: {default: {weight: 0}}", 1, "queues.default.weight", "between 1 and"),
+    ("queues:\n  a: {partitions: 1025}", 2, "queues.a.partitions", "between 1 and 1_024"),
+    ("log: {level: loud}", 1, "log.level", "debug, info"),
     ("log:\n  format: xml", 2, "log.format", "text or json"),
     ("dead_letter: {hold: all}", 1, "dead_letter.hold", "named or none"),
     ("namespace: ':'", 1, "namespace", "use letters"),
@@ -468,7 +468,7 @@ RANGES = [
     ("namespace: ''", 1, "namespace", "use letters"),
     ("site: ' '", 1, "site", "1 to 64"),
     ('site: "a\\nb"', 1, "site", "1 to 64"),
-    ("queues:\n  default: {}\n  'a:b': {}", 3, "queues.(odd name)", "use letters"),
+    ("queues:\n  default: {}\n  'a:b': {}", 3, "queues.(name not shown)", "use letters"),
     ("queues:\n  '{x}': {}", 2, "queues.{x}", "use letters"),
     ("drain: ['a b']", 1, "drain", "use letters"),
     ("database: {tables: [a.b.c]}", 1, "database.tables", "schema.table"),
@@ -496,17 +496,17 @@ CONTRADICTIONS = [
         "database:\n  statement_timeout: 30.0\nstop_timeout: 50.0",
         2,
         "database.statement_timeout",
-        "not below database.call_timeout = 30.0",
+        "must be below database.call_timeout = 30.0",
     ),
     ("database:\n  call_timeout: 60.0", 2, "database.call_timeout", "watchdog.limit = 60.0"),
-    ("watchdog:\n  limit: 30.0", 2, "database.call_timeout", "not below watchdog.limit = 30.0"),
-    ("stop_timeout: 20.0", 1, "database.statement_timeout", "not below stop_timeout = 20.0"),
+    ("watchdog:\n  limit: 30.0", 2, "database.call_timeout", "must be below watchdog.limit = 30.0"),
+    ("stop_timeout: 20.0", 1, "database.statement_timeout", "must be below stop_timeout = 20.0"),
     ("database:\n  lock_timeout: 20.0", 2, "database.lock_timeout", "database.statement_timeout"),
     ("database:\n  connect_timeout: 31.0", 2, "database.connect_timeout", "database.call_timeout"),
     ("interval: 60", 1, "interval", "watchdog.limit"),
     ("redis:\n  timeout: 60.0", 2, "redis.timeout", "watchdog.limit"),
-    ("retry:\n  delay: 301.0", 2, "retry.delay", "above retry.max_delay = 300.0"),
-    ("retry:\n\n  max_delay: 1.0", 3, "retry.delay", "above retry.max_delay = 1.0"),
+    ("retry:\n  delay: 301.0", 2, "retry.delay", "must not exceed retry.max_delay = 300.0"),
+    ("retry:\n\n  max_delay: 1.0", 3, "retry.delay", "must not exceed retry.max_delay = 1.0"),
     ("batch:\n  bytes: 1048575", 2, "buffer.transaction_bytes", "batch.bytes = 1_048_575"),
     ("drain: [hihg]", 1, "drain", "did you mean high?"),
     (
@@ -528,7 +528,7 @@ ILL_FORMED = [
     ("interval: 1\ninterval: 2", 2, "interval", "line 1"),
     ("retry: {delay: 1,\n delay: 1}", 2, "retry.delay", "line 1"),
     ("queues:\n  a: {}\n  b: {}\n  a: {}", 4, "queues.a", "line 2"),
-    ("redis:\n\turl: x", 2, "", "indent with blanks"),
+    ("redis:\n\turl: x", 2, "", "indent with spaces"),
     ("a: [1, 2", 1, "", "close quotes and brackets"),
     ("site: 'open", 1, "", "close quotes"),
     ("site: a: b", 1, "", "not well-formed"),
@@ -551,16 +551,15 @@ ILL_FORMED = [
         *UNKNOWN, *TYPES, *RANGES, *CONTRADICTIONS, *STATEMENTS, *ILL_FORMED
     ]
 )
-def test_a_wrong_file_is_one_line_with_place_name_and_remedy(
+def test_a_wrong_file_is_reported_in_one_line_with_its_line_name_and_remedy(
     written: Any, text: str | bytes, line: int, name: str, remedy: str
 ) -> None:
     path = written(text)
-    said = problem(path)
-    place, _, rest = said.removeprefix(str(path)).partition(": ")
-    assert said.startswith(str(path))
-    # an unfinished bracket or quote is noticed where the file ends
-    assert place == f":{line}", said
-    assert not name or rest.startswith(f"{name}: "), said
+    message = problem(path)
+    line_number, _, rest = message.removeprefix(str(path)).partition(": ")
+    assert message.startswith(str(path))
+    assert line_number == f":{line}", message
+    assert not name or rest.startswith(f"{name}: "), message
     assert remedy in rest
 
 
@@ -572,12 +571,12 @@ def test_a_wrong_file_is_one_line_with_place_name_and_remedy(
         if "!" not in text and "write 90" not in remedy and "<<" not in text
     ],
 )
-def test_a_wrong_mapping_is_one_line_with_its_name_and_remedy(
+def test_a_wrong_mapping_is_reported_in_one_line_with_name_and_remedy(
     text: str, name: str, remedy: str
 ) -> None:
-    said = problem(yaml.safe_load(text))
-    assert said.startswith(f"mapping: {name}: ")
-    assert remedy in said
+    message = problem(yaml.safe_load(text))
+    assert message.startswith(f"mapping: {name}: ")
+    assert remedy in message
 
 
 @pytest.mark.parametrize(("less", "more", "equal"), [order[:3] for order in ORDERS])
@@ -611,17 +610,17 @@ UNREADABLE = {
 
 
 @pytest.mark.parametrize("case", UNREADABLE)
-def test_a_file_that_cannot_be_read_is_one_line_with_its_name(tmp_path: Path, case: str) -> None:
+def test_an_unreadable_file_is_reported_in_one_line_with_name(tmp_path: Path, case: str) -> None:
     path = tmp_path / "etc" / "processor.yml"
     path.parent.mkdir()
-    make, said = UNREADABLE[case]
+    make, message = UNREADABLE[case]
     make(path)
     for line in (problem(path), problem(None, {"PROCESSOR_CONFIG": str(path)})):
         assert line.startswith(f"{path}: ")
-        assert said in line
+        assert message in line
 
 
-def test_a_file_without_permission_is_one_line_with_its_name(written: Any) -> None:
+def test_a_file_without_permission_is_reported_in_one_line_with_its_name(written: Any) -> None:
     path = written("site: x")
     path.chmod(0)
     user = os.geteuid()
@@ -633,18 +632,18 @@ def test_a_file_without_permission_is_one_line_with_its_name(written: Any) -> No
         os.seteuid(user)
 
 
-def test_a_name_that_no_file_can_have_is_one_line() -> None:
+def test_an_invalid_file_name_is_reported_in_one_line() -> None:
     assert "cannot be read" in problem("a\0b")
 
 
 ENVIRONMENT = [
-    ({"PROCESSOR_INTERVAL": "soon"}, "interval", "a number such as 1.5"),
-    ({"PROCESSOR_INTERVAL": ""}, "interval", "is empty"),
-    ({"PROCESSOR_INTERVAL": "nan"}, "interval", "give 0.01"),
-    ({"PROCESSOR_INTERVAL": "inf"}, "interval", "give 0.01"),
+    ({"PROCESSOR_INTERVAL": "soon"}, "interval", "such as 1.5"),
+    ({"PROCESSOR_INTERVAL": ""}, "interval", "not empty"),
+    ({"PROCESSOR_INTERVAL": "nan"}, "interval", "between 0.01"),
+    ({"PROCESSOR_INTERVAL": "inf"}, "interval", "between 0.01"),
     ({"PROCESSOR_RETRY_ATTEMPTS": "3.0"}, "retry.attempts", "a whole number"),
     ({"PROCESSOR_RETRY_ATTEMPTS": "1" * 5000}, "retry.attempts", "a whole number"),
-    ({"PROCESSOR_RETRY_ATTEMPTS": "0"}, "retry.attempts", "give 1 to"),
+    ({"PROCESSOR_RETRY_ATTEMPTS": "0"}, "retry.attempts", "between 1 and"),
     ({"PROCESSOR_DATABASE_INIT": "maybe"}, "database.init", "true or false"),
     ({"PROCESSOR_SITE": ""}, "site", "1 to 64"),
     ({"PROCESSOR_DRAIN": "hihg"}, "drain", "did you mean high?"),
@@ -654,19 +653,19 @@ ENVIRONMENT = [
     ({"PROCESSOR_QUEUES": "high"}, "queues", "interval"),
     ({"PROCESSOR_DATABASE_CALL_TIMEOUT": "60"}, "database.call_timeout", "watchdog.limit"),
     ({"TRANSACTION_BUFFER_SIZE": "many"}, "buffer.limit", "a whole number"),
-    ({"TRANSACTION_RETRY_DELAY": "-1"}, "retry.delay", "give 0 to"),
+    ({"TRANSACTION_RETRY_DELAY": "-1"}, "retry.delay", "between 0 and"),
     ({"DATABASE_URL": "sqlite:///app.db"}, "database.dsn", "postgresql://"),
     ({"REDIS_URL": "memcached://h"}, "redis.url", "redis://"),
 ]
 
 
 @pytest.mark.parametrize(("environ", "name", "remedy"), ENVIRONMENT)
-def test_a_wrong_variable_is_one_line_with_its_name_the_setting_and_the_remedy(
+def test_a_wrong_variable_is_reported_in_one_line_with_name_setting_and_remedy(
     environ: dict[str, str], name: str, remedy: str
 ) -> None:
-    said = problem(None, environ)
-    assert said.startswith(f"environment {next(iter(environ))}: {name}: ")
-    assert remedy in said
+    message = problem(None, environ)
+    assert message.startswith(f"environment {next(iter(environ))}: {name}: ")
+    assert remedy in message
 
 
 @pytest.mark.parametrize(
@@ -680,11 +679,11 @@ def test_a_wrong_variable_is_one_line_with_its_name_the_setting_and_the_remedy(
         ("PROCESSOR_DEAD_LETTERS_HOLD", "PROCESSOR_DEAD_LETTER_HOLD"),
     ],
 )
-def test_a_variable_that_is_nearly_ours_is_refused(name: str, near: str) -> None:
+def test_a_misspelled_variable_is_refused(name: str, near: str) -> None:
     assert f"{name}: unknown setting (did you mean {near}?)" in problem(None, {name: "1"})
 
 
-def test_all_problems_are_told_at_once_in_the_order_of_the_file(written: Any) -> None:
+def test_all_problems_are_reported_at_once_in_the_order_of_the_file(written: Any) -> None:
     path = written(
         "interval: x\nretry:\n  atempts: 1\n  delay: -1\nsite: a\nsite: b\nbatch: {bytes: 0}"
     )
