@@ -6,7 +6,6 @@ answered by sending the same bytes once more: the id makes it one effect (rule 1
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,9 +16,9 @@ from processor import crashpoint
 from processor.buffer import delayed, partitions, registry, stream
 from processor.buffer.lane import Lane, lane_name
 from processor.buffer.overlay import Overlay
-from processor.config import loader
 from processor.config.settings import Settings
 from processor.connections.redis_client import Command, RedisConnection, RedisPool
+from processor.connections.shared import Shared
 from processor.errors import (
     BufferFull,
     InvalidTransaction,
@@ -73,6 +72,14 @@ class Producer:
             self._receipt(one, lane, reply, identity)
             for one, lane, reply in zip(many, lanes, replies, strict=True)
         ]
+
+    def close(self) -> None:
+        """Close the connections that are not in use; the next submit opens others."""
+        self.pool.close()
+
+    def drop(self) -> None:
+        """Forget all connections without closing them, in a forked child (P6)."""
+        self.pool.drop()
 
     def _lane(self, encoded: Encoded) -> Lane:
         queue = self.settings.queues.get(encoded.queue)
@@ -203,7 +210,7 @@ class Producer:
         return Receipt(encoded.id, lane.name, entry_id, identity)
 
 
-_producer: Producer | None = None
+_producer = Shared(Producer)
 
 
 def submit(transaction: Submittable) -> Receipt:
@@ -213,7 +220,7 @@ def submit(transaction: Submittable) -> Receipt:
     Raises InvalidTransaction, BufferFull, RedisUnavailable, and SubmitUnknown if the reply was lost
     twice - then, as always, submitting the same transaction again is safe.
     """
-    producer = _current()
+    producer = _producer.current()
     receipt = producer.submit(_encoded(producer, transaction))
     wakeup.wake()
     return receipt
@@ -225,7 +232,7 @@ def submit_many(transactions: Iterable[Submittable]) -> list[Receipt]:
     The receipts come in the order of the transactions. Raises as `submit`; the ones before the
     failing write are accepted then, and submitting all of them again is safe.
     """
-    producer = _current()
+    producer = _producer.current()
     receipts: list[Receipt] = []
     for chunk in _chunks(transactions):
         receipts += producer.submit_many([_encoded(producer, one) for one in chunk])
@@ -243,16 +250,6 @@ def _chunks(transactions: Iterable[Submittable]) -> Iterator[list[Submittable]]:
     iterator = iter(transactions)
     while chunk := list(islice(iterator, _AT_ONCE)):
         yield chunk
-
-
-def _current() -> Producer:
-    global _producer
-    settings = loader.current()
-    if _producer is None or _producer.settings is not settings:
-        if _producer is not None:
-            _producer.pool.close()
-        _producer = Producer(settings)
-    return _producer
 
 
 def _fullness(lane: Lane, encoded: Encoded) -> Fullness:
@@ -288,10 +285,4 @@ def _refusal(refused: RedisRefused) -> Exception:
     return RedisUnavailable(f"Redis takes no entries now: {refused}")
 
 
-def _after_fork() -> None:
-    if _producer is not None:
-        _producer.pool.drop()
-
-
-os.register_at_fork(after_in_child=_after_fork)
 Transaction.submitter = submit

@@ -10,16 +10,15 @@ other constraint will refuse is seen until it is dead.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
 from processor.buffer import overlay
 from processor.buffer.overlay import Overlay
-from processor.config import loader
 from processor.config.settings import PRIMARY, Settings
 from processor.connections.redis_client import RedisPool
+from processor.connections.shared import Shared
 from processor.errors import (
     DatabaseUnavailable,
     InvalidRead,
@@ -165,7 +164,8 @@ def _carried(value: Any) -> Any:
     return [_carried(each) for each in value] if isinstance(value, list) else value
 
 
-_reader: Reader | None = None
+_reader = Shared(Reader)
+close = _reader.close
 
 
 def read(
@@ -186,33 +186,10 @@ def read(
     DatabaseUnavailable, ReplicaLost, and ReplicaBehind if no server shows the write of `after`.
     """
     receipt = None if after is None else receipts.of(after)
-    return _current().read(table, where, receipt, replica)
+    return _reader.current().read(table, where, receipt, replica)
 
 
 def cached(name: str) -> Any:
     """The value that the newest pending transaction gave for `name` by its `cache`; None if none
     did. It is there until all servers that are read from have the transaction."""
-    return _current().cached(name)
-
-
-def _current() -> Reader:
-    global _reader
-    settings = loader.current()
-    if _reader is None or _reader.settings is not settings:
-        close()
-        _reader = Reader(settings)
-    return _reader
-
-
-def close() -> None:
-    """Close the connections over which rows were read; the next read opens others."""
-    if _reader is not None:
-        _reader.close()
-
-
-def _after_fork() -> None:
-    if _reader is not None:
-        _reader.drop()
-
-
-os.register_at_fork(after_in_child=_after_fork)
+    return _reader.current().cached(name)

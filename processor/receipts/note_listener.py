@@ -7,7 +7,6 @@ some seconds after the last; a fork leaves it behind.
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -205,21 +204,3 @@ class NoteListener:
         self._begin()
         if self._redis is not None:
             self._redis.drop()
-
-
-_watchers: list[NoteListener] = []
-
-
-def watcher(settings: Settings) -> NoteListener:
-    """A watcher that survives a fork of its process."""
-    made = NoteListener(settings)
-    _watchers.append(made)
-    return made
-
-
-def _after_fork() -> None:
-    for one in _watchers:
-        one.forget()
-
-
-os.register_at_fork(after_in_child=_after_fork)

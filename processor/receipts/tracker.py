@@ -6,7 +6,6 @@ Redis, or the ledger of the primary of now, can tell whether it is still true (r
 
 from __future__ import annotations
 
-import os
 import random
 import threading
 import time
@@ -15,14 +14,14 @@ from dataclasses import replace
 from typing import TypeVar
 
 from processor.buffer.lane import Lane
-from processor.config import loader
 from processor.config.settings import Settings
 from processor.connections.redis_client import RedisConnection, RedisPool
+from processor.connections.shared import Shared
 from processor.connections.wal_position import Position
 from processor.errors import DatabaseUnavailable, InvalidTransaction, RedisRefused, RedisUnavailable
 from processor.receipts import status as whereabouts
 from processor.receipts.ledger_sessions import LedgerSessions
-from processor.receipts.note_listener import watcher
+from processor.receipts.note_listener import NoteListener
 from processor.receipts.replica_progress import ReplicaProgress
 from processor.receipts.status import UNKNOWN, Seen, Sought, StatusLookup, on_replicas
 from processor.receipts.waiters import Enough, Waiter
@@ -47,7 +46,7 @@ class Tracker:
         self.settings = settings
         self.ledgers = LedgerSessions(settings)
         self._pool = RedisPool(settings.redis.url, settings.redis.timeout)
-        self._watcher = watcher(settings)
+        self._watcher = NoteListener(settings)
         self._asking = threading.BoundedSemaphore(_ASKING)
         self._lock = threading.Lock()
         self._bounds: dict[str, Position] = {}
@@ -220,6 +219,7 @@ class Tracker:
 
     def drop(self) -> None:
         """Forget all connections without closing them, in a forked child."""
+        self._watcher.forget()
         self._pool.drop()
         self.ledgers.drop()
         self._asking = threading.BoundedSemaphore(_ASKING)
@@ -248,28 +248,5 @@ def _ends(reached: StatusLookup, found: ReplicaProgress, enough: Enough | None) 
 
 
 _DELAYED = StatusLookup("scheduled")
-_current: Tracker | None = None
-
-
-def current() -> Tracker:
-    """The answers by the settings of now."""
-    global _current
-    settings = loader.current()
-    if _current is None or _current.settings is not settings:
-        close()
-        _current = Tracker(settings)
-    return _current
-
-
-def close() -> None:
-    """Close the connections over which was asked; the next question opens others."""
-    if _current is not None:
-        _current.close()
-
-
-def _after_fork() -> None:
-    if _current is not None:
-        _current.drop()
-
-
-os.register_at_fork(after_in_child=_after_fork)
+_shared = Shared(Tracker)
+current, close = _shared.current, _shared.close

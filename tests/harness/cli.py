@@ -146,10 +146,9 @@ def cli(
 ) -> Iterator[Cli]:
     """`cli(*arguments)`: call the command line; without `use`, by the defaults."""
     monkeypatch.setattr(loader, "_configured", None)
-    monkeypatch.setattr(submit, "_producer", None)
+    monkeypatch.setattr(submit._producer, "_made", None)
     yield Cli(capsys, tmp_path / "cli.yml")
-    if submit._producer is not None:
-        submit._producer.pool.close()
+    submit._producer.close()
     statements._statements.clear()
 
 

@@ -642,7 +642,7 @@ def test_a_date_that_python_does_not_have_is_told(shown: Site, day: str) -> None
 def test_large_rows_are_merged_and_not_remembered(shown: Site) -> None:
     shown.submit(*(t().insert("item", {"id": n, "name": "x" * 100_000}) for n in range(20)))
     assert {len(row["name"]) for row in processor.read("item")} == {100_000}
-    known = reader._current()
+    known = reader._reader.current()
     assert not known._decoded._known
     session = known._pool.take("primary")
     assert not session.casting._made
