@@ -1,4 +1,4 @@
-"""The systemd units: read by systemd's own tools, and held to the settings that they speak of."""
+"""The systemd units: checked by the tools of systemd, and compared with the settings they name."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from processor.config import loader
 from processor.config.settings import Settings
 
 UNITS = Path(__file__).resolve().parents[2] / "systemd"
@@ -21,7 +22,7 @@ needs_systemd = pytest.mark.skipif(
 
 
 def values(name: str, key: str) -> list[str]:
-    """All that a unit says for `key`."""
+    """All values that a unit gives for `key`."""
     return re.findall(rf"^{key}=(.*)$", (UNITS / name).read_text(), re.MULTILINE)
 
 
@@ -33,7 +34,7 @@ def analyze(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def installed(tmp_path: Path) -> Path:
-    """The units with a program that exists on every machine in the place of ours."""
+    """The units, with our program replaced by one that every machine has."""
     for name in NAMES:
         text = (UNITS / name).read_text()
         (tmp_path / name).write_text(text.replace("/usr/bin/processor", "/bin/true"))
@@ -42,14 +43,14 @@ def installed(tmp_path: Path) -> Path:
 
 @needs_systemd
 @pytest.mark.parametrize("name", NAMES)
-def test_systemd_finds_nothing_to_say_about_a_unit(name: str, installed: Path) -> None:
-    said = analyze("verify", f"./{name}", cwd=installed)
+def test_systemd_accepts_a_unit_without_a_warning(name: str, installed: Path) -> None:
+    result = analyze("verify", f"./{name}", cwd=installed)
 
-    assert (said.returncode, said.stdout + said.stderr) == (0, "")
+    assert (result.returncode, result.stdout + result.stderr) == (0, "")
 
 
 @needs_systemd
-def test_systemd_would_say_if_a_line_of_a_unit_were_wrong(installed: Path) -> None:
+def test_systemd_reports_a_wrong_line_in_a_unit(installed: Path) -> None:
     unit = installed / NAMES[0]
     unit.write_text(unit.read_text().replace("KillMode=mixed", "KillMode=gently"))
 
@@ -58,26 +59,26 @@ def test_systemd_would_say_if_a_line_of_a_unit_were_wrong(installed: Path) -> No
 
 @needs_systemd
 @pytest.mark.parametrize("name", NAMES)
-def test_a_unit_is_exposed_by_no_more_than_one_and_a_half_of_ten(
+def test_the_security_score_of_a_unit_is_at_most_one_and_a_half_of_ten(
     name: str, installed: Path
 ) -> None:
-    said = analyze("security", "--offline=true", "--threshold=15", f"./{name}", cwd=installed)
+    result = analyze("security", "--offline=true", "--threshold=15", f"./{name}", cwd=installed)
 
-    assert said.returncode == 0, said.stdout
+    assert result.returncode == 0, result.stdout
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_program_understands_the_commands_of_a_unit(name: str, tmp_path: Path) -> None:
+def test_the_program_accepts_the_commands_of_a_unit(name: str, tmp_path: Path) -> None:
     lines = values(name, "ExecStart") + values(name, "ExecReload")
     ours = [line.split()[1:] for line in lines if line.startswith("/usr/bin/processor ")]
     assert [words[0] for words in ours] == ["run", "check-config"]
 
     for words in ours:
         missing = [word.replace("/etc/processor", str(tmp_path)) for word in words]
-        said = subprocess.run([sys.executable, "-m", "processor", *missing], cwd=UNITS.parent,
+        result = subprocess.run([sys.executable, "-m", "processor", *missing], cwd=UNITS.parent,
                               capture_output=True, text=True, timeout=30)  # fmt: skip
-        # Wrong settings, and not a wrong command line.
-        assert said.returncode == 78, said.stderr
+        # 78: the settings are wrong; a wrong command line would be 2.
+        assert result.returncode == 78, result.stderr
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -90,7 +91,7 @@ def test_the_times_of_a_unit_fit_the_default_settings(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_unit_starts_again_after_anything_but_wrong_settings(name: str) -> None:
+def test_a_unit_restarts_after_anything_but_wrong_settings(name: str) -> None:
     assert values(name, "Restart") == ["always"]
     assert values(name, "RestartPreventExitStatus") == ["78"]
     assert values(name, "StartLimitIntervalSec") == ["0"]
@@ -112,9 +113,7 @@ def test_an_instance_differs_from_the_service_only_in_its_queues_and_its_port() 
     ]
 
 
-def test_an_instance_drains_the_queues_of_its_name_and_listens_nowhere() -> None:
-    from processor.config import loader
-
+def test_an_instance_drains_the_queues_of_its_name_and_does_not_listen() -> None:
     environ = dict(pair.split("=", 1) for pair in values(NAMES[1], "Environment"))
     environ = {name: text.replace("%i", "high:default") for name, text in environ.items()}
     settings = loader.load({}, environ)
