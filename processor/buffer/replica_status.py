@@ -1,27 +1,27 @@
-"""How far replicas are: what is asked of PostgreSQL, and what is told in Redis for everybody.
+"""How far each replica is, and what a failover lost, as published in Redis for all processes.
 
 ======================= ========= ==================================================================
-<ns>:replicas           hash      replica -> how it stands, as JSON (`Replica`)
-<ns>:servers            hash      replica -> which server the name stands for now, and when that was
-                                  told (`Meant`)
+<ns>:replicas           hash      replica -> its status, as JSON (`Replica`)
+<ns>:servers            hash      replica -> the server that has this name now, and when that was
+                                  published (`NamedServer`)
 <ns>:{<lane>}:replayed  hash      replica -> position up to which it has the commits of this lane,
                                   and the server that showed them
-<ns>:replayed           stream    one entry each time a replica got further, bounded; what waiters
-                                  read: replica, position, lanes
-<ns>:primary            string    system identifier and timeline of the primary written to last
-<ns>:losses             stream    commits that a failover left behind, bounded: from, to, ids
+<ns>:replayed           stream    one entry each time a replica advanced, bounded; waiters read it:
+                                  replica, position, lanes
+<ns>:primary            string    system identifier and timeline of the primary last written to
+<ns>:losses             stream    commits that a failover lost, bounded: from, to, ids
 ======================= ========= ==================================================================
 
-A position told for a lane is exact for this lane, across promotions (see `marks`). It counts only
-while the name stands for the server that showed it: a name may be given to another server, and a
-server that is started anew may be an older copy, or show less than it did.
+A position published for a lane is exact for this lane, across promotions (see `commit_marks`). It
+counts only while the name belongs to the server that showed it. A name may be given to another
+server, and a restarted server may be an older copy, or show less than before.
 """
 
 from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,140 +29,146 @@ import msgspec
 
 from processor.buffer.lane import Lane
 from processor.connections.redis_client import Command, RedisConnection
-from processor.connections.sql_literals import quoted
-from processor.connections.wal_position import Position, written
+from processor.connections.wal_position import Position
 from processor.errors import RedisRefused
-from processor.telemetry.status import Replica as Replica
+from processor.telemetry.status import Replica
 
-#: `WAIT FOR LSN`: from this version on a standby says itself when it has replayed a position.
-WAITS = 190000
-
-_WHOLE = re.compile("[0-9]+").fullmatch
-_KEPT = 1_000
-_LOSSES = 1_000
-_IDS_AT_ONCE = 1_000
+_DIGITS = re.compile("[0-9]+").fullmatch
+_REPLAYED_KEPT = 1_000
+_LOSSES_KEPT = 1_000
+_IDS_PER_LOSS = 1_000
 
 
 @dataclass(frozen=True, slots=True)
-class Meant:
-    """Which server the name of a replica stands for, as was told at a time (Unix seconds)."""
+class NamedServer:
+    """The server that has the name of a replica, as published at a time (Unix seconds)."""
 
     server: str
-    told: float
+    published: float
 
 
-# Told to Redis.
+# Replicas and their positions.
 
 
-def tell(namespace: str, name: str, replica: Replica) -> Command:
-    """Let everybody know how a replica stands."""
+def publish(namespace: str, name: str, replica: Replica) -> Command:
+    """Publish the status of a replica."""
     return ("HSET", f"{namespace}:replicas", name, msgspec.json.encode(replica))
 
 
-def mean(namespace: str, name: str, server: str, at: float) -> Command:
-    """Let everybody know which server a name stands for."""
+def publish_server(namespace: str, name: str, server: str, at: float) -> Command:
+    """Publish which server has the name of a replica."""
     return ("HSET", f"{namespace}:servers", name, f"{server} {at!r}")
 
 
-def take_back(namespace: str, name: str, lanes: Sequence[Lane]) -> list[Command]:
-    """Let nobody believe what was told of the server that had a name before.
+def withdraw(namespace: str, name: str, lanes: Sequence[Lane]) -> list[Command]:
+    """Invalidate the positions published for the previous server of this name.
 
-    In no lane, also while Redis is full and takes no other word; of these lanes for ever.
+    Without a server none of its positions counts, in any lane; Redis accepts this removal even when
+    it is full. Those of `lanes` are removed for good.
     """
     return [
         ("HDEL", f"{namespace}:servers", name),
         *(("HDEL", lane.replayed, name) for lane in lanes),
-        _ring(namespace, name),
+        _replayed(namespace, name),
     ]
 
 
-def confirm(
+def publish_position(
     namespace: str, name: str, server: str, position: Position, lanes: Sequence[Lane], at: float
 ) -> list[Command]:
-    """Let everybody know that a replica has these lanes' commits up to a position."""
-    told = str(position)
+    """Publish that a replica has the commits of these lanes up to a position."""
+    text = str(position)
     names = ",".join(lane.name for lane in lanes)
     return [
-        *(("HSET", lane.replayed, name, f"{told} {server}") for lane in lanes),
-        _ring(namespace, name, "position", told, "lanes", names, "at", repr(at)),
+        *(("HSET", lane.replayed, name, f"{text} {server}") for lane in lanes),
+        _replayed(namespace, name, "position", text, "lanes", names, "at", repr(at)),
     ]
 
 
-def _ring(namespace: str, name: str, *words: str) -> Command:
-    return ("XADD", f"{namespace}:replayed", "MAXLEN", "~", _KEPT, "*", "replica", name, *words)
+def _replayed(namespace: str, name: str, *fields: str) -> Command:
+    return (
+        "XADD", f"{namespace}:replayed", "MAXLEN", "~", _REPLAYED_KEPT, "*",
+        "replica", name, *fields,
+    )  # fmt: skip
 
 
-def known(redis: RedisConnection, namespace: str) -> dict[str, Replica]:
-    """All replicas of which anything was ever told. Raises RedisUnavailable and RedisRefused."""
-    return replicas(redis.call("HGETALL", f"{namespace}:replicas"))
+def replicas(redis: RedisConnection, namespace: str) -> dict[str, Replica]:
+    """Return every replica that was ever published. Raises RedisUnavailable and RedisRefused."""
+    return parse_replicas(redis.call("HGETALL", f"{namespace}:replicas"))
 
 
-def replicas(reply: Any) -> dict[str, Replica]:
-    """The reply to HGETALL of `<ns>:replicas`."""
+def parse_replicas(reply: Any) -> dict[str, Replica]:
+    """Return the replicas in the reply to HGETALL <ns>:replicas."""
     found = {}
-    for name, told in zip(reply[::2], reply[1::2], strict=True):
+    for name, text in zip(reply[::2], reply[1::2], strict=True):
         with contextlib.suppress(msgspec.MsgspecError):
-            found[name.decode(errors="replace")] = msgspec.json.decode(told, type=Replica)
+            found[name.decode(errors="replace")] = msgspec.json.decode(text, type=Replica)
     return found
 
 
-def named(redis: RedisConnection, namespace: str) -> dict[str, Meant]:
-    """The servers that names stand for. Raises RedisUnavailable and RedisRefused."""
-    return meant(redis.call("HGETALL", f"{namespace}:servers"))
+def servers(redis: RedisConnection, namespace: str) -> dict[str, NamedServer]:
+    """Return the server of each replica's name. Raises RedisUnavailable and RedisRefused."""
+    return parse_servers(redis.call("HGETALL", f"{namespace}:servers"))
 
 
-def meant(reply: Any) -> dict[str, Meant]:
-    """The reply to HGETALL of `<ns>:servers`."""
+def parse_servers(reply: Any) -> dict[str, NamedServer]:
+    """Return the server of each name in the reply to HGETALL <ns>:servers."""
     found = {}
-    for name, (server, at) in _words(reply):
+    for name, (server, at) in _pairs(reply):
         with contextlib.suppress(ValueError):
-            found[name] = Meant(server, float(at))
+            found[name] = NamedServer(server, float(at))
     return found
 
 
-def positions(reply: Any, servers: Mapping[str, Meant]) -> dict[str, Position]:
-    """The reply to HGETALL of a lane's `:replayed`: what is told of the servers of now."""
+def parse_positions(reply: Any, named: Mapping[str, NamedServer]) -> dict[str, Position]:
+    """Return the position of each replica in the reply to HGETALL of a lane's `:replayed`.
+
+    A position counts only if `named` still has the server that showed it.
+    """
     found = {}
-    for name, (told, server) in _words(reply):
+    for name, (position, server) in _pairs(reply):
         with contextlib.suppress(ValueError):
-            if name in servers and servers[name].server == server:
-                found[name] = Position.parse(told)
+            if name in named and named[name].server == server:
+                found[name] = Position.parse(position)
     return found
 
 
-def _words(reply: Any) -> Iterator[tuple[str, tuple[str, str]]]:
-    for name, told in zip(reply[::2], reply[1::2], strict=True):
-        first, _, second = told.decode(errors="replace").partition(" ")
+def _pairs(reply: Any) -> Iterator[tuple[str, tuple[str, str]]]:
+    for name, text in zip(reply[::2], reply[1::2], strict=True):
+        first, _, second = text.decode(errors="replace").partition(" ")
         yield name.decode(errors="replace"), (first, second)
 
 
+# The primary, and what a failover lost.
+
+
 def primary(redis: RedisConnection, namespace: str) -> tuple[str, int] | None:
-    """System identifier and timeline of the primary that was written to last."""
-    return written_to(redis.call("GET", f"{namespace}:primary"))
+    """Return system identifier and timeline of the primary that was last written to."""
+    return parse_primary(redis.call("GET", f"{namespace}:primary"))
 
 
-def written_to(reply: Any) -> tuple[str, int] | None:
-    """The reply to GET of `<ns>:primary`."""
+def parse_primary(reply: Any) -> tuple[str, int] | None:
+    """Return system identifier and timeline in the reply to GET <ns>:primary."""
     system, separator, timeline = (reply or b"").decode(errors="replace").partition("/")
-    return (system, int(timeline)) if separator and _WHOLE(timeline) else None
+    return (system, int(timeline)) if separator and _DIGITS(timeline) else None
 
 
-def now_primary(namespace: str, system: str, timeline: int) -> Command:
-    """Let everybody know to which primary is written."""
+def publish_primary(namespace: str, system: str, timeline: int) -> Command:
+    """Publish which primary is written to."""
     return ("SET", f"{namespace}:primary", f"{system}/{timeline}")
 
 
-def lost(namespace: str, before: str, after: str, ids: Sequence[str]) -> list[Command]:
-    """Keep the ids of commits that a failover left behind."""
+def record_losses(namespace: str, before: str, after: str, ids: Sequence[str]) -> list[Command]:
+    """Record the ids of transactions whose commit a failover lost."""
     return [
-        ("XADD", f"{namespace}:losses", "MAXLEN", "~", _LOSSES, "*", "from", before, "to", after,
-         "ids", ",".join(ids[start : start + _IDS_AT_ONCE]))
-        for start in range(0, len(ids), _IDS_AT_ONCE)
+        ("XADD", f"{namespace}:losses", "MAXLEN", "~", _LOSSES_KEPT, "*",
+         "from", before, "to", after, "ids", ",".join(ids[start : start + _IDS_PER_LOSS]))
+        for start in range(0, len(ids), _IDS_PER_LOSS)
     ]  # fmt: skip
 
 
 def losses(redis: RedisConnection, namespace: str) -> list[dict[str, str]]:
-    """What failovers left behind, oldest first: from, to, ids."""
+    """Return what failovers lost, oldest first: from, to, ids."""
     try:
         found = redis.call("XRANGE", f"{namespace}:losses", "-", "+")
     except RedisRefused:
@@ -173,59 +179,15 @@ def losses(redis: RedisConnection, namespace: str) -> list[dict[str, str]]:
     ]
 
 
-def left_behind(redis: RedisConnection, namespace: str, since: str) -> dict[str, str]:
-    """The ids of what failovers left behind after an entry of a stream, with where it was told.
+def lost_since(redis: RedisConnection, namespace: str, entry_id: str) -> dict[str, str]:
+    """Return the ids of transactions recorded as lost after an entry of another stream.
 
-    Raises RedisUnavailable and RedisRefused.
+    Each has the entry id of its record. Raises RedisUnavailable and RedisRefused.
     """
-    found = redis.call("XRANGE", f"{namespace}:losses", f"({since}", "+")
+    found = redis.call("XRANGE", f"{namespace}:losses", f"({entry_id}", "+")
     return {
-        each: entry_id.decode()
-        for entry_id, fields in found
+        each: loss_id.decode()
+        for loss_id, fields in found
         for each in dict(zip(fields[::2], fields[1::2], strict=True))
         .get(b"ids", b"").decode(errors="replace").split(",")
     }  # fmt: skip
-
-
-# Asked of PostgreSQL.
-
-
-def ask(tokens: Iterable[str]) -> str:
-    """Ask a replica what it has replayed, which server it is, which rows of these lanes it shows.
-
-    The system identifier is that of all replicas; but an older copy in its place was started later.
-    """
-    wanted = ",".join(tokens)
-    return (
-        "SELECT pg_last_wal_replay_lsn()::text,"
-        " extract(epoch FROM pg_postmaster_start_time())::text,"
-        " (SELECT jsonb_object_agg(token, xmin::text)"
-        f" FROM processor.lane WHERE token = ANY ('{{{wanted}}}'::uuid[]))"
-    )
-
-
-def rows(shown: Mapping[str, str] | None) -> list[tuple[str, int]]:
-    """Tokens and transaction ids of the answer to `ask`."""
-    return [(token, int(xmin)) for token, xmin in (shown or {}).items()]
-
-
-#: Ask the primary how far those are that stream from it. Their positions are on its own timeline.
-#: Which server each is, it knows by the connection: a new one may be that of an older copy.
-#: A role without pg_monitor sees that there are some, and nothing of them. Subscribers to some of
-#: its tables stream as well, and are no replicas.
-ASK_PRIMARY = (
-    "SELECT application_name, min(replay_lsn)::text,"
-    " extract(epoch FROM max(backend_start))::text,"
-    " left(pg_walfile_name(pg_current_wal_insert_lsn()), 8)"
-    " FROM pg_stat_replication r WHERE NOT EXISTS (SELECT FROM pg_replication_slots s"
-    " WHERE s.active_pid = r.pid AND s.slot_type = 'logical') GROUP BY application_name"
-)
-
-
-def wait(position: Position, seconds: float) -> str:
-    """Wait on a standby until it has replayed a position, for so long at most (PostgreSQL 19).
-
-    The answer says nothing of timelines, so it only tells when to ask.
-    """
-    lsn = quoted(written(position.lsn))
-    return f"WAIT FOR LSN {lsn} WITH (TIMEOUT '{max(1, int(seconds * 1000))}ms', NO_THROW)"

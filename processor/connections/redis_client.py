@@ -15,7 +15,6 @@ import contextlib
 # an import leaves the lock of that module held in the child, for ever.
 import email.parser  # noqa: F401
 import encodings.idna  # noqa: F401
-import os
 import socket
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -48,11 +47,10 @@ def checked(replies: list[Reply]) -> list[Reply]:
 class RedisConnection:
     """One connection, opened at its first call and again after each failure."""
 
-    def __init__(self, url: str, timeout: float, *, name: str = "processor") -> None:
+    def __init__(self, url: str, timeout: float) -> None:
         self._kind, self._options = _options(url, timeout)
         self._place = _place(self._options)
         self._timeout = timeout
-        self._name = name
         self._connection: Any = None
         self.generation = 0
         #: What its user remembers for as long as the connection lives.
@@ -154,7 +152,6 @@ class RedisPool:
         self._url = url
         self._timeout = timeout
         self._idle: deque[RedisConnection] = deque()
-        self._pid = os.getpid()
 
     def take(self) -> RedisConnection:
         """A connection for the caller alone; `give` it back."""

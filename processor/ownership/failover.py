@@ -15,6 +15,7 @@ from processor.connections.redis_client import RedisConnection
 from processor.errors import DatabaseUnavailable, RedisRefused
 from processor.ledger import outcomes
 from processor.ownership.owners import Owners
+from processor.replicas import queries
 from processor.replicas.watch import ReplicaWatch
 from processor.telemetry import metrics
 
@@ -46,7 +47,7 @@ class Failover:
         told, here = database.newest, (database.system, database.timeline)
         before = self._following.primary
         if not self._recalled:
-            told_of = replica_status.known(redis, self._namespace)
+            told_of = replica_status.replicas(redis, self._namespace)
             self._passed_over = self._following.recall(told_of)
             self._recalled = True
         if before is None:
@@ -69,8 +70,8 @@ class Failover:
         newest, tokens = marks.newest(), marks.lanes()
         if newest is None or not tokens:
             return False
-        _, _, shown = database.run(replica_status.ask(tokens))[0]
-        return marks.shown(replica_status.rows(shown)) != newest
+        _, _, shown = database.run(queries.replayed(tokens))[0]
+        return marks.shown(queries.lane_rows(shown)) != newest
 
     def look(self, database: PostgresSession, redis: RedisConnection) -> None:
         """Now and then: tell which primary this is, and see that it was not left behind."""
@@ -85,7 +86,7 @@ class Failover:
                 f"the primary was left behind: {_named(told)} is written to",
                 hint="stop it, and point database.dsn at the new one",
             )
-        redis.calls([replica_status.now_primary(self._namespace, *here)])
+        redis.calls([replica_status.publish_primary(self._namespace, *here)])
 
     def _judge(
         self, database: PostgresSession, redis: RedisConnection, owners: Owners,
@@ -114,7 +115,7 @@ class Failover:
         self, redis: RedisConnection, owners: Owners, what: str, before: str, here: str,
         missing: list[str], unnamed: int,
     ) -> None:  # fmt: skip
-        replies = redis.calls(replica_status.lost(self._namespace, before, here, missing))
+        replies = redis.calls(replica_status.record_losses(self._namespace, before, here, missing))
         where = "all: `processor status --json`"
         if any(isinstance(reply, RedisRefused) for reply in replies):
             where = "all are in the log"

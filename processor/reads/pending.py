@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 
 from processor.buffer import overlay, replica_status
 from processor.buffer.overlay import Overlay, Pending
-from processor.buffer.replica_status import Replica
 from processor.connections.redis_client import Command, RedisConnection, checked
 from processor.errors import RedisUnavailable
+from processor.telemetry.status import Replica
 from processor.transaction.write_set import Touch, decides, touch
 
 #: More statements than this in the overlay are not asked for one by one.
@@ -118,8 +118,8 @@ class PendingWrites:
             *((("HEXISTS", keys.prefix, after),) if after else ()),
             *((("HGETALL", keys.replicas),) if keys.servers else ()),
         ])  # fmt: skip
-        found.replicas = replica_status.replicas(there.pop()) if keys.servers else {}
-        found.primary = replica_status.written_to(primary)
+        found.replicas = replica_status.parse_replicas(there.pop()) if keys.servers else {}
+        found.primary = replica_status.parse_primary(primary)
         found.there = bool(there and there[0])
         wide = self._rare(table) if some else False
         if one and not wide:

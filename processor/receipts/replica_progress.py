@@ -12,10 +12,10 @@ from typing import Any
 
 from processor.buffer import replica_status
 from processor.buffer.lane import Lane
-from processor.buffer.replica_status import Replica
 from processor.config.settings import Replicas
 from processor.connections.redis_client import Command
 from processor.connections.wal_position import Position
+from processor.telemetry.status import Replica
 
 #: A watch tells each second that it is there; older words may be of one that is gone, seconds.
 _SILENT = 10.0
@@ -85,13 +85,14 @@ def ask(namespace: str, lanes: Sequence[Lane]) -> list[Command]:
 
 def told(settings: Replicas, replies: Sequence[Any]) -> Iterator[ReplicaProgress]:
     """The replies to `ask`: what is told, for one lane after the other."""
-    primary = replica_status.written_to(replies[0])
-    known = replica_status.replicas(replies[1])
+    primary = replica_status.parse_primary(replies[0])
+    known = replica_status.parse_replicas(replies[1])
     counting = {name: known.get(name) for name in settings.servers or _recent(settings, known)}
-    servers = replica_status.meant(replies[2])
+    servers = replica_status.parse_servers(replies[2])
     named = {name: found.server for name, found in servers.items()}
     for reply in replies[3:]:
-        yield ReplicaProgress(primary, counting, replica_status.positions(reply, servers), named)
+        positions = replica_status.parse_positions(reply, servers)
+        yield ReplicaProgress(primary, counting, positions, named)
 
 
 def _recent(settings: Replicas, known: Mapping[str, Replica]) -> list[str]:

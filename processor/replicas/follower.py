@@ -131,7 +131,7 @@ class Follower:
         commands: list[Command] = []
         for name, (server, position, names) in self._untold.items():
             lanes = [Lane(namespace, each) for each in names]
-            commands += replica_status.confirm(
+            commands += replica_status.publish_position(
                 namespace, name, server, position, lanes, time.time()
             )
         # Refused by a full Redis or unheard: what was not told now is told with the next words.
@@ -149,14 +149,14 @@ class Follower:
             self._tell_states(namespace)
 
     def _tell_states(self, namespace: str) -> None:
-        known = replica_status.known(self._redis, namespace)
+        known = replica_status.replicas(self._redis, namespace)
         states = {name: self._standing.replica(name) for name in self._source.names()}
         words = {
             name: state for name, state in states.items() if name not in self._names.taken
             and (state.state == "lost" or not self._is_lost_to_others(name, known.get(name)))
         }  # fmt: skip
         if words:
-            self._redis.calls([replica_status.tell(namespace, *each) for each in words.items()])
+            self._redis.calls([replica_status.publish(namespace, *each) for each in words.items()])
             self._told |= words
 
     def _is_passed_over(self, name: str) -> bool:

@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import NamedTuple
 
-from processor.buffer import replica_status
 from processor.config.settings import Settings
 from processor.connections.postgres_session import PostgresSession
 from processor.connections.wal_position import Position, number
 from processor.errors import DatabaseError
+from processor.replicas import queries
 from processor.replicas.commit_marks import CommitMarks
 from processor.telemetry.progress import Progress
 
@@ -74,16 +74,16 @@ class Server(Probe):
         return [self._name]
 
     def heard(self, tokens: Iterable[str]) -> dict[str, Answer]:
-        lsn, server, shown = self.run(replica_status.ask(tokens))[0]
-        position = self._marks.shown(replica_status.rows(shown))  # type: ignore[arg-type]
+        lsn, server, shown = self.run(queries.replayed(tokens))[0]
+        position = self._marks.shown(queries.lane_rows(shown))  # type: ignore[arg-type]
         return {self._name: Answer(position, lsn, str(server))}  # type: ignore[arg-type]
 
     def rest(self, seconds: float) -> bool:
         newest = self._marks.newest()
-        if newest is None or not self._waits or self.database.server_version < replica_status.WAITS:
+        if newest is None or not self._waits or self.database.server_version < queries.WAIT_VERSION:
             return False
         try:
-            return self.run(replica_status.wait(newest, seconds))[0][0] in ("success", "timeout")
+            return self.run(queries.wait_for_lsn(newest, seconds))[0][0] in ("success", "timeout")
         except DatabaseError:
             # Not understood, or not allowed: it is asked at the interval as older ones are.
             self._waits = False
@@ -109,7 +109,7 @@ class Streaming(Probe):
             self.database.close()
         found = {
             str(name): Answer(self._at(int(str(timeline), 16), lsn), lsn, str(server))
-            for name, lsn, server, timeline in self.run(replica_status.ASK_PRIMARY)
+            for name, lsn, server, timeline in self.run(queries.STREAMING_REPLICAS)
             if name and isinstance(lsn, str)
         }
         self._seen |= found.keys()

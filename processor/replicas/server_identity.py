@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from processor.buffer import replica_status
 from processor.buffer.lane import Lane
 from processor.buffer.overlay import Overlay
-from processor.buffer.replica_status import Meant
+from processor.buffer.replica_status import NamedServer
 from processor.config.settings import Settings
 from processor.connections.redis_client import Command, RedisConnection
 from processor.connections.wal_position import Position, is_less, number
@@ -60,7 +60,7 @@ class ServerNames:
         changed = self._withdrawn or any(self._told.get(n) != s for n, s in servers.items())
         if not changed and time.monotonic() < self._due:
             return set()
-        known = replica_status.named(self._redis, self._namespace)
+        known = replica_status.servers(self._redis, self._namespace)
         mine = {n: s for n, s in servers.items() if not self._is_taken(n, s, known.get(n))}
         commands = [word for name in mine for word in self._words(name, mine[name], known)]
         replies = self._redis.calls(commands) if commands else []
@@ -71,14 +71,14 @@ class ServerNames:
             self._due = time.monotonic() + _AGAIN
         return back
 
-    def _words(self, name: str, server: str, known: Mapping[str, Meant]) -> list[Command]:
-        words = [replica_status.mean(self._namespace, name, server, time.time())]
+    def _words(self, name: str, server: str, known: Mapping[str, NamedServer]) -> list[Command]:
+        words = [replica_status.publish_server(self._namespace, name, server, time.time())]
         if name not in self._withdrawn and known.get(name, _NOBODY).server in ("", server):
             return words
         # The words of another server do not count; what this one showed before it went back would.
         own = self._marks.lanes().values() if name in self._withdrawn else ()
         lanes = [Lane(self._namespace, each) for each in set(own)]
-        before = replica_status.take_back(self._namespace, name, lanes)
+        before = replica_status.withdraw(self._namespace, name, lanes)
         self._say(name)
         return before + self._refuse(name) + words
 
@@ -99,7 +99,7 @@ class ServerNames:
     def _say(self, name: str) -> None:
         """Loudly if the replica has less than it was told to have."""
         _, lsn = self.heard[name]
-        told = replica_status.known(self._redis, self._namespace).get(name)
+        told = replica_status.replicas(self._redis, self._namespace).get(name)
         before = told.lsn if told else None
         with contextlib.suppress(ValueError):
             if is_less(lsn, before):
@@ -108,11 +108,11 @@ class ServerNames:
                 return
         log.info("replica %s is another server than before, or was started anew", name)
 
-    def _is_taken(self, name: str, server: str, known: Meant | None) -> bool:
+    def _is_taken(self, name: str, server: str, known: NamedServer | None) -> bool:
         """Whether another processor means another server since we told which one we mean."""
         taken = (
             known is not None and known.server != server and self._told.get(name) == server
-            and time.time() - known.told <= SILENT
+            and time.time() - known.published <= SILENT
         )  # fmt: skip
         if taken and name not in self.taken:
             log.warning("replica %s is another server to another processor, which is believed:"
@@ -121,4 +121,4 @@ class ServerNames:
         return taken
 
 
-_NOBODY = Meant("", 0.0)
+_NOBODY = NamedServer("", 0.0)

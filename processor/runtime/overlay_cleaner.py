@@ -166,7 +166,7 @@ class OverlayCleaner:
         """
         if not unknown:
             return set()
-        told = replica_status.left_behind(
+        told = replica_status.lost_since(
             self._redis, self._settings.namespace, unknown[0].entry_id
         )
         lost = {
@@ -209,7 +209,7 @@ class OverlayCleaner:
     def _lost(self) -> set[str]:
         """The replicas that are lost; one that is back has to catch up before it is read again."""
         try:
-            told = replica_status.known(self._redis, self._settings.namespace)
+            told = replica_status.replicas(self._redis, self._settings.namespace)
             missed = self._redis.call("HGETALL", self._overlay.missed)
         except RedisRefused as refused:
             raise RedisUnavailable(str(refused)) from None

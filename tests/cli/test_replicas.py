@@ -76,7 +76,7 @@ def test_status_shows_that_nobody_tells_of_a_replica_any_more(
     site = site_of(replicas={"interval": interval})
     then = time.time() - ago
     replica = Replica(state, at=then, lsn="0/3000000", lag=0.0, told=then)
-    site.redis.execute_command(*replica_status.tell("processor", "near", replica))
+    site.redis.execute_command(*replica_status.publish("processor", "near", replica))
 
     at_site = cli.use(site.mapping)
     near = at_site("status", "--json").records[0]["replicas"]["near"]
@@ -91,7 +91,9 @@ def test_status_shows_that_nobody_tells_of_a_replica_any_more(
 def test_status_names_the_commits_that_a_failover_left_behind(cli: Cli, site: Site) -> None:
     site.start()
     redis = RedisConnection(site.settings.redis.url, 1.0)
-    redis.calls(replica_status.lost("processor", "timeline 1 of 7", "timeline 2 of 7", ["a", "b"]))
+    redis.calls(
+        replica_status.record_losses("processor", "timeline 1 of 7", "timeline 2 of 7", ["a", "b"])
+    )
     redis.close()
 
     at_site = cli.use(site.mapping)

@@ -17,7 +17,6 @@ from msgspec.json import encode
 import processor
 from processor.buffer import commit_notes
 from processor.buffer.commit_notes import Entries, Note
-from processor.buffer.replica_status import Replica
 from processor.config import loader
 from processor.config.settings import Replicas
 from processor.connections.wal_position import Position
@@ -28,6 +27,7 @@ from processor.receipts.replica_progress import ReplicaProgress
 from processor.receipts.status import Sought, StatusLookup
 from processor.receipts.tracker import everywhere
 from processor.receipts.waiters import Waiter, Waiters
+from processor.telemetry.status import Replica
 from tests.harness.process import Spawn
 from tests.harness.servers import Database, Factory
 from tests.harness.site import Site, write

@@ -15,11 +15,11 @@ import pytest
 
 import processor
 from processor.apply import committer
-from processor.buffer import replica_status
 from processor.config.loader import configure
 from processor.connections.wal_position import number
 from processor.receipts import replica_progress
 from processor.receipts.receipt import Receipt
+from processor.replicas import queries
 from processor.runtime import drain_thread
 from tests.harness.cli import as_user
 from tests.harness.process import Spawn
@@ -92,8 +92,8 @@ def test_no_write_is_replicated_that_a_replica_does_not_show(
 def test_a_watch_that_took_the_received_for_the_replayed_would_be_found_out(
     late: Callable[..., Site], replicas: Replicas, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    received = replica_status.ASK_PRIMARY.replace("replay_lsn", "flush_lsn")
-    monkeypatch.setattr(replica_status, "ASK_PRIMARY", received)
+    received = queries.STREAMING_REPLICAS.replace("replay_lsn", "flush_lsn")
+    monkeypatch.setattr(queries, "STREAMING_REPLICAS", received)
     assert len(hidden(late("on", servers=False), replicas)) > 100
 
 

@@ -129,13 +129,13 @@ def test_a_replica_that_is_back_is_read_from_as_soon_as_it_is_told_to_have_a_wri
         site.start()
         wait_until(lambda: _told(site)["near"].state == "away")
         receipt = committed(site)
-        states = replica_status.known
+        states = replica_status.replicas
 
         def slowly(*asked: Any) -> dict[str, Any]:
             time.sleep(0.3)
             return states(*asked)
 
-        monkeypatch.setattr(replica_status, "known", slowly)
+        monkeypatch.setattr(replica_status, "replicas", slowly)
         proxy.on()
         assert receipt.wait("replicated", 10).state == "replicated"
         assert processor.route(receipt, primary=False).name == "near"
@@ -146,7 +146,7 @@ def test_a_replica_that_is_back_is_read_from_as_soon_as_it_is_told_to_have_a_wri
 def _told(site: Site) -> dict[str, Any]:
     """What everybody can hear of the replicas."""
     reply = site.redis.hgetall(f"{site.settings.namespace}:replicas")
-    return replica_status.replicas([part for pair in reply.items() for part in pair])
+    return replica_status.parse_replicas([part for pair in reply.items() for part in pair])
 
 
 def test_a_server_is_found_without_a_watch(

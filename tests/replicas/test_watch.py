@@ -23,9 +23,11 @@ from processor.connections.wal_position import Position
 from processor.embedded import PostgresServer, Standby
 from processor.errors import RedisUnavailable
 from processor.ownership.replication_backlog import Range, ReplicationBacklog
+from processor.replicas import queries
 from processor.replicas.commit_marks import CommitMarks
 from processor.replicas.health import ReplicaHealth
 from processor.runtime import drain_thread
+from processor.telemetry.status import Replica
 from tests.harness.proxy import Proxy
 from tests.harness.servers import Factory, execute
 from tests.harness.site import Site, counted, step, write
@@ -197,7 +199,8 @@ def standby(own_standby: Factory, primary: PostgresServer) -> Standby:
 def told(site: Site) -> dict[str, str]:
     redis = RedisConnection(site.settings.redis.url, 1.0)
     try:
-        return {n: r.state for n, r in replica_status.known(redis, site.settings.namespace).items()}
+        replicas = replica_status.replicas(redis, site.settings.namespace)
+        return {name: replica.state for name, replica in replicas.items()}
     finally:
         redis.close()
 
@@ -240,7 +243,7 @@ def test_a_server_that_does_not_know_wait_for_lsn_is_asked_at_the_interval(
     site_of: Callable[..., Site], primary: PostgresServer, standby: Standby,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(replica_status, "WAITS", 140000)
+    monkeypatch.setattr(queries, "WAIT_VERSION", 140000)
     site = site_of(postgres=primary, replicas={"servers": {"near": standby.dsn}})
     site.start()
     for n in range(1, 6):
@@ -363,13 +366,13 @@ def test_the_primary_is_met_also_if_redis_was_away_just_then(
     drain = site.drain()
     calls = []
 
-    def away(*_: object) -> dict[str, replica_status.Replica]:
+    def away(*_: object) -> dict[str, Replica]:
         calls.append(1)
         if len(calls) == 1:
             raise RedisUnavailable("Redis is away")
         return {}
 
-    monkeypatch.setattr(replica_status, "known", away)
+    monkeypatch.setattr(replica_status, "replicas", away)
     step(drain)
     assert drain.database.alive
     assert primary_told(site) is None
@@ -397,7 +400,7 @@ def test_a_primary_that_was_left_behind_is_written_to_no_more(
 
 
 def primary_told(site: Site) -> tuple[str, int] | None:
-    return replica_status.written_to(site.redis.get(f"{site.settings.namespace}:primary"))
+    return replica_status.parse_primary(site.redis.get(f"{site.settings.namespace}:primary"))
 
 
 def test_a_stop_waits_for_no_connect_to_a_replica_that_does_not_answer(

@@ -36,7 +36,7 @@ def status(servers: OperatorSessions, as_json: bool) -> int:
     with servers.redis() as redis:
         seen = overview.look(redis, servers.settings)
         told = overview.processors(redis, servers.settings)
-        followed = replica_status.known(redis, servers.settings.namespace)
+        followed = replica_status.replicas(redis, servers.settings.namespace)
         losses = replica_status.losses(redis, servers.settings.namespace)
         full = overview.is_full(redis)
     summary = _summary(seen, told) | {
