@@ -94,10 +94,18 @@ class ReplicaLost(DatabaseUnavailable):
     hint = "read from another server, or leave replica out"
 
 
-#: SQLSTATEs of our own functions, which no manual of PostgreSQL explains.
-_OUR_STATES = {
-    "PR001": "another processor owns the lane",
-    "PR002": "an update or delete met another number of rows than it expects",
+#: SQLSTATEs that processor defines itself.
+FENCED_STATE = "PR001"  # the function `fence`: another processor owns the lane
+EXPECT_STATE = "PR002"  # the function `expect`: another number of rows than expected
+ENDS_SESSION_STATE = "PR003"  # a dead letter: crashed its PostgreSQL session on every attempt
+ONE_BY_ONE_STATE = "PR004"  # raised and caught inside the function `isolate`
+POSSIBLY_APPLIED_STATE = "PR005"  # a dead letter: applied before Redis was restored, or not
+LATER_SCHEMA_STATE = "PR006"  # `init-db`: the schema belongs to a later release
+
+#: In words, because PostgreSQL's manual does not explain them.
+_OWN_STATES = {
+    FENCED_STATE: "another processor owns the lane",
+    EXPECT_STATE: "an update or delete met another number of rows than it expects",
 }
 
 
@@ -105,8 +113,8 @@ def refusal(sqlstate: str, *, table: str = "", column: str = "", constraint: str
     """What PostgreSQL refused, in words that hold names and no value (rule 19)."""
     names = (("table", table), ("column", column), ("constraint", constraint))
     text = " ".join([f"SQLSTATE {sqlstate}", *(f"{kind} {name}" for kind, name in names if name)])
-    ours = _OUR_STATES.get(sqlstate)
-    return f"{text}: {ours}" if ours else text
+    words = _OWN_STATES.get(sqlstate)
+    return f"{text}: {words}" if words else text
 
 
 class DatabaseError(ProcessorError):

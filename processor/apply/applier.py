@@ -19,7 +19,7 @@ from processor.apply import poison
 from processor.apply.batch_text import Written, limited, names_of, write
 from processor.apply.committer import Committer, prolonged
 from processor.apply.outcome import Contended, Fenced, Outcome, Systemic
-from processor.apply.verdict import Failure, Verdict, judge
+from processor.apply.verdict import ErrorReply, Verdict, judge
 from processor.config.settings import Settings
 from processor.errors import DatabaseError, DatabaseUnavailable
 from processor.ledger import lane_rows, outcomes
@@ -187,9 +187,9 @@ class Applier:
 
     def _facts(
         self, error: DatabaseError, entries: Sequence[Entry], started: float, *, prepared: bool
-    ) -> Failure:
+    ) -> ErrorReply:
         over = time.monotonic() - started >= self._session.least_limit(entries)
-        return Failure(
+        return ErrorReply(
             error.sqlstate, error.schema, error.table, over_limit=over, prepared=prepared
         )
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from processor import crashpoint
 from processor.apply.committer import Commit, Committer, prolonged
-from processor.apply.verdict import Failure, Verdict, judge
+from processor.apply.verdict import ErrorReply, Verdict, judge
 from processor.errors import DatabaseError, DatabaseUnavailable
 from processor.ledger import dead_letters, lane_rows, outcomes
 from processor.ledger.dead_letters import DeadLetter, Reason
@@ -119,7 +119,7 @@ class DeadLetterWriter:
             )  # fmt: skip
         except DatabaseError as error:
             over = time.monotonic() - started >= self._session.least_limit([entry])
-            verdict = judge(Failure(error.sqlstate, error.schema, error.table, over_limit=over))
+            verdict = judge(ErrorReply(error.sqlstate, error.schema, error.table, over_limit=over))
             if verdict is Verdict.OUTAGE:
                 raise DatabaseUnavailable(f"PostgreSQL takes no work: {error}") from None
             if verdict is not Verdict.POISON:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from processor.apply.verdict import DOUBTFUL_STATE, ENDS_SESSION_STATE
+from processor.errors import ENDS_SESSION_STATE, POSSIBLY_APPLIED_STATE
 
 #: Undefined table, column, function, object and schema.
 _UNDEFINED_NAMES = frozenset({"42P01", "42703", "42883", "42704", "3F000"})
@@ -18,7 +18,7 @@ def is_final(sqlstate: str) -> bool:
     return (
         sqlstate[:2] in ("22", "23")
         or sqlstate in _UNDEFINED_NAMES
-        or sqlstate in (ENDS_SESSION_STATE, DOUBTFUL_STATE)
+        or sqlstate in (ENDS_SESSION_STATE, POSSIBLY_APPLIED_STATE)
     )
 
 

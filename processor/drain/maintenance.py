@@ -13,7 +13,6 @@ from dataclasses import replace
 
 from processor.apply.committer import Commit
 from processor.apply.dead_letter_writer import DeadLetterWriter
-from processor.apply.verdict import ENDS_SESSION_STATE, FENCED_STATE
 from processor.buffer import commit_notes, delayed, parked, stream
 from processor.buffer.commit_notes import Note
 from processor.buffer.overlay import Overlay
@@ -21,7 +20,13 @@ from processor.config.settings import Settings
 from processor.connections.postgres_session import PostgresSession
 from processor.connections.redis_client import RedisConnection, checked
 from processor.drain.backlog import Backlog
-from processor.errors import DatabaseError, DatabaseUnavailable, RedisRefused
+from processor.errors import (
+    ENDS_SESSION_STATE,
+    FENCED_STATE,
+    DatabaseError,
+    DatabaseUnavailable,
+    RedisRefused,
+)
 from processor.ledger import dead_letters, outcomes
 from processor.ledger.dead_letters import DeadLetter, Reason
 from processor.ledger.lane_rows import Ownership

@@ -18,13 +18,12 @@ from processor import crashpoint
 from processor.apply.dead_letter_writer import DeadLetterWriter, Death
 from processor.apply.outcome import Outcome
 from processor.apply.retry import backoff, is_final
-from processor.apply.verdict import DOUBTFUL_STATE
 from processor.buffer import commit_notes, parked, stream
 from processor.buffer.commit_notes import Entries, Note
 from processor.config.settings import Settings
 from processor.connections.redis_client import Command, RedisConnection, checked
 from processor.drain.settle_replicated import ReplicatedSettling
-from processor.errors import RedisRefused, RedisUnavailable
+from processor.errors import POSSIBLY_APPLIED_STATE, RedisRefused, RedisUnavailable
 from processor.ledger.dead_letters import Reason
 from processor.ownership.owners import OwnedLane, Page
 from processor.telemetry import metrics
@@ -33,7 +32,7 @@ from processor.transaction.entry import Entry
 log = logging.getLogger("processor.drain")
 #: The end of what nobody can tell of whether it was applied (rule 23).
 DOUBTFUL = Reason(
-    "possibly applied: older than the ledger's memory, back after a restore", DOUBTFUL_STATE
+    "possibly applied: older than the ledger's memory, back after a restore", POSSIBLY_APPLIED_STATE
 )
 
 #: An entry that has to wait, and the commands that put its record.

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from processor.apply.outcome import Outcome
 from processor.apply.retry import backoff
-from processor.apply.verdict import ENDS_SESSION_STATE
+from processor.errors import ENDS_SESSION_STATE
 from processor.ledger.dead_letters import Reason
 from processor.ownership.owners import OwnedLane
 from processor.transaction.entry import Entry

@@ -1,30 +1,42 @@
-"""The PostgreSQL schema `processor`: what is in it, how it is made, whether it is there.
+"""The PostgreSQL schema `processor`: its tables and functions, how it is created and checked.
 
 ================ ===================================================================================
-meta             one row: version of this schema
+meta             one row: the version of this schema
 lane             one row per (buffer, lane): epoch and owner token (fence), counters, the accept
-                 mark up to which ledger rows were pruned
+                 time up to which ledger rows were pruned
 ledger           one row per transaction: id, buffer, lane, entry, outcome (applied, dead,
                  discarded), payload hash, xid, committed_at
 dead_letter      one row per (id, hash): everything needed to show, edit, retry or discard it, and
                  the request of an operator that the owner of the lane carries out
 outbox           follow-ups of a transaction, written with its effect
-version()        version of this schema
+version()        returns the version of this schema
 fence(...)       locks the lane's row, compares epoch and token, counts; raises PR001
-expect(...)      raises PR002 if a count is not the expected one
-isolate(...)     applies transactions one by one in subtransactions and reports the failures
+expect(...)      raises PR002 if a count differs from the expected one
+isolate(...)     applies transactions one by one in subtransactions and returns the failures
 ================ ===================================================================================
+
+DESIGN. The text is generated from the constants that Python judges errors by, so that the functions
+and `apply.verdict` cannot disagree.
 """
 
 from __future__ import annotations
 
 from processor.connections.postgres_session import PostgresSession
-from processor.errors import DatabaseError, DatabaseUnavailable, RightsMissing, SchemaMissing
+from processor.errors import (
+    EXPECT_STATE,
+    FENCED_STATE,
+    LATER_SCHEMA_STATE,
+    ONE_BY_ONE_STATE,
+    DatabaseError,
+    DatabaseUnavailable,
+    RightsMissing,
+    SchemaMissing,
+)
+from processor.ledger.sqlstates import ENDS_ISOLATION
 
 VERSION = 1
-LATER_STATE = "PR006"
 
-DDL = """\
+_DDL = """\
 CREATE SCHEMA IF NOT EXISTS processor;
 
 CREATE TABLE IF NOT EXISTS processor.meta (
@@ -111,7 +123,7 @@ BEGIN
            seen_at = clock_timestamp()
      WHERE buffer = in_buffer AND lane = in_lane AND epoch = in_epoch AND token = in_token;
     IF NOT FOUND THEN
-        RAISE EXCEPTION 'fenced: another processor owns lane %', in_lane USING ERRCODE = 'PR001';
+        RAISE EXCEPTION 'fenced: another processor owns lane %', in_lane USING ERRCODE = '{fenced}';
     END IF;
 END $function$;
 
@@ -119,7 +131,7 @@ CREATE OR REPLACE FUNCTION processor.expect(met bigint, expected bigint) RETURNS
 LANGUAGE plpgsql AS $function$
 BEGIN
     IF met <> expected THEN
-        RAISE EXCEPTION 'expected % rows, met %', expected, met USING ERRCODE = 'PR002';
+        RAISE EXCEPTION 'expected % rows, met %', expected, met USING ERRCODE = '{expect}';
     END IF;
 END $function$;
 
@@ -142,13 +154,13 @@ BEGIN
             -- group that has any.
             IF width < 2 OR EXISTS (SELECT FROM unnest(later, earlier) AS pair (l, e)
                                      WHERE l BETWEEN first AND last AND e = ANY (bad)) THEN
-                RAISE EXCEPTION USING ERRCODE = 'PR004';
+                RAISE EXCEPTION USING ERRCODE = '{one_by_one}';
             END IF;
             EXECUTE quick[(first - 1) / width + 1];
             SET CONSTRAINTS ALL IMMEDIATE;
             SET CONSTRAINTS ALL DEFERRED;
         EXCEPTION WHEN OTHERS THEN
-            IF sqlstate ~ '^(40|53[^4]|55P|57|58[^P]|XX)' THEN
+            IF sqlstate ~ '{ends_isolation}' THEN
                 RAISE;
             END IF;
             FOR k IN first..last LOOP
@@ -163,7 +175,7 @@ BEGIN
                     SET CONSTRAINTS ALL IMMEDIATE;
                     SET CONSTRAINTS ALL DEFERRED;
                 EXCEPTION WHEN OTHERS THEN
-                    IF sqlstate ~ '^(40|53[^4]|55P|57|58[^P]|XX)' THEN
+                    IF sqlstate ~ '{ends_isolation}' THEN
                         RAISE;
                     END IF;
                     GET STACKED DIAGNOSTICS
@@ -188,19 +200,33 @@ END $function$;
 
 INSERT INTO processor.meta (version) VALUES ({version})
     ON CONFLICT (one) DO UPDATE SET version = excluded.version;
-""".replace("{version}", str(VERSION))
+"""
 
-# What `create` begins with: an older release must not replace the functions of a later one, whose
-# processors are at work.
-_NOT_LATER = f"""\
+
+def _filled(text: str, **values: str) -> str:
+    # Not str.format: the text has braces of its own.
+    for name, value in values.items():
+        text = text.replace(f"{{{name}}}", value)
+    return text
+
+
+#: What `init-db` executes and `print schema` shows.
+DDL = _filled(
+    _DDL, version=str(VERSION), fenced=FENCED_STATE, expect=EXPECT_STATE,
+    one_by_one=ONE_BY_ONE_STATE, ends_isolation=ENDS_ISOLATION,
+)  # fmt: skip
+
+# `create` begins with this: an older release must not replace the functions of a later one while
+# processors of that release use them.
+_NOT_LATER = _filled("""\
 DO $block$ BEGIN
     IF to_regclass('processor.meta') IS NOT NULL THEN
-        IF EXISTS (SELECT FROM processor.meta WHERE version > {VERSION}) THEN
-            RAISE EXCEPTION 'the schema is of a later release' USING ERRCODE = '{LATER_STATE}';
+        IF EXISTS (SELECT FROM processor.meta WHERE version > {version}) THEN
+            RAISE EXCEPTION 'the schema is of a later release' USING ERRCODE = '{later}';
         END IF;
     END IF;
 END $block$;
-"""
+""", version=str(VERSION), later=LATER_SCHEMA_STATE)
 
 ROLE = """\
 -- The role of the running processor: no DDL, no superuser, only these rights.
@@ -216,82 +242,90 @@ GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA processor TO processor;
 """
 
 
-#: The least that a processor needs of its tables.
-_RIGHTS = {
+#: The privileges that a processor needs on its tables.
+_PRIVILEGES = {
     "lane": "SELECT INSERT UPDATE", "ledger": "SELECT INSERT UPDATE DELETE",
     "dead_letter": "SELECT INSERT UPDATE", "outbox": "SELECT INSERT UPDATE DELETE",
 }  # fmt: skip
-_NO_RIGHT = "42501"
-# Two processors with `database.init` starting together would collide in the catalog.
-_LOCK = 7310593858020254331
+_INSUFFICIENT_PRIVILEGE = "42501"
+# Held by `create`: two processors with `database.init` that start together would otherwise collide
+# in PostgreSQL's catalog.
+_LOCK_KEY = 7310593858020254331
 
 
-def check(database: PostgresSession) -> None:
-    """See that the schema is there and of this release. Raises SchemaMissing, RightsMissing."""
+def check(session: PostgresSession) -> None:
+    """Check that the schema exists and has this release's version.
+
+    Raises SchemaMissing, or RightsMissing if the role lacks privileges.
+    """
     try:
-        rows = database.run("SELECT processor.version()")
+        rows = session.run("SELECT processor.version()")
     except DatabaseError as error:
-        if database.alive and not database.idle:
-            database.run("ROLLBACK")
-        refuse_rights(database, error)
+        if session.alive and not session.idle:
+            session.run("ROLLBACK")
+        refuse_rights(session, error)
         raise SchemaMissing(
-            f"the schema processor at {database.place} is not usable: {error}"
+            f"schema processor at {session.place} is not usable: {error}"
         ) from None
     found = rows[0][0]
     if found != VERSION:
         raise SchemaMissing(
-            f"the schema processor at {database.place} has version {found}, this release needs"
+            f"schema processor at {session.place} has version {found}, this release needs"
             f" {VERSION}",
-            hint="run the release that made it" if found > VERSION else "",
+            hint="run the release that created it" if found > VERSION else "",
         )
 
 
-def check_rights(database: PostgresSession) -> None:
-    """See that the role may do what a processor does, where `check` holds. Raises RightsMissing."""
-    wanted = [(name, right) for name, rights in _RIGHTS.items() for right in rights.split()]
+def check_rights(session: PostgresSession) -> None:
+    """Check that the role has the privileges that a processor needs. Raises RightsMissing.
+
+    Call it after `check`, which shows that the tables exist.
+    """
+    wanted = [(name, right) for name, rights in _PRIVILEGES.items() for right in rights.split()]
     asked = ", ".join(f"has_table_privilege('processor.{n}', '{right}')" for n, right in wanted)
-    granted = database.run(f"SELECT {asked}")[0]
+    granted = session.run(f"SELECT {asked}")[0]
     missing = {name for (name, _), has in zip(wanted, granted, strict=True) if not has}
     if missing:
-        names = ", ".join(f"processor.{name}" for name in _RIGHTS if name in missing)
-        raise RightsMissing(f"the role may not work with {names} at {database.place}")
+        names = ", ".join(f"processor.{name}" for name in _PRIVILEGES if name in missing)
+        raise RightsMissing(f"the role lacks privileges on {names} at {session.place}")
 
 
-def refuse_rights(database: PostgresSession, error: DatabaseError) -> None:
-    """Raise RightsMissing if that is what PostgreSQL refused a statement of ours for."""
-    if error.sqlstate == _NO_RIGHT:
+def refuse_rights(session: PostgresSession, error: DatabaseError) -> None:
+    """Raise RightsMissing if `error` says that the role lacks privileges on the schema."""
+    if error.sqlstate == _INSUFFICIENT_PRIVILEGE:
         raise RightsMissing(
-            f"the role may not work with the schema processor at {database.place}: {error}"
+            f"the role lacks privileges on schema processor at {session.place}: {error}"
         ) from None
 
 
-def create(database: PostgresSession) -> None:
-    """Make or upgrade the schema in one transaction; safe when several do it at once.
+def create(session: PostgresSession) -> None:
+    """Create or upgrade the schema in one transaction; safe when several processes do it at once.
 
-    Raises DatabaseUnavailable if the role may not, SchemaMissing if it is of a later release.
+    Raises DatabaseUnavailable if PostgreSQL refuses, SchemaMissing if the schema belongs to a later
+    release.
     """
     try:
-        database.run(f"BEGIN; SELECT pg_advisory_xact_lock({_LOCK}); {_NOT_LATER} {DDL} COMMIT")
+        session.run(f"BEGIN; SELECT pg_advisory_xact_lock({_LOCK_KEY}); {_NOT_LATER} {DDL} COMMIT")
     except DatabaseError as error:
-        if database.alive and not database.idle:
-            database.run("ROLLBACK")
-        if error.sqlstate == LATER_STATE:
-            check(database)
-        raise _refused(database, error) from None
+        if session.alive and not session.idle:
+            session.run("ROLLBACK")
+        if error.sqlstate == LATER_SCHEMA_STATE:
+            check(session)
+        raise _refused(session, error) from None
 
 
-def _refused(database: PostgresSession, error: DatabaseError) -> DatabaseUnavailable:
-    """Why `create` failed: who may not do what, and where."""
-    role, name, owner = database.run(
+def _refused(session: PostgresSession, error: DatabaseError) -> DatabaseUnavailable:
+    """Return the error of a failed `create`: which role, which database, and who can do it."""
+    role, name, owner = session.run(
         "SELECT current_user, current_database(), (SELECT pg_get_userbyid(nspowner)"
         " FROM pg_namespace WHERE nspname = 'processor')"
     )[0]
-    what = "create" if owner is None else "upgrade"
-    where = f"the schema processor in database {name} at {database.place}"
-    if error.sqlstate != _NO_RIGHT:
-        return DatabaseUnavailable(f"role {role} cannot {what} {where}: {error}")
-    who = "a role that may create schemas" if owner is None else f"its owner, {owner}"
+    verb = "create" if owner is None else "upgrade"
+    where = f"schema processor in database {name} at {session.place}"
+    if error.sqlstate != _INSUFFICIENT_PRIVILEGE:
+        return DatabaseUnavailable(f"role {role} cannot {verb} {where}: {error}")
+    capable = "a role that may create schemas" if owner is None else f"its owner, {owner}"
     return DatabaseUnavailable(
-        f"role {role} may not {what} {where}: {error}",
-        hint=f"run `processor init-db` with {who} (see PROCESSOR_ADMIN_DSN)",
+        f"role {role} may not {verb} {where}: {error}",
+        hint=f"run `processor init-db` with {capable} (see PROCESSOR_ADMIN_DSN)",
     )

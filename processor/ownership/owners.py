@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from processor import crashpoint
-from processor.apply.verdict import Failure as Facts
-from processor.apply.verdict import Verdict, judge
+from processor.apply.verdict import ErrorReply, Verdict, judge
 from processor.buffer import parked, registry
 from processor.buffer.entry_ids import last_generated, order
 from processor.buffer.lane import Lane
@@ -187,7 +186,7 @@ class Owners:
                 site=self._settings.site, instance=self._instance,
             )  # fmt: skip
         except DatabaseError as error:
-            if judge(Facts(error.sqlstate)) is Verdict.CONTENTION:
+            if judge(ErrorReply(error.sqlstate)) is Verdict.CONTENTION:
                 return
             raise
         if lane.owner is None:

@@ -6,20 +6,23 @@ Every transaction here that must survive has one attempt only: whoever spends it
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from collections.abc import Callable
 from contextlib import closing
 
 import psycopg2
 import pytest
+from psycopg2 import errorcodes
 
 from processor.apply import committer as session_module
 from processor.apply.committer import Committer
 from processor.apply.retry import is_final
-from processor.apply.verdict import Failure, Verdict, judge
+from processor.apply.verdict import ErrorReply, Verdict, judge
 from processor.connections.postgres_session import PostgresSession
 from processor.errors import DatabaseUnavailable
 from processor.ledger import outcomes
+from processor.ledger.sqlstates import ENDS_ISOLATION
 from processor.runtime import drain_thread
 from processor.telemetry.progress import Progress
 from processor.transaction.builder import Transaction
@@ -50,31 +53,52 @@ ROWS = [(state, verdict) for states, verdict in TABLE.items() for state in state
 
 @pytest.mark.parametrize(("state", "verdict"), ROWS)
 def test_the_table_of_verdicts(state: str, verdict: Verdict) -> None:
-    assert judge(Failure(state)) is verdict
+    assert judge(ErrorReply(state)) is verdict
 
 
 @pytest.mark.parametrize("state", [state for state, _ in ROWS])
 def test_an_error_that_leaves_the_session_idle_is_unknown_whatever_it_says(state: str) -> None:
     """Rule 13."""
-    assert judge(Failure(state, in_transaction=False)) is Verdict.UNKNOWN
+    assert judge(ErrorReply(state, in_transaction=False)) is Verdict.UNKNOWN
 
 
 @pytest.mark.parametrize("state", ["26000", "42P05", "0A000"])
 def test_a_prepared_statement_that_the_server_does_not_know_is_prepared_anew(state: str) -> None:
     """Rule 17."""
-    assert judge(Failure(state, prepared=True)) is Verdict.STALE_PLAN
+    assert judge(ErrorReply(state, prepared=True)) is Verdict.STALE_PLAN
 
 
 def test_a_double_id_is_known_by_the_table_that_refused_it() -> None:
     """Rule 14: a user's own table `ledger` is none of ours."""
-    assert judge(Failure("23505", "processor", "ledger")) is Verdict.APPLIED
-    assert judge(Failure("23505", "public", "ledger")) is POISON
-    assert judge(Failure("23505", "processor", "dead_letter")) is POISON
+    assert judge(ErrorReply("23505", "processor", "ledger")) is Verdict.APPLIED
+    assert judge(ErrorReply("23505", "public", "ledger")) is POISON
+    assert judge(ErrorReply("23505", "processor", "dead_letter")) is POISON
 
 
 def test_a_cancelled_statement_is_the_entrys_fault_only_beyond_its_limit() -> None:
-    assert judge(Failure("57014", over_limit=True)) is POISON
-    assert judge(Failure("57014", over_limit=False)) is CONTENTION
+    assert judge(ErrorReply("57014", over_limit=True)) is POISON
+    assert judge(ErrorReply("57014", over_limit=False)) is CONTENTION
+
+
+#: Judged poison, yet they end an isolation; their entries are then applied one by one.
+APPLIED_ALONE = {"40000", "40002", "40003", "55P02", "55P04", "57000"}
+#: Outages that one entry's statement gets only by a fault of its own: PostgreSQL reports them when
+#: a session begins, or to the first statement of a batch.
+NOT_OF_ONE_ENTRY = {"25006", "58P02", "58P03"}
+CLASSES_NOT_OF_ONE_ENTRY = ("08", "28", "3D")
+
+
+def test_isolation_ends_with_every_state_that_concerns_the_whole_batch() -> None:
+    """Rule 16: SQL and Python judge by one list, and differ only where it is harmless."""
+    known = {v for v in vars(errorcodes).values() if isinstance(v, str) and len(v) == 5}
+    for state in known:
+        ends = re.match(ENDS_ISOLATION, state) is not None
+        if state in APPLIED_ALONE:
+            assert ends, state
+        elif state in NOT_OF_ONE_ENTRY or state[:2] in CLASSES_NOT_OF_ONE_ENTRY:
+            assert not ends, state
+        else:
+            assert ends == (judge(ErrorReply(state)) is not POISON), state
 
 
 def test_only_what_can_never_succeed_skips_its_retries() -> None:

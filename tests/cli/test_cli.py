@@ -274,7 +274,7 @@ def test_init_db_without_rights_names_role_database_and_who_may(
     cli.use(merged(site.mapping, {"database": {"dsn": lowly.dsn}}))
     name, owner = site.execute("select current_database(), current_user")[0]
     who = f"role {lowly.name} may not"
-    where = f"the schema processor in database {name} at "
+    where = f"schema processor in database {name} at "
 
     said = cli("init-db")
     assert said.code == 69
@@ -294,7 +294,7 @@ def test_init_db_that_meets_a_lock_does_not_send_for_another_role(cli: Cli, site
         cursor.execute("lock table processor.ledger in access exclusive mode")
         said = cli("init-db")
     assert said.code == 69
-    assert " cannot upgrade the schema processor in database " in said.error
+    assert " cannot upgrade schema processor in database " in said.error
     assert said.error.endswith(": SQLSTATE 55P03")
 
 

@@ -196,7 +196,7 @@ def test_before_init_db_each_names_it(cli: Cli, site: Site) -> None:
     for each in (["verify"], *(["dead", *verb] for verb in ASKED)):
         said = cli(*each)
         assert said.code == 69, each
-        assert re.fullmatch("the schema processor at [^ ]+ is not usable: SQLSTATE 3F000: run "
+        assert re.fullmatch("schema processor at [^ ]+ is not usable: SQLSTATE 3F000: run "
                             "`processor init-db` .*", said.error), each
 
 
@@ -208,7 +208,7 @@ def test_a_role_without_rights_is_told_what_to_grant(cli: Cli, site: Site, lowly
         for each in (["verify"], *(["dead", *verb] for verb in ASKED)):
             said = cli(*each)
             assert said.code == 69, each
-            assert re.match("the role may not work with the schema processor at [^ ]+: "
+            assert re.match("the role lacks privileges on schema processor at [^ ]+: "
                             "SQLSTATE 42501: grant ", said.error), each
             assert "`processor print schema`" in said.error, each
 

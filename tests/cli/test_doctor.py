@@ -120,9 +120,9 @@ def test_the_doctor_tells_a_role_without_rights_from_a_server_that_is_away(
     site.start()
     cli.use(merged(site.mapping, {"database": {"dsn": lowly.dsn}}))
     for rights, what in (
-        ("select 1", "the schema processor at "),
+        ("select 1", "privileges on schema processor at "),
         (f"grant usage on schema processor to {lowly.name}", "SQLSTATE 42501"),
-        (f"grant select on processor.meta to {lowly.name}", "with processor.lane, processor."),
+        (f"grant select on processor.meta to {lowly.name}", "on processor.lane, processor."),
     ):
         site.execute(rights)
         said = cli("doctor", "--json")
@@ -166,7 +166,8 @@ def test_an_outage_for_want_of_rights_names_tables_and_remedy(
                  f"grant insert, update on processor.lane to {lowly.name}")  # fmt: skip
     step(drain)
     assert drain.gate.reason.startswith(
-        "the role may not work with processor.ledger, processor.dead_letter, processor.outbox at ")
+        "the role lacks privileges on"
+        " processor.ledger, processor.dead_letter, processor.outbox at ")
     assert "`processor print schema`" in drain.gate.reason
     site.execute(f"grant all on all tables in schema processor to {lowly.name}")
     step(drain)
