@@ -9,7 +9,7 @@ import time
 
 from processor.config.settings import Settings
 from processor.errors import ProcessorError
-from processor.producer.submit import Producer
+from processor.producer.writer import Writer
 from processor.reads.reader import Reader
 from processor.transaction.builder import Transaction
 from processor.transaction.ids import new_id
@@ -24,7 +24,7 @@ class NightLog:
 
     def __init__(self, settings: Settings) -> None:
         self._limit = settings.buffer.transaction_bytes
-        self._producer = Producer(settings)
+        self._producer = Writer(settings)
         self._reader = Reader(settings)
         self._id = new_id()
 

@@ -1,4 +1,5 @@
 """Submitting transactions.
 
-submit               What a request handler calls: put transactions into the buffer and wake the d
+writer  writes encoded transactions into the buffer in Redis
+submit  `processor.submit` and `submit_many`: encode, write, wake the drain thread
 """

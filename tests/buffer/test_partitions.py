@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from processor import ConfigError
-from processor.producer.submit import Producer
+from processor.producer.writer import Writer
 from processor.transaction.builder import Transaction
 from tests.harness.site import Site, write
 from tests.harness.wait import wait_until
@@ -16,11 +16,11 @@ from tests.harness.wait import wait_until
 
 @pytest.fixture
 def producers(site: Site) -> Iterator[Any]:
-    made: list[Producer] = []
+    made: list[Writer] = []
 
-    def make(partitions: int) -> Producer:
+    def make(partitions: int) -> Writer:
         mapping = {"queues": {"default": {"partitions": partitions}}}
-        made.append(Producer(site.changed(**mapping)))
+        made.append(Writer(site.changed(**mapping)))
         return made[-1]
 
     yield make
@@ -28,7 +28,7 @@ def producers(site: Site) -> Iterator[Any]:
         producer.pool.close()
 
 
-def submit(producer: Producer, transaction: Transaction) -> str:
+def submit(producer: Writer, transaction: Transaction) -> str:
     return producer.submit(transaction.encode(0.0, 1_000_000)).lane
 
 

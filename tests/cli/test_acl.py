@@ -133,7 +133,7 @@ def test_the_printed_users_have_the_very_commands_that_the_code_sends() -> None:
                          "hlen", "zrange", "info", "acl", "sadd"}
     assert {name.partition("|")[0] for name in redis_acl.OPERATOR} == sent["operator"]
     assert {name.partition("|")[0] for name in redis_acl.PROCESSOR} == sent["processor"]
-    asking = ("producer/submit", "buffer/partitions", "receipts/tracker",
+    asking = ("producer/writer", "buffer/partitions", "receipts/tracker",
               "receipts/replica_progress", "receipts/status", "receipts/note_listener",
               "reads/pending", "reads/reader")
     produced = set().union(*(commands_in(ROOT / "processor" / f"{name}.py") for name in asking))

@@ -23,7 +23,7 @@ from processor.connections.postgres_session import PostgresSession as Session
 from processor.drain.drain import Drain
 from processor.embedded import PostgresServer, RedisServer
 from processor.errors import DatabaseUnavailable, RedisUnavailable
-from processor.producer.submit import Producer
+from processor.producer.writer import Writer
 from processor.runtime import drain_thread
 from processor.telemetry import metrics
 from processor.telemetry.progress import Progress
@@ -437,7 +437,7 @@ def test_a_producer_leaves_a_redis_that_is_no_longer_the_master(
     """Its name may lead to another one by now."""
     server = own_redis()
     site = site_of(redis=server)
-    producer = Producer(site.settings)
+    producer = Writer(site.settings)
     encoded = write(1).encode(time.time(), 1 << 20)
     producer.submit(encoded)
     others = {c["id"] for c in site.redis.client_list()}

@@ -146,9 +146,9 @@ def cli(
 ) -> Iterator[Cli]:
     """`cli(*arguments)`: call the command line; without `use`, by the defaults."""
     monkeypatch.setattr(loader, "_configured", None)
-    monkeypatch.setattr(submit._producer, "_made", None)
+    monkeypatch.setattr(submit._writer, "_made", None)
     yield Cli(capsys, tmp_path / "cli.yml")
-    submit._producer.close()
+    submit._writer.close()
     statements._statements.clear()
 
 

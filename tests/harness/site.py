@@ -26,7 +26,7 @@ from processor.drain.drain import Drain
 from processor.embedded import PostgresServer, RedisServer
 from processor.errors import BufferFull, RedisUnavailable
 from processor.ledger import dead_letters, schema
-from processor.producer.submit import Producer, Receipt
+from processor.producer.writer import Receipt, Writer
 from processor.runtime import drain_thread
 from processor.telemetry import metrics
 from processor.telemetry.progress import Progress
@@ -85,7 +85,7 @@ class Load:
 
     def __init__(self, site: Site, pace: float, accepted: int) -> None:
         self._site, self._pace = site, pace
-        self._producer = Producer(site.settings)
+        self._producer = Writer(site.settings)
         self._ending = threading.Event()
         self.accepted = accepted
         self.refused = 0
@@ -145,7 +145,7 @@ class Site:
         self.settings: Settings = loader.load(self.mapping, environ={})
         self._loads: list[Load] = []
         self._drains: list[Drain] = []
-        self._producer = Producer(self.settings)
+        self._producer = Writer(self.settings)
         self.execute(schema.DDL + TAPE)
 
     # What a test does.

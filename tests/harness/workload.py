@@ -19,7 +19,7 @@ from processor.config import loader
 from processor.connections.postgres_session import PostgresSession as Session
 from processor.ledger import dead_letters
 from processor.ledger.schema import DDL
-from processor.producer.submit import Producer, Receipt
+from processor.producer.writer import Receipt, Writer
 from processor.telemetry.progress import Progress
 from processor.transaction.builder import Encoded, Transaction
 from processor.transaction.ids import new_id
@@ -173,7 +173,7 @@ class Site:
             "retry": {"delay": 0.05, "max_delay": 1.0},
         } | settings  # fmt: skip
         self.settings = loader.load(self.mapping)
-        self.producer = Producer(self.settings)
+        self.producer = Writer(self.settings)
         self.redis = redis_driver.Redis.from_url(redis_url)
         self.lane = Lane(self.settings.namespace, "default:0")
         self.history: list[Submitted] = []

@@ -43,7 +43,6 @@ OPEN = {
     rules.packages_import_only_lower_lines: (
         "processor/admin/buffer_membership.py",
         "processor/admin/dead_letter_requests.py",
-        "processor/producer/submit.py",
     ),
     rules.packages_name_their_modules: (
         "processor/demo/__init__.py",

@@ -90,7 +90,7 @@ for thread in hammers:
 assert processor.stop()
 wait_until(lambda: threads() == before)
 from processor.producer import submit as producer
-producer._producer.close()
+producer._writer.close()
 print("hammered")
 sys.stdin.close()
 time.sleep(30)
