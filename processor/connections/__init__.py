@@ -7,4 +7,5 @@ session_settings     What a session of PostgreSQL pins when it is opened, as tex
 shared               one object per process for the settings in force, safe across forks
 sql_literals         Literals of SQL, for a session with standard_conforming_strings on.
 wal_position         Positions in PostgreSQL's log: which one proves that a commit was replayed (r
+wal_queries          Questions about WAL positions that several packages ask.
 """

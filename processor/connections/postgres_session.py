@@ -30,6 +30,7 @@ from processor.config import addresses
 from processor.config.settings import Database as Settings
 from processor.connections import session_settings
 from processor.connections.fork_guard import resolving
+from processor.connections.wal_position import is_superseded
 from processor.errors import DatabaseError, DatabaseUnavailable, PoolerDetected
 from processor.telemetry.progress import Progress
 
@@ -151,7 +152,7 @@ class PostgresSession:
                 hint="point database.dsn at the primary",
             )
         newest = self.newest if self._primary else None
-        if newest and newest[0] == self.system and newest[1] > self.timeline:
+        if newest and is_superseded((self.system, self.timeline), newest):
             raise DatabaseUnavailable(
                 f"the server at {self.place} is on timeline {self.timeline}, but {newest[1]} was"
                 " written to since: an old primary is back",

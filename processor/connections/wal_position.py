@@ -39,6 +39,14 @@ class Position:
         return cls(system, int(timeline), number(lsn))
 
 
+def is_superseded(primary: tuple[str, int], newest: tuple[str, int] | None) -> bool:
+    """Whether a primary is an old one: a later timeline of its cluster was written to since.
+
+    Both are given as system identifier and timeline; `newest` is the primary written to last.
+    """
+    return newest is not None and newest[0] == primary[0] and newest[1] > primary[1]
+
+
 def number(lsn: str) -> int:
     """An LSN as a number, from PostgreSQL's text of it. Raises ValueError."""
     high, separator, low = lsn.partition("/")

@@ -39,6 +39,7 @@ from processor.errors import (
 )
 from processor.ownership.connect import Connector
 from processor.ownership.owners import OwnedLane, Owners
+from processor.replicas.health import set_gauges
 from processor.replicas.watch import ReplicaWatch
 from processor.telemetry import metrics
 from processor.telemetry.progress import Progress
@@ -286,9 +287,10 @@ class Drain:
 
     def state(self, now: float) -> State:
         """What to publish after a pass, at `now` (Unix seconds)."""
+        replicas = self._following.states()
+        set_gauges(replicas)
         state = replace(
-            self._outlook.state(now, time.monotonic(), self.gate),
-            replicas=self._following.states(),
+            self._outlook.state(now, time.monotonic(), self.gate), replicas=replicas
         )
         if self._progress.failure:
             # Nobody else need own the lanes that it gave up: it stands by for nobody.

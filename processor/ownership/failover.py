@@ -12,6 +12,7 @@ import logging
 from processor.buffer import replica_status
 from processor.connections.postgres_session import PostgresSession
 from processor.connections.redis_client import RedisConnection
+from processor.connections.wal_position import is_superseded
 from processor.errors import DatabaseUnavailable, RedisRefused
 from processor.ledger import outcomes
 from processor.ownership.owners import Owners
@@ -79,7 +80,7 @@ class Failover:
         here = database.system, database.timeline
         if told == here:
             return
-        if told is not None and told[0] == here[0] and told[1] > here[1]:
+        if is_superseded(here, told):
             # Cut off from the others it would go on committing what nobody will have.
             database.close()
             raise DatabaseUnavailable(

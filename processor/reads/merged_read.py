@@ -14,7 +14,8 @@ from typing import Any
 from processor.buffer.overlay import Overlay, Pending
 from processor.config.settings import PRIMARY
 from processor.connections.redis_client import RedisConnection
-from processor.connections.wal_position import Position, number
+from processor.connections.wal_position import Position, is_superseded
+from processor.connections.wal_queries import replayed_lsn
 from processor.errors import (
     DatabaseError,
     DatabaseUnavailable,
@@ -151,10 +152,8 @@ class MergedRead:
     def _see_usable(self, gathered: Gathered) -> None:
         server = self._session.server
         if server == PRIMARY:
-            database, written_to = self._session.database, gathered.primary
-            if written_to and (database.system, database.timeline) < written_to and (
-                database.system == written_to[0]
-            ):
+            database = self._session.database
+            if is_superseded((database.system, database.timeline), gathered.primary):
                 database.close()
                 raise DatabaseUnavailable("this primary was left behind by a failover")
             return
@@ -176,10 +175,9 @@ class MergedRead:
             at = Position.parse(missed)
         except ValueError:
             return False  # Damaged; the clearing puts a position in its place.
-        replayed = self._session.database.run("SELECT pg_last_wal_replay_lsn()::text")[0][0]
-        return bool(replayed) and self._session.database.system == at.system and (
-            number(replayed) >= at.lsn
-        )  # fmt: skip
+        database = self._session.database
+        replayed = replayed_lsn(database)
+        return replayed is not None and database.system == at.system and replayed >= at.lsn
 
     def _plain(self, relation: Relation) -> RowList:
         where, server, run = self._asked.where, self._session.server, self._run

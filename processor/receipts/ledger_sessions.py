@@ -15,7 +15,8 @@ from typing import TypeVar
 from processor.config.settings import Database as Section
 from processor.config.settings import Settings
 from processor.connections.postgres_session import PostgresSession
-from processor.connections.wal_position import Position, after_commit
+from processor.connections.wal_position import Position, is_superseded
+from processor.connections.wal_queries import insert_position
 from processor.errors import DatabaseError, DatabaseUnavailable
 from processor.ledger import outcomes
 from processor.telemetry.progress import Progress
@@ -47,7 +48,7 @@ class LedgerSessions:
         also if only a primary of before a failover can be asked: it knows what was lost with it.
         """
         return self._primary.ask(
-            lambda database: (question(database), _here(database)), newest=written_to
+            lambda database: (question(database), insert_position(database)), newest=written_to
         )
 
     def on_replica(self, name: str, transaction_id: str) -> bool | None:
@@ -66,12 +67,6 @@ class LedgerSessions:
         """Forget the sessions without closing them, in a forked child."""
         for each in (self._primary, *self._replicas.values()):
             each.drop()
-
-
-def _here(database: PostgresSession) -> Position:
-    # Rounded as after a commit that did not wait for the disk: nobody knows how this one was made.
-    insert = database.run("SELECT pg_current_wal_insert_lsn()::text")[0][0]
-    return Position(database.system, database.timeline, after_commit(insert, insert, "off"))
 
 
 class _Ledger:
@@ -108,8 +103,7 @@ class _Ledger:
         """A session may outlive a failover; no other one with such a server is opened."""
         database = self._database
         database.newest = newest
-        system, timeline = newest or ("", 0)
-        if database.alive and system == database.system and database.timeline < timeline:
+        if database.alive and is_superseded((database.system, database.timeline), newest):
             database.close()
 
     def _ask(self, question: Callable[[PostgresSession], T]) -> T:

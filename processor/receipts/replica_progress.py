@@ -15,10 +15,7 @@ from processor.buffer.lane import Lane
 from processor.config.settings import Replicas
 from processor.connections.redis_client import Command
 from processor.connections.wal_position import Position
-from processor.telemetry.status import Replica
-
-#: A watch tells each second that it is there; older words may be of one that is gone, seconds.
-_SILENT = 10.0
+from processor.telemetry.status import Replica, is_current
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +50,7 @@ class ReplicaProgress:
 
     def watched(self, now: float) -> set[str]:
         """The replicas that somebody follows at `now` (Unix seconds)."""
-        return {n for n, found in self.replicas.items() if found and now - found.told <= _SILENT}
+        return {n for n, found in self.replicas.items() if found and is_current(found.told, now)}
 
     def having(self, position: Position | None) -> dict[str, bool]:
         """Which replicas are told to have a commit."""

@@ -20,11 +20,11 @@ from processor.connections.redis_client import Command, RedisConnection
 from processor.connections.wal_position import Position
 from processor.errors import DatabaseError, DatabaseUnavailable, ProcessorError, RedisRefused
 from processor.replicas.commit_marks import CommitMarks
-from processor.replicas.health import ReplicaHealth
+from processor.replicas.health import ReplicaHealth, set_gauges
 from processor.replicas.probes import Probe
-from processor.replicas.server_identity import SILENT, ServerNames
+from processor.replicas.server_identity import ServerNames
 from processor.telemetry import faults
-from processor.telemetry.status import Replica
+from processor.telemetry.status import Replica, is_current
 
 log = logging.getLogger("processor.replicas")
 
@@ -151,6 +151,7 @@ class Follower:
     def _tell_states(self, namespace: str) -> None:
         known = replica_status.replicas(self._redis, namespace)
         states = {name: self._standing.replica(name) for name in self._source.names()}
+        set_gauges(states)
         words = {
             name: state for name, state in states.items() if name not in self._names.taken
             and (state.state == "lost" or not self._is_lost_to_others(name, known.get(name)))
@@ -171,7 +172,7 @@ class Follower:
         """
         if known is None or known.state != "lost" or known == self._told.get(name):
             return False
-        return self._marks.newest() is None or time.time() - known.told <= SILENT
+        return self._marks.newest() is None or is_current(known.told, time.time())
 
     def _rest(self, answered: bool) -> None:
         if not answered:

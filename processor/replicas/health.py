@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from processor.config.settings import Replicas
@@ -33,6 +33,13 @@ class _Heard:
     at: float | None = None
     away: bool = False
     lost: bool = False
+
+
+def set_gauges(states: Mapping[str, Replica]) -> None:
+    """Export the states of replicas as metrics; called by whatever publishes them."""
+    for name, replica in states.items():
+        metrics.gauge("replica_lag", replica.lag or 0.0, replica=name)
+        metrics.gauge("replica_lost", float(replica.state == "lost"), replica=name)
 
 
 class ReplicaHealth:
@@ -125,8 +132,6 @@ class ReplicaHealth:
             since = self._marks.since(found.position)
             lag = 0.0 if since is None else now - since
             lost = self._judge(name, found, now)
-        metrics.gauge("replica_lag", lag, replica=name)
-        metrics.gauge("replica_lost", float(lost), replica=name)
         lagging = "lagging" if lag > self._settings.timeout else "following"
         state = "lost" if lost else "away" if found.away else lagging
         return Replica(state, found.at, found.lsn, round(lag, 3), time.time())

@@ -22,11 +22,10 @@ from processor.connections.redis_client import Command, RedisConnection
 from processor.connections.wal_position import Position, is_less, number
 from processor.errors import RedisRefused
 from processor.replicas.commit_marks import CommitMarks
+from processor.telemetry.status import is_current
 
 log = logging.getLogger("processor.replicas")
 
-#: Another processor that told nothing for so long is gone.
-SILENT = 10.0
 #: Told again after this long, so that others see that somebody still means it.
 _AGAIN = 1.0
 
@@ -112,7 +111,7 @@ class ServerNames:
         """Whether another processor means another server since we told which one we mean."""
         taken = (
             known is not None and known.server != server and self._told.get(name) == server
-            and time.time() - known.published <= SILENT
+            and is_current(known.published, time.time())
         )  # fmt: skip
         if taken and name not in self.taken:
             log.warning("replica %s is another server to another processor, which is believed:"

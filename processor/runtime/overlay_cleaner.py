@@ -20,7 +20,8 @@ from processor.buffer.overlay import Overlay, Shown
 from processor.config.settings import Settings
 from processor.connections.postgres_session import PostgresSession
 from processor.connections.redis_client import RedisConnection
-from processor.connections.wal_position import Position, after_commit, number
+from processor.connections.wal_position import Position, is_superseded
+from processor.connections.wal_queries import insert_position, replayed_lsn
 from processor.errors import (
     DatabaseError,
     DatabaseUnavailable,
@@ -153,9 +154,9 @@ class OverlayCleaner:
         """Before they go: what these replicas have, so must who comes in their place (`names`)."""
         told: list[str] = []
         for name in names:
-            replayed = self._replicas[name].run("SELECT pg_last_wal_replay_lsn()::text")[0][0]
-            if replayed:
-                told += name, str(replace(here, lsn=number(replayed)))
+            replayed = replayed_lsn(self._replicas[name])
+            if replayed is not None:
+                told += name, str(replace(here, lsn=replayed))
         if told:
             self._redis.call("HSET", self._overlay.cleared, *told)
 
@@ -187,13 +188,11 @@ class OverlayCleaner:
     def _on_primary(self, ids: Sequence[str]) -> tuple[dict[str, Recorded], Position]:
         """What the primary's ledger knows, and a position behind all of that."""
         known = self._on(self._primary, ids)
-        system, timeline = self._primary.system, self._primary.timeline
         told = replica_status.primary(self._redis, self._settings.namespace)
-        if told is not None and told[0] == system and timeline < told[1]:
+        if is_superseded((self._primary.system, self._primary.timeline), told):
             self._primary.close()
             raise DatabaseUnavailable("this primary was left behind by a failover")
-        insert = self._primary.run("SELECT pg_current_wal_insert_lsn()::text")[0][0]
-        return known, Position(system, timeline, after_commit(insert, insert, "off"))
+        return known, insert_position(self._primary)
 
     def _on(self, database: PostgresSession, ids: Sequence[str]) -> dict[str, Recorded]:
         try:
@@ -224,7 +223,7 @@ class OverlayCleaner:
         if database is not None:
             if not database.alive:
                 database.connect()
-            replayed = database.run("SELECT pg_last_wal_replay_lsn()::text")[0][0]
+            replayed = replayed_lsn(database)
             try:
                 missed = Position.parse(position.decode())
             except ValueError:
@@ -232,6 +231,6 @@ class OverlayCleaner:
                 _, here = self._on_primary(())
                 self._redis.call("HSET", self._overlay.missed, name, str(here))
                 return
-            if not replayed or number(replayed) < missed.lsn:
+            if replayed is None or replayed < missed.lsn:
                 return
         self._redis.call("HDEL", self._overlay.missed, name)

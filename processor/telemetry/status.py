@@ -26,6 +26,19 @@ class LaneState:
     epoch: int = 0
 
 
+#: The watch reports each replica at least every second. An older report, in seconds, may come from
+#: a watch that has ended.
+REPORT_LIFETIME = 10.0
+
+
+def is_current(reported: float, now: float, lifetime: float | None = None) -> bool:
+    """Whether a report is recent enough that its watch probably still runs.
+
+    `reported` and `now` are Unix seconds; `lifetime` is REPORT_LIFETIME by default.
+    """
+    return now - reported <= (REPORT_LIFETIME if lifetime is None else lifetime)
+
+
 @dataclass(frozen=True, slots=True)
 class Replica:
     """How a replica stands.

@@ -17,10 +17,10 @@ import processor
 from processor.apply import committer
 from processor.config.loader import configure
 from processor.connections.wal_position import number
-from processor.receipts import replica_progress
 from processor.receipts.receipt import Receipt
 from processor.replicas import queries
 from processor.runtime import drain_thread
+from processor.telemetry import status
 from tests.harness.cli import as_user
 from tests.harness.process import Spawn
 from tests.harness.proxy import Proxy
@@ -227,7 +227,7 @@ def test_when_nobody_follows_the_replicas_are_asked_themselves(
     replicas.pause("far")
     receipt = committed(site)
     assert drain_thread.stop()
-    monkeypatch.setattr(replica_progress, "_SILENT", -1.0)
+    monkeypatch.setattr(status, "REPORT_LIFETIME", -1.0)
     assert receipt.status().replicas == {"near": True, "far": False}
     replicas.resume("far")
     assert receipt.wait("replicated", 10).state == "replicated"

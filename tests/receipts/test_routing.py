@@ -15,10 +15,9 @@ import pytest
 import processor
 from processor.buffer import replica_status
 from processor.config.loader import configure
-from processor.receipts import replica_progress
 from processor.receipts.receipt import Receipt
-from processor.replicas import server_identity
 from processor.runtime import drain_thread
+from processor.telemetry import status
 from tests.harness.proxy import Proxy
 from tests.harness.replicas import Replicas, committed, copied
 from tests.harness.servers import Factory, execute
@@ -156,7 +155,7 @@ def test_a_server_is_found_without_a_watch(
     replicas.pause("far")
     receipt = committed(site)
     assert drain_thread.stop()
-    monkeypatch.setattr(replica_progress, "_SILENT", -1.0)
+    monkeypatch.setattr(status, "REPORT_LIFETIME", -1.0)
     assert processor.route(receipt).name == "primary"
     threading.Timer(0.3, replicas.resume, ["far"]).start()
     begun = time.monotonic()
@@ -288,7 +287,7 @@ def test_what_is_told_of_a_name_is_not_believed_against_its_server_when_nobody_f
     receipt = committed(site, 1)
     wait_until(lambda: receipt.status().replicas == {"near": True, "far": False})
     assert drain_thread.stop()
-    monkeypatch.setattr(replica_progress, "_SILENT", -1.0)
+    monkeypatch.setattr(status, "REPORT_LIFETIME", -1.0)
     configure(site.changed(replicas={"servers": exchanged(replicas)}))
     assert receipt.status().replicas == {"near": False, "far": True}
     assert processor.route(receipt).name == "far"
@@ -331,7 +330,7 @@ def test_of_two_processors_that_mean_two_servers_by_one_name_one_is_believed(
         has(replicas, "near", n)
         assert receipt.wait("replicated", 0.05).replicas == {"near": False, "far": False}
     assert other.terminate() == 0
-    monkeypatch.setattr(server_identity, "SILENT", 0.5)
+    monkeypatch.setattr(status, "REPORT_LIFETIME", 2.0)
     wait_until(lambda: receipt.status().replicas == {"near": True, "far": False})
 
 

@@ -19,13 +19,19 @@ from processor.admin.sessions import OperatorSessions, with_servers
 from processor.buffer import replica_status
 from processor.cli import output
 from processor.config.settings import Replicas
-from processor.telemetry.status import Replica, replica_mapping, timestamp
+from processor.telemetry.status import (
+    REPORT_LIFETIME,
+    Replica,
+    is_current,
+    replica_mapping,
+    timestamp,
+)
 
 _WELL = frozenset({"running", "standby", "outage", "paused"})
 #: Whoever follows a replica says so each second, or each `replicas.interval` if that is longer;
 #: what was told longer ago, seconds and rounds, is of one that was taken out of the settings, or
 #: of a processor that is gone.
-_SILENT, _ROUNDS = 10.0, 5
+_ROUNDS = 5
 
 
 @click.command()
@@ -68,8 +74,8 @@ def _as_of_now(replica: Replica, settings: Replicas) -> Replica:
 
     One that is lost stays lost until somebody who follows it takes it back.
     """
-    quiet = max(_SILENT, _ROUNDS * settings.interval)
-    if replica.state == "lost" or time.time() - replica.told <= quiet:
+    lifetime = max(REPORT_LIFETIME, _ROUNDS * settings.interval)
+    if replica.state == "lost" or is_current(replica.told, time.time(), lifetime):
         return replica
     return replace(replica, state="unheard", lag=None)
 
