@@ -1,10 +1,10 @@
-"""Running as a service: foreground, daemon, signals, systemd.
+"""Running as a service: in the foreground for systemd, or as a daemon.
 
-daemon               The service as a daemon of old, with a pidfile: `start`, `stop` and `reload`.
-daemonize            Becoming a daemon by the old rules, with an answer for the terminal that aske
-foreground           The service in the foreground: what systemd starts, and what `daemon` runs de
-log_lines            What a service writes to its log: one event a line, as text or JSON, and neve
-pidfile              The pidfile of a daemon: proof that it runs is a lock on the file, not the nu
-signals              Signals for the main thread of a service: a handler notes, the loop that wait
-systemd              What a service tells systemd: one datagram a message, to the socket that NOTI
+log_lines   the log: one event a line, as text or JSON, without secrets, never blocking
+signals     signals as events that the main thread waits for
+systemd     messages to systemd: ready, reloading, stopping, progress
+pidfile     the pidfile of a daemon: its lock shows that the daemon runs
+daemonize   detaches a process and reports to the terminal that started it
+foreground  the service itself: what `processor run` executes
+daemon      `start`, `stop` and `reload` of the daemon
 """

@@ -1,9 +1,8 @@
-"""Becoming a daemon by the old rules, with an answer for the terminal that asked for it.
+"""Starts a classic daemon and reports to the terminal whether it works.
 
-The process that calls `daemon` stays and listens on a pipe until the daemon works or says why it
-does not; a copy of it detaches (python-daemon), takes the pidfile and does the work. Whatever needs
-a connection or a thread is opened by the work, since detaching closes every open file and keeps no
-thread.
+The process that calls `daemon` waits on a pipe until the daemon reports that it works, or why not.
+A forked child detaches (python-daemon), takes the pidfile and does the work. The work must open its
+own connections and threads, since detaching closes every open file and ends all threads.
 """
 
 from __future__ import annotations
@@ -27,10 +26,10 @@ Work = Callable[[Callable[[], None]], int]
 
 
 def daemon(work: Work, pidfile: Pidfile, log: int, patience: float) -> int:
-    """Run `work(ready)` in a daemon whose output goes to the open file `log`; give its pid.
+    """Run `work(ready)` in a daemon whose output goes to the open file `log`; return its pid.
 
-    Answers once the work has called `ready`. Raises what the work raised, if it is an error of
-    processor, and ProcessorError where it ended or said nothing for `patience` seconds.
+    Returns once the work has called `ready`. Raises the ProcessorError that the work raised, or one
+    of its own if the work ended or did not call `ready` within `patience` seconds.
     """
     reading, writing = os.pipe()
     child = os.fork()
@@ -39,7 +38,7 @@ def daemon(work: Work, pidfile: Pidfile, log: int, patience: float) -> int:
     os.close(writing)
     try:
         os.waitpid(child, 0)
-        return _hear(reading, patience)
+        return _receive(reading, patience)
     finally:
         os.close(reading)
 
@@ -48,42 +47,44 @@ def _become(work: Work, pidfile: Pidfile, log: int, writing: int) -> NoReturn:
     code, answer = 1, _Answer(writing)
     try:
         output = io.FileIO(log, "a")
-        # Each of these is given, since the defaults would guess whether to detach, lose all output
-        # and make files that everybody may write.
+        # All options are given: the defaults would guess whether to detach, discard all output and
+        # create files that every user can write.
         with DaemonContext(
             detach_process=True, working_directory="/", umask=0o077, signal_map={},
             stdin=None, stdout=output, stderr=output, files_preserve=[writing], pidfile=pidfile,
         ):  # fmt: skip
-            output.close()  # it is standard output and error now
+            output.close()  # standard output and error are its duplicates now
             code = work(lambda: answer.give(f"ready:{os.getpid()}"))
-            answer.give(f"ProcessorError:it ended at once with exit code {code}")
+            answer.give(f"ProcessorError:the daemon exited with code {code} while it started")
     except BaseException as error:
-        known = isinstance(error, ProcessorError)
-        kind = type(error).__name__ if known else ProcessorError.__name__
-        answer.give(f"{kind}:{error if known else type(error).__name__}")
+        ours = isinstance(error, ProcessorError)
+        kind = type(error).__name__ if ours else ProcessorError.__name__
+        answer.give(f"{kind}:{error if ours else type(error).__name__}")
         logging.getLogger("processor.service").critical("the daemon failed", exc_info=True)
     finally:
         os._exit(code)
 
 
 class _Answer:
-    """The first word that is given goes to the terminal, if that still listens; no other."""
+    """Sends the first report to the process that waits, if it still does, and drops all others."""
 
     def __init__(self, writing: int) -> None:
         self._writing = writing
 
-    def give(self, word: str) -> None:
+    def give(self, report: str) -> None:
         writing, self._writing = self._writing, -1
         if writing >= 0:
             with contextlib.suppress(OSError):
-                os.write(writing, word.encode())
+                os.write(writing, report.encode())
             os.close(writing)
 
 
-def _hear(reading: int, patience: float) -> int:
+def _receive(reading: int, patience: float) -> int:
+    """The pid in the report of the daemon; raises the error in it."""
     end = time.monotonic() + patience
     if not select.select([reading], [], [], max(0.0, end - time.monotonic()))[0]:
-        raise ProcessorError(f"the daemon gave no sign within {patience:g} s", hint="see its log")
+        raise ProcessorError(f"the daemon did not report within {patience:g} s",
+                             hint="check its log")
     kind, _, text = os.read(reading, 65536).decode().partition(":")
     if kind == "ready":
         return int(text)

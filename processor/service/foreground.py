@@ -1,11 +1,11 @@
-"""The service in the foreground: what systemd starts, and what `daemon` runs detached.
+"""The service in the foreground: systemd starts it, and `daemon` runs it detached.
 
-The main thread minds signals, systemd and the life of the drain thread, and calls no server: so it
-can answer at once, and the watchdog is told of progress that it sees in the other thread, never of
-its own (rule 31).
+The main thread handles signals, reports to systemd and restarts a dead drain thread. It calls no
+server, so that it reacts at once, and it feeds the watchdog only with progress of the drain thread,
+never with its own (rule 31).
 
-Exit codes of `run`: 0 after a stop that finished and settled the batch in hand; 1 after one that
-was cut off, by a second signal or by `stop_timeout`, and when the thread died again and again.
+Exit codes of `run`: 0 after a stop that finished and settled the current batch; 1 after a stop that
+a second signal or `stop_timeout` cut off, and after the thread died several times in a row.
 """
 
 from __future__ import annotations
@@ -34,12 +34,13 @@ log = logging.getLogger("processor.service")
 STOPPED, FAILED = 0, 1
 _TICK = 1.0
 _STARTING = 0.05
-# A thread that dies more often than this is given up. One that lived for long starts to count anew.
-_LIVES = 3
+# How often a thread that dies is restarted; a thread that lived for longer than _LONG resets the
+# count.
+_RESTARTS = 3
 _LONG = 60.0
-# What a call that was cut needs to come back.
+#: Seconds that a call needs to return after it was cut.
 CUT = 3.0
-_PORT = 5.0
+_PORT_RETRY = 5.0
 
 
 def run(
@@ -49,15 +50,14 @@ def run(
     ready: Callable[[], None] = lambda: None,
     logged_to: str = "",
 ) -> int:
-    """Run until a signal ends it; the exit code. For the main thread.
+    """Run until a signal ends the service; return the exit code. For the main thread.
 
-    `source` is where SIGHUP reads the settings anew, `ready` is called after the first pass, and
-    `logged_to` is the file that standard error goes to, which SIGHUP opens anew.
-    Raises ConfigError.
+    SIGHUP reloads the settings from `source` and reopens `logged_to`, the file that standard error
+    goes to. `ready` is called after the first pass. Raises ConfigError.
     """
     log_lines.keep_streams()
     log_lines.install(settings.log)
-    # On SIGABRT, which is how the watchdog of systemd kills, each thread tells where it hangs.
+    # On SIGABRT, with which the watchdog of systemd kills, print where each thread hangs.
     faulthandler.enable(file=2)
     loader.configure(settings)
     return Service(settings, source, ready, logged_to).run()
@@ -71,29 +71,29 @@ class Service:
     ) -> None:
         self._settings = settings
         self._source = source
-        self._tell_ready = ready
+        self._call_when_ready = ready
         self._logged_to = logged_to
         self._notifier = Notifier()
         self._passed = threading.Event()
         self._ready = False
-        self._lives, self._started = 0, time.monotonic()
+        self._deaths, self._started = 0, time.monotonic()
         self._web: pages.Serving | None = None
         self._next_port = 0.0
         self._check(settings)
 
     def run(self) -> int:
-        """Start, mind, stop."""
+        """Start the drain thread, watch it until a signal, stop it."""
         with Signals(SIGTERM, SIGINT, SIGHUP) as signals:
             drain_thread.hooks.after_pass.append(self._passed.set)
             try:
                 drain_thread.start(self._settings)
-                return self._mind(signals)
+                return self._watch(signals)
             finally:
                 drain_thread.hooks.after_pass.remove(self._passed.set)
                 if self._web is not None:
                     self._web.close()
 
-    def _mind(self, signals: Signals) -> int:
+    def _watch(self, signals: Signals) -> int:
         while True:
             signum = signals.wait(self._tick())
             if signum == SIGHUP:
@@ -102,7 +102,7 @@ class Service:
                 return self._finish(signals)
             if not self._alive():
                 return FAILED
-            self._tell()
+            self._report()
 
     def _tick(self) -> float:
         if not self._ready:
@@ -110,27 +110,27 @@ class Service:
         return min(_TICK, self._notifier.watchdog / 4 or _TICK)
 
     def _alive(self) -> bool:
-        """Whether the thread lives, if need be again."""
+        """Whether the drain thread runs; a dead one is restarted, a limited number of times."""
         thread = drain_thread.singleton.thread
         if thread is not None and thread.is_alive():
             return True
         now = time.monotonic()
-        self._lives = 1 if now - self._started > _LONG else self._lives + 1
-        if self._lives > _LIVES:
-            log.critical("the drain thread died %d times: giving up", self._lives)
+        self._deaths = 1 if now - self._started > _LONG else self._deaths + 1
+        if self._deaths > _RESTARTS:
+            log.critical("the drain thread died %d times: giving up", self._deaths)
             return False
-        log.error("the drain thread died: starting it again (%d of %d)", self._lives, _LIVES)
+        log.error("the drain thread died: restarting it (%d of %d)", self._deaths, _RESTARTS)
         self._started = now
         drain_thread.start(self._settings)
         return True
 
-    def _tell(self) -> None:
-        """Let everybody know how it stands."""
+    def _report(self) -> None:
+        """Report the state to systemd, to the starting terminal and on the pages."""
         self._serve()
         if self._passed.is_set() and not self._ready:
             self._ready = True
             self._notifier.ready(_summary())
-            self._tell_ready()
+            self._call_when_ready()
             log.info("started: %s", _summary())
         if self._ready:
             self._notifier.status(_summary())
@@ -141,7 +141,7 @@ class Service:
             self._notifier.alive()
 
     def _serve(self) -> None:
-        """The pages. While another process has the port, the work goes on without them."""
+        """Serve the pages. While another process has the port, work continues without them."""
         bind = self._settings.health.bind
         if self._web is not None or not bind or time.monotonic() < self._next_port:
             return
@@ -149,10 +149,11 @@ class Service:
             self._web = pages.serve(self._settings.health)
         except OSError as error:
             if not self._next_port:
-                # Python repeats the address behind what the system says.
+                # Python appends the address to the message of the system.
                 why = str(error.strerror).partition(" (while")[0]
-                log.error("no /health: cannot listen on %s: %s (change health.bind)", bind, why)
-            self._next_port = time.monotonic() + _PORT
+                log.error("/health is not served: cannot listen on %s: %s (change health.bind)",
+                          bind, why)
+            self._next_port = time.monotonic() + _PORT_RETRY
 
     def _reload(self) -> None:
         self._notifier.reloading()
@@ -160,8 +161,8 @@ class Service:
         try:
             self._use(loader.load(self._source))
         except Exception as error:
-            # Whatever is wrong with the new settings, the old ones have proved themselves.
-            outcome = "reload refused, the old settings stay"
+            # Keep running on any error: the old settings are known to work.
+            outcome = "reload refused, the old settings stay in force"
             reason = str(error) if isinstance(error, ProcessorError) else type(error).__name__
             for line in reason.splitlines():
                 log.error("%s: %s", outcome, line)
@@ -174,12 +175,12 @@ class Service:
             log_lines.reopen(self._logged_to)
         log_lines.install(settings.log)
         self._settings = settings
-        log.info("reloaded: the new settings hold from the next pass on")
+        log.info("reloaded: new settings take effect with the next pass")
         if kept:
-            log.warning("these change with a restart only: %s", ", ".join(kept))
+            log.warning("these need a restart to take effect: %s", ", ".join(kept))
 
     def _check(self, settings: Settings) -> None:
-        """One legal call, or wait, must not look like a hang (rule 31)."""
+        """Refuse limits under which one permitted call or wait looks like a hang (rule 31)."""
         limit = self._notifier.watchdog
         for name, value in (
             ("database.call_timeout", settings.database.call_timeout),
@@ -188,14 +189,14 @@ class Service:
         ):
             if limit and value >= limit:
                 raise ConfigError(
-                    f"{name} = {value:g} s is not below WatchdogSec = {limit:g} s of the unit",
-                    hint="lower the one or raise the other",
+                    f"{name} = {value:g} s must be below WatchdogSec = {limit:g} s of the unit",
+                    hint=f"lower {name} or raise WatchdogSec",
                 )
 
     def _finish(self, signals: Signals) -> int:
-        """Let the thread finish its batch; a second signal, or too long a wait, cuts it off."""
-        self._notifier.stopping("finishing the batch in hand")
-        log.info("stopping: the batch in hand is finished and settled")
+        """Let the thread finish its batch; a second signal or `stop_timeout` cuts it off."""
+        self._notifier.stopping("finishing the current batch")
+        log.info("stopping: finishing and settling the current batch")
         end = time.monotonic() + self._settings.stop_timeout
         while not drain_thread.stop(timeout=0.1):
             self._ping()
@@ -207,20 +208,20 @@ class Service:
         return STOPPED
 
     def _cut(self, why: str) -> int:
-        """Cut the call in hand. If it was a COMMIT, the ledger tells the next start (rule 13)."""
-        log.warning("aborting: %s; the next start does what this one leaves", why)
+        """Cut the current call. If it is a COMMIT, the next start checks the ledger (rule 13)."""
+        log.warning("aborting: %s; the next start resumes the work", why)
         drain_thread.abort()
         if not drain_thread.stop(timeout=CUT):
-            # It hangs in no call of ours, and the interpreter would wait for it.
-            log.error("the drain thread does not end: leaving without it")
+            # It hangs outside our calls, and the interpreter would wait for it at exit.
+            log.error("the drain thread did not end: exiting without it")
             os._exit(FAILED)
         return FAILED
 
 
 def _summary() -> str:
     state: dict[str, Any] = drain_thread.state()
-    told = state["background_processor"]
+    summary = state["background_processor"]
     waiting = sum(lane["depth"] for lane in state["lanes"].values())
-    reason = f" ({told['reason']})" if told["reason"] else ""
-    return (f"{told['status']}{reason}: {told['transactions_processed']} committed,"
-            f" {waiting} waiting, {told['dead_letters']} dead")
+    reason = f" ({summary['reason']})" if summary["reason"] else ""
+    return (f"{summary['status']}{reason}: {summary['transactions_processed']} committed,"
+            f" {waiting} waiting, {summary['dead_letters']} dead")

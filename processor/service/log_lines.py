@@ -1,8 +1,8 @@
-"""What a service writes to its log: one event a line, as text or JSON, and never a secret.
+"""The log of a service: one event a line, as text or JSON, and never a secret.
 
-Installed by `service` alone; inside somebody else's application the log is theirs. A log that
-blocks or fails must not hold up the drain thread, so a line that cannot be written at once is
-dropped and counted, and the next line that can be says how many.
+Only `foreground` installs it; inside another application, that application owns the log. A log that
+blocks or fails must not delay the drain thread, so a line that cannot be written at once is
+dropped; the number of dropped lines is written before the next line that succeeds.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from processor.config.settings import Log
 from processor.errors import ConfigError, ProcessorError
 from processor.telemetry import faults
 
-# A pipe that is reported writable takes PIPE_BUF bytes, 4096, without blocking: a line of a message
-# and a failure of these lengths is shorter, even if JSON escapes every character of it.
+# A pipe that is reported writable accepts PIPE_BUF bytes, 4096, without blocking. A line with a
+# message and a failure of these lengths is shorter, even if JSON escapes every character.
 _MESSAGE, _FAILURE = 1500, 400
 _PATIENCE_MS = 20
-# What moves the cursor, ends a line, or turns the direction of writing can forge a line.
+# Characters that move the cursor, end a line or change the writing direction can forge a line.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _SECRET = re.compile(r"(?i)(\w+://[^:@/\s]*:)[^@\s]+@|((?:password|passwd|secret|token)\s*[=:]\s*)"
                      r"""(?:'[^']*'|"[^"]*"|[^\s&,;)]+)""")
@@ -34,7 +34,7 @@ ExcInfo = (tuple[type[BaseException], BaseException, TracebackType | None]
 
 
 def reopen(path: str | os.PathLike[str]) -> None:
-    """Let standard output and error go to a file that may have been rotated away meanwhile."""
+    """Send standard output and error to the file at `path`, which may have been rotated."""
     file = open_file(path)
     try:
         for stream in (1, 2):
@@ -44,7 +44,7 @@ def reopen(path: str | os.PathLike[str]) -> None:
 
 
 def open_file(path: str | os.PathLike[str]) -> int:
-    """A log file to append to; no symbolic link is followed. Raises ConfigError."""
+    """Open a log file for appending, following no symbolic link. Raises ConfigError."""
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
     try:
         return os.open(path, flags, 0o640)
@@ -54,24 +54,24 @@ def open_file(path: str | os.PathLike[str]) -> int:
 
 
 def keep_streams() -> None:
-    """See that 0, 1 and 2 are open: a connection that got one of their numbers would be written
-    to by whoever prints."""
+    """Open 0, 1 and 2 if they are closed: a connection that got one of these numbers would receive
+    everything that the process prints."""
     for stream in (0, 1, 2):
         try:
             os.fstat(stream)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number: this one
 
 
 def install(settings: Log) -> None:
-    """Let all that this process logs go to standard error as `settings` say."""
+    """Send everything that this process logs to standard error, as `settings` specify."""
     handler = Lines(2)
     handler.setFormatter(Json() if settings.format == "json" else Text())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(settings.level.upper())
     logging.captureWarnings(True)
-    # What it would print to standard error when logging fails could block there as well.
+    # With raiseExceptions, a failure of logging is printed to standard error, which could block.
     logging.raiseExceptions = False
 
 
@@ -89,13 +89,13 @@ class Lines(logging.Handler):
         try:
             self._write(self.format(record).encode() + b"\n")
         except Exception:
-            # Whatever went wrong, also in the arguments of a message, is the log's trouble alone.
+            # A failure of the log, or wrong arguments of a message, must not reach the caller.
             self._dropped += 1
 
     def _write(self, line: bytes) -> None:
         if self._dropped and self._writable():
-            lost, self._dropped = self._dropped, 0
-            os.write(self._file, f"({lost} lines could not be written)\n".encode())
+            dropped, self._dropped = self._dropped, 0
+            os.write(self._file, f"({dropped} lines could not be written)\n".encode())
         if self._writable():
             os.write(self._file, line)
         else:
@@ -107,7 +107,7 @@ class Lines(logging.Handler):
 
 
 class Text(logging.Formatter):
-    """Time, level and message on one line; a failure's place behind it."""
+    """Time, level and message on one line, then the exception, if any."""
 
     def format(self, record: logging.LogRecord) -> str:
         failure = f" [{_failure(record.exc_info)}]" if record.exc_info else ""

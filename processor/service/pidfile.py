@@ -1,8 +1,8 @@
-"""The pidfile of a daemon: proof that it runs is a lock on the file, not the number in it.
+"""The pidfile of a daemon: the lock on the file, not the number in it, proves that the daemon runs.
 
-The lock goes with the process however that ends, so a file left behind by a kill or a power cut is
-stale by itself, even where another process has got its number since. `detach` holds the file for
-the life of the daemon; `service` asks it whom to signal.
+The kernel releases the lock when the process ends, in whatever way. A file left by a kill or a
+power cut is therefore recognized as stale, even if another process has the same pid by now.
+`daemonize` holds the file while the daemon lives; `daemon` reads from it which process to signal.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from types import TracebackType
 from processor.errors import AlreadyRunning, ConfigError
 
 _FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-# Somebody who asks holds the lock for a moment; only what lasts longer is a daemon.
+# A process that only checks holds the lock for a moment; a daemon holds it for longer.
 _MOMENT = 0.3
 
 
@@ -29,28 +29,29 @@ class Pidfile:
         self._file = -1
 
     def running(self) -> int | None:
-        """The pid of the daemon that holds the file; None where none does."""
+        """The pid of the daemon that holds the file; None if there is none. Raises ConfigError."""
         try:
             file = self._open()
         except FileNotFoundError:
             return None
         try:
-            return None if _locked(file, shared=True) else _number(file)
+            return None if _locked(file, shared=True) else _pid_in(file)
         finally:
             os.close(file)
 
     def __enter__(self) -> Pidfile:
-        """Take the file for this process. Raises AlreadyRunning."""
+        """Take the file for this process. Raises AlreadyRunning or ConfigError."""
         while self._file < 0:
             file = self._open(os.O_CREAT)
             if not _locked(file):
-                pid = _number(file)
+                pid = _pid_in(file)
                 os.close(file)
-                raise AlreadyRunning(f"a processor already runs, pid {pid}", hint=str(self.path))
-            if self._is(file):
+                raise AlreadyRunning(f"a processor is already running, pid {pid}",
+                                     hint=f"pidfile {self.path}")
+            if self._names(file):
                 self._file = file
             else:
-                # It was given up and removed between our opening and our locking it.
+                # Its owner removed the file after we opened it and before we locked it.
                 os.close(file)
         os.ftruncate(self._file, 0)
         os.pwrite(self._file, f"{os.getpid()}\n".encode(), 0)
@@ -64,18 +65,18 @@ class Pidfile:
     ) -> None:
         file, self._file = self._file, -1
         if file >= 0:
-            if self._is(file):
-                self.path.unlink()  # before the lock is given up: it is nobody else's yet
+            if self._names(file):
+                self.path.unlink()  # while the lock is held, so that no other process owns the file
             os.close(file)
 
     def _open(self, flags: int = 0) -> int:
-        """The file, if it is ours alone: who could swap it could have us signal any process."""
+        """Open the file if only this user can replace it: a swapped one could name any process."""
         try:
             file = os.open(self.path, _FLAGS | flags, 0o600)
         except FileNotFoundError:
             if flags:
                 raise ConfigError(f"pidfile {self.path}: no such directory",
-                                  hint="make it, or give another --pidfile") from None
+                                  hint="create it, or give another --pidfile") from None
             raise
         except OSError as error:
             problem = "is a symbolic link" if self.path.is_symlink() else error.strerror
@@ -88,7 +89,8 @@ class Pidfile:
             raise
         return file
 
-    def _is(self, file: int) -> bool:
+    def _names(self, file: int) -> bool:
+        """Whether the path still leads to the open `file`."""
         try:
             return os.path.samestat(os.fstat(file), os.lstat(self.path))
         except FileNotFoundError:
@@ -98,11 +100,11 @@ class Pidfile:
 def _check(file: int, path: Path) -> None:
     found = os.fstat(file)
     if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
-        problem = "is no plain file"
+        problem = "is not a regular file"
     elif found.st_uid != os.geteuid():
         problem = "belongs to another user"
     elif (text := os.pread(file, 32, 0).strip()) and not text.isdigit():
-        problem = "holds something else than a pid"
+        problem = "does not contain a process id"
     else:
         os.fchmod(file, 0o600)
         return
@@ -110,7 +112,7 @@ def _check(file: int, path: Path) -> None:
 
 
 def _locked(file: int, *, shared: bool = False) -> bool:
-    """Lock the file, or answer that somebody else has it."""
+    """Lock the file; False if another process holds it."""
     end = time.monotonic() + _MOMENT
     while True:
         try:
@@ -122,6 +124,6 @@ def _locked(file: int, *, shared: bool = False) -> bool:
             time.sleep(0.01)
 
 
-def _number(file: int) -> int | None:
+def _pid_in(file: int) -> int | None:
     text = os.pread(file, 32, 0).strip()
     return int(text) if text.isdigit() else None

@@ -351,7 +351,7 @@ def test_a_daemon_is_started_reloaded_and_stopped(
     pidfile = ["--pidfile", str(tmp_path / "p.pid")]
     said = cli("stop", *head, *pidfile)
     assert said.code == 1
-    assert said.error.startswith("no processor runs here: ")
+    assert said.error.startswith("no processor is running: ")
     log = ["--log-file", str(tmp_path / "log")]
     # `spawn` knows its descendants, should the test end before the daemon does.
     process = spawn("-m", "processor", "start", *head, *pidfile, *log, cwd=ROOT)

@@ -1,4 +1,4 @@
-"""The daemon of old: start, stop, reload, and a pidfile that cannot be used against anybody."""
+"""The classic daemon: start, stop, reload, and a pidfile that cannot be misused."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.harness.process import Process, Spawn
 from tests.harness.service import HOLD, Database, settings_of
 from tests.harness.wait import wait_until
 
-# What the command line does around it; an error is one line and an exit code.
+# Calls the daemon as the command line does; an error is one line and an exit code.
 PROGRAM = """
 import os, sys, time
 from processor.config import loader
@@ -45,7 +45,7 @@ except ProcessorError as error:
 
 
 class Daemon:
-    """The command, and what it leaves behind."""
+    """The command, and the daemon that it starts."""
 
     def __init__(self, spawn: Spawn, directory: Path, path: Path, database: Database) -> None:
         self._spawn, self._directory = spawn, directory
@@ -54,8 +54,8 @@ class Daemon:
         self.pidfile.parent.mkdir()
 
     def call(self, verb: str, hooks: str = "", **environ: str) -> Process:
-        """`processor VERB`, when it has ended."""
-        # Relative, since the daemon changes its directory.
+        """Run `processor VERB` to its end."""
+        # Relative paths, since the daemon changes its directory.
         arguments = [os.path.relpath(each, self._directory)
                      for each in (self.path, self.pidfile, self.log)]  # fmt: skip
         process = self._spawn(
@@ -65,7 +65,7 @@ class Daemon:
         return process
 
     def start(self, hooks: str = "", **environ: str) -> int:
-        """Start it well; its pid."""
+        """Start it successfully; return its pid."""
         process = self.call("start", hooks, **environ)
         assert process.returncode == 0, process.output
         return int(process.output.split()[1])
@@ -98,7 +98,7 @@ def alive(pid: int) -> bool:
         return False
 
 
-def test_start_answers_when_it_works_and_stop_when_it_is_gone(daemon: Daemon) -> None:
+def test_start_returns_when_the_daemon_works_and_stop_when_it_has_ended(daemon: Daemon) -> None:
     pid = daemon.start()
     submit(1)
     wait_until(lambda: daemon.effects() == [1])
@@ -111,44 +111,44 @@ def test_start_answers_when_it_works_and_stop_when_it_is_gone(daemon: Daemon) ->
     assert "stopped" in daemon.log.read_text()
 
 
-def test_a_daemon_has_left_the_terminal_the_directory_and_all_open_files(daemon: Daemon) -> None:
+def test_a_daemon_leaves_the_terminal_the_directory_and_all_open_files(daemon: Daemon) -> None:
     pid = daemon.start("opened = open('opened', 'w')")
-    told = Path(f"/proc/{pid}/status").read_text()
+    status = Path(f"/proc/{pid}/status").read_text()
     files = [os.readlink(each) for each in Path(f"/proc/{pid}/fd").iterdir()]
 
     assert os.getsid(pid) != os.getsid(0)
-    assert os.getsid(pid) != pid  # it can get no terminal again
+    assert os.getsid(pid) != pid  # only a session leader can acquire a terminal
     assert os.readlink(f"/proc/{pid}/cwd") == "/"
-    assert "Umask:\t0077" in told
+    assert "Umask:\t0077" in status
     assert stat.S_IMODE(daemon.pidfile.stat().st_mode) == 0o600
     assert files.count(str(daemon.log)) == 2  # standard output and error
     assert not [each for each in files if "opened" in each or "output-" in each]
     assert daemon.call("stop").returncode == 0
 
 
-def test_a_second_start_is_refused_and_the_first_goes_on(daemon: Daemon) -> None:
+def test_a_second_start_is_refused_and_the_first_daemon_keeps_running(daemon: Daemon) -> None:
     pid = daemon.start()
 
     again = daemon.call("start")
 
     assert again.returncode == 1
-    assert again.output.startswith(f"AlreadyRunning a processor already runs, pid {pid}")
+    assert again.output.startswith(f"AlreadyRunning a processor is already running, pid {pid}")
     assert alive(pid)
     assert daemon.call("stop").returncode == 0
 
 
-def test_after_a_kill_the_pidfile_is_stale_and_nothing_stands_in_the_way(daemon: Daemon) -> None:
+def test_after_a_kill_the_pidfile_is_stale_and_a_start_succeeds(daemon: Daemon) -> None:
     pid = daemon.start()
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: not alive(pid))
     assert daemon.pidfile.exists()
 
-    assert daemon.call("stop").output.startswith("NotRunning no processor runs here")
+    assert daemon.call("stop").output.startswith("NotRunning no processor is running")
     assert daemon.start() != pid
     assert daemon.call("stop").returncode == 0
 
 
-def test_a_stale_pidfile_with_the_number_of_somebody_else_hurts_nobody(
+def test_a_stale_pidfile_with_the_pid_of_another_process_harms_none(
     daemon: Daemon, spawn: Spawn
 ) -> None:
     bystander = spawn("import time; time.sleep(60)")
@@ -162,7 +162,7 @@ def test_a_stale_pidfile_with_the_number_of_somebody_else_hurts_nobody(
     assert bystander.running
 
 
-def test_stop_waits_for_the_batch_in_hand(daemon: Daemon) -> None:
+def test_stop_waits_for_the_current_batch(daemon: Daemon) -> None:
     settings = yaml.safe_load(daemon.path.read_text())
     settings["statements"] = {"slow": "insert into effect select 1 from pg_sleep(3.5)"}
     daemon.path.write_text(yaml.safe_dump(settings))
@@ -177,7 +177,7 @@ def test_stop_waits_for_the_batch_in_hand(daemon: Daemon) -> None:
     assert daemon.effects() == [1]
 
 
-def test_stop_ends_a_daemon_that_hangs_and_says_so_in_its_log(
+def test_stop_ends_a_daemon_that_hangs_and_its_log_says_so(
     daemon: Daemon, tmp_path: Path
 ) -> None:
     hang = tmp_path / "hang"
@@ -194,7 +194,7 @@ def test_stop_ends_a_daemon_that_hangs_and_says_so_in_its_log(
     assert "not finished within stop_timeout" in daemon.log.read_text()
 
 
-def test_stop_is_bounded_and_names_the_last_resort(daemon: Daemon) -> None:
+def test_stop_is_bounded_and_recommends_kill_9(daemon: Daemon) -> None:
     settings = yaml.safe_load(daemon.path.read_text())
     settings |= {"stop_timeout": 0.5}
     settings["database"] |= {"statement_timeout": 0.3, "lock_timeout": 0.1}
@@ -205,12 +205,12 @@ def test_stop_is_bounded_and_names_the_last_resort(daemon: Daemon) -> None:
     stopped = daemon.call("stop", "from processor.service import foreground; foreground.CUT = 0.2")
 
     assert stopped.returncode == 1
-    assert f"pid {pid} still runs" in stopped.output
+    assert f"pid {pid} is still running" in stopped.output
     assert f"kill -9 {pid}" in stopped.output
     os.kill(pid, signal.SIGKILL)
 
 
-def test_reload_reads_the_settings_anew_and_opens_the_log_anew(
+def test_reload_rereads_the_settings_and_reopens_the_log(
     daemon: Daemon, tmp_path: Path
 ) -> None:
     daemon.start()
@@ -227,7 +227,7 @@ def test_reload_reads_the_settings_anew_and_opens_the_log_anew(
     assert daemon.call("stop").returncode == 0
 
 
-def test_reload_of_settings_with_mistakes_tells_the_terminal_and_not_the_daemon(
+def test_reload_reports_wrong_settings_to_the_terminal_and_not_to_the_daemon(
     daemon: Daemon
 ) -> None:
     pid = daemon.start()
@@ -242,11 +242,11 @@ def test_reload_of_settings_with_mistakes_tells_the_terminal_and_not_the_daemon(
 
 
 @pytest.mark.parametrize("verb", ["stop", "reload"])
-def test_without_a_daemon_there_is_nothing_to_tell(verb: str, daemon: Daemon) -> None:
-    told = daemon.call(verb)
+def test_without_a_daemon_stop_and_reload_fail(verb: str, daemon: Daemon) -> None:
+    result = daemon.call(verb)
 
-    assert told.returncode == 1
-    assert told.output.startswith("NotRunning no processor runs here (looked at ")
+    assert result.returncode == 1
+    assert result.output.startswith("NotRunning no processor is running (checked pidfile ")
 
 
 def test_the_commands_start_reload_and_stop_a_daemon(daemon: Daemon, spawn: Spawn) -> None:
@@ -262,7 +262,7 @@ def test_the_commands_start_reload_and_stop_a_daemon(daemon: Daemon, spawn: Spaw
     assert command("reload").returncode == 0
     wait_until(lambda: "reloaded" in daemon.log.read_text())
 
-    # Settings that nobody can read keep nobody from stopping it.
+    # Wrong settings do not prevent a stop.
     daemon.path.write_text("intervall: 3\n")
     assert command("reload").returncode == 78
     stopped = command("stop")
@@ -270,59 +270,59 @@ def test_the_commands_start_reload_and_stop_a_daemon(daemon: Daemon, spawn: Spaw
     assert command("stop").returncode == 1
 
 
-# Failures reach the terminal that asked.
+# Failures are reported to the terminal.
 
 
-def test_wrong_settings_are_told_before_anything_is_detached(daemon: Daemon) -> None:
+def test_wrong_settings_are_reported_before_the_daemon_is_started(daemon: Daemon) -> None:
     daemon.path.write_text("intervall: 3\n")
-    told = daemon.call("start")
+    result = daemon.call("start")
 
-    assert told.returncode == 78
-    assert "processor.yml:1: intervall: unknown setting" in told.output
+    assert result.returncode == 78
+    assert "processor.yml:1: intervall: unknown setting" in result.output
     assert not daemon.pidfile.exists()
 
 
-def test_what_goes_wrong_after_detaching_is_told_to_the_terminal(daemon: Daemon) -> None:
-    # Only the daemon itself meets its watchdog.
-    told = daemon.call("start", NOTIFY_SOCKET="@nobody", WATCHDOG_USEC="1000000")
+def test_an_error_after_detaching_is_reported_to_the_terminal(daemon: Daemon) -> None:
+    # Only the daemon itself checks its watchdog.
+    result = daemon.call("start", NOTIFY_SOCKET="@nobody", WATCHDOG_USEC="1000000")
 
-    assert told.returncode == 78
-    assert told.output.startswith("ConfigError database.call_timeout = 30 s is not below")
+    assert result.returncode == 78
+    assert result.output.startswith("ConfigError database.call_timeout = 30 s must be below")
     assert not daemon.pidfile.exists()
 
 
-def test_a_daemon_that_dies_while_it_starts_is_told_to_the_terminal(daemon: Daemon) -> None:
-    told = daemon.call("start", """
+def test_a_daemon_that_dies_while_it_starts_is_reported(daemon: Daemon) -> None:
+    result = daemon.call("start", """
 def die():
     raise SystemExit
 
 drain_thread.hooks.before_pass.append(die)
 """)
 
-    assert told.returncode == 1
-    assert "it ended at once with exit code 1" in told.output
+    assert result.returncode == 1
+    assert "the daemon exited with code 1 while it started" in result.output
     assert not daemon.pidfile.exists()
 
 
-def test_a_daemon_that_is_killed_while_it_starts_is_told_to_the_terminal(daemon: Daemon) -> None:
-    told = daemon.call("start", """
+def test_a_daemon_that_is_killed_while_it_starts_is_reported(daemon: Daemon) -> None:
+    result = daemon.call("start", """
 drain_thread.hooks.before_pass.append(lambda: os.kill(os.getpid(), 9))
 """)
 
-    assert told.returncode == 1
-    assert "killed while it started" in told.output
+    assert result.returncode == 1
+    assert "killed while it started" in result.output
 
 
-def test_a_log_that_cannot_be_written_is_told_before_anything_is_detached(daemon: Daemon) -> None:
+def test_an_unwritable_log_is_reported_before_the_daemon_is_started(daemon: Daemon) -> None:
     daemon.log.mkdir()
-    told = daemon.call("start")
+    result = daemon.call("start")
 
-    assert told.returncode == 78
-    assert "ConfigError log" in told.output
+    assert result.returncode == 78
+    assert "ConfigError log" in result.output
     assert not daemon.pidfile.exists()
 
 
-def test_an_outage_is_no_failure_to_start(daemon: Daemon, free_address: str) -> None:
+def test_an_outage_does_not_prevent_a_start(daemon: Daemon, free_address: str) -> None:
     settings = yaml.safe_load(daemon.path.read_text())
     settings["database"]["dsn"] = f"postgresql://{free_address}/app"
     daemon.path.write_text(yaml.safe_dump(settings))
@@ -334,7 +334,7 @@ def test_an_outage_is_no_failure_to_start(daemon: Daemon, free_address: str) -> 
     assert daemon.call("stop").returncode == 0
 
 
-# The file itself.
+# The pidfile.
 
 Make = Callable[[Path], Any]
 
@@ -342,12 +342,12 @@ Make = Callable[[Path], Any]
 @pytest.mark.parametrize(("make", "problem"), [
     (lambda path: path.symlink_to(path.parent / "victim"), "symbolic link"),
     (lambda path: path.symlink_to(path.parent / "nothing"), "symbolic link"),
-    (lambda path: os.link(path.parent / "victim", path), "no plain file"),
-    (lambda path: os.mkfifo(path), "no plain file"),
+    (lambda path: os.link(path.parent / "victim", path), "not a regular file"),
+    (lambda path: os.mkfifo(path), "not a regular file"),
     (lambda path: path.mkdir(), "directory"),
-    (lambda path: path.write_text("root:x:0:0"), "holds something else"),
+    (lambda path: path.write_text("root:x:0:0"), "does not contain a process id"),
 ])  # fmt: skip
-def test_a_pidfile_that_is_a_trap_is_refused_and_left_alone(
+def test_an_unsafe_pidfile_is_refused_and_not_changed(
     make: Make, problem: str, tmp_path: Path
 ) -> None:
     victim = tmp_path / "victim"
@@ -377,7 +377,7 @@ def test_a_pidfile_of_another_user_is_refused(tmp_path: Path) -> None:
         Pidfile(path).__enter__()
 
 
-def test_a_pidfile_in_no_directory_names_it(tmp_path: Path) -> None:
+def test_a_pidfile_in_a_missing_directory_is_an_error_that_names_it(tmp_path: Path) -> None:
     path = tmp_path / "none" / "p.pid"
 
     assert Pidfile(path).running() is None
@@ -385,7 +385,7 @@ def test_a_pidfile_in_no_directory_names_it(tmp_path: Path) -> None:
         Pidfile(path).__enter__()
 
 
-def test_one_of_many_starts_at_once_gets_the_pidfile(tmp_path: Path, spawn: Spawn) -> None:
+def test_of_many_simultaneous_starts_one_gets_the_pidfile(tmp_path: Path, spawn: Spawn) -> None:
     code = """
 import os, sys, time
 from processor.errors import AlreadyRunning
@@ -409,7 +409,7 @@ except AlreadyRunning as error:
     assert not path.exists()
 
 
-def test_a_pidfile_that_is_given_up_while_it_is_taken_is_made_anew(
+def test_a_pidfile_that_is_removed_while_it_is_taken_is_created_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "p.pid"
@@ -417,7 +417,8 @@ def test_a_pidfile_that_is_given_up_while_it_is_taken_is_made_anew(
 
     def lock_late(file: int, **options: bool) -> bool:
         if not removed:
-            removed.append(path.unlink())  # its holder, who ends between our open and our lock
+            # As its owner does if it ends between our open and our lock.
+            removed.append(path.unlink())
         return locked(file, **options)
 
     monkeypatch.setattr(pidfile, "_locked", lock_late)
@@ -426,7 +427,7 @@ def test_a_pidfile_that_is_given_up_while_it_is_taken_is_made_anew(
         assert Pidfile(path).running() == os.getpid()
 
 
-def test_asking_who_runs_disturbs_nobody(tmp_path: Path) -> None:
+def test_checking_the_pidfile_does_not_disturb_its_owner(tmp_path: Path) -> None:
     path = tmp_path / "p.pid"
     with Pidfile(path):
         assert Pidfile(path).running() == os.getpid()

@@ -1,4 +1,4 @@
-"""The log of a service: one line an event, which nobody can forge and which holds up no work."""
+"""The log of a service: one line an event, which cannot be forged and never delays the work."""
 
 from __future__ import annotations
 
@@ -63,9 +63,9 @@ def test_a_json_line_has_the_same_and_the_thread(
     to(log, pipe[1], Json())
     log.error('a "quoted" %s', "word")
 
-    told = json.loads(read(pipe)[0])
-    assert (told["level"], told["message"]) == ("error", 'a "quoted" word')
-    assert (told["logger"], told["thread"]) == ("processor.test", "MainThread")
+    line = json.loads(read(pipe)[0])
+    assert (line["level"], line["message"]) == ("error", 'a "quoted" word')
+    assert (line["logger"], line["thread"]) == ("processor.test", "MainThread")
 
 
 @pytest.mark.parametrize("formatter", [Text(), Json()])
@@ -100,7 +100,7 @@ def test_no_password_is_written(text: str, log: logging.Logger, pipe: tuple[int,
     assert "****" in line
 
 
-def test_of_an_exception_its_class_and_place_are_written_but_not_its_text(
+def test_the_class_and_place_of_an_exception_are_written_but_not_its_text(
     log: logging.Logger, pipe: tuple[int, int]
 ) -> None:
     to(log, pipe[1])
@@ -123,7 +123,7 @@ def test_an_exception_without_a_traceback_is_named(
     assert read(pipe)[0].endswith("no such file [OSError at no place]")
 
 
-def test_an_error_of_our_own_is_quoted_since_it_holds_no_value(
+def test_an_error_of_processor_is_quoted_since_it_holds_no_value(
     log: logging.Logger, pipe: tuple[int, int]
 ) -> None:
     to(log, pipe[1], Json())
@@ -136,7 +136,7 @@ def test_an_error_of_our_own_is_quoted_since_it_holds_no_value(
 
 
 @pytest.mark.parametrize("text", ["x", '"', "\n", "ü", "\U0001f600", "\udcff"])
-def test_a_long_line_is_cut_and_stays_whole(
+def test_a_long_line_is_cut_and_stays_valid(
     text: str, log: logging.Logger, pipe: tuple[int, int]
 ) -> None:
     to(log, pipe[1], Json())
@@ -150,7 +150,7 @@ def test_a_long_line_is_cut_and_stays_whole(
     assert json.loads(line)["message"]
 
 
-def test_a_reader_that_stopped_reading_holds_up_nobody_and_hears_how_much_it_missed(
+def test_a_stalled_reader_does_not_block_and_is_told_how_many_lines_were_dropped(
     log: logging.Logger, pipe: tuple[int, int]
 ) -> None:
     to(log, pipe[1])
@@ -159,11 +159,11 @@ def test_a_reader_that_stopped_reading_holds_up_nobody_and_hears_how_much_it_mis
         log.info("line %d of many, long enough to fill the pipe %s", number, "x" * 100)
     assert time.monotonic() - begun < 1.0
 
-    heard = read(pipe)
+    received = read(pipe)
     log.info("again")
 
     missed, again = read(pipe)
-    assert missed == f"({2_000 - len(heard)} lines could not be written)"
+    assert missed == f"({2_000 - len(received)} lines could not be written)"
     assert again.endswith("again")
 
 
@@ -172,11 +172,11 @@ def test_a_closed_log_and_a_wrong_message_raise_nothing(log: logging.Logger) -> 
     to(log, writing)
     os.close(writing)
 
-    log.info("nobody reads this")
-    log.info("%d", "no number")
+    log.info("written to a closed pipe")
+    log.info("%d", "not a number")
 
 
-def test_a_log_file_that_was_rotated_away_is_opened_anew(tmp_path: Path) -> None:
+def test_a_rotated_log_file_is_reopened(tmp_path: Path) -> None:
     path = tmp_path / "processor.log"
     saved = [os.dup(stream) for stream in (1, 2)]
     try:
@@ -194,7 +194,7 @@ def test_a_log_file_that_was_rotated_away_is_opened_anew(tmp_path: Path) -> None
     assert path.read_text() == "after\n"
 
 
-def test_a_log_in_no_directory_names_the_option_that_it_came_from(tmp_path: Path) -> None:
+def test_a_log_in_a_missing_directory_is_an_error_that_names_the_option(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="give another --log-file"):
         log_lines.open_file(tmp_path / "nowhere" / "log")
 

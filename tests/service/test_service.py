@@ -1,4 +1,4 @@
-"""The service: what systemd hears, what signals do, and what does not stop the work."""
+"""The service: its messages to systemd, its signals, and failures that do not stop the work."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from tests.harness.wait import wait_until
 
 Start = Callable[..., Service]
 
-# A statement that takes as long as a transaction says, and then has an effect.
+# A statement that takes as long as its transaction asks, and then has an effect.
 SLOW = {"slow": "insert into effect select %(n)s from pg_sleep(%(seconds)s)"}
 
 
 @pytest.fixture
 def submit(redis_url: str) -> Callable[[dict[str, Any]], Any]:
-    """Submit operations from this process, which drains nothing."""
+    """Submit operations from this process, which does not drain."""
     configure({"redis": {"url": redis_url}})
 
     def submit(operation: dict[str, Any]) -> Any:
@@ -49,7 +49,7 @@ def slow(n: int, seconds: float) -> dict[str, Any]:
 
 
 def in_progress(service: Service, statement: str = "pg_sleep") -> bool:
-    """Whether the server is at work on such a statement for the service."""
+    """Whether PostgreSQL is executing such a statement for the service."""
     return bool(service.database.execute(
         "select 1 from pg_stat_activity where state = 'active' and query like %s"
         " and pid <> pg_backend_pid()", (f"%{statement}%",)))  # fmt: skip
@@ -58,7 +58,7 @@ def in_progress(service: Service, statement: str = "pg_sleep") -> bool:
 # READY and STATUS.
 
 
-def test_systemd_hears_once_that_it_is_ready_and_how_it_stands(
+def test_systemd_is_notified_once_of_readiness_and_gets_the_status(
     service: Start, submit: Submit
 ) -> None:
     running = service().started()
@@ -70,12 +70,14 @@ def test_systemd_hears_once_that_it_is_ready_and_how_it_stands(
     assert running.systemd.words == ["READY", "STOPPING"]
 
 
-@pytest.mark.parametrize("away", ["postgresql", "redis"])
-def test_it_is_ready_while_a_server_is_away_since_that_is_no_fault_of_its_own(
-    away: str, service: Start, free_address: str
+@pytest.mark.parametrize("unreachable", ["postgresql", "redis"])
+def test_the_service_is_ready_even_if_a_server_is_unreachable(
+    unreachable: str, service: Start, free_address: str
 ) -> None:
-    changes = {"database": {"dsn": f"postgresql://{free_address}/app"}} if away == "postgresql" \
-        else {"redis": {"url": f"redis://{free_address}/0"}}  # fmt: skip
+    changes = {
+        "postgresql": {"database": {"dsn": f"postgresql://{free_address}/app"}},
+        "redis": {"redis": {"url": f"redis://{free_address}/0"}},
+    }[unreachable]
     running = service(**changes).started()
 
     assert running.systemd.status.startswith("outage")
@@ -83,7 +85,7 @@ def test_it_is_ready_while_a_server_is_away_since_that_is_no_fault_of_its_own(
     assert running.systemd.words == ["READY", "STOPPING"]
 
 
-def test_without_systemd_it_tells_nobody(service: Start, submit: Submit) -> None:
+def test_without_systemd_nothing_is_sent(service: Start, submit: Submit) -> None:
     running = service(environ={"NOTIFY_SOCKET": ""})
     submit(insert(1))
 
@@ -94,11 +96,11 @@ def test_without_systemd_it_tells_nobody(service: Start, submit: Submit) -> None
 
 # The watchdog (rule 31).
 
-# No call may be longer than the watchdog waits.
+# Every call must be shorter than the watchdog.
 BRISK = {"call_timeout": 1.4, "statement_timeout": 1.2, "lock_timeout": 0.5, "connect_timeout": 1.0}
 
 
-def test_signs_of_life_come_with_progress_and_end_when_the_thread_hangs(
+def test_the_watchdog_is_fed_with_progress_and_not_while_the_thread_hangs(
     service: Start, systemd: Systemd, tmp_path: Path
 ) -> None:
     hang = tmp_path / "hang"
@@ -109,17 +111,17 @@ def test_signs_of_life_come_with_progress_and_end_when_the_thread_hangs(
     assert systemd.longest_silence(begun, time.monotonic()) < 0.8
 
     hang.touch()
-    wait_until(lambda: systemd.silence() > 1.7, message="the end of the signs of life")
+    wait_until(lambda: systemd.silence() > 1.7, message="the watchdog is not fed any more")
 
     assert running.process.running
     hang.unlink()
-    wait_until(lambda: systemd.silence() < 0.4, message="signs of life after the hang")
+    wait_until(lambda: systemd.silence() < 0.4, message="the watchdog is fed after the hang")
 
 
-def hears_life_during_a_call_of(
+def longest_silence_during_a_call_of(
     seconds: float, watchdog: float, service: Start, systemd: Systemd, submit: Submit
 ) -> float:
-    """The longest silence while one legal call takes `seconds`."""
+    """The longest time without feeding while one permitted call takes `seconds`."""
     systemd.watchdog(watchdog)
     limits = {"call_timeout": watchdog * 0.96, "statement_timeout": watchdog * 0.92,
               "lock_timeout": 0.5, "connect_timeout": 1.0}  # fmt: skip
@@ -133,20 +135,20 @@ def hears_life_during_a_call_of(
     return systemd.longest_silence(begun, ended)
 
 
-def test_no_sign_of_life_is_missing_while_one_legal_call_takes_long(
+def test_the_watchdog_is_fed_while_one_permitted_call_takes_long(
     service: Start, systemd: Systemd, submit: Submit
 ) -> None:
-    assert hears_life_during_a_call_of(2.0, 2.4, service, systemd, submit) < 1.0
+    assert longest_silence_during_a_call_of(2.0, 2.4, service, systemd, submit) < 1.0
 
 
 @pytest.mark.soak
-def test_no_sign_of_life_is_missing_while_one_legal_call_takes_20_seconds(
+def test_the_watchdog_is_fed_while_one_permitted_call_takes_20_seconds(
     service: Start, systemd: Systemd, submit: Submit
 ) -> None:
-    assert hears_life_during_a_call_of(20.0, 24.0, service, systemd, submit) < 2.0
+    assert longest_silence_during_a_call_of(20.0, 24.0, service, systemd, submit) < 2.0
 
 
-def test_a_frozen_postgresql_is_an_outage_and_no_hang(
+def test_a_frozen_postgresql_is_an_outage_and_not_a_hang(
     service: Start, systemd: Systemd, submit: Submit, own_postgres: Callable[..., Any]
 ) -> None:
     postgres = own_postgres()
@@ -164,14 +166,14 @@ def test_a_frozen_postgresql_is_an_outage_and_no_hang(
     assert running.process.running
 
 
-def test_a_watchdog_that_would_kill_a_legal_call_is_refused_at_the_start(
+def test_a_watchdog_shorter_than_a_permitted_call_is_refused_at_the_start(
     service: Start, systemd: Systemd
 ) -> None:
     systemd.watchdog(30)
     refused = service(database={"call_timeout": 30.0})
 
     assert refused.process.wait() == 78
-    assert "database.call_timeout = 30 s is not below WatchdogSec = 30 s" in refused.process.output
+    assert "database.call_timeout = 30 s must be below WatchdogSec = 30 s" in refused.process.output
     assert systemd.words == []
 
 
@@ -188,7 +190,7 @@ def test_the_watchdog_of_another_process_is_not_fed(service: Start, systemd: Sys
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_an_idle_service_ends_it_well_and_at_once(
+def test_a_signal_ends_an_idle_service_at_once_with_exit_code_0(
     signum: signal.Signals, service: Start
 ) -> None:
     running = service(interval=50.0).started()
@@ -201,7 +203,7 @@ def test_a_signal_to_an_idle_service_ends_it_well_and_at_once(
     assert running.systemd.words == ["READY", "STOPPING"]
 
 
-def test_sigterm_finishes_the_batch_in_hand_settles_it_and_leaves(
+def test_sigterm_finishes_and_settles_the_current_batch(
     service: Start, submit: Submit, redis: redis_driver.Redis
 ) -> None:
     running = service(statements=SLOW).started()
@@ -241,7 +243,7 @@ def test_a_second_sigterm_cuts_the_call_and_the_next_start_does_the_work_once(
     assert ledger == [(receipt.id, "applied")]
 
 
-def test_sigterm_ends_it_well_while_the_network_swallows_all(
+def test_sigterm_ends_the_service_with_exit_code_0_while_the_network_drops_all_packets(
     service: Start, postgres_server: Any, database: Any, proxy_to: Callable[..., Proxy]
 ) -> None:
     proxy = proxy_to(postgres_server)
@@ -254,7 +256,7 @@ def test_sigterm_ends_it_well_while_the_network_swallows_all(
     assert time.monotonic() - begun < BRISK["call_timeout"] + 1.5
 
 
-def test_two_sigterms_at_once_end_it_too(service: Start) -> None:
+def test_two_sigterms_at_once_end_the_service(service: Start) -> None:
     running = service().started()
 
     running.process.send(signal.SIGTERM)
@@ -263,7 +265,7 @@ def test_two_sigterms_at_once_end_it_too(service: Start) -> None:
     assert running.process.wait() in (0, 1)
 
 
-def test_a_thread_that_hangs_does_not_keep_the_service_beyond_its_stop_timeout(
+def test_a_thread_that_hangs_does_not_delay_the_end_beyond_stop_timeout(
     service: Start, tmp_path: Path
 ) -> None:
     hang = tmp_path / "hang"
@@ -291,7 +293,7 @@ def test_a_closed_terminal_stops_nothing(
 # Reloading.
 
 
-def test_sighup_puts_new_settings_to_use_and_says_which_want_a_restart(
+def test_sighup_applies_new_settings_and_logs_which_need_a_restart(
     service: Start, submit: Submit, systemd: Systemd
 ) -> None:
     running = service(log={"format": "text"}).started()
@@ -305,19 +307,19 @@ def test_sighup_puts_new_settings_to_use_and_says_which_want_a_restart(
     assert systemd.words == ["READY", "RELOADING", "READY"]
     assert re.fullmatch(r"\d+", next(m["MONOTONIC_USEC"] for _, m in systemd.heard
                                      if "RELOADING" in m))  # fmt: skip
-    kept = '"message": "these change with a restart only: namespace, redis.timeout"'
+    kept = '"message": "these need a restart to take effect: namespace, redis.timeout"'
     assert kept in running.process.output
 
 
-@pytest.mark.parametrize(("text", "said"), [
+@pytest.mark.parametrize(("text", "message"), [
     ("interval: [", "reload refused"),
     ("intervall: 3.0", "unknown setting (did you mean interval?)"),
     ("statements: {wrong: 'select 1; drop table effect'}", "reload refused"),
-    ("", "database.call_timeout = 30 s is not below WatchdogSec = 25 s"),
+    ("", "database.call_timeout = 30 s must be below WatchdogSec = 25 s"),
     (None, "reload refused"),
 ])  # fmt: skip
-def test_sighup_with_wrong_settings_keeps_the_old_ones_and_says_why(
-    text: str | None, said: str, service: Start, submit: Submit, systemd: Systemd
+def test_sighup_with_wrong_settings_keeps_the_old_ones_and_logs_why(
+    text: str | None, message: str, service: Start, submit: Submit, systemd: Systemd
 ) -> None:
     systemd.watchdog(25)
     running = service(database={"call_timeout": 22.0}, stop_timeout=25.0).started()
@@ -330,15 +332,15 @@ def test_sighup_with_wrong_settings_keeps_the_old_ones_and_says_why(
     submit(insert(1))
 
     wait_until(lambda: running.effects() == [1])
-    running.process.expect(said)
+    running.process.expect(message)
     assert any("reload refused" in m.get("STATUS", "") for _, m in systemd.heard)
     assert running.process.terminate() == 0
 
 
-# What goes wrong inside.
+# Failures inside.
 
 
-def test_a_thread_that_died_is_started_again_and_goes_on(
+def test_a_thread_that_died_is_restarted_and_continues(
     service: Start, submit: Submit, tmp_path: Path
 ) -> None:
     die = tmp_path / "die"
@@ -351,7 +353,7 @@ def die():
 drain_thread.hooks.before_pass.append(die)
 """).started()
     die.touch()
-    running.process.expect("the drain thread died: starting it again (1 of 3)")
+    running.process.expect("the drain thread died: restarting it (1 of 3)")
 
     submit(insert(1))
 
@@ -359,7 +361,7 @@ drain_thread.hooks.before_pass.append(die)
     assert running.systemd.words == ["READY"]
 
 
-def test_a_thread_that_dies_again_and_again_ends_the_service_with_a_failure(
+def test_a_thread_that_dies_several_times_in_a_row_ends_the_service_with_exit_code_1(
     service: Start
 ) -> None:
     running = service("""
@@ -373,22 +375,22 @@ drain_thread.hooks.before_pass.append(die)
     assert "giving up" in running.process.output
 
 
-def test_a_taken_port_holds_up_no_work_and_is_served_once_it_is_free(
+def test_a_taken_port_delays_no_work_and_is_served_once_it_is_free(
     service: Start, submit: Submit, taken_port: Any
 ) -> None:
     bind = f"127.0.0.1:{taken_port.getsockname()[1]}"
-    running = service("foreground._PORT = 0.3", health={"bind": bind}).started()
+    running = service("foreground._PORT_RETRY = 0.3", health={"bind": bind}).started()
     submit(insert(1))
     wait_until(lambda: running.effects() == [1])
-    said = running.process.expect("cannot listen on")
-    assert f"cannot listen on {bind}: Address already in use (change health.bind)" in said
+    line = running.process.expect("cannot listen on")
+    assert f"cannot listen on {bind}: Address already in use (change health.bind)" in line
 
     taken_port.close()
 
     assert running.health()["status"] == "running"
 
 
-def test_a_standby_with_a_long_interval_is_not_taken_for_frozen_and_takes_over_soon(
+def test_a_standby_with_a_long_interval_is_no_outage_and_takes_over_soon(
     service: Start
 ) -> None:
     patient = {"interval": 50.0, "database": {"takeover": 2.0}}
@@ -405,10 +407,10 @@ def test_a_standby_with_a_long_interval_is_not_taken_for_frozen_and_takes_over_s
     wait_until(lambda: standby.systemd.status.startswith("running"), 4.0)
 
 
-# What it shows.
+# Pages, log and status.
 
 
-def test_pages_log_and_status_hold_no_password_and_no_value(
+def test_pages_log_and_status_show_no_password_and_no_value(
     service: Start, submit: Submit, database: Any, redis_url: str, free_address: str
 ) -> None:
     database.execute("alter table effect add check (n <> 4111)")
@@ -420,14 +422,14 @@ def test_pages_log_and_status_hold_no_password_and_no_value(
     wait_until(lambda: running.effects() == [5])
     wait_until(lambda: running.health()["dead"] == 1)
 
-    told = [running.page(page)[1] for page in ("/health", "/health/live", "/metrics")]
-    told += [running.process.output, str(running.systemd.heard)]
+    texts = [running.page(page)[1] for page in ("/health", "/health/live", "/metrics")]
+    texts += [running.process.output, str(running.systemd.heard)]
 
-    assert not [text for text in told if "canary-word" in text or "4111" in text]
-    assert "processor_committed_total 1.0" in told[2]
+    assert not [text for text in texts if "canary-word" in text or "4111" in text]
+    assert "processor_committed_total 1.0" in texts[2]
 
 
-def test_a_thousand_slow_clients_of_the_pages_hold_up_no_work(
+def test_a_thousand_slow_clients_of_the_pages_delay_no_work(
     service: Start, submit: Submit, free_address: str
 ) -> None:
     running = service(health={"bind": free_address}).started()
@@ -454,7 +456,7 @@ def test_a_thousand_slow_clients_of_the_pages_hold_up_no_work(
     assert running.page("/health")[0] == 200
 
 
-def test_an_outage_is_told_on_the_pages_and_is_over_when_the_server_is_back(
+def test_an_outage_is_shown_on_the_pages_until_the_server_is_back(
     service: Start, postgres_server: Any, database: Any, proxy_to: Callable[..., Proxy],
     free_address: str,
 ) -> None:
@@ -474,7 +476,7 @@ def test_an_outage_is_told_on_the_pages_and_is_over_when_the_server_is_back(
     wait_until(lambda: running.page("/health/ready")[0] == 200)
 
 
-def test_a_stuck_thread_is_unwell_on_the_pages(
+def test_a_stuck_thread_is_unhealthy_on_the_pages(
     service: Start, tmp_path: Path, free_address: str
 ) -> None:
     hang = tmp_path / "hang"
