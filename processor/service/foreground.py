@@ -27,7 +27,7 @@ from processor.runtime import drain_thread
 from processor.service import log_lines
 from processor.service.signals import Signals
 from processor.service.systemd import Notifier
-from processor.web import pages
+from processor.web import server
 
 log = logging.getLogger("processor.service")
 
@@ -77,7 +77,7 @@ class Service:
         self._passed = threading.Event()
         self._ready = False
         self._deaths, self._started = 0, time.monotonic()
-        self._web: pages.Serving | None = None
+        self._web: server.Server | None = None
         self._next_port = 0.0
         self._check(settings)
 
@@ -146,7 +146,7 @@ class Service:
         if self._web is not None or not bind or time.monotonic() < self._next_port:
             return
         try:
-            self._web = pages.serve(self._settings.health)
+            self._web = server.serve(self._settings.health)
         except OSError as error:
             if not self._next_port:
                 # Python appends the address to the message of the system.

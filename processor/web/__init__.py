@@ -1,6 +1,8 @@
 """Health and metrics over HTTP.
 
-pages                The pages /health, /health/live, /health/ready and /metrics: one WSGI callabl
+prometheus  counters and gauges in the text format of Prometheus
+pages       /health, /health/live, /health/ready and /metrics: the WSGI callable `application`
+server      serves the pages on `health.bind` with waitress
 """
 
 from processor.web.pages import application

@@ -1,4 +1,4 @@
-"""The pages: what they answer, mounted and served, and what clients cannot do to them."""
+"""The pages: what they answer when mounted or served, and what clients cannot do to them."""
 
 from __future__ import annotations
 
@@ -21,52 +21,52 @@ from processor.config.settings import Health
 from processor.runtime import drain_thread
 from processor.telemetry import metrics
 from processor.telemetry.status import LaneState, State, as_mapping
-from processor.web import pages
+from processor.web import pages, server
 from tests.harness.wait import wait_until
 
 PAGES = ["/health", "/health/live", "/health/ready", "/metrics"]
-FINE = ["running", "standby", "paused"]
+HEALTHY = ["running", "standby", "paused"]
 
 Answer = tuple[int, dict[str, str], bytes]
 
 
 @pytest.fixture(autouse=True)
 def published(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
-    """What the drain thread has published: change it to see it on the pages."""
+    """The state that the drain thread published; a test changes it to see it on the pages."""
     lanes = {"default:0": LaneState("running", depth=3, owner=True)}
     state = State("running", last_run=1735689605.0, processed=150, site="main", lanes=lanes)
-    told = as_mapping(state, version="1")
-    monkeypatch.setattr(drain_thread, "state", lambda: told)
+    content = as_mapping(state, version="1")
+    monkeypatch.setattr(drain_thread, "state", lambda: content)
     metrics.forget()
-    yield told
+    yield content
     metrics.forget()
 
 
 def ask(path: str, method: str = "GET", prefix: str = "") -> Answer:
-    """Ask the WSGI callable as a server would."""
+    """Call the WSGI application as a server would."""
     environ: dict[str, Any] = {"REQUEST_METHOD": method, "SCRIPT_NAME": prefix, "PATH_INFO": path}
     setup_testing_defaults(environ)
-    told: list[Any] = []
-    body = b"".join(pages.application(environ, lambda *said: told.extend(said)))  # type: ignore[arg-type]
-    return int(told[0].split()[0]), dict(told[1]), body
+    head: list[Any] = []
+    body = b"".join(pages.application(environ, lambda *args: head.extend(args)))  # type: ignore[arg-type]
+    return int(head[0].split()[0]), dict(head[1]), body
 
 
-# What a page says.
+# The content of the pages.
 
 
-def test_health_says_status_last_run_and_how_many_were_processed() -> None:
+def test_health_shows_status_last_run_and_the_number_of_processed_transactions() -> None:
     code, headers, body = ask("/health")
 
     assert (code, headers["Content-Type"]) == (200, "application/json")
-    told = json.loads(body)["background_processor"]
-    assert told["status"] == "running"
-    assert told["last_run"] == "2025-01-01T00:00:05Z"
-    assert told["transactions_processed"] == 150
+    shown = json.loads(body)["background_processor"]
+    assert shown["status"] == "running"
+    assert shown["last_run"] == "2025-01-01T00:00:05Z"
+    assert shown["transactions_processed"] == 150
 
 
 @pytest.mark.parametrize("page", ["/health", "/health/live", "/health/ready"])
-@pytest.mark.parametrize("status", [*FINE, "outage", "stuck", "stopped"])
-def test_only_stuck_and_stopped_are_unwell_and_an_outage_only_not_ready(
+@pytest.mark.parametrize("status", [*HEALTHY, "outage", "stuck", "stopped"])
+def test_only_stuck_and_stopped_are_unhealthy_and_an_outage_is_only_not_ready(
     page: str, status: str, published: dict[str, Any]
 ) -> None:
     published["background_processor"]["status"] = status
@@ -75,7 +75,7 @@ def test_only_stuck_and_stopped_are_unwell_and_an_outage_only_not_ready(
     assert ask(page)[0] == (503 if status in failing else 200)
 
 
-def test_metrics_are_the_figures_of_this_process_as_prometheus_reads_them(
+def test_metrics_are_those_of_this_process_in_the_text_format_of_prometheus(
     published: dict[str, Any]
 ) -> None:
     metrics.count("committed", 41)
@@ -93,7 +93,7 @@ def test_metrics_are_the_figures_of_this_process_as_prometheus_reads_them(
 
 
 @pytest.mark.parametrize("name", metrics.FIGURES)
-def test_every_figure_can_be_exposed(name: str) -> None:
+def test_every_declared_metric_can_be_exposed(name: str) -> None:
     kind = metrics.FIGURES[name][0]
     (metrics.count if kind == "counter" else metrics.gauge)(name, 7)
 
@@ -102,13 +102,13 @@ def test_every_figure_can_be_exposed(name: str) -> None:
     ].decode().splitlines()
 
 
-def test_the_metrics_library_is_loaded_by_whoever_asks_for_metrics_and_nobody_else() -> None:
+def test_the_prometheus_library_is_imported_only_when_metrics_are_requested() -> None:
     code = "import sys, processor.web; assert 'prometheus_client' not in sys.modules"
 
     subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
 
 
-# What can be asked.
+# Requests.
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -127,11 +127,11 @@ def test_nothing_can_be_changed_over_http(page: str, method: str) -> None:
     environ: dict[str, Any] = {"PATH_INFO": page}
     setup_testing_defaults(environ)
     environ["REQUEST_METHOD"] = method
-    told: list[Any] = []
-    pages.application(environ, lambda *said: told.extend(said))  # type: ignore[arg-type]
+    head: list[Any] = []
+    pages.application(environ, lambda *args: head.extend(args))  # type: ignore[arg-type]
 
-    assert told[0].startswith("405 ")
-    assert dict(told[1])["Allow"] == "GET, HEAD"
+    assert head[0].startswith("405 ")
+    assert dict(head[1])["Allow"] == "GET, HEAD"
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_nothing_can_be_changed_over_http(page: str, method: str) -> None:
     ["/nothing", "//health", "/health/", "/health/live/x", "/../health", "/health\0", "/HEALTH",
      "/%2e%2e/health", "/x" * 30_000, "/metrics/../health"],
 )  # fmt: skip
-def test_any_other_path_is_not_found_and_told_so_in_json_of_one_size(path: str) -> None:
+def test_any_other_path_is_not_found_and_gets_the_same_json(path: str) -> None:
     code, headers, body = ask(path)
 
     assert (code, headers["Content-Type"]) == (404, "application/json")
@@ -148,7 +148,7 @@ def test_any_other_path_is_not_found_and_told_so_in_json_of_one_size(path: str) 
 
 
 @pytest.mark.parametrize("prefix", ["/internal", "/a/b", "/health/x"])
-def test_a_host_application_mounts_the_pages_under_a_prefix_of_its_own(prefix: str) -> None:
+def test_a_host_application_mounts_the_pages_under_its_own_prefix(prefix: str) -> None:
     def host(_environ: Any, start_response: Any) -> list[bytes]:
         start_response("200 OK", [("Content-Type", "text/plain")])
         return [b"the host"]
@@ -161,7 +161,7 @@ def test_a_host_application_mounts_the_pages_under_a_prefix_of_its_own(prefix: s
     assert client.get("/health").data == b"the host"
 
 
-def test_a_host_application_mounts_a_page_at_its_own_name() -> None:
+def test_a_host_application_mounts_a_single_page_at_the_path_of_that_page() -> None:
     client = Client(DispatcherMiddleware(lambda *_: [], {
         "/health": pages.application, "/sub/metrics": pages.application,
     }))  # fmt: skip
@@ -171,25 +171,25 @@ def test_a_host_application_mounts_a_page_at_its_own_name() -> None:
     assert client.get("/sub/metrics").status_code == 200
 
 
-def test_a_mounted_page_answers_under_the_hosts_own_name() -> None:
+def test_a_mounted_page_answers_under_the_host_name_of_the_application() -> None:
     client = Client(pages.application)
 
     assert client.get("/health", headers={"Host": "shop.example.org"}).status_code == 200
 
 
-# Served on an address of its own.
+# Served on `health.bind`.
 
 
 @pytest.fixture
-def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[pages.Serving]:
-    monkeypatch.setattr(pages, "_LIFE", 2)
-    serving = pages.serve(Health(bind="127.0.0.1:0"))
+def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[server.Server]:
+    monkeypatch.setattr(server, "_LIFETIME", 2)
+    serving = server.serve(Health(bind="127.0.0.1:0"))
     assert serving is not None
     yield serving
     serving.close()
 
 
-def get(serving: pages.Serving, path: str, **headers: str) -> tuple[int, bytes]:
+def get(serving: server.Server, path: str, **headers: str) -> tuple[int, bytes]:
     connection = http.client.HTTPConnection(*serving.address, timeout=10)
     try:
         connection.putrequest("GET", path, skip_host="Host" in headers)
@@ -202,8 +202,8 @@ def get(serving: pages.Serving, path: str, **headers: str) -> tuple[int, bytes]:
         connection.close()
 
 
-def send(serving: pages.Serving, request: bytes) -> bytes:
-    """Send raw bytes, and give all that comes back until the server closes."""
+def send(serving: server.Server, request: bytes) -> bytes:
+    """Send raw bytes and return everything received until the server closes."""
     with socket.create_connection(serving.address, timeout=10) as client:
         client.sendall(request)
         answer = b""
@@ -215,16 +215,16 @@ def send(serving: pages.Serving, request: bytes) -> bytes:
         return answer
 
 
-def test_the_pages_are_served_where_health_bind_says(served: pages.Serving) -> None:
+def test_the_pages_are_served_on_health_bind(served: server.Server) -> None:
     for page in PAGES:
         assert get(served, page)[0] == 200
     assert get(served, "/nothing")[0] == 404
 
 
-def test_an_empty_health_bind_serves_nowhere() -> None:
+def test_with_an_empty_health_bind_nothing_is_served() -> None:
     before = set(threading.enumerate())
 
-    assert pages.serve(Health(bind="")) is None
+    assert server.serve(Health(bind="")) is None
     assert set(threading.enumerate()) <= before
 
 
@@ -232,7 +232,7 @@ def test_the_pages_are_served_on_ipv6() -> None:
     if not socket.has_ipv6:
         pytest.skip("no IPv6 here")
     try:
-        serving = pages.serve(Health(bind="[::1]:0"))
+        serving = server.serve(Health(bind="[::1]:0"))
     except OSError:
         pytest.skip("no IPv6 loopback here")
     assert serving is not None
@@ -244,8 +244,8 @@ def test_the_pages_are_served_on_ipv6() -> None:
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:8787", "127.0.0.1.evil.example",
                                   "localhost.evil.example:80", "127.0.0.1, evil.example", "["])
-def test_a_browser_led_to_loopback_by_a_foreign_name_gets_nothing(
-    host: str, served: pages.Serving
+def test_a_browser_that_reaches_loopback_by_a_foreign_name_is_refused(
+    host: str, served: server.Server
 ) -> None:
     code, body = get(served, "/health", Host=host)
 
@@ -256,11 +256,11 @@ def test_a_browser_led_to_loopback_by_a_foreign_name_gets_nothing(
 @pytest.mark.parametrize(
     "host", ["localhost", "LOCALHOST:8787", "127.0.0.1", "127.0.0.1:9", "[::1]:9"]
 )
-def test_a_local_client_is_answered_by_any_local_name(host: str, served: pages.Serving) -> None:
+def test_a_local_client_may_use_any_local_name(host: str, served: server.Server) -> None:
     assert get(served, "/health", Host=host)[0] == 200
 
 
-def test_a_probe_without_a_host_header_is_answered(served: pages.Serving) -> None:
+def test_a_probe_without_a_host_header_is_answered(served: server.Server) -> None:
     assert send(served, b"GET /health/live HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.0 200")
 
 
@@ -273,8 +273,8 @@ def test_a_probe_without_a_host_header_is_answered(served: pages.Serving) -> Non
     (b"GET /health HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: lies\r\n\r\n", b"45"),
     (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\0" * 64 + b"\r\n\r\n", b"4"),
 ])  # fmt: skip
-def test_a_request_out_of_bounds_is_refused_and_the_next_one_answered(
-    request_: bytes, codes: bytes, served: pages.Serving
+def test_an_oversized_or_malformed_request_is_refused_and_the_next_one_answered(
+    request_: bytes, codes: bytes, served: server.Server
 ) -> None:
     answer = send(served, request_)
 
@@ -283,8 +283,8 @@ def test_a_request_out_of_bounds_is_refused_and_the_next_one_answered(
     assert get(served, "/health")[0] == 200
 
 
-def test_a_client_that_sends_a_byte_now_and_then_is_given_up(served: pages.Serving) -> None:
-    begun = time.monotonic()
+def test_a_client_that_sends_a_byte_now_and_then_is_disconnected(served: server.Server) -> None:
+    started = time.monotonic()
     with socket.create_connection(served.address, timeout=10) as client:
         client.sendall(b"GET /health HTTP/1.1\r\n")
         client.setblocking(False)
@@ -299,10 +299,10 @@ def test_a_client_that_sends_a_byte_now_and_then_is_given_up(served: pages.Servi
                 return True
 
         wait_until(ended, poll=0.1)
-        assert time.monotonic() - begun >= 1.5
+        assert time.monotonic() - started >= 1.5
 
 
-def test_clients_that_say_nothing_keep_nobody_out_for_long(served: pages.Serving) -> None:
+def test_idle_clients_do_not_keep_others_out(served: server.Server) -> None:
     idle = [socket.create_connection(served.address, timeout=10) for _ in range(120)]
     try:
         assert get(served, "/health")[0] == 200
@@ -311,9 +311,9 @@ def test_clients_that_say_nothing_keep_nobody_out_for_long(served: pages.Serving
             client.close()
 
 
-def test_closing_frees_the_port_and_ends_the_threads() -> None:
+def test_close_frees_the_port_and_ends_the_threads() -> None:
     before = set(threading.enumerate())
-    serving = pages.serve(Health(bind="127.0.0.1:0"))
+    serving = server.serve(Health(bind="127.0.0.1:0"))
     assert serving is not None
     host, port = serving.address
     assert get(serving, "/health")[0] == 200
@@ -321,16 +321,16 @@ def test_closing_frees_the_port_and_ends_the_threads() -> None:
     serving.close()
 
     wait_until(lambda: set(threading.enumerate()) <= before)
-    again = pages.serve(Health(bind=f"{host}:{port}"))
+    again = server.serve(Health(bind=f"{host}:{port}"))
     assert again is not None
     again.close()
 
 
-def test_a_port_that_is_taken_is_an_error_and_leaves_no_thread(served: pages.Serving) -> None:
+def test_a_port_in_use_is_an_error_and_leaves_no_thread(served: server.Server) -> None:
     before = set(threading.enumerate())
 
     with pytest.raises(OSError, match="in use"):
-        pages.serve(Health(bind=f"127.0.0.1:{served.address[1]}"))
+        server.serve(Health(bind=f"127.0.0.1:{served.address[1]}"))
 
     # Threads of an earlier test may end meanwhile.
     assert set(threading.enumerate()) <= before
