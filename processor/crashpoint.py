@@ -1,8 +1,8 @@
-"""Named places between two side effects where a test may kill the process; inert otherwise.
+"""Named points between two side effects at which a test can kill the process; otherwise inert.
 
-Armed only by `PROCESSOR_CRASHPOINT=name[:n]` together with `PROCESSOR_CRASHPOINTS=armed` in the
-environment at import, never by configuration or data: at the n-th visit (the first if n is not
-given) the process sends itself SIGKILL, which no handler and no buffer can soften.
+A point is armed only by `PROCESSOR_CRASHPOINT=name[:n]` together with `PROCESSOR_CRASHPOINTS=armed`
+in the environment at import, never by configuration or data. At the n-th visit (default: the first)
+the process sends itself SIGKILL, which no handler or buffer can soften.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import signal
 
-#: Every crash point in the order in which a batch meets them.
+#: Every crash point, in the order in which a batch reaches them.
 NAMES = (
     "submit-before-add",
     "submit-after-add",
@@ -51,7 +51,7 @@ _name, _left = _armed()
 
 
 def reach(name: str) -> None:
-    """Pass a named point; dies here if a test armed it."""
+    """Mark that execution reached a point; kills the process if a test armed that point."""
     if name == _name:
         _count_down()
 

@@ -1,14 +1,17 @@
-"""Everything that can go wrong, sorted by what the caller can do about it.
+"""The errors of processor, sorted by what the caller can do about them.
 
-The drivers' exceptions are turned into these at the edge (`redis_connection`, `database`); no other
-module sees a driver's class. Each carries a hint: the next step of the person who reads it.
+The clients in `connections` turn the drivers' exceptions into these errors; no other module sees a
+driver's exception. Each error carries a hint: the next step for the person who reads it.
 """
 
 from __future__ import annotations
 
 
 class ProcessorError(Exception):
-    """Something failed in processor."""
+    """An error in processor; the base class of all others.
+
+    `hint` is the next step for the reader, "" if there is none; `str()` appends it in parentheses.
+    """
 
     hint = ""
 
@@ -23,11 +26,15 @@ class ProcessorError(Exception):
 
 
 class ConfigError(ProcessorError):
-    """A setting is wrong; do not start."""
+    """A setting is wrong, so the processor does not start."""
 
 
 class InvalidTransaction(ProcessorError, ValueError):
-    """A transaction was refused at the door: which field, which value, what would be right."""
+    """A transaction is invalid and was not submitted.
+
+    The message says which field is wrong and why, the hint what would be right. `field` is the path
+    of the field, such as "operations[0].table".
+    """
 
     def __init__(self, field: str, problem: str, *, hint: str = "") -> None:
         super().__init__(f"{field}: {problem}", hint=hint)
@@ -35,21 +42,21 @@ class InvalidTransaction(ProcessorError, ValueError):
 
 
 class InvalidRead(ProcessorError, ValueError):
-    """A read was refused at the door: which table, column or server, and what would be right."""
+    """A read is invalid: its table, a column or the server to read from."""
 
 
 class Unavailable(ProcessorError):
-    """A server is away; nothing is lost, try again."""
+    """A server is unavailable. Nothing is lost; try again."""
 
 
 class RedisUnavailable(Unavailable):
-    """Redis is away. `sent` tells whether a command may have reached it."""
+    """Redis is unavailable. `sent` is True if it may have received a command."""
 
     sent = False
 
 
 class DatabaseUnavailable(Unavailable):
-    """PostgreSQL is away."""
+    """PostgreSQL is unavailable."""
 
 
 class SubmitUnknown(RedisUnavailable):
@@ -62,20 +69,20 @@ class SubmitUnknown(RedisUnavailable):
         super().__init__(
             f"transaction {transaction_id}: outcome of submit unknown"
             + (f": {cause}" if cause else ""),
-            hint="submit the same transaction again, its id makes it one effect",
+            hint="submit the same transaction again; its id makes it one effect",
         )
         self.transaction_id = transaction_id
 
 
 class BufferFull(ProcessorError):
-    """The buffer refuses new entries: it has reached its limit, or Redis its memory.
+    """The buffer accepts no new entries: it has reached its limit, or Redis its memory limit.
 
-    `retry_after` is in seconds, fit for an HTTP Retry-After header.
+    `retry_after` is in seconds, as for an HTTP Retry-After header.
     """
 
     def __init__(self, message: str = "", *, retry_after: float = 1.0, hint: str = "") -> None:
         super().__init__(
-            message, hint=hint or "answer 503 with Retry-After and see that a processor drains"
+            message, hint=hint or "answer 503 with Retry-After, and check that a processor runs"
         )
         self.retry_after = retry_after
 
@@ -89,39 +96,41 @@ class RedisRefused(ProcessorError):
 
 
 class ReplicaLost(DatabaseUnavailable):
-    """The replica is lost, or was and is not back yet: what it shows may lack writes."""
+    """The replica is lost, or has not caught up since: it may lack writes."""
 
-    hint = "read from another server, or leave replica out"
+    hint = "read from another server, or omit replica"
 
 
 #: SQLSTATEs that processor defines itself.
 FENCED_STATE = "PR001"  # the function `fence`: another processor owns the lane
-EXPECT_STATE = "PR002"  # the function `expect`: another number of rows than expected
+EXPECT_STATE = "PR002"  # the function `expect`: a different number of rows than expected
 ENDS_SESSION_STATE = "PR003"  # a dead letter: crashed its PostgreSQL session on every attempt
 ONE_BY_ONE_STATE = "PR004"  # raised and caught inside the function `isolate`
-POSSIBLY_APPLIED_STATE = "PR005"  # a dead letter: applied before Redis was restored, or not
+POSSIBLY_APPLIED_STATE = "PR005"  # a dead letter: perhaps applied before Redis was restored
 LATER_SCHEMA_STATE = "PR006"  # `init-db`: the schema belongs to a later release
 
-#: In words, because PostgreSQL's manual does not explain them.
+#: What the states mean that users see; PostgreSQL's documentation does not list them.
 _OWN_STATES = {
     FENCED_STATE: "another processor owns the lane",
-    EXPECT_STATE: "an update or delete met another number of rows than it expects",
+    EXPECT_STATE: "an update or delete matched a different number of rows than it expects",
 }
 
 
 def refusal(sqlstate: str, *, table: str = "", column: str = "", constraint: str = "") -> str:
-    """What PostgreSQL refused, in words that hold names and no value (rule 19)."""
+    """Describe what PostgreSQL refused, with names and without values (rule 19)."""
     names = (("table", table), ("column", column), ("constraint", constraint))
     text = " ".join([f"SQLSTATE {sqlstate}", *(f"{kind} {name}" for kind, name in names if name)])
-    words = _OWN_STATES.get(sqlstate)
-    return f"{text}: {words}" if words else text
+    meaning = _OWN_STATES.get(sqlstate)
+    return f"{text}: {meaning}" if meaning else text
 
 
 class DatabaseError(ProcessorError):
-    """PostgreSQL refused a statement; the session is alive.
+    """PostgreSQL refused a statement; the session is still open.
 
-    Only names are kept for showing (rule 19): `sqlstate`, `constraint`, `table`, `column`. The
-    server's own sentence can contain values; it is in `detail` and goes to the dead letter alone.
+    Only names are shown (rule 19): `sqlstate`, `schema`, `table`, `column`, `constraint`.
+    PostgreSQL's own message can contain values; it is in `detail`, which only the dead letter
+    stores. `in_transaction`: the session is in a failed transaction, which is certainly not
+    committed (rule 13).
     """
 
     def __init__(
@@ -146,21 +155,21 @@ class DatabaseError(ProcessorError):
 
 
 class SchemaMissing(DatabaseUnavailable):
-    """The schema `processor` is missing or of another release."""
+    """The schema `processor` is missing, or belongs to another release."""
 
     hint = "run `processor init-db` with a role that may create schemas"
 
 
 class RightsMissing(DatabaseUnavailable):
-    """The role may not work with the schema `processor`."""
+    """The role lacks privileges on the schema `processor`."""
 
-    hint = "grant the role of database.dsn what `processor print schema` lists"
+    hint = "grant the role of database.dsn the privileges that `processor print schema` lists"
 
 
 class PoolerDetected(DatabaseUnavailable):
-    """A transaction pooler sits between the processor and PostgreSQL."""
+    """A transaction pooler is between the processor and PostgreSQL."""
 
-    hint = "give the processor a session of its own: point database.dsn at PostgreSQL itself"
+    hint = "the processor needs a session of its own: point database.dsn at PostgreSQL itself"
 
 
 class TransactionDead(ProcessorError):
@@ -176,12 +185,12 @@ class TransactionDead(ProcessorError):
 
 
 class TransactionLost(ProcessorError):
-    """The transaction was committed on a server that a failover left behind."""
+    """The transaction was committed on a primary that a failover replaced, and is lost with it."""
 
     def __init__(self, transaction_id: str, reason: str = "") -> None:
         super().__init__(
             f"transaction {transaction_id} is lost" + (f": {reason}" if reason else ""),
-            hint="submit it again, its id makes it one effect; `settle: replicated` prevents it",
+            hint="submit it again; its id makes it one effect. `settle: replicated` prevents this",
         )
         self.transaction_id = transaction_id
         self.reason = reason
@@ -190,22 +199,22 @@ class TransactionLost(ProcessorError):
 class ReplicaBehind(ProcessorError):
     """No server that may be read from has the transaction yet.
 
-    `catch_up` is in how many seconds one is expected to have it; None if nobody can tell.
+    `catch_up` is the number of seconds until one is expected to have it, None if unknown.
     """
 
     def __init__(self, message: str = "", *, catch_up: float | None = None) -> None:
-        soon = "" if catch_up is None else f" in about {catch_up:.1f} s"
-        super().__init__(message, hint=f"ask again{soon}, wait longer, or read from the primary")
+        when = "" if catch_up is None else f" in about {catch_up:.1f} s"
+        super().__init__(message, hint=f"ask again{when}, wait longer, or read from the primary")
         self.catch_up = catch_up
 
 
 class WaitTimeout(ProcessorError, TimeoutError):
-    """The transaction did not reach the awaited state in time; it goes on by itself."""
+    """The transaction did not reach the awaited status in time; it is still being processed."""
 
 
 class NotRunning(ProcessorError):
-    """No processor runs here."""
+    """No processor is running here."""
 
 
 class AlreadyRunning(ProcessorError):
-    """A processor already runs here."""
+    """A processor is already running here."""

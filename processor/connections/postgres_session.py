@@ -1,13 +1,14 @@
-"""A connection to PostgreSQL with a deadline on every call: the one on which the drain thread
-writes, and, with `writes=False`, those on which primary and replicas are asked.
+"""A PostgreSQL session with a deadline on every call.
 
-It runs psycopg2 in its asynchronous mode and waits for the socket itself: a call that outlives its
-deadline is freed by cutting the socket, which no keepalive, `tcp_user_timeout` or
-`statement_timeout` does when the peer's TCP stack is alive and its process is not (rule 18).
-Drivers' exceptions leave this module only as errors of `processor.errors`.
+The drain thread writes on one; sessions with `writes=False` query the primary and the replicas.
 
-DESIGN. `send` starts one string of statements and returns at once, `receive` waits for its last
-result; the caller may prepare the next batch in between. After any failure `alive` tells whether
+psycopg2 runs in its asynchronous mode, and this module waits for the socket. A call that exceeds
+its deadline is ended by shutting the socket down. No keepalive, `tcp_user_timeout` or
+`statement_timeout` does that while the peer's TCP stack works and its process does not (rule 18).
+The driver's exceptions leave this module only as errors of `processor.errors`.
+
+DESIGN. `send` starts one string of statements and returns at once; `receive` waits for its last
+result. The caller may prepare the next batch in between. After any failure, `alive` says whether
 the session can still be used, and `DatabaseError.in_transaction` whether the failed transaction is
 certainly not committed (rule 13).
 """
@@ -36,9 +37,9 @@ from processor.telemetry.progress import Progress
 
 Row = tuple[Any, ...]
 
-_LEAST_VERSION = 140000
-# What libpq says of a server before there is a session; any other sentence may quote the DSN.
-_OF_SERVERS = re.compile(
+_MIN_VERSION = 140000
+# libpq's messages about a server before a session exists. Any other message may quote the DSN.
+_SAFE_MESSAGE = re.compile(
     r"FATAL|connection (to|refused|timed out|reset)|could not translate host|timeout expired|"
     r"server (closed|does not support)|no route to host|network is unreachable|SSL error|"
     r"(root )?certificate|definition of service|fe_sendauth: no password|channel binding required|"
@@ -50,14 +51,14 @@ _OF_SERVERS = re.compile(
 class PostgresSession:
     """A session, opened and used by one thread: on the primary, unless it only reads.
 
-    `abort` alone may be called from another thread: it cuts the call in progress.
+    Only `abort` may be called from another thread; it interrupts the call in progress.
     """
 
     def __init__(
         self, settings: Settings, progress: Progress, *, application: str, writes: bool = True,
         primary: bool | None = None,
     ) -> None:  # fmt: skip
-        """`primary`: no standby will do; as `writes` unless it is given."""
+        """`primary`: refuse a standby (default: as `writes`)."""
         self._settings = settings
         self._progress = progress
         self._application = application
@@ -66,28 +67,28 @@ class PostgresSession:
         self._connection: Any = None
         self._cursor: Any = None
         self._socket: socket.socket | None = None
-        self._deadline = 0.0
+        self._limit = self._deadline = 0.0
         self._previous: tuple[int, str] | None = None
         self._session: tuple[int, str] | None = None
         self.generation = 0
-        self.place = ""
+        self.address = ""
         self.server_version = 0
         self.system = ""
-        #: Of the primary that it is; 0 on a standby, which does not tell it to everybody.
+        #: The timeline of the primary; 0 on a standby, where an ordinary role cannot read it.
         self.timeline = 0
-        #: System and timeline of the primary that was written to last: no older one is taken.
+        #: System identifier and timeline of the primary last written to; an older one is refused.
         self.newest: tuple[str, int] | None = None
         self.last_call = 0.0
         self.calls = 0
 
     @property
     def alive(self) -> bool:
-        """Whether there is a session that may be used."""
+        """Whether the session is open and may be used."""
         return self._connection is not None and not self._connection.closed
 
     @property
     def idle(self) -> bool:
-        """Whether the session is known to be in no transaction."""
+        """Whether the session is known to be outside a transaction."""
         return self.alive and (
             self._connection.info.transaction_status == pg.TRANSACTION_STATUS_IDLE
         )
@@ -95,15 +96,16 @@ class PostgresSession:
     def connect(self) -> None:
         """Open the session and pin its settings (rules 4 and 6).
 
-        Of several hosts in `database.dsn` the first that will do is taken. Raises
-        DatabaseUnavailable (to write, also for a standby or a server that only reads) and
+        If `database.dsn` has several hosts, the first suitable one is used. Raises
+        DatabaseUnavailable (a writing session also for a standby or a read-only server) and
         PoolerDetected.
         """
         hosts = addresses.hosts(self._settings.dsn)
         for number, host in enumerate(hosts, 1):
             self.close()
-            # libpq tries them in turn itself, but waits for a dead one without end in this mode.
-            self._deadline = time.monotonic() + self._settings.connect_timeout / len(hosts)
+            # libpq would try the hosts in turn, but in this mode waits for a dead one indefinitely.
+            self._limit = self._settings.connect_timeout / len(hosts)
+            self._deadline = time.monotonic() + self._limit
             try:
                 self._open(host)
                 break
@@ -115,7 +117,7 @@ class PostgresSession:
         self._end_previous()
 
     def _open(self, host: dict[str, Any]) -> None:
-        self.place = addresses.host_port(self._settings.dsn, host)
+        self.address = addresses.host_port(self._settings.dsn, host)
         try:
             with resolving():
                 self._connection = psycopg2.connect(
@@ -123,13 +125,13 @@ class PostgresSession:
                     client_encoding="UTF8", keepalives_idle=10, keepalives_interval=3, **host)
             self._take_socket()
             self._wait()
-            # libpq may have gone on to another address of the host.
+            # libpq may have tried another address of the host by now.
             self._take_socket()
             self._cursor = self._connection.cursor()
             self._pin()
         except (psycopg2.Error, DatabaseError) as error:
             raise DatabaseUnavailable(
-                f"cannot open a session of PostgreSQL at {self.place}: {_phrase(error)}"
+                f"cannot connect to PostgreSQL at {self.address}: {_safe_message(error)}"
             ) from None
 
     def _take_socket(self) -> None:
@@ -141,37 +143,38 @@ class PostgresSession:
         rows = self.run(session_settings.LOOK)
         self.server_version, in_recovery, read_only, pid, started, self.system, timeline = rows[0]
         self.timeline = int(timeline, 16)
-        if self.server_version < _LEAST_VERSION:
+        if self.server_version < _MIN_VERSION:
             raise DatabaseUnavailable(
-                f"PostgreSQL {self.server_version // 10000} at {self.place} is too old",
+                f"PostgreSQL {self.server_version // 10000} at {self.address} is too old",
                 hint="use PostgreSQL 14 or later",
             )
         if (self._primary and in_recovery) or (self._writes and read_only):
             raise DatabaseUnavailable(
-                f"the server at {self.place} only reads (25006)",
+                f"PostgreSQL at {self.address} is read-only (25006)",
                 hint="point database.dsn at the primary",
             )
         newest = self.newest if self._primary else None
         if newest and is_superseded((self.system, self.timeline), newest):
             raise DatabaseUnavailable(
-                f"the server at {self.place} is on timeline {self.timeline}, but {newest[1]} was"
-                " written to since: an old primary is back",
-                hint="point database.dsn at the new one; if this one is meant, delete the key"
+                f"PostgreSQL at {self.address} is an old primary: it is on timeline"
+                f" {self.timeline}, and timeline {newest[1]} has been written to",
+                hint="point database.dsn at the new primary; to use this one, delete the key"
                 " <namespace>:primary in Redis",
             )
         if not self._writes:
             self.run(session_settings.reading(self._settings))
             return
         if pid != self._connection.info.backend_pid:
-            # A pooler answers with a process id of its own making; behind one, advisory locks
-            # become re-entrant and two processors would own one lane (rule 6).
+            # A pooler reports a process id of its own. Behind a pooler, advisory locks become
+            # re-entrant, and two processors would own one lane (rule 6).
             raise PoolerDetected
         self._session = (pid, started)
         if self.run(session_settings.writing(self._settings))[0][0] != pid:
             raise PoolerDetected
 
     def _end_previous(self) -> None:
-        # A session that was cut can still hold its locks, and the new one would wait on them.
+        # The server may not have noticed yet that the last session was cut. That session still
+        # holds its locks, and the new one would wait for them.
         previous, self._previous = self._previous, None
         if previous is not None:
             self.run(
@@ -181,10 +184,10 @@ class PostgresSession:
             )
 
     def run(self, sql: str, *, deadline: float | None = None) -> list[Row]:
-        """Send a string of statements and wait for the rows of the last one.
+        """Send a string of statements, wait, and return the rows of the last one.
 
         `deadline` is in seconds from now (default: `database.call_timeout`). Raises DatabaseError
-        if the server refused, DatabaseUnavailable if the session is gone.
+        if PostgreSQL refused a statement, DatabaseUnavailable if the session is lost.
         """
         self.send(sql, deadline=deadline)
         return self.receive()
@@ -192,9 +195,9 @@ class PostgresSession:
     def send(self, sql: str, *, deadline: float | None = None) -> None:
         """Start a string of statements; `receive` must follow. Raises DatabaseUnavailable."""
         if not self.alive:
-            raise DatabaseUnavailable("no session")
-        limit = self._settings.call_timeout if deadline is None else deadline
-        self._deadline = time.monotonic() + limit
+            raise DatabaseUnavailable("not connected to PostgreSQL")
+        self._limit = self._settings.call_timeout if deadline is None else deadline
+        self._deadline = time.monotonic() + self._limit
         self._progress.declare(self._deadline)
         try:
             self._cursor.execute(sql)
@@ -202,7 +205,10 @@ class PostgresSession:
             raise self._translate(error) from None
 
     def receive(self) -> list[Row]:
-        """The rows of the last statement of the string that was sent; errors as in `run`."""
+        """Wait for the string that was sent; return the rows of its last statement.
+
+        Raises as `run`.
+        """
         try:
             self._wait()
             rows = self._cursor.fetchall() if self._cursor.description else []
@@ -214,14 +220,14 @@ class PostgresSession:
         return rows
 
     def abort(self) -> None:
-        """Cut the socket; the thread that waits on it gets DatabaseUnavailable at once."""
+        """Shut the socket down; the thread that waits for it gets DatabaseUnavailable at once."""
         duplicate = self._socket
         if duplicate is not None:
             with contextlib.suppress(OSError):
                 duplicate.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """End the session, if there is one; never raises."""
+        """Close the session, if there is one. Never raises."""
         connection, self._connection, self._cursor = self._connection, None, None
         duplicate, self._socket = self._socket, None
         if connection is not None and not connection.closed:
@@ -230,7 +236,7 @@ class PostgresSession:
             duplicate.close()
 
     def drop(self) -> None:
-        """Forget the session without closing it: after fork it is the parent's (P6)."""
+        """Drop the session without closing it: after a fork it belongs to the parent (P6)."""
         _inherited.append((self._connection, self._cursor, self._socket))
         self._connection = self._cursor = self._socket = None
 
@@ -247,20 +253,20 @@ class PostgresSession:
             if remaining <= 0 or not poller.poll(remaining * 1000):
                 self._cut()
                 raise DatabaseUnavailable(
-                    f"PostgreSQL at {self.place} gives no answer within the deadline of the call"
+                    f"PostgreSQL at {self.address} did not respond within {self._limit:g} s"
                 )
 
     def _cut(self) -> None:
         self.abort()
         if self._session is not None:
-            # A connect that times out must not make us forget whom it was to follow.
+            # Kept when a later connect times out: that one has no session of its own yet.
             self._previous, self._session = self._session, None
         self.close()
 
     def _translate(self, error: psycopg2.Error) -> DatabaseError | DatabaseUnavailable:
         if not self.alive or self._broken():
             self._cut()
-            return DatabaseUnavailable(f"the session is gone: {_phrase(error)}")
+            return DatabaseUnavailable(f"lost the connection to PostgreSQL: {_safe_message(error)}")
         self.last_call = time.monotonic()
         self._progress.made()
         diagnostics = error.diag
@@ -281,19 +287,20 @@ class PostgresSession:
         return bool(info.status != 0 or info.transaction_status in unusable)
 
 
-# What a fork inherited: collected, it would send the server a goodbye on the parent's socket.
+# Sessions inherited by a fork. Collecting them would send a goodbye on the parent's socket.
 _inherited: list[Sequence[Any]] = []
 
 
-def _phrase(error: Exception) -> str:
-    """Words for an error that can hold no value: the SQLSTATE, or the class of the trouble."""
+def _safe_message(error: Exception) -> str:
+    """Describe an error without values: its SQLSTATE, libpq's message about the server, or its
+    class."""
     if isinstance(error, DatabaseError):
         return str(error)
     code = getattr(error, "pgcode", None)
     if code:
         return f"SQLSTATE {code}"
     text = str(error).strip().partition("\n")[0]
-    return text[:200] if _OF_SERVERS.match(text) else type(error).__name__
+    return text[:200] if _SAFE_MESSAGE.match(text) else type(error).__name__
 
 
 def _detail(error: psycopg2.Error) -> str:

@@ -1,18 +1,18 @@
 """Connections to Redis with a deadline on every call and no retries of their own.
 
-One call is one write and as many replies as commands: commands are sent side by side, never in
-MULTI, so that a full Redis refuses only those that add (rule 20). redis-py's own retries are off: a
-lost reply would make it add the same entry again (rule 11). Any doubt about the stream of replies
-ends the connection, and its `generation` tells that ids read before are no longer to be trusted
-(rule 9).
+One call is one write, and as many replies as commands. Commands are pipelined, never sent in
+MULTI, so that a full Redis refuses only those that add (rule 20). redis-py's own retries are off:
+after a lost reply they would add the same entry again (rule 11). Any doubt about the sequence of
+replies closes the connection. The next connection has another `generation`, so that ids read on the
+old one are no longer trusted (rule 9).
 """
 
 from __future__ import annotations
 
 import contextlib
 
-# Connecting needs these two, and they are loaded here so that no thread loads them: a fork during
-# an import leaves the lock of that module held in the child, for ever.
+# Connecting needs these two. They are imported here so that no thread imports them later: a fork
+# during an import leaves the lock of that module held in the child indefinitely.
 import email.parser  # noqa: F401
 import encodings.idna  # noqa: F401
 import socket
@@ -45,38 +45,38 @@ def checked(replies: list[Reply]) -> list[Reply]:
 
 
 class RedisConnection:
-    """One connection, opened at its first call and again after each failure."""
+    """One connection, opened by the first call and reopened by the first call after a failure."""
 
     def __init__(self, url: str, timeout: float) -> None:
         self._kind, self._options = _options(url, timeout)
-        self._place = _place(self._options)
+        self._address = _address(self._options)
         self._timeout = timeout
         self._connection: Any = None
         self.generation = 0
-        #: What its user remembers for as long as the connection lives.
+        #: Values that the user of the connection keeps until it closes.
         self.memory: dict[str, Any] = {}
 
     @property
     def alive(self) -> bool:
-        """Whether the connection is open as far as is known."""
+        """Whether the connection is open, as far as this side knows."""
         return self._connection is not None
 
     def call(self, *command: bytes | str | int | float) -> Reply:
-        """The reply to one command. Raises RedisRefused or RedisUnavailable."""
+        """Return the reply to one command. Raises RedisRefused and RedisUnavailable."""
         reply = self.calls([command])[0]
         if isinstance(reply, RedisRefused):
             raise reply
         return reply
 
     def calls(self, commands: Sequence[Command], *, block: float = 0.0) -> list[Reply]:
-        """The replies to several commands sent in one write; refusals stand in the list.
+        """Return the replies to several commands sent in one write; refusals are in the list.
 
-        `block` is how long the server itself may wait, in seconds, on top of the deadline. Raises
-        RedisUnavailable if any reply is missing; then nothing is known of any of the commands.
+        `block` is the time that the server itself may wait, in seconds, on top of the deadline.
+        Raises RedisUnavailable if any reply is missing; any of the commands may then have run.
         """
         connection = self._open()
         try:
-            # Not redis-py's own packing, which takes five times as long for the same bytes.
+            # redis-py's own packing takes five times as long for the same bytes.
             packed = b"".join(map(_pack, map(tuple, commands)))
             connection.send_packed_command([packed], check_health=False)
             if block:
@@ -85,15 +85,15 @@ class RedisConnection:
                 replies = [self._reply(connection) for _ in commands]
         except (redis.RedisError, OSError, RedisUnavailable) as error:
             self.close()
-            unavailable = _unavailable(error, self._place)
+            unavailable = _unavailable(error, self._address, self._timeout + block)
             unavailable.sent = True
             raise unavailable from None
         except BaseException:
-            # A reply may still be on its way to whoever would use this connection next.
+            # The next user of this connection would receive the replies to this call.
             self.close()
             raise
         if any(isinstance(r, RedisRefused) and r.code in _ELSEWHERE for r in replies):
-            # A name may lead to another server by now: the next call asks anew.
+            # The host name may resolve to another server by now: the next call reconnects.
             self.close()
         return replies
 
@@ -107,14 +107,14 @@ class RedisConnection:
             return RedisRefused(_code(error), _sentence(error))
 
     def close(self) -> None:
-        """End the connection; the next call opens another. Never raises."""
+        """Close the connection; the next call opens another. Never raises."""
         connection, self._connection = self._connection, None
         if connection is not None:
             with contextlib.suppress(OSError, redis.RedisError):
                 connection.disconnect()
 
     def abort(self) -> None:
-        """Cut the call in progress; may be called from another thread."""
+        """Interrupt the call in progress; may be called from another thread."""
         connection = self._connection
         sock = getattr(connection, "_sock", None)
         if sock is not None:
@@ -122,21 +122,21 @@ class RedisConnection:
                 sock.shutdown(socket.SHUT_RDWR)
 
     def drop(self) -> None:
-        """Forget the connection without closing it: after fork it is the parent's (P6)."""
+        """Drop the connection without closing it: after a fork it belongs to the parent (P6)."""
         _inherited.append(self._connection)
         self._connection = None
 
     def _open(self) -> Any:
         if self._connection is None:
             connection = self._kind(**self._options)
-            # redis-py would tell the server its own name: two more round trips, and NOPERM in the
-            # log of a user with least privilege.
+            # redis-py would send its own name and version: two more round trips, and refused with
+            # NOPERM if the user has least privilege.
             connection.lib_name = connection.lib_version = connection.driver_info = None
             try:
                 with resolving():
                     connection.connect()
             except (redis.RedisError, OSError) as error:
-                raise _unavailable(error, self._place) from None
+                raise _unavailable(error, self._address, self._timeout) from None
             self._connection = connection
             self.generation += 1
             self.memory = {}
@@ -144,9 +144,9 @@ class RedisConnection:
 
 
 class RedisPool:
-    """Connections shared by the producers of a process, each used by one thread at a time."""
+    """Connections that the threads of a process share; one thread uses each at a time."""
 
-    _MOST_IDLE = 32
+    _MAX_IDLE = 32
 
     def __init__(self, url: str, timeout: float) -> None:
         self._url = url
@@ -154,32 +154,34 @@ class RedisPool:
         self._idle: deque[RedisConnection] = deque()
 
     def take(self) -> RedisConnection:
-        """A connection for the caller alone; `give` it back."""
+        """Return a connection for the caller alone, who must return it with `give`."""
         try:
             return self._idle.pop()
         except IndexError:
             return RedisConnection(self._url, self._timeout)
 
     def give(self, connection: RedisConnection) -> None:
-        """Return a connection that was taken."""
-        if connection.alive and len(self._idle) < self._MOST_IDLE:
+        """Put a connection back into the pool."""
+        if connection.alive and len(self._idle) < self._MAX_IDLE:
             self._idle.append(connection)
         else:
             connection.close()
 
     def close(self) -> None:
-        """Close the connections that nobody uses."""
+        """Close the idle connections."""
         while self._idle:
             self._idle.pop().close()
 
     def drop(self) -> None:
-        """Forget all connections without closing them, in a forked child."""
+        """Drop the idle connections without closing them, in a forked child."""
         while self._idle:
             self._idle.pop().drop()
 
 
+# Connections inherited by a fork. Collecting them would close the parent's sockets.
 _inherited: list[Any] = []
 
+#: Errors of a server that is no longer, or not yet, the one to write to.
 _ELSEWHERE = frozenset({"READONLY", "MASTERDOWN", "NOAUTH", "CLUSTERDOWN"})
 
 
@@ -190,11 +192,11 @@ def _options(url: str, timeout: float) -> tuple[Any, dict[str, Any]]:
         scheme = urlsplit(url).scheme or "none"
         raise ConfigError(
             f"redis.url: cannot be used (scheme {scheme}): {type(error).__name__}",
-            hint="redis://, rediss:// or unix://",
+            hint="use redis://, rediss:// or unix://",
         ) from None
     kind = options.pop("connection_class", redis.Connection)
     options.update(
-        # Replies are read here as bytes and lists, whatever an address says.
+        # Replies are read as bytes and lists here, whatever the URL asks for.
         protocol=2,
         decode_responses=False,
         socket_timeout=timeout,
@@ -207,7 +209,7 @@ def _options(url: str, timeout: float) -> tuple[Any, dict[str, Any]]:
     else:
         options["socket_keepalive"] = True
     if kind is redis.SSLConnection and options.get("ssl_cert_reqs", "required") == "required":
-        # Older releases of redis-py take any certificate of a known authority.
+        # Older releases of redis-py accept any certificate of a trusted authority.
         options.setdefault("ssl_check_hostname", True)
     return kind, options
 
@@ -215,7 +217,7 @@ def _options(url: str, timeout: float) -> tuple[Any, dict[str, Any]]:
 def _code(error: Exception) -> str:
     words = str(error).split()
     first = words[0] if words else ""
-    # redis-py strips the code of the replies that it has a class of its own for.
+    # redis-py removes the code from errors that have a class of their own.
     return first if first.isupper() else _CODES.get(type(error).__name__, "ERR")
 
 
@@ -237,35 +239,37 @@ _CODES = {
 
 
 def _sentence(error: Exception) -> str:
-    # Error replies of Redis name commands, keys and modes; arguments are only quoted by ERR.
+    # Only ERR quotes arguments; other error replies name commands, keys and modes.
     code = _code(error)
     text = "" if code == "ERR" else str(error)[:160].removeprefix(code)
     return f"Redis refused: {code} {text.strip()}".strip()
 
 
-def _place(options: dict[str, Any]) -> str:
-    """How errors name the server: its socket, or host:port."""
+def _address(options: dict[str, Any]) -> str:
+    """Return the address of the server for messages: its socket, or host:port."""
     host, port = options.get("host", "localhost"), options.get("port", 6379)
     return str(options["path"]) if "path" in options else f"{host}:{port}"
 
 
-def _unavailable(error: Exception, place: str) -> RedisUnavailable:
+def _unavailable(error: Exception, address: str, limit: float) -> RedisUnavailable:
     if isinstance(error, RedisUnavailable):
         return error
     if isinstance(error, redis.exceptions.TimeoutError):
-        return RedisUnavailable(f"Redis at {place} gives no answer within the deadline of the call")
+        return RedisUnavailable(f"Redis at {address} did not respond within {limit:g} s")
     if isinstance(error, redis.exceptions.AuthenticationError):
         return RedisUnavailable("Redis refused the credentials", hint="check redis.url")
     if isinstance(error, redis.exceptions.BusyLoadingError):
         return RedisUnavailable("Redis is loading its data")
     if isinstance(error, redis.ResponseError):
-        # To SELECT, most of all: the number of a database that is not there.
-        return RedisUnavailable(f"Redis at {place} refused the connection", hint="check redis.url")
-    return RedisUnavailable(f"Redis is away at {place}: {_trouble(error)}")
+        # Usually SELECT of a database number that does not exist.
+        return RedisUnavailable(
+            f"Redis at {address} refused the connection", hint="check redis.url"
+        )
+    return RedisUnavailable(f"Redis at {address} is unavailable: {_system_message(error)}")
 
 
-def _trouble(error: BaseException) -> str:
-    """What the system said of a connection; the driver's own words may hold more."""
+def _system_message(error: BaseException) -> str:
+    """Return the operating system's message; the driver's own may contain more than it should."""
     found: BaseException | None = error
     while found is not None:
         if isinstance(found, OSError) and found.strerror:

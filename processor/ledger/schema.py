@@ -265,12 +265,12 @@ def check(session: PostgresSession) -> None:
             session.run("ROLLBACK")
         refuse_rights(session, error)
         raise SchemaMissing(
-            f"schema processor at {session.place} is not usable: {error}"
+            f"schema processor at {session.address} is not usable: {error}"
         ) from None
     found = rows[0][0]
     if found != VERSION:
         raise SchemaMissing(
-            f"schema processor at {session.place} has version {found}, this release needs"
+            f"schema processor at {session.address} has version {found}, this release needs"
             f" {VERSION}",
             hint="run the release that created it" if found > VERSION else "",
         )
@@ -287,14 +287,14 @@ def check_rights(session: PostgresSession) -> None:
     missing = {name for (name, _), has in zip(wanted, granted, strict=True) if not has}
     if missing:
         names = ", ".join(f"processor.{name}" for name in _PRIVILEGES if name in missing)
-        raise RightsMissing(f"the role lacks privileges on {names} at {session.place}")
+        raise RightsMissing(f"the role lacks privileges on {names} at {session.address}")
 
 
 def refuse_rights(session: PostgresSession, error: DatabaseError) -> None:
     """Raise RightsMissing if `error` says that the role lacks privileges on the schema."""
     if error.sqlstate == _INSUFFICIENT_PRIVILEGE:
         raise RightsMissing(
-            f"the role lacks privileges on schema processor at {session.place}: {error}"
+            f"the role lacks privileges on schema processor at {session.address}: {error}"
         ) from None
 
 
@@ -321,7 +321,7 @@ def _refused(session: PostgresSession, error: DatabaseError) -> DatabaseUnavaila
         " FROM pg_namespace WHERE nspname = 'processor')"
     )[0]
     verb = "create" if owner is None else "upgrade"
-    where = f"schema processor in database {name} at {session.place}"
+    where = f"schema processor in database {name} at {session.address}"
     if error.sqlstate != _INSUFFICIENT_PRIVILEGE:
         return DatabaseUnavailable(f"role {role} cannot {verb} {where}: {error}")
     capable = "a role that may create schemas" if owner is None else f"its owner, {owner}"

@@ -122,7 +122,7 @@ def test_a_state_of_our_own_is_told_in_words(width: int, site: Site) -> None:
 
     assert site.dead() == [(
         bad.id, "PR002",
-        "SQLSTATE PR002: an update or delete met another number of rows than it expects",
+        "SQLSTATE PR002: an update or delete matched a different number of rows than it expects",
     )]
 
 

@@ -117,7 +117,7 @@ def test_the_doctor_finds_a_good_replica_good(
     [
         ("primary", "warn", "it is a primary"),
         ("stranger", "fail", "another cluster"),
-        ("nobody", "fail", "cannot open a session"),
+        ("nobody", "fail", "cannot connect to PostgreSQL"),
     ],
 )
 def test_the_doctor_finds_what_is_no_replica(

@@ -97,7 +97,8 @@ def test_a_full_buffer_says_at_which_line_and_may_be_waited_for(cli: Cli, site_o
 def test_a_redis_that_is_away_says_at_which_line(cli: Cli) -> None:
     said = cli.use({"redis": {"url": "redis://127.0.0.1:1/0"}})("submit", stdin=lines(1))
     assert said.code == 69
-    assert said.err.splitlines()[0].startswith("processor: line 1: Redis is away")
+    expected = "processor: line 1: Redis at 127.0.0.1:1 is unavailable"
+    assert said.err.splitlines()[0].startswith(expected)
 
 
 def test_a_file_without_line_ends_is_not_read_into_memory(cli: Cli, site: Site) -> None:

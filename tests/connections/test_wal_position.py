@@ -1,4 +1,4 @@
-"""Positions in the log: the rule for the LSN of a commit, and what a promotion does to it."""
+"""Positions in the WAL: the rule for the LSN of a commit, and the effect of a promotion."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from processor.connections.wal_position import Position, after_commit, number, w
 
 
 @pytest.mark.parametrize("text", ["0/0", "0/16B3748", "16/B374D848", "FFFFFFFF/FFFFFFFF"])
-def test_an_lsn_survives_being_a_number(text: str) -> None:
+def test_an_lsn_survives_conversion_to_a_number(text: str) -> None:
     assert written(number(text)) == text
 
 
 @pytest.mark.parametrize("text", ["", "16", "x/y", "1-2"])
-def test_what_is_no_lsn_is_refused(text: str) -> None:
+def test_invalid_lsns_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"."):
         number(text)
 
 
-def test_the_written_position_is_taken_unless_commits_are_asynchronous() -> None:
+def test_the_written_position_counts_unless_commits_are_asynchronous() -> None:
     assert after_commit("0/2000100", "0/2000200", "on") == number("0/2000100")
     assert after_commit("0/2000100", "0/2000200", "remote_apply") == number("0/2000100")
     assert after_commit("0/2000100", "0/2000200", "off") == number("0/2000200")
@@ -31,7 +31,7 @@ def test_the_written_position_is_taken_unless_commits_are_asynchronous() -> None
 def test_an_insert_position_just_behind_a_page_header_is_rounded_down(
     insert: str, reachable: str
 ) -> None:
-    """Rule 34: a standby never arrives at 24 bytes behind the last record while nothing follows."""
+    """Rule 34: a standby never reaches 24 bytes past the last record while no record follows."""
     assert after_commit("0/1000000", insert, "off") == number(reachable)
 
 
@@ -44,6 +44,6 @@ def test_a_position_on_another_timeline_or_server_reaches_nothing() -> None:
     assert not Position("8", 1, 200).reaches(here)
 
 
-def test_a_position_survives_its_text() -> None:
+def test_a_position_survives_conversion_to_text() -> None:
     position = Position("7710819950381557455", 3, number("2/4A000060"))
     assert Position.parse(str(position)) == position

@@ -403,7 +403,7 @@ def test_an_old_primary_that_comes_back_is_not_written_to(
 
     pair.primary.start()
     drain_thread.start(site.changed(database={"dsn": pair.primary.dsn}))
-    wait_until(lambda: "an old primary is back" in site.reason, message=site.tale)
+    wait_until(lambda: "is an old primary" in site.reason, message=site.tale)
     site.submit(write(3))
     time.sleep(0.5)
     assert execute(pair.primary.dsn, "select n from tape") == [(1,)]
