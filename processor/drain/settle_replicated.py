@@ -36,7 +36,7 @@ class ReplicatedSettling:
     @property
     def applies(self) -> bool:
         """Whether anything has to stay until it is replicated."""
-        return self._following.replicates
+        return self._following.settles_replicated
 
     def keep(self, lane: OwnedLane, page: Page, notes: Sequence[Command]) -> None:
         """A page is committed: tell so, and let it stay."""
@@ -55,7 +55,7 @@ class ReplicatedSettling:
         if newest is None or not entries:
             return
         if not self.applies:
-            self._following.leave(newest, (e.id for e in entries))
+            self._following.remember_removed(newest, (e.id for e in entries))
             return
         lane.withheld.on(self._redis.generation)
         for entry in entries:
@@ -78,10 +78,10 @@ class ReplicatedSettling:
         return False
 
     def _release_some(self, lane: OwnedLane) -> bool:
-        if singles := lane.withheld.due_singles(self._following.has, _PAGE):
+        if singles := lane.withheld.due_singles(self._following.is_replicated, _PAGE):
             self._release_singles(lane, singles)
             return True
-        span = lane.withheld.due(self._following.has)
+        span = lane.withheld.due(self._following.is_replicated)
         if span is not None:
             self._release(lane, span)
         return span is not None
@@ -125,7 +125,7 @@ class ReplicatedSettling:
 
     def _pass_over(self, position: Position, raws: Sequence[stream.Raw]) -> None:
         """They go, and a lost replica has not got them: it is the one that may be promoted."""
-        self._following.leave(position, _ids(raws))
+        self._following.remember_removed(position, _ids(raws))
 
     def _at_their_end(self, lane: OwnedLane, raws: Sequence[stream.Raw]) -> list[str]:
         staying = {*lane.later, *(e.entry_id for e in lane.stuck.values())}

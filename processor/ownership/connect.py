@@ -106,7 +106,7 @@ class Connector:
 
     def _follow(self) -> None:
         owned = [lane.owner for lane in self._owners.owned if lane.owner is not None]
-        self._following.owns({owner.token: owner.lane for owner in owned})
+        self._following.start_session({owner.token: owner.lane for owner in owned})
         if owned:
             self._session.begin()
             self._session.behind(owned[0])

@@ -49,10 +49,10 @@ class Failover:
         before = self._following.primary
         if not self._recalled:
             told_of = replica_status.replicas(redis, self._namespace)
-            self._passed_over = self._following.recall(told_of)
+            self._passed_over = self._following.restore_lost(told_of)
             self._recalled = True
         if before is None:
-            lossy = self._passed_over or not self._following.replicates
+            lossy = self._passed_over or not self._following.settles_replicated
             if told not in (None, here) and lossy:
                 owners.report(f"the primary changed from {_named(told)} to {_named(here)}"
                               " unwatched: what was committed last there may be lost, unnamed")
@@ -60,7 +60,7 @@ class Failover:
             for lane in owners.lanes.values():
                 lane.forget()
             self._judge(database, redis, owners, before, here)
-        self._following.met(*here)
+        self._following.set_primary(*here)
 
     def _lacks_some(self, database: PostgresSession) -> bool:
         """Whether the same primary may have crashed without writing our last commits.
@@ -68,11 +68,11 @@ class Failover:
         It need not have waited for its disk (synchronous_commit), and counts on from before them.
         """
         marks = self._following.marks
-        newest, tokens = marks.newest(), marks.lanes()
+        newest, tokens = marks.newest(), marks.lanes_by_token()
         if newest is None or not tokens:
             return False
         _, _, shown = database.run(queries.replayed(tokens))[0]
-        return marks.shown(queries.lane_rows(shown)) != newest
+        return marks.replayed_position(queries.lane_rows(shown)) != newest
 
     def look(self, database: PostgresSession, redis: RedisConnection) -> None:
         """Now and then: tell which primary this is, and see that it was not left behind."""
@@ -108,7 +108,7 @@ class Failover:
             before_them = unnamed if ids[0] in missing else 0
             self._report(redis, owners, what, _named(before), _named(here), missing, before_them)
         elif before != here:
-            kept = "what it lost is applied again" if self._following.replicates else (
+            kept = "what it lost is applied again" if self._following.settles_replicated else (
                 "no commit of this processor was left behind")  # fmt: skip
             log.warning("%s: %s", what, kept)
 

@@ -1,10 +1,10 @@
 """How far each replica has replayed.
 
-commit_marks         Marks: which commit of the writing session a replica shows, and how far that
-follower             Follows one replica, or all that stream from the primary: a thread that asks
-health               How each replica stands, as this processor judges it: following, lagging, awa
-probes               Whom a follower asks how far replicas are: each of them, or the primary for t
-queries              The SQL that asks servers how far replicas are.
-server_identity      Which server the name of a replica stands for, as one watch tells it in Redis
-watch                The replication watch: follows what the drain commits until the replicas have
+queries          the SQL that measures it
+commit_marks     the commits of the writing session: transaction id, position and time
+health           each replica's status: following, lagging, away or lost
+probes           where a follower asks: at each replica, or at the primary for all that stream
+server_identity  which server has the name of a replica
+follower         a thread that asks one probe and publishes the answers in Redis
+watch            the followers of one processor, and which commits await replicas
 """

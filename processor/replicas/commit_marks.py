@@ -1,13 +1,13 @@
-"""Marks: which commit of the writing session a replica shows, and how far that proves it got.
+"""Commit marks: which commit of the writing session a replica shows, and what that proves.
 
-Each batch touches its lane's row, so the row's xmin on a replica names the last batch that was
-replayed there. A mark joins the transaction id of a batch with the position read just after its
-commit. Marks are of one session and one set of owned lanes: the commits of one session follow each
-other, so whoever shows one has all before it, and a token of a lane's row names the session - and
-with it the timeline - whatever a replica was promoted to meanwhile. An LSN alone would not (rule
-32, 34).
+Every batch updates its lane's row, so the row's xmin on a replica identifies the last batch that
+was replayed there. A mark joins the transaction id of a batch with the WAL position read just after
+its commit. Marks belong to one session and one set of owned lanes. The commits of a session follow
+each other, so a replica that shows one has all earlier ones. The owner token in a lane's row
+identifies the session, and with it the timeline, whatever the replica was promoted to meanwhile. An
+LSN alone would not (rules 32 and 34).
 
-The drain thread adds; any thread may ask.
+The drain thread adds marks; any thread may ask.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from collections.abc import Callable, Iterable
 
 from processor.connections.wal_position import Position
 
-#: Of more marks than this the older half is thinned out: what is far behind is followed in steps.
-_MOST = 8192
-_WORD = 1 << 32
+#: At this many marks the older half is downsampled: a replica far behind advances in larger steps.
+_MOST_MARKS = 8192
+_XID_RANGE = 1 << 32
 
 
 class CommitMarks:
@@ -29,72 +29,78 @@ class CommitMarks:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._awaited: set[Callable[[], None]] = set()
+        self._on_next: set[Callable[[], None]] = set()
         self._tokens: dict[str, str] = {}
-        self._forget()
+        self._clear()
 
-    def _forget(self) -> None:
-        self._base = 0
-        self._ages: list[int] = []
+    def _clear(self) -> None:
+        self._first_xid = 0
+        self._offsets: list[int] = []
         self._positions: list[Position] = []
         self._times: list[float] = []
 
-    def begin(self, tokens: dict[str, str]) -> None:
-        """Another session, or other lanes: `tokens` are their owner tokens, and whose they are."""
+    def start_session(self, tokens: dict[str, str]) -> None:
+        """Forget all marks: another session begins, or one with other lanes.
+
+        `tokens` maps the owner token in each lane's row to the name of the lane.
+        """
         with self._lock:
-            self._forget()
+            self._clear()
             self._tokens = dict(tokens)
 
     def add(self, xid: int, position: Position) -> None:
-        """A commit of the session, later than all before; `xid` is its transaction id."""
+        """Add a commit of the session, later than all before; `xid` is its transaction id."""
         with self._lock:
-            if not self._ages:
-                self._base = xid
-            elif xid - self._base <= self._ages[-1]:
+            if not self._offsets:
+                self._first_xid = xid
+            elif xid - self._first_xid <= self._offsets[-1]:
                 return
-            if len(self._ages) >= _MOST:
-                for each in (self._ages, self._positions, self._times):
-                    del each[1 : _MOST // 2 : 2]
-            self._ages.append(xid - self._base)
+            if len(self._offsets) >= _MOST_MARKS:
+                for column in (self._offsets, self._positions, self._times):
+                    del column[1 : _MOST_MARKS // 2 : 2]
+            self._offsets.append(xid - self._first_xid)
             self._positions.append(position)
             self._times.append(time.monotonic())
-            awaited, self._awaited = self._awaited, set()
-        for wake in awaited:
+            callbacks, self._on_next = self._on_next, set()
+        for wake in callbacks:
             wake()
 
-    def await_next(self, wake: Callable[[], None]) -> None:
+    def notify_next(self, wake: Callable[[], None]) -> None:
         """Call `wake` once, when the next mark is added."""
         with self._lock:
-            self._awaited.add(wake)
+            self._on_next.add(wake)
 
-    def lanes(self) -> dict[str, str]:
-        """The lanes of the session, by the tokens of their rows."""
+    def lanes_by_token(self) -> dict[str, str]:
+        """Return the session's lanes by the owner tokens in their rows."""
         with self._lock:
             return dict(self._tokens)
 
     def newest(self) -> Position | None:
-        """Where the last commit of the session is."""
+        """Return the position of the session's last commit."""
         with self._lock:
             return self._positions[-1] if self._positions else None
 
-    def shown(self, rows: Iterable[tuple[str, int]]) -> Position | None:
-        """How far a replica is proved to be by these lanes' rows, given as (token, xmin)."""
+    def replayed_position(self, rows: Iterable[tuple[str, int]]) -> Position | None:
+        """Return the position that a replica provably reached, by the lanes' rows that it shows.
+
+        The rows are given as (token, xmin). None if they prove nothing.
+        """
         best = -1
         with self._lock:
             for token, xmin in rows:
-                if token in self._tokens and self._ages:
-                    # xmin has 32 bits; no session lasts for two thousand million transactions.
-                    age = (xmin - self._base) % _WORD
-                    if age < _WORD // 2:
-                        best = max(best, bisect.bisect_right(self._ages, age) - 1)
+                if token in self._tokens and self._offsets:
+                    # xmin has 32 bits; no session lasts for two billion transactions.
+                    offset = (xmin - self._first_xid) % _XID_RANGE
+                    if offset < _XID_RANGE // 2:
+                        best = max(best, bisect.bisect_right(self._offsets, offset) - 1)
             return self._positions[best] if best >= 0 else None
 
-    def since(self, position: Position | None) -> float | None:
-        """When (monotonic) the first commit behind `position` was made; None if there is none."""
+    def first_commit_after(self, position: Position | None) -> float | None:
+        """Return when (monotonic) the first commit after `position` was made; None without one."""
         with self._lock:
             if not self._positions:
                 return None
             if position is None or not self._positions[0].comparable(position):
                 return self._times[0]
-            place = bisect.bisect_right(self._positions, position.lsn, key=lambda p: p.lsn)
-            return self._times[place] if place < len(self._times) else None
+            index = bisect.bisect_right(self._positions, position.lsn, key=lambda p: p.lsn)
+            return self._times[index] if index < len(self._times) else None

@@ -1,7 +1,8 @@
-"""How each replica stands, as this processor judges it: following, lagging, away or lost.
+"""The status of each replica, as this processor judges it: following, lagging, away or lost.
 
-Followers report what they heard; the drain asks whether a commit is where it has to be before it
-leaves Redis. Judged when asked, so that a follower that hangs in a call lets nobody wait for ever.
+Followers record the answers of replicas here. Before a committed entry leaves Redis, the drain asks
+whether the replicas have its commit. The status is judged when it is asked for, so that a follower
+that hangs in a call cannot make the drain wait indefinitely.
 """
 
 from __future__ import annotations
@@ -22,11 +23,15 @@ log = logging.getLogger("processor.replicas")
 
 
 @dataclass(slots=True)
-class _Heard:
-    """What is remembered of one replica; times are monotonic, `at` is in Unix seconds."""
+class _Record:
+    """What is known of one replica.
 
-    heard: float
-    progressed: float
+    `answered` and `advanced` are when (monotonic) it last answered and last replayed a commit of
+    this processor; `at` is `answered` in Unix seconds, None before the first answer.
+    """
+
+    answered: float
+    advanced: float
     position: Position | None = None
     lsn: str | None = None
     server: str = ""
@@ -36,7 +41,7 @@ class _Heard:
 
 
 def set_gauges(states: Mapping[str, Replica]) -> None:
-    """Export the states of replicas as metrics; called by whatever publishes them."""
+    """Export the states of replicas as metrics; called wherever they are published."""
     for name, replica in states.items():
         metrics.gauge("replica_lag", replica.lag or 0.0, replica=name)
         metrics.gauge("replica_lost", float(replica.state == "lost"), replica=name)
@@ -49,110 +54,114 @@ class ReplicaHealth:
         self._settings = settings
         self._marks = marks
         self._lock = threading.Lock()
-        self._replicas: dict[str, _Heard] = {}
+        self._records: dict[str, _Record] = {}
         for name in names:
-            self._of(name, time.monotonic())
+            self._record(name, time.monotonic())
 
     @property
     def names(self) -> list[str]:
-        """All replicas that were ever heard of or waited for."""
+        """All replicas that ever answered or are waited for."""
         with self._lock:
-            return sorted(self._replicas)
+            return sorted(self._records)
 
-    def recall(self, name: str) -> None:
-        """It was lost when a processor last told of it, and is until it is heard."""
+    def restore_lost(self, name: str) -> None:
+        """Start a replica as lost, as it was last published; it stays lost until it answers."""
         with self._lock:
-            self._of(name, time.monotonic()).lost = True
+            self._record(name, time.monotonic()).lost = True
 
-    def begins_anew(self, name: str, lsn: str | None, server: str) -> bool:
-        """Whether a name stands for another server than before, or its server went back.
+    def detect_other_server(self, name: str, lsn: str | None, server: str) -> bool:
+        """Whether the name now belongs to another server, or its server went back.
 
-        Then it has nothing of what was heard before.
+        If so, nothing that was recorded for the name counts any more, and it is reset.
         """
         now = time.monotonic()
         with self._lock:
-            found = self._of(name, now)
-            back = is_less(lsn, found.lsn)
-            other, found.server = found.server not in ("", server), server
-            if back or other:
-                found.position, found.lsn, found.progressed = None, lsn, now
-        return back or other
+            record = self._record(name, now)
+            went_back = is_less(lsn, record.lsn)
+            is_other, record.server = record.server not in ("", server), server
+            if went_back or is_other:
+                record.position, record.lsn, record.advanced = None, lsn, now
+        return went_back or is_other
 
-    def hear(self, name: str, position: Position | None, lsn: str | None) -> bool:
-        """A replica answered: it has commits up to `position`. Whether that is news."""
+    def record_answer(self, name: str, position: Position | None, lsn: str | None) -> bool:
+        """Record that a replica answered and has the commits up to `position`.
+
+        Return whether it has advanced since its last answer.
+        """
         now = time.monotonic()
         with self._lock:
-            found = self._of(name, now)
-            found.heard, found.at, found.lsn, found.away = now, time.time(), lsn, False
-            further = position is not None and (
-                found.position is None
-                or not found.position.comparable(position)
-                or position.lsn > found.position.lsn
+            record = self._record(name, now)
+            record.answered, record.at, record.lsn, record.away = now, time.time(), lsn, False
+            advanced = position is not None and (
+                record.position is None
+                or not record.position.comparable(position)
+                or position.lsn > record.position.lsn
             )
-            if further:
-                found.position, found.progressed = position, now
-        return further
+            if advanced:
+                record.position, record.advanced = position, now
+        return advanced
 
-    def miss(self, name: str) -> None:
-        """A replica could not be asked."""
+    def record_no_answer(self, name: str) -> None:
+        """Record that a replica did not answer."""
         with self._lock:
-            self._of(name, time.monotonic()).away = True
+            self._record(name, time.monotonic()).away = True
 
-    def owes(self, name: str) -> bool:
-        """Whether there is a commit that a replica has not shown yet."""
+    def is_behind(self, name: str) -> bool:
+        """Whether the replica has not shown every commit of the session yet."""
         with self._lock:
-            return self._marks.since(self._of(name, time.monotonic()).position) is not None
+            record = self._record(name, time.monotonic())
+            return self._marks.first_commit_after(record.position) is not None
 
-    def has(self, position: Position, names: Sequence[str]) -> bool:
-        """Whether all of these replicas have a commit, but for those that are lost (rule 33)."""
+    def have_replayed(self, position: Position, names: Sequence[str]) -> bool:
+        """Whether all of these replicas have a commit; lost ones do not count (rule 33)."""
         now = time.monotonic()
         with self._lock:
             for name in names:
-                found = self._of(name, now)
-                if found.position is not None and found.position.reaches(position):
+                record = self._record(name, now)
+                if record.position is not None and record.position.reaches(position):
                     continue
-                if not self._judge(name, found, now):
+                if not self._update_lost(name, record, now):
                     return False
         return True
 
-    def shows(self, position: Position, names: Iterable[str]) -> bool:
-        """Whether all of these replicas are known to have a commit, also those that are lost."""
+    def all_have_replayed(self, position: Position, names: Iterable[str]) -> bool:
+        """Whether all of these replicas are known to have a commit, lost ones included."""
         with self._lock:
             return all(
-                (found := self._replicas.get(name)) is not None
-                and found.position is not None and found.position.reaches(position)
+                (record := self._records.get(name)) is not None
+                and record.position is not None and record.position.reaches(position)
                 for name in names
             )  # fmt: skip
 
-    def replica(self, name: str) -> Replica:
-        """How a replica stands now."""
+    def state(self, name: str) -> Replica:
+        """Return the status of a replica now."""
         now = time.monotonic()
         with self._lock:
-            found = self._of(name, now)
-            since = self._marks.since(found.position)
+            record = self._record(name, now)
+            since = self._marks.first_commit_after(record.position)
             lag = 0.0 if since is None else now - since
-            lost = self._judge(name, found, now)
+            lost = self._update_lost(name, record, now)
         lagging = "lagging" if lag > self._settings.timeout else "following"
-        state = "lost" if lost else "away" if found.away else lagging
-        return Replica(state, found.at, found.lsn, round(lag, 3), time.time())
+        status = "lost" if lost else "away" if record.away else lagging
+        return Replica(status, record.at, record.lsn, round(lag, 3), time.time())
 
-    def _judge(self, name: str, found: _Heard, now: float) -> bool:
-        """Whether a replica is lost: told loudly when it becomes so, and when it is back."""
-        since = self._marks.since(found.position)
-        silent = now - found.heard
-        stalled = 0.0 if since is None else now - max(since, found.progressed)
+    def _update_lost(self, name: str, record: _Record, now: float) -> bool:
+        """Judge whether a replica is lost, and log when it becomes lost and when it is back."""
+        since = self._marks.first_commit_after(record.position)
+        silent = now - record.answered
+        stalled = 0.0 if since is None else now - max(since, record.advanced)
         limit = self._settings.lost_after
-        if found.lost:
+        if record.lost:
             caught_up = since is None or now - since <= self._settings.timeout
-            if found.at is not None and not found.away and caught_up and silent <= limit:
-                found.lost = False
+            if record.at is not None and not record.away and caught_up and silent <= limit:
+                record.lost = False
                 log.warning("replica %s is back", name)
         elif max(silent, stalled) > limit:
-            found.lost = True
-            what = "was not heard of" if silent >= stalled else "replayed nothing new"
+            record.lost = True
+            what = "has not answered" if silent >= stalled else "has replayed nothing new"
             log.error("replica %s is lost: it %s for %.0f s; nothing waits for it any more, and"
                       " reads from it are refused", name, what, max(silent, stalled))  # fmt: skip
-        return found.lost
+        return record.lost
 
-    def _of(self, name: str, now: float) -> _Heard:
-        return self._replicas.setdefault(name, _Heard(now, now))
+    def _record(self, name: str, now: float) -> _Record:
+        return self._records.setdefault(name, _Record(now, now))

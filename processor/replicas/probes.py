@@ -1,4 +1,4 @@
-"""Whom a follower asks how far replicas are: each of them, or the primary for those that stream."""
+"""Where a follower asks how far replicas are: at each replica, or at the primary for all."""
 
 from __future__ import annotations
 
@@ -17,8 +17,11 @@ from processor.telemetry.progress import Progress
 
 
 class Answer(NamedTuple):
-    """What is heard of a replica: up to where it has our commits, what it has replayed, and which
-    server that is."""
+    """How far one replica is.
+
+    `position` is up to where it provably has this processor's commits, `lsn` what it has replayed,
+    `server` identifies the running server behind its name.
+    """
 
     position: Position | None
     lsn: str | None
@@ -26,9 +29,9 @@ class Answer(NamedTuple):
 
 
 class Probe(ABC):
-    """Whom a follower asks. `names` are the replicas that it speaks of."""
+    """A server that a follower asks, and the session for it."""
 
-    #: Whether it is the primary that is asked.
+    #: Whether the server must be the primary.
     primary = False
 
     def __init__(self, dsn: str, settings: Settings, marks: CommitMarks, instance: str) -> None:
@@ -40,58 +43,61 @@ class Probe(ABC):
         )  # fmt: skip
 
     @abstractmethod
-    def names(self) -> list[str]: ...
+    def names(self) -> list[str]:
+        """Return the replicas that this probe reports on."""
 
     @abstractmethod
-    def heard(self, tokens: Iterable[str]) -> dict[str, Answer]:
-        """For each replica that answered: up to where it has our commits, and what it replayed.
+    def ask(self, tokens: Iterable[str]) -> dict[str, Answer]:
+        """Return the answer of each replica that is there.
 
-        `tokens` are those of our lanes. Raises DatabaseError and DatabaseUnavailable.
+        `tokens` are the owner tokens of the lanes of this processor. Raises DatabaseError and
+        DatabaseUnavailable.
         """
 
-    def rest(self, seconds: float) -> bool:
-        """Wait where the server can tell when it is time to ask; False if it cannot."""
+    def wait(self, seconds: float) -> bool:
+        """Wait at the server until it is time to ask again; False if the server cannot do that."""
         return False
 
     def run(self, sql: str) -> list[tuple[object, ...]]:
-        """Ask, over a new session if need be."""
+        """Run a query, over a new session if there is none. Raises as `ask`."""
         if not self.database.alive:
             self.database.connect()
         return self.database.run(sql, deadline=self._deadline)
 
 
-class Server(Probe):
-    """One replica that is asked itself: which rows of our lanes it shows."""
+class ReplicaProbe(Probe):
+    """One replica, asked directly: which rows of the processor's lanes it shows."""
 
     def __init__(
         self, name: str, dsn: str, settings: Settings, marks: CommitMarks, instance: str
     ) -> None:
         super().__init__(dsn, settings, marks, instance)
         self._name = name
-        self._waits = True
+        self._can_wait = True
 
     def names(self) -> list[str]:
         return [self._name]
 
-    def heard(self, tokens: Iterable[str]) -> dict[str, Answer]:
+    def ask(self, tokens: Iterable[str]) -> dict[str, Answer]:
         lsn, server, shown = self.run(queries.replayed(tokens))[0]
-        position = self._marks.shown(queries.lane_rows(shown))  # type: ignore[arg-type]
+        rows = queries.lane_rows(shown)  # type: ignore[arg-type]
+        position = self._marks.replayed_position(rows)
         return {self._name: Answer(position, lsn, str(server))}  # type: ignore[arg-type]
 
-    def rest(self, seconds: float) -> bool:
-        newest = self._marks.newest()
-        if newest is None or not self._waits or self.database.server_version < queries.WAIT_VERSION:
+    def wait(self, seconds: float) -> bool:
+        newest, version = self._marks.newest(), self.database.server_version
+        if newest is None or not self._can_wait or version < queries.WAIT_VERSION:
             return False
         try:
             return self.run(queries.wait_for_lsn(newest, seconds))[0][0] in ("success", "timeout")
         except DatabaseError:
-            # Not understood, or not allowed: it is asked at the interval as older ones are.
-            self._waits = False
+            # Not supported or not allowed: ask at the interval, as with older versions.
+            self._can_wait = False
             return False
 
 
-class Streaming(Probe):
-    """The primary, asked for those that stream from it; a role without pg_monitor sees none."""
+class PrimaryProbe(Probe):
+    """The primary, asked for the replicas that stream from it; without pg_monitor it shows none."""
 
     primary = True
 
@@ -102,22 +108,18 @@ class Streaming(Probe):
     def names(self) -> list[str]:
         return sorted(self._seen)
 
-    def heard(self, tokens: Iterable[str]) -> dict[str, Answer]:
-        newest = self.database.newest
-        if self.database.alive and newest not in (None, _server(self.database)):
-            # After a failover the old primary may live on, with whoever still streams from it.
-            self.database.close()
+    def ask(self, tokens: Iterable[str]) -> dict[str, Answer]:
+        database, newest = self.database, self.database.newest
+        if database.alive and newest not in (None, (database.system, database.timeline)):
+            # After a failover the old primary may stay up, with replicas that still stream from it.
+            database.close()
         found = {
-            str(name): Answer(self._at(int(str(timeline), 16), lsn), lsn, str(server))
+            str(name): Answer(self._position(int(str(timeline), 16), lsn), lsn, str(server))
             for name, lsn, server, timeline in self.run(queries.STREAMING_REPLICAS)
             if name and isinstance(lsn, str)
         }
         self._seen |= found.keys()
         return found
 
-    def _at(self, timeline: int, lsn: str) -> Position:
+    def _position(self, timeline: int, lsn: str) -> Position:
         return Position(self.database.system, timeline, number(lsn))
-
-
-def _server(database: PostgresSession) -> tuple[str, int]:
-    return database.system, database.timeline

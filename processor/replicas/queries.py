@@ -1,4 +1,4 @@
-"""The SQL that asks servers how far replicas are."""
+"""The SQL that asks servers how far replicas have replayed."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ STREAMING_REPLICAS = (
 
 
 def wait_for_lsn(position: Position, seconds: float) -> str:
-    """Wait on a standby until it has replayed a position, at most so long (PostgreSQL 19).
+    """Wait on a standby until it has replayed a position, at most `seconds` (PostgreSQL 19).
 
-    The answer ignores timelines, so it only says when to ask again.
+    The answer ignores timelines, so it proves nothing; it only says when to ask again.
     """
     lsn = quoted(written(position.lsn))
     return f"WAIT FOR LSN {lsn} WITH (TIMEOUT '{max(1, int(seconds * 1000))}ms', NO_THROW)"

@@ -1,9 +1,9 @@
-"""Which server the name of a replica stands for, as one watch tells it in Redis.
+"""Which server has the name of a replica, as a follower publishes it in Redis.
 
-A name is given to another server by a change of `replicas.servers`, or because the server behind it
-was built anew, from an older copy perhaps. What was told of the one before is taken back first.
-While settings are changed, two processors may mean two servers by one name; then who changed it
-last is believed, and what the other tells of its own server counts for nobody.
+A name passes to another server when `replicas.servers` changes, or when the server behind it was
+rebuilt, perhaps from an older copy. What was published for the previous server is withdrawn first.
+While settings are being changed, two processors may use one name for two servers. Then the most
+recent change wins, and what the other processor publishes about its own server counts nowhere.
 """
 
 from __future__ import annotations
@@ -26,98 +26,101 @@ from processor.telemetry.status import is_current
 
 log = logging.getLogger("processor.replicas")
 
-#: Told again after this long, so that others see that somebody still means it.
-_AGAIN = 1.0
+#: Published again after this many seconds, so that others see that it is still meant.
+_REPUBLISH = 1.0
+_NO_SERVER = NamedServer("", 0.0)
 
 
 class ServerNames:
-    """The names of which one follower tells."""
+    """The names of the replicas of one follower, and the servers behind them."""
 
     def __init__(self, settings: Settings, redis: RedisConnection, marks: CommitMarks) -> None:
         self._namespace = settings.namespace
         self._overlay = Overlay(settings) if settings.overlay.tables else None
         self._redis = redis
         self._marks = marks
-        #: The servers that answered just now, and what they have replayed, by their names.
-        self.heard: dict[str, tuple[str, str | None]] = {}
-        #: Names that another processor gave to another server since.
+        #: The servers that answered last, by name, each with the LSN it has replayed.
+        self.answered: dict[str, tuple[str, str | None]] = {}
+        #: Names that another processor has given to another server since.
         self.taken: set[str] = set()
-        self._told: dict[str, str] = {}
-        self._withdrawn: set[str] = set()
+        self._published: dict[str, str] = {}
+        self._to_withdraw: set[str] = set()
         self._due = 0.0
 
-    def withdraw(self, name: str) -> None:
-        """What was told of a replica is true no more."""
-        self._withdrawn.add(name)
+    def invalidate(self, name: str) -> None:
+        """Withdraw what was published for a name with the next `publish`."""
+        self._to_withdraw.add(name)
 
-    def tell(self) -> set[str]:
-        """Tell which server each name stands for; of which what was told before was taken back.
+    def publish(self) -> set[str]:
+        """Publish which server each name has; return the names whose progress was withdrawn.
 
         Raises RedisUnavailable and RedisRefused.
         """
-        servers = {name: server for name, (server, _) in self.heard.items()}
-        changed = self._withdrawn or any(self._told.get(n) != s for n, s in servers.items())
+        servers = {name: server for name, (server, _) in self.answered.items()}
+        changed = self._to_withdraw or any(self._published.get(n) != s for n, s in servers.items())
         if not changed and time.monotonic() < self._due:
             return set()
-        known = replica_status.servers(self._redis, self._namespace)
-        mine = {n: s for n, s in servers.items() if not self._is_taken(n, s, known.get(n))}
-        commands = [word for name in mine for word in self._words(name, mine[name], known)]
+        named = replica_status.servers(self._redis, self._namespace)
+        own = {n: s for n, s in servers.items() if not self._is_taken(n, s, named.get(n))}
+        commands = [each for name in own for each in self._commands(name, own[name], named)]
         replies = self._redis.calls(commands) if commands else []
-        back = self._withdrawn & mine.keys()
+        withdrawn = self._to_withdraw & own.keys()
         if not any(isinstance(reply, RedisRefused) for reply in replies):
-            self._told |= mine
-            self._withdrawn -= back
-            self._due = time.monotonic() + _AGAIN
-        return back
+            self._published |= own
+            self._to_withdraw -= withdrawn
+            self._due = time.monotonic() + _REPUBLISH
+        return withdrawn
 
-    def _words(self, name: str, server: str, known: Mapping[str, NamedServer]) -> list[Command]:
-        words = [replica_status.publish_server(self._namespace, name, server, time.time())]
-        if name not in self._withdrawn and known.get(name, _NOBODY).server in ("", server):
-            return words
-        # The words of another server do not count; what this one showed before it went back would.
-        own = self._marks.lanes().values() if name in self._withdrawn else ()
+    def _commands(
+        self, name: str, server: str, named: Mapping[str, NamedServer]
+    ) -> list[Command]:
+        publish = [replica_status.publish_server(self._namespace, name, server, time.time())]
+        went_back = name in self._to_withdraw
+        if not went_back and named.get(name, _NO_SERVER).server in ("", server):
+            return publish
+        # Positions of another server no longer count. Positions that this one showed before it went
+        # back would, so they are removed.
+        own = self._marks.lanes_by_token().values() if went_back else ()
         lanes = [Lane(self._namespace, each) for each in set(own)]
-        before = replica_status.withdraw(self._namespace, name, lanes)
-        self._say(name)
-        return before + self._refuse(name) + words
+        withdraw = replica_status.withdraw(self._namespace, name, lanes)
+        self._log_change(name)
+        return withdraw + self._bar_from_reads(name) + publish
 
-    def _refuse(self, name: str) -> list[Command]:
-        """Have nobody read from a server that lacks what is pending no more, until it has it.
+    def _bar_from_reads(self, name: str) -> list[Command]:
+        """Bar the server from reads until it has replayed the writes gone from the overlay.
 
-        One that was only started anew has that in its own log, whatever link is down.
+        A server that was only restarted has them in its own WAL, whatever link is down.
         """
         if self._overlay is None:
             return []
-        told = self._redis.call("HGET", self._overlay.cleared, name)
-        _, lsn = self.heard[name]
+        cleared = self._redis.call("HGET", self._overlay.cleared, name)
+        _, lsn = self.answered[name]
         with contextlib.suppress(ValueError):
-            if told and lsn and number(lsn) < Position.parse(told.decode()).lsn:
-                return [("HSETNX", self._overlay.missed, name, told)]
+            if cleared and lsn and number(lsn) < Position.parse(cleared.decode()).lsn:
+                return [("HSETNX", self._overlay.missed, name, cleared)]
         return []
 
-    def _say(self, name: str) -> None:
-        """Loudly if the replica has less than it was told to have."""
-        _, lsn = self.heard[name]
-        told = replica_status.replicas(self._redis, self._namespace).get(name)
-        before = told.lsn if told else None
+    def _log_change(self, name: str) -> None:
+        """Log that the server changed: as a warning if it has less than was published."""
+        _, lsn = self.answered[name]
+        published = replica_status.replicas(self._redis, self._namespace).get(name)
+        before = published.lsn if published else None
         with contextlib.suppress(ValueError):
             if is_less(lsn, before):
-                log.warning("replica %s went back from %s to %s: it counts by what it shows from"
-                            " now on", name, before, lsn)  # fmt: skip
+                log.warning("replica %s went back from %s to %s: from now on its progress is what"
+                            " its server shows", name, before, lsn)  # fmt: skip
                 return
-        log.info("replica %s is another server than before, or was started anew", name)
+        log.info("replica %s is another server than before, or was restarted", name)
 
-    def _is_taken(self, name: str, server: str, known: NamedServer | None) -> bool:
-        """Whether another processor means another server since we told which one we mean."""
+    def _is_taken(self, name: str, server: str, named: NamedServer | None) -> bool:
+        """Whether another processor gave the name to another server after this one published."""
         taken = (
-            known is not None and known.server != server and self._told.get(name) == server
-            and is_current(known.published, time.time())
+            named is not None and named.server != server and self._published.get(name) == server
+            and is_current(named.published, time.time())
         )  # fmt: skip
         if taken and name not in self.taken:
-            log.warning("replica %s is another server to another processor, which is believed:"
-                        " see replicas.servers of both", name)  # fmt: skip
+            log.warning("another processor uses the name of replica %s for another server, and its"
+                        " setting is the more recent one: make replicas.servers of both equal",
+                        name)  # fmt: skip
         (self.taken.add if taken else self.taken.discard)(name)
         return taken
-
-
-_NOBODY = NamedServer("", 0.0)

@@ -1,8 +1,8 @@
-"""The replication watch: follows what the drain commits until the replicas have replayed it.
+"""The replication watch: follows the commits of the drain until the replicas have replayed them.
 
-The drain reports sessions and commits here, at a cost of one entry a batch, and asks whether a
-commit is where `settle` wants it. After a failover it hears from here which commits the old primary
-had confirmed to nobody else (rule 22).
+The drain reports its sessions and commits here, at a cost of one entry a batch, and asks whether a
+commit is where `settle` wants it. After a failover it learns here which commits the old primary may
+have confirmed without passing them on (rule 22).
 """
 
 from __future__ import annotations
@@ -16,35 +16,36 @@ from processor.connections.wal_position import Position
 from processor.replicas.commit_marks import CommitMarks
 from processor.replicas.follower import Follower
 from processor.replicas.health import ReplicaHealth
-from processor.replicas.probes import Probe, Server, Streaming
+from processor.replicas.probes import PrimaryProbe, Probe, ReplicaProbe
 from processor.telemetry.status import Replica
 
-#: Ids of commits that not all replicas have confirmed yet are remembered up to this many.
-_REMEMBERED = 100_000
+#: At most this many ids of commits are remembered that some replicas have not confirmed yet.
+_MOST_IDS = 100_000
 
 
 class ReplicaWatch:
-    """All replicas of one processor. `further` is called when one of them got further."""
+    """All replicas of one processor; `on_progress` is called when one has replayed more."""
 
-    def __init__(self, settings: Settings, instance: str, further: Callable[[], None]) -> None:
+    def __init__(self, settings: Settings, instance: str, on_progress: Callable[[], None]) -> None:
         replicas = settings.replicas
         self.marks = CommitMarks()
-        self.replicates = settings.settle == "replicated"
+        #: Whether an entry stays in Redis until the replicas have its commit.
+        self.settles_replicated = settings.settle == "replicated"
         self._promotable = tuple(replicas.promotable or replicas.servers)
-        self._standing = ReplicaHealth(replicas, self.marks, self._promotable)
+        self._health = ReplicaHealth(replicas, self.marks, self._promotable)
         #: System identifier and timeline of the primary that is written to.
         self.primary: tuple[str, int] | None = None
         self._unconfirmed: deque[tuple[Position, bytes]] = deque()
-        self._count = 0
-        self._unnamed = 0
-        sources: list[Probe] = []
+        self._ids = 0
+        self._forgotten = 0
+        probes: list[Probe] = []
         if replicas.tracking and replicas.servers:
-            sources = [Server(name, dsn, settings, self.marks, instance)
-                       for name, dsn in replicas.servers.items()]  # fmt: skip
+            probes = [ReplicaProbe(name, dsn, settings, self.marks, instance)
+                      for name, dsn in replicas.servers.items()]  # fmt: skip
         elif replicas.tracking:
-            sources = [Streaming(settings, self.marks, instance)]
+            probes = [PrimaryProbe(settings, self.marks, instance)]
         self._followers = [
-            Follower(source, settings, self.marks, self._standing, further) for source in sources
+            Follower(probe, settings, self.marks, self._health, on_progress) for probe in probes
         ]
 
     @property
@@ -52,15 +53,15 @@ class ReplicaWatch:
         """Whether replicas are followed at all."""
         return bool(self._followers)
 
-    # What the worker does.
+    # Called with the drain thread's start and end.
 
     def start(self) -> None:
-        """Start to follow."""
+        """Start the followers."""
         for follower in self._followers:
             follower.start()
 
     def stop(self, timeout: float) -> None:
-        """Follow no longer."""
+        """End the followers within about `timeout` seconds."""
         end = time.monotonic() + timeout
         for follower in self._followers:
             follower.cut()
@@ -72,80 +73,76 @@ class ReplicaWatch:
         for follower in self._followers:
             follower.drop()
 
-    # What the drain reports, and asks.
+    # Called by the drain thread.
 
-    def recall(self, replicas: dict[str, Replica]) -> bool:
-        """What was told of replicas before: who was lost is lost until it is heard.
-
-        Whether there are such.
-        """
+    def restore_lost(self, published: dict[str, Replica]) -> bool:
+        """Start those replicas as lost that were published as lost; whether there are any."""
         lost = [
-            name for name, replica in replicas.items()
+            name for name, replica in published.items()
             if replica.state == "lost" and (not self._promotable or name in self._promotable)
         ]  # fmt: skip
         for name in lost:
-            self._standing.recall(name)
+            self._health.restore_lost(name)
         return bool(lost)
 
     def inherit(self, before: ReplicaWatch) -> None:
-        """Go on for one with other settings: a failover may still lose its commits."""
+        """Take over from a watch with other settings: a failover may still lose its commits."""
         self.primary = before.primary
         self._unconfirmed = before._unconfirmed
-        self._count, self._unnamed = before._count, before._unnamed
+        self._ids, self._forgotten = before._ids, before._forgotten
 
-    def owns(self, tokens: dict[str, str]) -> None:
-        """From now on commits are of these lanes, given as token -> lane."""
-        self.marks.begin(tokens)
+    def start_session(self, tokens: dict[str, str]) -> None:
+        """Set the owned lanes, as token -> lane; commits belong to them from now on."""
+        self.marks.start_session(tokens)
 
     def unconfirmed(self) -> tuple[list[str], int]:
-        """Ids of what has left Redis and not all replicas are known to have, oldest first.
+        """Return the ids that left Redis and that not all replicas are known to have.
 
-        Each once; and of how many before them the ids are forgotten.
+        Oldest first, each once, with the number of earlier ones whose ids were forgotten.
         """
-        ids = (i for _, some in self._unconfirmed for i in some.decode().split(","))
-        return list(dict.fromkeys(ids)), self._unnamed
+        ids = (i for _, joined in self._unconfirmed for i in joined.decode().split(","))
+        return list(dict.fromkeys(ids)), self._forgotten
 
-    def met(self, system: str, timeline: int) -> None:
-        """The primary that is written to from now on."""
+    def set_primary(self, system: str, timeline: int) -> None:
+        """Set the primary that is written to from now on."""
         if self.primary != (system, timeline):
             self._unconfirmed.clear()
-            self._count = self._unnamed = 0
+            self._ids = self._forgotten = 0
         self.primary = (system, timeline)
         for follower in self._followers:
-            follower.met(system, timeline)
+            follower.set_primary(system, timeline)
 
-    def leave(self, position: Position, ids: Iterable[str]) -> None:
-        """Transactions of which nothing stays in Redis: remembered until replicas have them.
+    def remember_removed(self, position: Position, ids: Iterable[str]) -> None:
+        """Remember transactions that left Redis until all promotable replicas have them.
 
-        All that may be promoted: whoever is lost can be the one that is promoted.
+        Lost replicas included: one of them may be the one that is promoted.
         """
         if not self.tracks:
             return
-        some = ",".join(ids).encode()
-        if not some:
-            # Nobody's id can be looked up, and an empty one would fail each look of a failover.
+        joined = ",".join(ids).encode()
+        if not joined:
+            # An empty id would make every look-up after a failover fail.
             return
-        self._unconfirmed.append((position, some))
-        self._count += some.count(b",") + 1
+        self._unconfirmed.append((position, joined))
+        self._ids += joined.count(b",") + 1
         queue = self._unconfirmed
-        names = self._promotable or self._standing.names
-        while queue and names and self._standing.shows(queue[0][0], names):
-            self._count -= queue.popleft()[1].count(b",") + 1
-            self._unnamed = 0
-        while self._count > _REMEMBERED:
+        names = self._promotable or self._health.names
+        while queue and names and self._health.all_have_replayed(queue[0][0], names):
+            self._ids -= queue.popleft()[1].count(b",") + 1
+            self._forgotten = 0
+        while self._ids > _MOST_IDS:
             forgotten = queue.popleft()[1].count(b",") + 1
-            self._count -= forgotten
-            self._unnamed += forgotten
+            self._ids -= forgotten
+            self._forgotten += forgotten
 
-    def has(self, position: Position) -> bool:
-        """Whether all replicas that may be promoted have a commit (those that are lost aside)."""
-        return self._standing.has(position, self._promotable)
+    def is_replicated(self, position: Position) -> bool:
+        """Whether all promotable replicas have a commit; lost ones do not count (rule 33)."""
+        return self._health.have_replayed(position, self._promotable)
 
     def is_everywhere(self, position: Position) -> bool:
-        """Whether also those that are lost have it."""
-        return self._standing.shows(position, self._promotable)
+        """Whether all promotable replicas have a commit, lost ones included."""
+        return self._health.all_have_replayed(position, self._promotable)
 
     def states(self) -> dict[str, Replica]:
-        """How each replica stands."""
-        return {name: self._standing.replica(name) for name in self._standing.names}
-
+        """Return the status of each replica now."""
+        return {name: self._health.state(name) for name in self._health.names}

@@ -186,7 +186,7 @@ def test_what_was_read_on_another_connection_is_not_removed_although_replicas_ha
     ((entry, later),) = site.redis.xrange(stream)
     site.redis.xdel(stream, entry)
     drain = site.drain()
-    monkeypatch.setattr(drain._following, "has", lambda _: True)
+    monkeypatch.setattr(drain._following, "is_replicated", lambda _: True)
     monkeypatch.setattr(drain._following, "is_everywhere", lambda _: True)
     kept, keep = [], drain._withholding.keep
 

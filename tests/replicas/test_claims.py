@@ -1,4 +1,4 @@
-"""What is told of replicas is true at the moment when it is told, whoever owns the lanes."""
+"""What is published about replicas is true at that moment, whichever processor owns the lanes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TURNS = 6
 
 
 class Claim(NamedTuple):
-    """What was told of a replica, and what it then showed."""
+    """What was published about a replica, and what the replica then showed."""
 
     replica: str
     position: Position
@@ -31,7 +31,7 @@ class Claim(NamedTuple):
 
 
 class Auditor(threading.Thread):
-    """Reads each word of `<ns>:replayed`, and asks the replica at once what it shows."""
+    """Reads each entry of `<ns>:replayed`, and asks the replica at once what it shows."""
 
     def __init__(self, site: Site, replicas: Replicas) -> None:
         super().__init__(daemon=True)
@@ -43,14 +43,14 @@ class Auditor(threading.Thread):
         shown = {name: psycopg2.connect(dsn) for name, dsn in self._replicas.servers.items()}
         for connection in shown.values():
             connection.autocommit = True
-        last, ring = "0", f"{self._site.settings.namespace}:replayed"
+        last, stream = "0", f"{self._site.settings.namespace}:replayed"
         while not self.done.is_set():
-            reply = self._site.redis.xread({ring: last}, block=100)
+            reply = self._site.redis.xread({stream: last}, block=100)
             for entry_id, fields in reply[0][1] if reply else ():
                 last = entry_id
                 found = {k.decode(): v.decode() for k, v in fields.items()}
                 if "position" not in found:
-                    continue  # Something was taken back.
+                    continue  # A withdrawal.
                 with shown[found["replica"]].cursor() as cursor:
                     cursor.execute("select id::text from processor.ledger")
                     ids = {i for (i,) in cursor.fetchall()}
@@ -61,7 +61,7 @@ class Auditor(threading.Thread):
 
 
 @pytest.mark.soak
-def test_no_claim_is_a_lie_while_two_processors_take_lanes_from_each_other(
+def test_no_claim_is_false_while_two_processors_take_lanes_from_each_other(
     followed: Callable[..., Site], replicas: Replicas
 ) -> None:
     replicas.delay("far", "40ms")
@@ -83,7 +83,7 @@ def test_no_claim_is_a_lie_while_two_processors_take_lanes_from_each_other(
     producer.start()
     owners = [site.run(), site.run()]
     for turn in range(TURNS):
-        # Whoever owns the lanes ends, cleanly or not, and begins again as the other's standby.
+        # The owner of the lanes ends, cleanly or not, and starts again as the other's standby.
         before = len(auditor.claims)
         wait_until(lambda before=before: len(auditor.claims) > before + 20, 15)
         leaving = owners.pop(0)
@@ -103,17 +103,17 @@ def test_no_claim_is_a_lie_while_two_processors_take_lanes_from_each_other(
         owner.terminate()
 
     assert len(auditor.claims) > 20 * TURNS
-    assert list(itertools.islice(lies(site, auditor.claims), 3)) == []
+    assert list(itertools.islice(false_claims(site, auditor.claims), 3)) == []
 
 
-def lies(site: Site, claims: list[Claim]) -> Iterator[str]:
-    """Claims of a replica that showed less, by the positions that commit notes told."""
+def false_claims(site: Site, claims: list[Claim]) -> Iterator[str]:
+    """Find claims about a replica that showed less, by the positions in the commit notes."""
     for lane in (f"{queue}:0" for queue in QUEUES):
-        told = list(committed(site, lane))
-        assert told
+        commits = list(committed(site, lane))
+        assert commits
         for claim in claims:
             missing = [
-                i for i, at in told
+                i for i, at in commits
                 if lane in claim.lanes and claim.position.reaches(at) and i not in claim.shown
             ]  # fmt: skip
             if missing:
@@ -121,7 +121,7 @@ def lies(site: Site, claims: list[Claim]) -> Iterator[str]:
 
 
 def committed(site: Site, lane: str) -> Iterator[tuple[str, Position]]:
-    """Each transaction of a lane, with the position that a note gives it."""
+    """Yield each transaction of a lane with the position of its commit note."""
     ledger = site.execute("select id::text, entry from processor.ledger where lane = %s", (lane,))
     for _, fields in site.redis.xrange(site.lane(lane).commits):
         note = read([part for pair in fields.items() for part in pair])

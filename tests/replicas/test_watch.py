@@ -1,4 +1,4 @@
-"""How replicas are followed: by the rows that they show, off the drain loop."""
+"""Replicas are followed by the rows that they show, outside the drain loop."""
 
 from __future__ import annotations
 
@@ -41,29 +41,29 @@ def at(lsn: int, timeline: int = 1) -> Position:
 # Marks.
 
 
-def test_a_row_shows_its_own_batch_and_all_before() -> None:
+def test_a_row_proves_its_own_batch_and_all_earlier_ones() -> None:
     marks = CommitMarks()
-    marks.begin({"t": "default:0", "u": "high:0"})
+    marks.start_session({"t": "default:0", "u": "high:0"})
     for xid in (100, 103, 110):
         marks.add(xid, at(xid))
 
-    assert marks.shown([("t", 99)]) is None
-    assert marks.shown([("t", 100)]) == at(100)
-    assert marks.shown([("t", 109)]) == at(103)
-    assert marks.shown([("t", 100), ("u", 110)]) == at(110)
-    assert marks.shown([("v", 110)]) is None, "another session's lane"
+    assert marks.replayed_position([("t", 99)]) is None
+    assert marks.replayed_position([("t", 100)]) == at(100)
+    assert marks.replayed_position([("t", 109)]) == at(103)
+    assert marks.replayed_position([("t", 100), ("u", 110)]) == at(110)
+    assert marks.replayed_position([("v", 110)]) is None, "another session's lane"
 
 
-def test_a_new_session_is_shown_by_nothing_of_the_old_one() -> None:
-    """A failover: transaction ids begin anew on the other timeline, tokens do not."""
+def test_a_row_of_the_old_session_proves_nothing_about_the_new_one() -> None:
+    """After a failover transaction ids may repeat on the new timeline; tokens do not."""
     marks = CommitMarks()
-    marks.begin({"old": "default:0"})
+    marks.start_session({"old": "default:0"})
     marks.add(100, at(100))
-    marks.begin({"new": "default:0"})
+    marks.start_session({"new": "default:0"})
     marks.add(90, at(200, timeline=2))
 
-    assert marks.shown([("old", 100)]) is None
-    assert marks.shown([("new", 90)]) == at(200, timeline=2)
+    assert marks.replayed_position([("old", 100)]) is None
+    assert marks.replayed_position([("new", 90)]) == at(200, timeline=2)
 
 
 @settings(max_examples=200, deadline=None)
@@ -71,35 +71,35 @@ def test_a_new_session_is_shown_by_nothing_of_the_old_one() -> None:
     st.integers(1, 2**32 + 5), st.lists(st.integers(1, 5), min_size=1, max_size=40),
     st.integers(0, 250),
 )  # fmt: skip
-def test_what_a_row_shows_survives_the_end_of_32_bits(
+def test_marks_survive_the_wraparound_of_transaction_ids(
     first: int, steps: list[int], seen: int
 ) -> None:
     marks = CommitMarks()
-    marks.begin({"t": "default:0"})
+    marks.start_session({"t": "default:0"})
     xids = list(itertools.accumulate([first, *steps]))
     for xid in xids:
         marks.add(xid, at(xid))
 
     before = [xid for xid in xids if xid <= first + seen]
 
-    assert marks.shown([("t", (first + seen) % 2**32)]) == at(before[-1])
+    assert marks.replayed_position([("t", (first + seen) % 2**32)]) == at(before[-1])
 
 
-def test_many_marks_are_thinned_out_and_never_claim_too_much() -> None:
+def test_many_marks_are_downsampled_and_never_claim_too_much() -> None:
     marks = CommitMarks()
-    marks.begin({"t": "default:0"})
+    marks.start_session({"t": "default:0"})
     for xid in range(1, 100_001):
         marks.add(xid, at(xid))
 
     assert len(marks._positions) < 10_000
     assert marks.newest() == at(100_000)
     for xid in range(1, 100_001, 997):
-        shown = marks.shown([("t", xid)])
+        shown = marks.replayed_position([("t", xid)])
         assert shown is None or shown.lsn <= xid
-    assert marks.shown([("t", 100_000)]) == at(100_000)
+    assert marks.replayed_position([("t", 100_000)]) == at(100_000)
 
 
-# Ranges that are withheld.
+# Ranges of entries that await replicas.
 
 
 def due(withheld: ReplicationBacklog, lsn: int) -> list[Range]:
@@ -109,7 +109,7 @@ def due(withheld: ReplicationBacklog, lsn: int) -> list[Range]:
     return spans
 
 
-def test_ranges_go_in_the_order_of_their_commits_and_memory_stays_flat() -> None:
+def test_ranges_are_released_in_commit_order_and_memory_stays_flat() -> None:
     withheld = ReplicationBacklog()
     for n in range(50_000):
         withheld.add(at(n), f"{n}-0", f"{n}-9")
@@ -127,7 +127,7 @@ def test_ranges_go_in_the_order_of_their_commits_and_memory_stays_flat() -> None
     assert not withheld
 
 
-def test_single_entries_go_in_order_and_many_of_them_are_not_remembered() -> None:
+def test_single_entries_are_released_in_order_and_their_number_is_bounded() -> None:
     withheld = ReplicationBacklog()
     withheld.add(at(1), "1-0", "9-0")
     for n in range(10, 100_010):
@@ -140,45 +140,45 @@ def test_single_entries_go_in_order_and_many_of_them_are_not_remembered() -> Non
         return position.lsn <= 12
 
     assert withheld.due_singles(has, 500) == ["10-0", "11-0", "12-0"]
-    assert len(asked) == 4, "a drain that waits for replicas looks at all that waits"
-    # One that is not remembered may lie in the range.
+    assert len(asked) == 4, "the drain examines every waiting entry in each pass"
+    # An entry that was not remembered may lie in the range.
     assert due(withheld, 100_008) == []
-    assert withheld.is_complete, "the head is read again before they may go"
+    assert withheld.is_complete, "the head was read again too early"
     assert [span.first for span in due(withheld, 100_009)] == ["1-0"]
     assert not withheld.is_complete
 
 
-# A replica as it is judged.
+# The status of a replica.
 
 
-def test_a_replica_that_does_not_answer_holds_only_what_it_has_not_shown() -> None:
+def test_a_replica_that_does_not_answer_holds_up_only_what_it_has_not_shown() -> None:
     marks = CommitMarks()
-    marks.begin({"t": "default:0"})
-    standing = ReplicaHealth(Replicas(), marks, ["near"])
+    marks.start_session({"t": "default:0"})
+    health = ReplicaHealth(Replicas(), marks, ["near"])
     marks.add(1, at(1))
-    standing.hear("near", at(1), "0/1")
+    health.record_answer("near", at(1), "0/1")
     marks.add(2, at(2))
-    standing.miss("near")
+    health.record_no_answer("near")
 
-    assert standing.has(at(1), ["near"])
-    assert not standing.has(at(2), ["near"])
-    assert not standing.has(at(1, timeline=2), ["near"])
-    assert standing.replica("near").state == "away"
+    assert health.have_replayed(at(1), ["near"])
+    assert not health.have_replayed(at(2), ["near"])
+    assert not health.have_replayed(at(1, timeline=2), ["near"])
+    assert health.state("near").state == "away"
 
 
-def test_a_server_that_went_back_or_another_one_has_nothing_of_what_was_heard() -> None:
+def test_progress_is_reset_when_a_server_went_back_or_was_replaced() -> None:
     marks = CommitMarks()
-    marks.begin({"t": "default:0"})
+    marks.start_session({"t": "default:0"})
     marks.add(1, at(1))
     for lsn, server in (("0/1", "a"), ("0/2", "b")):
-        standing = ReplicaHealth(Replicas(), marks, ["near"])
-        assert not standing.begins_anew("near", "0/2", "a")
-        standing.hear("near", at(1), "0/2")
-        assert standing.has(at(1), ["near"])
-        assert not standing.begins_anew("near", "0/2", "a")
-        assert standing.begins_anew("near", lsn, server)
-        assert not standing.has(at(1), ["near"])
-        assert not standing.begins_anew("near", lsn, server)
+        health = ReplicaHealth(Replicas(), marks, ["near"])
+        assert not health.detect_other_server("near", "0/2", "a")
+        health.record_answer("near", at(1), "0/2")
+        assert health.have_replayed(at(1), ["near"])
+        assert not health.detect_other_server("near", "0/2", "a")
+        assert health.detect_other_server("near", lsn, server)
+        assert not health.have_replayed(at(1), ["near"])
+        assert not health.detect_other_server("near", lsn, server)
 
 
 # Real servers.
@@ -196,7 +196,7 @@ def standby(own_standby: Factory, primary: PostgresServer) -> Standby:
     return made
 
 
-def told(site: Site) -> dict[str, str]:
+def published(site: Site) -> dict[str, str]:
     redis = RedisConnection(site.settings.redis.url, 1.0)
     try:
         replicas = replica_status.replicas(redis, site.settings.namespace)
@@ -209,7 +209,7 @@ def caught_up() -> bool:
     return bool(drain_thread.state()["replicas"].get("near", {}).get("lag") == 0.0)
 
 
-def test_replicas_are_found_in_pg_stat_replication_where_none_is_named(
+def test_replicas_are_found_in_pg_stat_replication_if_none_is_configured(
     site_of: Callable[..., Site], primary: PostgresServer, standby: Standby
 ) -> None:
     site = site_of(postgres=primary)
@@ -217,12 +217,12 @@ def test_replicas_are_found_in_pg_stat_replication_where_none_is_named(
     site.submit(write(1))
     site.commits(1)
 
-    wait_until(lambda: told(site) == {"near": "following"})
+    wait_until(lambda: published(site) == {"near": "following"})
     wait_until(caught_up)
     assert execute(standby.dsn, "select n from tape") == [(1,)]
 
 
-def test_a_role_that_may_not_see_replicas_follows_none_and_drains(
+def test_a_role_that_may_not_see_replicas_follows_none_and_still_drains(
     site_of: Callable[..., Site], primary: PostgresServer, standby: Standby
 ) -> None:
     site = site_of(postgres=primary)
@@ -236,10 +236,10 @@ def test_a_role_that_may_not_see_replicas_follows_none_and_drains(
     site.commits(1)
 
     assert drain_thread.state()["replicas"] == {}
-    assert told(site) == {}
+    assert published(site) == {}
 
 
-def test_a_server_that_does_not_know_wait_for_lsn_is_asked_at_the_interval(
+def test_a_server_without_wait_for_lsn_is_asked_at_the_interval(
     site_of: Callable[..., Site], primary: PostgresServer, standby: Standby,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -270,7 +270,7 @@ def test_a_frozen_replica_disturbs_neither_the_drain_nor_a_stop(
     assert not [t for t in threading.enumerate() if t.name == "processor-replicas"]
 
 
-def test_a_cut_link_is_told_and_mended(
+def test_a_replica_behind_a_cut_link_is_lagging_until_the_link_is_back(
     site_of: Callable[..., Site], primary: PostgresServer, own_standby: Factory,
     proxy_to: Callable[..., Proxy],
 ) -> None:  # fmt: skip
@@ -280,7 +280,7 @@ def test_a_cut_link_is_told_and_mended(
     replicas: dict[str, Any] = {"servers": {"near": standby.dsn}, "timeout": 0.3}
     site = site_of(postgres=primary, replicas=replicas)
     site.start()
-    # Before the cut it has the schema, by which alone it can be judged.
+    # Before the cut the replica must have the schema, without which its progress is unknown.
     wait_until(caught_up)
     link.off()
     site.submit(write(1))
@@ -292,7 +292,7 @@ def test_a_cut_link_is_told_and_mended(
     wait_until(lambda: drain_thread.state()["replicas"]["near"]["status"] == "following")
 
 
-def test_a_standby_that_comes_first_among_the_hosts_is_not_asked_for_those_that_stream(
+def test_the_primary_is_asked_for_replicas_even_if_a_standby_is_first_in_the_dsn(
     site_of: Callable[..., Site], primary: PostgresServer, standby: Standby
 ) -> None:
     dsn = f"host=127.0.0.1,127.0.0.1 port={standby.port},{primary.port} user=postgres"
@@ -301,11 +301,11 @@ def test_a_standby_that_comes_first_among_the_hosts_is_not_asked_for_those_that_
     site.submit(write(1))
     site.commits(1)
 
-    wait_until(lambda: told(site) == {"near": "following"})
+    wait_until(lambda: published(site) == {"near": "following"})
     wait_until(caught_up)
 
 
-def test_a_subscriber_to_some_tables_is_no_replica(
+def test_a_logical_subscriber_does_not_count_as_a_replica(
     site_of: Callable[..., Site], own_postgres: Factory, own_standby: Factory
 ) -> None:
     primary = own_postgres({"wal_level": "logical"})
@@ -326,12 +326,12 @@ def test_a_subscriber_to_some_tables_is_no_replica(
     site.submit(write(1))
     site.commits(1)
 
-    wait_until(lambda: told(site).get("near") == "following")
-    assert set(told(site)) == {"near"}
+    wait_until(lambda: published(site).get("near") == "following")
+    assert set(published(site)) == {"near"}
     subscriber.close()
 
 
-def test_a_lost_replica_is_not_found_again_by_a_processor_that_owns_nothing(
+def test_a_processor_without_lanes_does_not_report_a_lost_replica_as_back(
     site_of: Callable[..., Site], primary: PostgresServer, standby: Standby
 ) -> None:
     replicas = {"servers": {"near": standby.dsn}, "timeout": 0.3, "lost_after": 1.0}
@@ -342,52 +342,52 @@ def test_a_lost_replica_is_not_found_again_by_a_processor_that_owns_nothing(
     wait_until(caught_up)
     execute(standby.dsn, "select pg_wal_replay_pause()")
     site.submit(write(2))
-    wait_until(lambda: told(site) == {"near": "lost"})
+    wait_until(lambda: published(site) == {"near": "lost"})
 
     other = site.run()
 
     names = "select count(distinct application_name) from pg_stat_activity where application_name"
     asking = names + " like 'processor-replicas%'"
     wait_until(lambda: execute(standby.dsn, asking) == [(2,)])
-    heard = set()
-    while len(heard) < 3:
-        words = json.loads(site.redis.hget(f"{site.settings.namespace}:replicas", "near"))
-        assert words["state"] == "lost"
-        heard.add(words["told"])
+    reports = set()
+    while len(reports) < 3:
+        report = json.loads(site.redis.hget(f"{site.settings.namespace}:replicas", "near"))
+        assert report["state"] == "lost"
+        reports.add(report["told"])
     execute(standby.dsn, "select pg_wal_replay_resume()")
-    wait_until(lambda: told(site) == {"near": "following"})
+    wait_until(lambda: published(site) == {"near": "following"})
     assert other.terminate() == 0
 
 
-def test_the_primary_is_met_also_if_redis_was_away_just_then(
+def test_the_primary_is_published_although_redis_was_unavailable_at_the_connect(
     site_of: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site = site_of()
     drain = site.drain()
     calls = []
 
-    def away(*_: object) -> dict[str, Replica]:
+    def unavailable(*_: object) -> dict[str, Replica]:
         calls.append(1)
         if len(calls) == 1:
-            raise RedisUnavailable("Redis is away")
+            raise RedisUnavailable("Redis is unavailable")
         return {}
 
-    monkeypatch.setattr(replica_status, "replicas", away)
+    monkeypatch.setattr(replica_status, "replicas", unavailable)
     step(drain)
     assert drain.database.alive
-    assert primary_told(site) is None
+    assert published_primary(site) is None
     step(drain)
-    assert primary_told(site) == (drain.database.system, drain.database.timeline)
+    assert published_primary(site) == (drain.database.system, drain.database.timeline)
     assert len(calls) == 2
 
 
-def test_a_primary_that_was_left_behind_is_written_to_no_more(
+def test_a_superseded_primary_is_no_longer_written_to(
     site_of: Callable[..., Site]
 ) -> None:
-    """Cut off from its replicas and from another processor, it would go on for this one."""
+    """Cut off from its replicas and from the other processor, it would still accept writes."""
     site = site_of()
     site.start()
-    system, timeline = primary_told(site) or ("", 0)
+    system, timeline = published_primary(site) or ("", 0)
     site.redis.set(f"{site.settings.namespace}:primary", f"{system}/{timeline + 1}")
 
     wait_until(lambda: "left behind" in site.reason or "old primary" in site.reason)
@@ -399,11 +399,11 @@ def test_a_primary_that_was_left_behind_is_written_to_no_more(
     site.commits(1)
 
 
-def primary_told(site: Site) -> tuple[str, int] | None:
+def published_primary(site: Site) -> tuple[str, int] | None:
     return replica_status.parse_primary(site.redis.get(f"{site.settings.namespace}:primary"))
 
 
-def test_a_stop_waits_for_no_connect_to_a_replica_that_does_not_answer(
+def test_a_stop_does_not_wait_for_a_connect_to_a_replica_that_does_not_answer(
     site_of: Callable[..., Site]
 ) -> None:
     slow = {"connect_timeout": 15.0, "call_timeout": 15.0}
@@ -415,10 +415,10 @@ def test_a_stop_waits_for_no_connect_to_a_replica_that_does_not_answer(
         site.submit(write(1))
         site.commits(1)
         hole.settimeout(10)
-        met = [hole.accept()[0] for _ in servers]
+        accepted = [hole.accept()[0] for _ in servers]
         begun = time.monotonic()
         assert drain_thread.stop(10.0)
         assert time.monotonic() - begun < 1.5
         assert not [t for t in threading.enumerate() if t.name == "processor-replicas"]
-        for each in met:
+        for each in accepted:
             each.close()
