@@ -183,6 +183,7 @@ def test_full_queues_share_the_batches_by_their_weights(site_of: Callable[..., S
 def test_another_process_is_heard_in_milliseconds_whatever_the_interval(
     site_of: Callable[..., Site],
 ) -> None:
+    """The doorbell waits from the cursor of the drain (rule 30)."""
     site = site_of(**PATIENT)
     site.run()
     wait_until(lambda: site.one("select count(*) from processor.lane") == 3)

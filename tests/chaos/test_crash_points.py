@@ -121,6 +121,7 @@ def site(request: pytest.FixtureRequest, tables: Database, redis_url: str) -> It
 def test_a_processor_killed_at_any_point_loses_doubles_and_reorders_nothing(
     point: str, size: int, spawn: Spawn, site: Site
 ) -> None:
+    """Nothing is handed out, so nothing is stranded (rule 8)."""
     visit = 1 if point in ONCE else VISITS[size]
     kill_and_recover(spawn, site, point, size, visit)
 

@@ -233,6 +233,21 @@ def cited_rules_stand_in_the_protocol(root: Path) -> list[str]:
     ]
 
 
+def cited_promises_stand_in_the_protocol(root: Path) -> list[str]:
+    """Rule 7: each promise that code or a test cites, as P4, stands in processor/PROTOCOL.rst."""
+    path = root / "processor" / "PROTOCOL.rst"
+    written = set(re.findall(r"^(P\d+)\b", path.read_text(), re.M)) if path.exists() else set()
+    found = []
+    for file in [*source.modules(root).values(), *source.test_files(root)]:
+        text = file.read_text()
+        for citation in re.finditer(r"(?<=[( ])P[1-9]\d?\b(?=[,;): ])", text):
+            if citation[0] not in written:
+                line = text.count("\n", 0, citation.start()) + 1
+                found.append(f"{source.where(root, file, line)}: cites {citation[0]}, which does"
+                             f" not stand in processor/PROTOCOL.rst; write it there")  # fmt: skip
+    return found
+
+
 def rules_of_the_protocol_are_guarded(root: Path) -> list[str]:
     """Rule 7: each rule of processor/PROTOCOL.rst names a test that exists and cites it."""
     here, found = "processor/PROTOCOL.rst", []

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import configparser
+import io
 import re
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from docutils.core import publish_doctree
 
 import processor
 from processor import crashpoint
@@ -67,6 +69,9 @@ RULES = [
     rules.packages_name_their_modules,
     rules.drivers_stay_in_their_places,
     rules.modules_and_packages_have_a_readable_size,
+    rules.cited_rules_stand_in_the_protocol,
+    rules.cited_promises_stand_in_the_protocol,
+    rules.rules_of_the_protocol_are_guarded,
     rules.loggers_are_named_after_their_package,
 ]
 
@@ -137,6 +142,20 @@ def test_every_figure_is_counted_and_none_but_those():
     kinds = {name: kind for name, (kind, _) in metrics.FIGURES.items()}
     assert counted == {name for name, kind in kinds.items() if kind == "counter"}
     assert set_ == {name for name, kind in kinds.items() if kind == "gauge"}
+
+
+# What is written for people.
+
+DOCUMENTS = [ROOT / "processor" / "PROTOCOL.rst"]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_a_document_parses_without_a_warning(path):
+    said = io.StringIO()
+
+    publish_doctree(path.read_text(), settings_overrides={"warning_stream": said})
+
+    assert said.getvalue() == ""
 
 
 # The door.

@@ -31,6 +31,11 @@ PROTOCOL = """
 Protocol
 ========
 
+==  ====================
+P1  Nothing is lost.
+P2  Nothing is doubled.
+==  ====================
+
 1. A buffer has an identity
 ---------------------------
 
@@ -80,6 +85,7 @@ def test_a_sound_tree_breaks_no_rule(tree: Tree):
     assert rules.drivers_stay_in_their_places(root, {}) == []
     assert rules.modules_and_packages_have_a_readable_size(root) == []
     assert rules.cited_rules_stand_in_the_protocol(root) == []
+    assert rules.cited_promises_stand_in_the_protocol(root) == []
     assert rules.rules_of_the_protocol_are_guarded(root) == []
     assert rules.loggers_are_named_after_their_package(root) == []
     assert rules.no_package_bears_a_public_name(root, {"submit"}) == []
@@ -256,6 +262,12 @@ def test_a_citation_of_a_rule_that_is_not_written_is_found(tree: Tree, text, lin
     root = tree({**GUARDED, "processor/low/one.py": f'"""{text}"""\n'})
 
     one(rules.cited_rules_stand_in_the_protocol(root), f"processor/low/one.py:{line}:", "rule 9")
+
+
+def test_a_citation_of_a_promise_that_is_not_written_is_found(tree: Tree):
+    root = tree({**GUARDED, "processor/low/one.py": '"""Counts (P2), as promised (P3)."""\n'})
+
+    one(rules.cited_promises_stand_in_the_protocol(root), "processor/low/one.py:1", "cites P3")
 
 
 def test_a_rule_without_a_test_is_found(tree: Tree):

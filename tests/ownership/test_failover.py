@@ -143,6 +143,7 @@ def test_an_entry_that_was_retried_with_success_before_the_failover_is_applied_a
 def test_nothing_waits_for_a_lost_replica_and_it_is_said_loudly(
     site_at: Callable[..., Site], pair: Pair, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """A replica beyond `replicas.lost_after` is lost (rule 33)."""
     caplog.set_level(logging.WARNING, "processor")
     site = site_at(settle="replicated", replicas={"timeout": 0.5, "lost_after": 1.0})
     site.start()

@@ -167,6 +167,7 @@ def patient(site: Site) -> dict[str, Any]:
 def test_a_wake_up_at_any_moment_of_a_pass_makes_another_pass(
     program: Callable[..., Process], site: Site
 ) -> None:
+    """The Event is cleared before the pass looks for work (rule 29)."""
     woken = program(
         WAKE
         + """
