@@ -1,10 +1,16 @@
-"""The demo: an observatory that goes on writing while PostgreSQL and the processor are taken away.
+"""The demo: an observatory that keeps writing while PostgreSQL and the processor are killed.
 
-Real servers, several producer processes, a processor as a service, and at the end a reckoning of
-the ids that the producers were given a receipt for against the rows that lie in the tables.
+It runs real servers, several producer processes and a processor as a service. At the end it
+compares the ids that the producers hold receipts for with the rows in the tables.
 
-Inside, from the ground: `observatory` (its tables, what a telescope submits), `figures` (one look
-at everything) and `processes` (a program run beside the demo); `producers` (a telescope as one);
-`observer` (who looks), `reckoning` (what became of each id) and `screen` (how it is shown); `stage`
-(all that is started); `scenario` (what happens when).
+observatory  the tables, and the transactions that a telescope submits
+figures      one count of everything, and its history
+processes    a program that runs beside the demo
+producers    a telescope as a process
+nightlog     a row written during the outage and read back from the replica
+observer     counts everything, without asking the processor
+reckoning    what became of each id
+screen       the display: live on a terminal, plain lines otherwise
+stage        the servers, processes and files of one demo
+scenario     what happens, and when
 """

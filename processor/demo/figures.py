@@ -1,18 +1,18 @@
-"""One look at everything that the demo shows, and its course over time."""
+"""One count of everything that the demo shows, and its history."""
 
 from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
 
-#: Speeds are over this long, seconds.
+#: Rates are measured over this time, in seconds.
 _SPAN = 1.0
 _KEPT = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What was counted `at` so many seconds after the beginning."""
+    """The counts at one time, `at` seconds after the start."""
 
     at: float
     accepted: int
@@ -24,12 +24,12 @@ class Figures:
 
     @property
     def behind(self) -> int:
-        """Transactions that the replica does not show yet."""
+        """Committed transactions that the replica has not replayed yet."""
         return max(0, self.committed - self.replayed)
 
 
-class Course:
-    """The looks so far, and the speeds between them."""
+class History:
+    """The counts so far, and the rates between them."""
 
     def __init__(self) -> None:
         self._recent: deque[Figures] = deque()
@@ -40,7 +40,7 @@ class Course:
         self.buffered: deque[float] = deque([0.0], _KEPT)
 
     def add(self, figures: Figures) -> None:
-        """Note one look."""
+        """Append one count."""
         self.now = figures
         self._recent.append(figures)
         while len(self._recent) > 2 and self._recent[1].at <= figures.at - _SPAN:

@@ -1,6 +1,6 @@
-"""A line of the night log, written while PostgreSQL is away and read back at once on the replica.
+"""A row of the night log, written while PostgreSQL is down and read back at once from the replica.
 
-`scenario` has it written in the outage, and looked at again when all is drained.
+`scenario` writes it during the outage, and reads it again when everything is drained.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _BOTH = 3
 
 
 class NightLog:
-    """Writes and reads as a web application of the observatory would."""
+    """Writes and reads as a web application of the observatory does."""
 
     def __init__(self, settings: Settings) -> None:
         self._limit = settings.buffer.transaction_bytes
@@ -29,13 +29,16 @@ class NightLog:
         self._id = new_id()
 
     def write(self) -> str:
-        """Insert a row, and change it while it is still in the buffer; what a reader then sees."""
+        """Insert a row, update it while it is still in the buffer, and read it.
+
+    Returns a sentence about what was read. Raises ProcessorError if it was wrong.
+    """
         self._submit(Transaction().insert(TABLE, {"id": self._id, "words": "clouds", "stars": 1}))
         self._submit(Transaction().update(TABLE, add={"stars": 2}, where={"id": self._id}))
-        return self._seen("read at once on the replica")
+        return self._seen("read at once from the replica")
 
     def read(self) -> str:
-        """The same row when nothing is on its way any more."""
+        """Read the same row, when nothing is pending any more."""
         return self._seen("the same row now")
 
     def _submit(self, transaction: Transaction) -> None:
@@ -43,8 +46,9 @@ class NightLog:
 
     def _seen(self, when: str) -> str:
         rows = self._reader.read(TABLE, {"id": self._id}, None, REPLICA)
-        if len(rows) != 1 or rows[0]["stars"] != _BOTH:
-            raise ProcessorError(f"the night log is read back wrong: {len(rows)} rows")
+        stars = [row["stars"] for row in rows]
+        if stars != [_BOTH]:
+            raise ProcessorError(f"the night log reads back wrong: {stars} stars, not [{_BOTH}]")
         return f"{when}: {rows[0]['stars']} stars, source {rows[0].source}"
 
     def close(self) -> None:

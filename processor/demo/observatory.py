@@ -1,6 +1,6 @@
-"""The demo's observatory: its tables, and the transactions that one telescope submits.
+"""The observatory of the demo: its tables, and the transactions that one telescope submits.
 
-Hands an endless series of transactions to `producers`, and the tables to `stage`.
+`producers` takes an endless series of transactions from here, `stage` the tables.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from processor.transaction.ids import new_id
 TELESCOPES = ("condor", "vicuna", "flamingo")
 TARGETS = ("Orion KL", "M 31", "Sgr A*", "NGC 253", "30 Doradus", "Mars")
 
-# `effect` has no primary key on purpose: what was applied twice shall lie there twice.
+# `effect` deliberately has no primary key: a transaction applied twice must leave two rows.
 TABLES = """\
 CREATE TABLE telescope (
     name text PRIMARY KEY,
@@ -53,7 +53,7 @@ INSERT INTO telescope (name) VALUES {telescopes};
 
 
 class Telescope:
-    """One telescope: it observes, writes raw files, tells where it points, and observes again."""
+    """One telescope: it observes, writes raw files, reports where it points, and observes again."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -61,7 +61,7 @@ class Telescope:
         self._number = 0
 
     def transactions(self) -> Iterator[Transaction]:
-        """What it submits, one after the other, without end."""
+        """An endless series of its transactions."""
         while True:
             yield from self._observation()
 
@@ -112,7 +112,7 @@ class Telescope:
         )
 
     def _transaction(self, key: str, queue: str | None = None) -> Transaction:
-        """One that leaves its mark in `effect`, with the place that it has among its siblings."""
+        """A transaction that inserts its id and its number in the series into `effect`."""
         self._number += 1
         made = Transaction(key=key, queue=queue)
         return made.insert("effect", {"transaction": made.id, "key": key, "number": self._number})

@@ -1,6 +1,6 @@
-"""Who looks at everything: the producers' files, Redis, PostgreSQL, the processor's /health.
+"""Counts everything: from the producers' files, Redis, PostgreSQL, and the processor's /health.
 
-Each is asked by itself, so what stands on the screen is not what the processor believes.
+Each source is read directly, so the screen does not show what the processor believes.
 """
 
 from __future__ import annotations
@@ -21,35 +21,35 @@ from processor.demo.producers import LINE, acknowledged
 from processor.errors import DatabaseError, DatabaseUnavailable
 from processor.telemetry.progress import Progress
 
-# The session ends with the demo; nobody waits for it to be given up.
+# The session owns no lanes: it need not end early for a take-over.
 _IDLE = 3600.0
-_ASKED = "SELECT coalesce(sum(applied), 0)::bigint FROM processor.lane"
+_APPLIED = "SELECT coalesce(sum(applied), 0)::bigint FROM processor.lane"
 
 
 class Observer:
-    """Connections of its own to both servers; what cannot be asked now stays as it was."""
+    """Uses its own connections to both servers; a count that cannot be read now keeps its value."""
 
     def __init__(self, settings: Settings, directory: Path) -> None:
-        """`settings` name one replica."""
+        """`settings` must name exactly one replica."""
         self._settings = settings
         self._directory = directory
-        wanted = dataclasses.replace(settings.database, takeover=_IDLE)
-        self._database = PostgresSession(wanted, Progress(), application="processor demo")
+        primary = dataclasses.replace(settings.database, takeover=_IDLE)
+        self._database = PostgresSession(primary, Progress(), application="processor demo")
         self._redis = RedisConnection(settings.redis.url, settings.redis.timeout)
-        (replica,) = settings.replicas.servers.values()
-        asked = dataclasses.replace(settings.database, dsn=replica)
-        self._replica = PostgresSession(asked, Progress(), application="processor demo",
+        (dsn,) = settings.replicas.servers.values()
+        replica = dataclasses.replace(settings.database, dsn=dsn)
+        self._replica = PostgresSession(replica, Progress(), application="processor demo",
             writes=False)
         self._committed = self._replayed = 0
 
     def database(self) -> PostgresSession:
-        """The session, opened where there is none."""
+        """The session with the primary, connected if it is not yet."""
         if not self._database.alive:
             self._database.connect()
         return self._database
 
     def accepted(self) -> int:
-        """Transactions that a producer holds a receipt for."""
+        """Transactions that the producers hold receipts for."""
         paths = [acknowledged(self._directory, name) for name in TELESCOPES]
         return sum(path.stat().st_size for path in paths if path.exists()) // LINE
 
@@ -62,36 +62,36 @@ class Observer:
         return sum(size.depth + size.scheduled + size.parked for size in sizes)
 
     def committed(self) -> tuple[int, bool]:
-        """Transactions whose effect PostgreSQL has; False if it was away and did not say."""
+        """Transactions whose effect is in PostgreSQL; False if it did not answer."""
         try:
-            self._committed = int(self.database().run(_ASKED)[0][0])
+            self._committed = int(self.database().run(_APPLIED)[0][0])
         except (DatabaseUnavailable, DatabaseError):
             return self._committed, False
         return self._committed, True
 
     def replayed(self) -> int:
-        """Transactions whose effect the replica shows."""
+        """Transactions whose effect the replica has replayed."""
         try:
             if not self._replica.alive:
                 self._replica.connect()
-            self._replayed = int(self._replica.run(_ASKED)[0][0])
+            self._replayed = int(self._replica.run(_APPLIED)[0][0])
         except (DatabaseUnavailable, DatabaseError):
             self._replica.close()
         return self._replayed
 
     def health(self) -> str:
-        """The status word of the processor's /health; empty while nobody answers there."""
+        """The status word of the processor's /health; empty if it does not answer."""
         host, _, port = self._settings.health.bind.rpartition(":")
-        # Not urllib, which would ask a proxy that the environment names.
-        asking = http.client.HTTPConnection(host, int(port), timeout=0.5)
+        # Not urllib, which would use a proxy from the environment.
+        connection = http.client.HTTPConnection(host, int(port), timeout=0.5)
         try:
-            asking.request("GET", "/health")
-            answer: dict[str, Any] = json.load(asking.getresponse())
+            connection.request("GET", "/health")
+            answer: dict[str, Any] = json.load(connection.getresponse())
             return str(answer["background_processor"]["status"])
         except (OSError, http.client.HTTPException, ValueError):
             return ""
         finally:
-            asking.close()
+            connection.close()
 
     def close(self) -> None:
         self._database.close()

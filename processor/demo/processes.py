@@ -1,7 +1,7 @@
-"""A Python program that the demo runs beside itself, with its log; `stage` starts them.
+"""A Python program that runs beside the demo, with its log; `stage` starts them.
 
-Each has a session of its own, so that Ctrl-C on the terminal is for the demo alone, which then ends
-them in order.
+Each program runs in its own session, so that Ctrl-C on the terminal reaches only the demo, which
+then ends the programs in order.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Child:
     ) -> None:
         self.name = name
         self._log = directory / f"{name}.log"
-        # Also where the package is not installed, and not from the directory that it works in.
+        # So that the program finds the package even if it is not installed, whatever its directory.
         root = str(Path(__file__).parents[2])
         path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
         with self._log.open("ab") as log:
@@ -37,9 +37,9 @@ class Child:
             )  # fmt: skip
 
     def must_run(self) -> None:
-        """Raises ProcessorError if it has ended by itself."""
+        """Raises ProcessorError if it has exited unexpectedly."""
         if self._process.poll() is not None:
-            raise self._failure(f"ended by itself with {self._process.returncode}")
+            raise self._failure(f"exited unexpectedly with code {self._process.returncode}")
 
     def end_input(self) -> None:
         assert self._process.stdin is not None
@@ -50,15 +50,19 @@ class Child:
         self._process.terminate()
 
     def wait(self, longer: float = 0.0) -> None:
-        """Wait until it has ended. Raises ProcessorError if that takes too long, or goes wrong."""
+        """Wait until it has exited. Raises ProcessorError if it takes too long, or fails.
+
+    `longer` is added to the usual patience, in seconds.
+    """
+        patience = _PATIENCE + longer
         try:
-            code = self._process.wait(_PATIENCE + longer)
+            code = self._process.wait(patience)
         except subprocess.TimeoutExpired:
-            raise self._failure("did not end when it was told to") from None
+            raise self._failure(f"did not exit within {patience:g} s") from None
         finally:
             self.end_input()
         if code:
-            raise self._failure(f"ended with {code}")
+            raise self._failure(f"exited with code {code}")
 
     def kill(self) -> None:
         """kill -9."""
@@ -66,10 +70,6 @@ class Child:
         self._process.wait()
         self.end_input()
 
-    def tail(self) -> str:
-        """The end of its log."""
-        lines = self._log.read_text(errors="replace").splitlines()[-_TAIL:]
-        return "\n".join([f"the log of {self.name} ends with:", *lines])
-
     def _failure(self, problem: str) -> ProcessorError:
-        return ProcessorError(f"{self.name} {problem}; {self.tail()}")
+        tail = self._log.read_text(errors="replace").splitlines()[-_TAIL:]
+        return ProcessorError("\n".join([f"{self.name} {problem}; its log ends with:", *tail]))

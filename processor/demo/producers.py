@@ -1,8 +1,9 @@
-"""A producer of the demo: one telescope as a process of its own.
+"""A producer of the demo: one telescope as a process.
 
-Run by `stage` as `python -m processor.demo.producers NAME DIRECTORY RATE`. It submits what the
-telescope says and writes the id of each transaction into a file *after* its receipt came; the
-reckoning goes by these files. It ends when its standard input ends, so it cannot outlive the demo.
+`stage` runs it as `python -m processor.demo.producers NAME DIRECTORY RATE`. It submits the
+transactions of the telescope and writes the id of each into a file *after* it has the receipt; the
+reckoning compares these files with the tables. It exits when its standard input ends, so it cannot
+outlive the demo.
 """
 
 from __future__ import annotations
@@ -19,41 +20,41 @@ from processor.errors import BufferFull, RedisUnavailable
 from processor.producer import submit
 from processor.transaction.builder import Transaction
 
-#: Every so many a telescope behaves as if it had not heard the answer, and submits once more.
+#: After each this many transactions, a telescope submits one again, as if its reply were lost.
 AGAIN_EVERY = 50
-#: What an acknowledged transaction takes in the file: its id and the end of the line.
+#: Bytes of an acknowledged transaction in the file: its id and the end of the line.
 LINE = 37
 SETTINGS = "processor.yml"
-# Who fell behind by more than this does not hurry to make up for it.
+# A producer that falls behind by more than this does not catch up.
 _BEHIND = 0.5
 
 
 def acknowledged(directory: Path, name: str) -> Path:
-    """The file of the ids that a telescope has a receipt for."""
+    """The file with the ids that a telescope holds receipts for."""
     return directory / f"{name}.acknowledged"
 
 
 class Pace:
-    """So many a second, until standard input ends."""
+    """The rate of the transactions, until standard input ends; `rate` is per second."""
 
     def __init__(self, rate: float) -> None:
         self._step = 1.0 / rate
         self._next = time.monotonic()
 
     def next(self) -> bool:
-        """Wait for the moment of the next transaction; False at the end."""
+        """Wait until the next transaction is due; False once standard input has ended."""
         now = time.monotonic()
         self._next = max(self._next + self._step, now - _BEHIND)
         return self.rest(self._next - now)
 
     @staticmethod
     def rest(seconds: float) -> bool:
-        """Wait so long; False at the end."""
+        """Wait for so many seconds; False once standard input has ended."""
         return not select.select([0], [], [], max(0.0, seconds))[0]
 
 
 def produce(telescope: Telescope, pace: Pace, receipts: int) -> None:
-    """Submit until the end, writing acknowledged ids to the open file `receipts`."""
+    """Submit until standard input ends; write acknowledged ids to the open file `receipts`."""
     for number, transaction in enumerate(telescope.transactions(), 1):
         if not (pace.next() and accepted(transaction, pace)):
             return
@@ -63,7 +64,10 @@ def produce(telescope: Telescope, pace: Pace, receipts: int) -> None:
 
 
 def accepted(transaction: Transaction, pace: Pace) -> bool:
-    """Submit until there is a receipt; trying again is safe, the id makes it one effect."""
+    """Submit until there is a receipt; repeating is safe, since the id makes it one effect.
+
+    False once standard input has ended.
+    """
     while True:
         try:
             submit.submit(transaction)
@@ -77,7 +81,7 @@ def accepted(transaction: Transaction, pace: Pace) -> bool:
 
 
 def main(name: str, directory: str, rate: str) -> None:
-    """One telescope's life."""
+    """Run one telescope."""
     loader.configure(Path(directory, SETTINGS))
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     receipts = os.open(acknowledged(Path(directory), name), flags, 0o600)

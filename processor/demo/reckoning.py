@@ -1,7 +1,7 @@
-"""The reckoning: the ids that producers have a receipt for, against what lies in PostgreSQL.
+"""The reckoning: the ids that producers hold receipts for, compared with the rows in PostgreSQL.
 
-Neither side asks the processor what it thinks it did. A transaction that was applied left one row
-in `effect`; none means lost (or dead), two mean doubled.
+Neither side relies on what the processor reports. A transaction that was applied left one row in
+`effect`; no row means lost (or dead), two rows mean doubled.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ SELECT (SELECT coalesce(sum(files), 0) FROM observation), (SELECT count(*) FROM 
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """What became of the acknowledged transactions of one producer, or of all."""
+    """What became of the acknowledged transactions of one producer, or of all.
+
+    `again` of the `submitted` were submitted twice.
+    """
 
     submitted: int = 0
     again: int = 0
@@ -44,9 +47,9 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class Reckoning:
-    """The tallies by producer; keys out of order; whether sums agree with the rows they count.
+    """The tallies by producer, the number of keys out of order, and whether sums match their rows.
 
-    `waiting` entries were still in the buffer; what is not there yet counts as lost.
+    `waiting` entries were still in the buffer; they count as lost.
     """
 
     tallies: Mapping[str, Tally]
@@ -60,7 +63,7 @@ class Reckoning:
 
     @property
     def holds(self) -> bool:
-        """Whether all that was accepted is there once, in order."""
+        """Whether every accepted transaction was applied once and in order."""
         total = self.total
         return (
             total.committed == total.submitted > 0
@@ -94,10 +97,10 @@ def reckon(directory: Path, database: PostgresSession, waiting: int = 0) -> Reck
 
 
 def tally(ids: list[str], effects: Mapping[str, int], dead: set[str]) -> Tally:
-    """What became of these ids; `effects` tells how often each was applied."""
-    found = Counter(min(effects.get(each, 0), 2) for each in ids)
-    buried = sum(each in dead for each in ids if each not in effects)
+    """What became of these ids; `effects` counts how often each was applied."""
+    times = Counter(min(effects.get(each, 0), 2) for each in ids)
+    dead_count = sum(each in dead for each in ids if each not in effects)
     return Tally(
-        submitted=len(ids), again=len(ids) // AGAIN_EVERY, committed=found[1] + found[2],
-        dead=buried, lost=found[0] - buried, doubled=found[2],
+        submitted=len(ids), again=len(ids) // AGAIN_EVERY, committed=times[1] + times[2],
+        dead=dead_count, lost=times[0] - dead_count, doubled=times[2],
     )  # fmt: skip

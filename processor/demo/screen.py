@@ -1,6 +1,7 @@
-"""How the demo is shown: a picture that moves on a terminal, plain lines anywhere else.
+"""The display of the demo: a live panel on a terminal, plain lines anywhere else.
 
-Words for people go to standard error, as everywhere; `scenario` hands over looks and sentences.
+Messages for people go to standard error, as in all commands; `scenario` passes counts and
+sentences.
 """
 
 from __future__ import annotations
@@ -10,14 +11,14 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TextIO
 
-from processor.demo.figures import Course, Figures
+from processor.demo.figures import Figures, History
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 _EVERY = 1.0
 _WIDEST = 96
-# What frame, names and numbers leave of a line is for the curves.
+# Columns for frame, names and numbers; the rest of the line is for the curves.
 _BESIDE = 46
 _BLOCKS, _PLAIN_BLOCKS = "▁▂▃▄▅▆▇█", "_.:-=+*#"
 _COLOURS = {"up": "green", "running": "green", "outage": "yellow", "starting": "yellow",
@@ -25,11 +26,11 @@ _COLOURS = {"up": "green", "running": "green", "outage": "yellow", "starting": "
 
 
 class PlainScreen:
-    """A line a second, and one for each thing that happens."""
+    """A line a second, and a line for each event."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._course = Course()
+        self._history = History()
         self._next = 0.0
 
     def __enter__(self) -> Self:
@@ -41,22 +42,23 @@ class PlainScreen:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Nothing to put back."""
+        """There is nothing to restore."""
 
     def say(self, sentence: str) -> None:
-        """Something happens."""
-        self._print(f"{self._course.now.at:5.1f} s  {sentence}")
+        """Show an event."""
+        self._print(f"{self._history.now.at:5.1f} s  {sentence}")
 
     def show(self, figures: Figures) -> None:
-        """The figures of now."""
-        self._course.add(figures)
+        """Show the current figures."""
+        self._history.add(figures)
         if figures.at < self._next:
             return
         self._next = figures.at + _EVERY
+        accepting, committing = self._history.accepting[-1], self._history.committing[-1]
         self._print(
-            f"{figures.at:5.1f} s  accepted {figures.accepted} ({self._course.accepting[-1]:.0f}/s)"
-            f"  buffered {figures.buffered}  committed {figures.committed}"
-            f" ({self._course.committing[-1]:.0f}/s)  replica {figures.behind} behind"
+            f"{figures.at:5.1f} s  accepted {figures.accepted} ({accepting:.0f}/s)"
+            f"  buffered {figures.buffered}  committed {figures.committed} ({committing:.0f}/s)"
+            f"  replica {figures.behind} behind"
             f"  PostgreSQL {figures.postgres}"
             f"  processor {figures.processor}"
         )
@@ -66,18 +68,19 @@ class PlainScreen:
 
 
 class LiveScreen:
-    """The figures with their course, and below them what happened so far."""
+    """The figures with their history, and below them the events so far."""
 
     def __init__(self, stream: TextIO) -> None:
-        # Late: rich takes longer to load than most commands to run, and pipes need none of it.
+        # Imported here: rich takes longer to load than most commands to run, and pipes need none of
+        # it.
         from rich.console import Console
         from rich.live import Live
 
         self._console = Console(file=stream, highlight=False)
         unicode = self._console.encoding.lower().startswith("utf")
         self._blocks = _BLOCKS if unicode else _PLAIN_BLOCKS
-        self._course = Course()
-        self._said: list[tuple[float, str]] = []
+        self._history = History()
+        self._sentences: list[tuple[float, str]] = []
         self._live = Live(console=self._console, auto_refresh=False, get_renderable=self._picture)
 
     def __enter__(self) -> Self:
@@ -93,20 +96,20 @@ class LiveScreen:
         self._live.stop()
 
     def say(self, sentence: str) -> None:
-        """Something happens."""
-        self._said.append((self._course.now.at, sentence))
+        """Show an event."""
+        self._sentences.append((self._history.now.at, sentence))
         self._live.refresh()
 
     def show(self, figures: Figures) -> None:
-        """The figures of now."""
-        self._course.add(figures)
+        """Show the current figures."""
+        self._history.add(figures)
         self._live.refresh()
 
     def _picture(self) -> RenderableType:
         from rich.console import Group
         from rich.panel import Panel
 
-        title = f"processor demo  {self._course.now.at:.1f} s"
+        title = f"processor demo  {self._history.now.at:.1f} s"
         return Panel(
             Group(self._figures(), "", self._events()), title=title, title_align="left",
             padding=(1, 2), width=self._width(),
@@ -118,22 +121,22 @@ class LiveScreen:
     def _figures(self) -> RenderableType:
         from rich.table import Table
 
-        now, course = self._course.now, self._course
+        now, history = self._history.now, self._history
         width = max(self._width() - _BESIDE, 1)
         grid = Table.grid(padding=(0, 2))
         grid.add_column(no_wrap=True)
         for _ in range(2):
             grid.add_column(justify="right", no_wrap=True, min_width=9)
         grid.add_column(no_wrap=True)
-        for name, count, speeds, style in (
-            ("accepted", now.accepted, course.accepting, "cyan"),
-            ("committed", now.committed, course.committing, "green"),
+        for name, count, rates, style in (
+            ("accepted", now.accepted, history.accepting, "cyan"),
+            ("committed", now.committed, history.committing, "green"),
         ):
-            bars = curve(speeds, self._blocks, width)
-            grid.add_row(name, f"[b]{count:,}", f"{speeds[-1]:,.0f}/s", f"[{style}]{bars}")
+            bars = curve(rates, self._blocks, width)
+            grid.add_row(name, f"[b]{count:,}", f"{rates[-1]:,.0f}/s", f"[{style}]{bars}")
         for name, count, values in (
-            ("buffered", now.buffered, course.buffered),
-            ("replica behind", now.behind, course.behind),
+            ("buffered", now.buffered, history.buffered),
+            ("replica behind", now.behind, history.behind),
         ):
             bars = curve(values, self._blocks, width)
             grid.add_row(name, f"[b]{count:,}", "", f"[yellow]{bars}")
@@ -147,7 +150,7 @@ class LiveScreen:
 
         grid = Table.grid(padding=(0, 2))
         grid.add_column(justify="right", style="dim", no_wrap=True)
-        for at, sentence in self._said:
+        for at, sentence in self._sentences:
             grid.add_row(f"{at:.1f}", Text(sentence))
         return grid
 
@@ -156,13 +159,13 @@ Screen = PlainScreen | LiveScreen
 
 
 def screen(stream: TextIO | None = None) -> Screen:
-    """The right one for where the words go."""
+    """The screen for `stream`, standard error by default."""
     stream = stream or sys.stderr
     return LiveScreen(stream) if stream.isatty() else PlainScreen(stream)
 
 
 def curve(values: Sequence[float], blocks: str, width: int) -> str:
-    """All values as one line of bars, the highest full; those that share a column as their mean."""
+    """All values as one line of bars, the highest full; values that share a column are averaged."""
     step = max(1.0, len(values) / width)
     columns = [list(values)[int(n * step) : max(int((n + 1) * step), int(n * step) + 1)]
                for n in range(min(width, len(values)))]  # fmt: skip

@@ -1,8 +1,8 @@
 """Everything that the demo starts: servers with a replica, telescopes, processor, directory.
 
-All of it ends with the `with` block, and also where the demo itself is killed with -9: producers
-read the end of their standard input, and a guardian ends the rest. Nothing of the user's own
-environment reaches it, or a PROCESSOR_REDIS_URL would lead the demo into somebody's real buffer.
+All of it ends with the `with` block, and also if the demo is killed with -9: producers see the end
+of their standard input, and a guardian ends the rest. The user's own environment is removed, or a
+PROCESSOR_REDIS_URL would lead the demo into a production buffer.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from processor.embedded import PostgresServer, RedisServer, Standby, guardian
 from processor.embedded.server import HOST, free_port
 from processor.ledger import schema
 
-_THEIRS = (
+_REMOVED = (
     loader.PREFIX, "PG", "NOTIFY_SOCKET", "WATCHDOG_", *loader.HISTORIC, *loader.URLS
 )  # fmt: skip
 _KEPT = ("PROCESSOR_REDIS_SERVER", "PROCESSOR_POSTGRES_BIN")
@@ -39,12 +39,12 @@ health: {{bind: "{bind}"}}
 replicas: {{servers: {{{name}: "{replica}"}}}}
 overlay: {{tables: {{{table}: id}}}}
 """
-#: By how much the replica is behind, so that one sees it.
+#: How far the replica is behind, so that it is visible.
 _LAG = "1500ms"
 
 
 class Stage:
-    """The servers and processes of one demo; `rate` is in transactions a second and telescope."""
+    """The servers and processes of one demo; `rate` is in transactions per second and telescope."""
 
     def __init__(self, rate: float) -> None:
         self._rate = rate
@@ -72,7 +72,7 @@ class Stage:
         self._exit.close()
 
     def _set_up(self) -> None:
-        for name in [each for each in os.environ if each.startswith(_THEIRS) and each not in _KEPT]:
+        for name in {each for each in os.environ if each.startswith(_REMOVED)} - {*_KEPT}:
             del os.environ[name]
         self.directory = self._make_directory()
         self._redis = self._exit.enter_context(RedisServer({"appendonly": True}))
@@ -110,17 +110,17 @@ class Stage:
         for child in filter(None, [*self._telescopes, self._processor]):
             child.kill()
 
-    # What happens on it.
+    # The acts.
 
     def start_telescopes(self) -> None:
-        """Let the producers begin."""
+        """Start the producers."""
         for name in TELESCOPES:
             arguments = (name, str(self.directory), str(self._rate))
             child = Child(name, self.directory, "processor.demo.producers", *arguments)
             self._telescopes.append(child)
 
     def stop_telescopes(self) -> None:
-        """Let the producers end after the transaction in hand."""
+        """Stop the producers after their current transaction."""
         for telescope in self._telescopes:
             telescope.end_input()
         while self._telescopes:
@@ -128,7 +128,7 @@ class Stage:
             del self._telescopes[0]
 
     def start_processor(self) -> None:
-        """Start the service as systemd would; it gets ready by itself."""
+        """Start the service as systemd does, without waiting until it is ready."""
         environ = {loader.FILE: str(self.directory / SETTINGS)}
         self._processor = Child(
             "processor", self.directory, "processor", "run", environ=environ
@@ -141,7 +141,7 @@ class Stage:
             self._processor, self._absent = None, "killed"
 
     def stop_processor(self) -> None:
-        """SIGTERM: it finishes what it has in hand and leaves."""
+        """SIGTERM: it finishes its current batch and exits."""
         if self._processor is not None:
             self._processor.terminate()
             self._processor.wait(self._settings.stop_timeout)
@@ -152,18 +152,18 @@ class Stage:
         self._postgres.kill()
 
     def start_postgres(self) -> None:
-        """Start it on what it has on its disk."""
+        """Start it again with the data on its disk."""
         self._postgres.start()
 
     def write_night_log(self) -> str:
-        """A row is written, changed and read back on the replica; what was seen."""
+        """Write a row, update it and read it back from the replica; return what was read."""
         return self._night_log.write()
 
     def read_night_log(self) -> str:
-        """That row when all is drained."""
+        """Read that row again, when everything is drained."""
         return self._night_log.read()
 
-    # What one sees of it.
+    # The counts.
 
     @property
     def observer(self) -> Observer:
@@ -171,21 +171,17 @@ class Stage:
 
     @property
     def drains(self) -> bool:
-        """Whether there is a processor."""
+        """Whether a processor runs."""
         return self._processor is not None
 
-    def told(self) -> str:
-        """What the processor said last."""
-        return self._processor.tail() if self._processor else "no processor runs"
-
     def look(self) -> Figures:
-        """Count everything once. Raises ProcessorError where a process has ended by itself."""
+        """Count everything once. Raises ProcessorError if a process has exited unexpectedly."""
         for child in filter(None, [*self._telescopes, self._processor]):
             child.must_run()
         committed, answered = self._observer.committed()
         return Figures(
             time.monotonic() - self._began, self._observer.accepted(), self._observer.buffered(),
-            committed, self._observer.replayed(), "up" if answered else "away", self._status(),
+            committed, self._observer.replayed(), "up" if answered else "down", self._status(),
         )  # fmt: skip
 
     def _status(self) -> str:

@@ -1,13 +1,11 @@
-"""Where the servers' programs lie; hands paths to the servers of this package.
+"""Finds the programs of the servers. The first one found in this order is used:
 
-The order, first found wins:
-
-1. what the caller names, else what the environment names (`PROCESSOR_REDIS_SERVER`: a program or
-   its directory, `PROCESSOR_POSTGRES_BIN`: a directory); the word `PATH` asks for the system's;
+1. the one that the caller names, else the environment (`PROCESSOR_REDIS_SERVER`: a program or its
+   directory; `PROCESSOR_POSTGRES_BIN`: a directory); the word `PATH` selects the system's programs;
 2. the wheels of the extra `embedded`, found without importing them;
-3. those of the system: the PATH, for PostgreSQL also /usr/lib/postgresql/*/bin, newest first.
+3. the programs of the system: the PATH, and for PostgreSQL /usr/lib/postgresql/*/bin, newest first.
 
-The wheels come before the PATH so that a demo shows the same thing on every machine.
+The wheels come before the PATH so that the demo runs the same servers on every machine.
 """
 
 from __future__ import annotations
@@ -31,13 +29,13 @@ Given = str | os.PathLike[str] | None
 
 
 def redis_program(given: Given = None) -> Path:
-    """The program of a Redis server (Redis or Valkey)."""
+    """The program of a Redis server (Redis or Valkey). Raises Unavailable."""
     asked = os.fspath(given or os.environ.get(REDIS_VARIABLE, ""))
     return _first("Redis server", REDIS_VARIABLE, asked, _redis_at, _redis_wheels, _redis_system)
 
 
 def postgres_bin(given: Given = None) -> Path:
-    """The directory of PostgreSQL's programs."""
+    """The directory of PostgreSQL's programs. Raises Unavailable."""
     asked = os.fspath(given or os.environ.get(POSTGRES_VARIABLE, ""))
     return _first(
         "PostgreSQL", POSTGRES_VARIABLE, asked, _postgres_at, _postgres_wheels, _postgres_system
@@ -58,26 +56,26 @@ def _first(
         found = [*([] if asked else wheels()), *system()]
     if found:
         return found[0]
-    place = f" at {asked}" if asked and asked != SYSTEM else ""
+    where = f" at {asked}" if asked and asked != SYSTEM else ""
     raise Unavailable(
-        f"no {what} found{place}",
-        hint=f"pip install 'pgprocessor[embedded]', or name an installed one in {variable}",
+        f"{what} not found{where}",
+        hint=f"pip install 'pgprocessor[embedded]', or set {variable} to an installed one",
     )
 
 
 def wheel_files(package: str, pattern: str) -> list[Path]:
-    """Files of an installed package that match `pattern`; nothing of it is imported."""
+    """Files of an installed package that match `pattern`; the package is not imported."""
     spec = find_spec(package)
-    places = (spec.submodule_search_locations if spec else None) or []
-    return sorted(path for place in places for path in Path(place).glob(pattern))
+    directories = (spec.submodule_search_locations if spec else None) or []
+    return sorted(path for each in directories for path in Path(each).glob(pattern))
 
 
 def _runnable(path: Path) -> bool:
     return path.is_file() and os.access(path, os.X_OK)
 
 
-def _redis_at(place: Path) -> Iterator[Path]:
-    candidates = [place / name for name in REDIS_PROGRAMS] if place.is_dir() else [place]
+def _redis_at(path: Path) -> Iterator[Path]:
+    candidates = [path / name for name in REDIS_PROGRAMS] if path.is_dir() else [path]
     return filter(_runnable, map(Path.absolute, candidates))
 
 
@@ -89,10 +87,10 @@ def _redis_system() -> list[Path]:
     return [Path(path) for name in REDIS_PROGRAMS if (path := shutil.which(name))]
 
 
-def _postgres_at(place: Path) -> Iterator[Path]:
-    # Resolved, since a link to `postgres` finds neither its siblings nor its libraries.
-    place = (place / "postgres").resolve().parent
-    return iter([place] if all(_runnable(place / name) for name in POSTGRES_PROGRAMS) else [])
+def _postgres_at(directory: Path) -> Iterator[Path]:
+    # Resolve links, since `postgres` run through a link finds neither its siblings nor libraries.
+    found = (directory / "postgres").resolve().parent
+    return iter([found] if all(_runnable(found / name) for name in POSTGRES_PROGRAMS) else [])
 
 
 def _postgres_wheels() -> list[Path]:
@@ -105,13 +103,13 @@ def _postgres_system() -> list[Path]:
     return [*_complete(on_path), *_newest(Path("/usr/lib/postgresql").glob("*/bin"))]
 
 
-def _newest(places: Iterable[Path]) -> list[Path]:
-    def version(place: Path) -> int:
-        digits = re.search(r"\d+$", place.parent.name)
+def _newest(directories: Iterable[Path]) -> list[Path]:
+    def version(directory: Path) -> int:
+        digits = re.search(r"\d+$", directory.parent.name)
         return int(digits.group()) if digits else 0
 
-    return _complete(sorted(places, key=version, reverse=True))
+    return _complete(sorted(directories, key=version, reverse=True))
 
 
-def _complete(places: Iterable[Path]) -> list[Path]:
-    return [found for place in places for found in _postgres_at(place)]
+def _complete(directories: Iterable[Path]) -> list[Path]:
+    return [found for each in directories for found in _postgres_at(each)]

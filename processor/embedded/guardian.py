@@ -1,10 +1,11 @@
-"""Ends what a dead parent left behind: server processes first, then their directories.
+"""Ends the servers of a program that died, then removes their directories.
 
-One guardian per program that starts servers, told of each directory through its standard input. It
-is also run as a script, without the package, so it may import nothing but the standard library.
+Each program that starts servers has one guardian, which receives the directories through its
+standard input. It runs as a script, without the package, so this module may import only the
+standard library.
 
-PR_SET_PDEATHSIG would be less, and wrong: it fires when the starting *thread* ends, it reaches no
-frozen PostgreSQL backend, and it removes no directory.
+PR_SET_PDEATHSIG would be simpler, but wrong: it fires when the starting *thread* ends, it does not
+reach a frozen PostgreSQL backend, and it removes no directory.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pathlib import Path
 
 END_TIMEOUT = 10.0
 POLL_PARENT = 0.2
-# PostgreSQL notes the key and the id of its System V segment on this line, counted from 0.
+# The line of postmaster.pid, counted from 0, with key and id of the System V segment.
 SEGMENT_LINE = 6
 IPC_RMID = 0
 
@@ -30,9 +31,9 @@ _pipes: dict[int, int] = {}
 
 
 def processes(directory: Path, programs: Iterable[str]) -> list[int]:
-    """The pids, lowest first, of `programs` that work inside `directory`.
+    """The pids, lowest first, of processes of `programs` that work inside `directory`.
 
-    Both are asked for: a person's shell that stands in the directory is none of our business.
+    Both must match, so that a person's shell in the directory is left alone.
     """
     names, inside = set(programs), os.fspath(directory)
     pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
@@ -55,32 +56,32 @@ def send(pids: Iterable[int], signum: int) -> None:
 
 
 def end(directory: Path, programs: Iterable[str]) -> None:
-    """Kill until none is left: a process can fork between the look and the signal."""
+    """Kill until none is left: a process can fork between the listing and the signal."""
     programs = list(programs)
     deadline = time.monotonic() + END_TIMEOUT
     while (pids := processes(directory, programs)) and time.monotonic() < deadline:
         send(pids, signal.SIGKILL)
         time.sleep(0.002)
-    for notes in Path(directory).glob("*/postmaster.pid"):
-        _release_memory(notes)
+    for pidfile in Path(directory).glob("*/postmaster.pid"):
+        _release_memory(pidfile)
 
 
-def _release_memory(notes: Path) -> None:
-    """Give back the System V segment of a PostgreSQL server that was killed.
+def _release_memory(pidfile: Path) -> None:
+    """Release the System V segment of a PostgreSQL server that was killed.
 
-    It belongs to the kernel and outlives everybody, and a machine has 4,096: without this, so many
-    kills later no PostgreSQL starts there any more (ENOSPC, "No space left on device").
+    It belongs to the kernel and outlives the server, and a machine has 4,096 of them: without this,
+    PostgreSQL cannot start after so many kills (ENOSPC, "No space left on device").
     """
     with contextlib.suppress(OSError, ValueError, IndexError):
-        key, segment = map(int, notes.read_text().splitlines()[SEGMENT_LINE].split())
+        key, segment = map(int, pidfile.read_text().splitlines()[SEGMENT_LINE].split())
         libc = ctypes.CDLL(None)
-        # Asked by its key, since the id of a segment that is gone may be a stranger's by now.
+        # Look it up by its key, since another segment may have the id of a removed one by now.
         if libc.shmget(key, 0, 0) == segment:
             libc.shmctl(segment, IPC_RMID, None)
 
 
 def watch(directory: Path, programs: Iterable[str]) -> None:
-    """Have `directory` removed, and the programs in it ended, when this process is gone."""
+    """Have the programs in `directory` ended, and it removed, once this process has ended."""
     line = ("\t".join([os.fspath(directory), *programs]) + "\n").encode()
     pid = os.getpid()
     if pid not in _pipes:
@@ -94,7 +95,7 @@ def watch(directory: Path, programs: Iterable[str]) -> None:
 
 
 def _spawn(parent: int) -> int:
-    """A session of its own, since a Ctrl-C on the terminal is not for the guardian."""
+    """Start a guardian, in its own session so that Ctrl-C on the terminal does not reach it."""
     read, write = os.pipe()
     python = sys.executable or shutil.which("python3") or "python3"
     os.posix_spawn(
@@ -129,7 +130,10 @@ def _guard(parent: int) -> None:
 
 
 def _poll_for_death(poller: select.poll, parent: int) -> float | None:
-    """Not by end of file: a forked sibling of ours can hold the pipe open for ever."""
+    """Register a pidfd of the parent; return the poll timeout, in ms, if there is none.
+
+    End of file on the pipe is not enough: a forked sibling can hold it open indefinitely.
+    """
     try:
         poller.register(os.pidfd_open(parent), select.POLLIN)
     except (AttributeError, OSError):
@@ -138,7 +142,7 @@ def _poll_for_death(poller: select.poll, parent: int) -> float | None:
 
 
 def _read_register(watched: dict[str, list[str]]) -> bool:
-    """Whether the pipe may bring more. Lines are shorter than PIPE_BUF, so they come whole."""
+    """Read new directories; False at end of file. Lines are shorter than PIPE_BUF, so whole."""
     try:
         while data := os.read(0, 65536):
             for line in data.decode().splitlines():

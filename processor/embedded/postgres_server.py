@@ -1,4 +1,4 @@
-"""A PostgreSQL server of our own; hands its DSN to who wants a database."""
+"""An embedded PostgreSQL server."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ STATUS_LINE = 7
 class PostgresServer(Server):
     """Listens on 127.0.0.1 and a unix socket; user `postgres`, no password.
 
-    `settings` are lines of postgresql.conf, all others are PostgreSQL's own (so fsync is on).
-    `copy_of`: a stopped server whose cluster is copied, much faster than initdb; note that the two
-    have the same system identifier.
+    `settings` are lines of postgresql.conf; all others have PostgreSQL's defaults (fsync is on).
+    `copy_of`: a stopped server whose cluster is copied, much faster than initdb; both then have the
+    same system identifier.
     """
 
     what = "PostgreSQL"
@@ -74,18 +74,18 @@ class PostgresServer(Server):
         return self.dsn_of("postgres", host=str(self.directory))
 
     def dsn_of(self, database: str, *, host: str = HOST, port: int | None = None) -> str:
-        """The DSN of a database; `port` (and `host`) may be those of a proxy before the server."""
+        """The DSN of a database; `host` and `port` may be those of a proxy before the server."""
         name = quote(database, safe="")
         return f"postgresql://{SUPERUSER}@{quote(host, safe='')}:{port or self.port}/{name}"
 
     def prepare(self) -> Self:
-        """Make the cluster without starting it, for instance as a template to copy."""
+        """Create the cluster without starting it, for instance as a template to copy."""
         if not self.data.exists():
             self._make_reachable()
             try:
                 self._make_cluster()
             except BaseException:
-                # Half a cluster would be taken for a whole one by the next start.
+                # The next start would use an incomplete cluster as if it were complete.
                 shutil.rmtree(self.data, ignore_errors=True)
                 raise
         return self
@@ -97,7 +97,7 @@ class PostgresServer(Server):
         os.kill(self.pid, signal.SIGHUP)
 
     def _owner(self) -> tuple[int, int] | None:
-        """PostgreSQL refuses to run as root."""
+        """The user nobody in place of root, as whom PostgreSQL refuses to run."""
         if os.geteuid() != 0:
             return None
         try:
@@ -107,13 +107,13 @@ class PostgresServer(Server):
         return nobody.pw_uid, nobody.pw_gid
 
     def _make_reachable(self) -> None:
-        """Run from a copy where the user we run as may not read ours (a venv below /root, say)."""
+        """Copy the programs if the server's user cannot run them, as in a venv below /root."""
         if self._owner() and not all(map(self._may_run, binaries.POSTGRES_PROGRAMS)):
             home = self.installed.parent
             copy = self.directory / "programs" / home.parent.name / home.name
             left_out = shutil.ignore_patterns("include", "doc", "man", "locale", "*.a")
             shutil.copytree(home, copy, ignore=left_out, symlinks=True)
-            # A wheel keeps shared libraries beside its package, found by a relative path.
+            # A wheel has its shared libraries beside its package and finds them by a relative path.
             libraries = home.parent.with_name(home.parent.name + ".libs")
             if libraries.is_dir():
                 shutil.copytree(libraries, copy.parent.with_name(libraries.name))
@@ -153,7 +153,7 @@ class PostgresServer(Server):
             "unix_socket_directories": str(self.directory),
             "logging_collector": False,
             "log_destination": "stderr",
-            # In files of the cluster: what lies in /dev/shm stays there after a kill.
+            # In files of the cluster: segments in /dev/shm would remain after a kill.
             "dynamic_shared_memory_type": "mmap",
         }
         (self.data / INCLUDED).write_text(conf(own | self.settings))
@@ -161,7 +161,7 @@ class PostgresServer(Server):
     def _prepare(self) -> list[str]:
         self.prepare()
         self._write_settings()
-        # After a kill it names a pid which can be a stranger's by now; ours are known to be gone.
+        # After a kill it contains a pid that another process may have by now; ours have ended.
         (self.data / "postmaster.pid").unlink(missing_ok=True)
         return [str(self.bin / "postgres"), "-D", str(self.data)]
 
@@ -177,14 +177,14 @@ class PostgresServer(Server):
         )
 
     def _run(self, program: str | Path, *arguments: str | Path) -> None:
-        """One of PostgreSQL's programs (or, as a path, any other), as the user of the server."""
+        """Run a program of PostgreSQL (or, as a path, any other) as the user of the server."""
         command = [self.bin / program if isinstance(program, str) else program, *arguments]
         with self.log.open("ab") as log:
             try:
                 subprocess.run(command, check=True, timeout=PROGRAM_TIMEOUT,
                                stdout=log, stderr=log, **self._context())  # fmt: skip
             except (OSError, subprocess.SubprocessError) as error:
-                raise self._failure(f"could not be made ready: {error}") from None
+                raise self._failure(f"could not be prepared: {error}") from None
 
 
 def conf(settings: Mapping[str, Setting]) -> str:

@@ -1,4 +1,4 @@
-"""A Redis (or Valkey) server of our own; hands its URL to who wants a buffer."""
+"""An embedded Redis (or Valkey) server."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ NOT_READY = (b"-LOADING", b"-MASTERDOWN")
 class RedisServer(Server):
     """Listens on 127.0.0.1 and a unix socket.
 
-    `settings` are lines of redis.conf, values as they stand there; a list repeats the line. Without
-    settings it keeps nothing on disk. `port=0`: the socket only.
+    `settings` are lines of redis.conf, with values as written there; a list repeats the line.
+    Without settings it stores nothing on disk. `port=0`: listen only on the socket.
     """
 
     what = "Redis"
@@ -42,15 +42,14 @@ class RedisServer(Server):
 
     @property
     def programs(self) -> set[str]:
-        # Debian's redis-server is a link, and acts by the name that it was called with.
+        # Debian's redis-server is a link, and behaves according to the name it is called by.
         return {self.program.name, self.program.resolve().name}
 
     @property
     def version(self) -> str:
-        asked = subprocess.run(
+        return subprocess.run(
             [self.program, "--version"], capture_output=True, text=True, check=True
-        )
-        return asked.stdout.strip()
+        ).stdout.strip()
 
     @property
     def socket(self) -> Path:
@@ -93,7 +92,7 @@ class RedisServer(Server):
         return "".join(lines)
 
     def _ready(self) -> bool:
-        """By the plain socket, which is there also when the port wants TLS."""
+        """Asks on the unix socket, which needs no TLS even if the port does."""
         try:
             with socket.socket(socket.AF_UNIX) as probe:
                 probe.settimeout(1.0)

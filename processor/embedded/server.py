@@ -1,6 +1,6 @@
-"""One server process with its directory, port and log.
+"""What all servers share: one process with its directory, port and log.
 
-`RedisServer` and `PostgresServer` are made from it.
+`RedisServer` and `PostgresServer` derive from `Server`.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from processor.embedded import guardian
 from processor.errors import Unavailable
 
 HOST = "127.0.0.1"
-# Below the range that the kernel gives to outgoing connections: while a server is stopped, nobody's
+# Below the range that the kernel uses for outgoing connections: while a server is stopped, no
 # outgoing connection may take its port.
 PORTS = range(10_000, 32_000)
 PORT_ATTEMPTS = 5
 START_TIMEOUT = 30.0
 STOP_TIMEOUT = 30.0
-# A socket path may have 107 bytes, and names like .s.PGSQL.12345 follow the directory.
+# A socket path has at most 107 bytes, including names such as .s.PGSQL.12345.
 LONGEST_BASE = 60
 
 Mode = Literal["smart", "fast", "immediate"]
@@ -38,7 +38,7 @@ Settings = Mapping[str, Setting]
 
 
 def free_port() -> int:
-    """A port of the loopback that nobody listens on now."""
+    """A free port of the loopback interface."""
     while True:
         port = random.choice(PORTS)
         with socket.socket() as probe:
@@ -63,7 +63,7 @@ class Server(ABC):
         self._directory: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
-    # What a kind of server says of itself.
+    # What a subclass defines.
 
     @property
     @abstractmethod
@@ -73,24 +73,24 @@ class Server(ABC):
     @property
     @abstractmethod
     def version(self) -> str:
-        """What the program says to --version."""
+        """The output of the program for --version."""
 
     @abstractmethod
     def _prepare(self) -> list[str]:
-        """Write what the server needs to start; answer the command."""
+        """Write the files that the server needs to start; return its command."""
 
     @abstractmethod
     def _ready(self) -> bool:
-        """Whether it takes commands; must not block."""
+        """Whether it accepts commands; must not block."""
 
     def _owner(self) -> tuple[int, int] | None:
         """The user and group to run as, None for those of this program."""
         return None
 
-    # Life.
+    # Starting and stopping.
 
     def start(self) -> Self:
-        """Start and wait until it takes commands. Started already: nothing."""
+        """Start it, unless it runs, and wait until it accepts commands. Raises Unavailable."""
         attempts = 1 if self._port_is_fixed else PORT_ATTEMPTS
         while not self.running:
             self.log.touch()
@@ -102,12 +102,12 @@ class Server(ABC):
                 if not attempts or not self._port_was_taken(offset):
                     raise
                 self.port = free_port()
-        # From here on clients and proxies know it.
+        # Clients and proxies may use the port from now on.
         self._port_is_fixed = True
         return self
 
     def stop(self, mode: Mode = "fast", timeout: float = STOP_TIMEOUT) -> None:
-        """Stop in order. Raises `Unavailable`, having killed it, when that takes too long."""
+        """Stop it cleanly. If that takes too long, kill it and raise Unavailable."""
         process = self._process
         if process is None or process.poll() is not None:
             return
@@ -120,7 +120,7 @@ class Server(ABC):
             raise self._failure(f"did not stop ({mode}) within {timeout:g} s") from None
 
     def kill(self) -> None:
-        """SIGKILL to the server and all its children; returns when none is left."""
+        """Send SIGKILL to the server and its children; return when none is left."""
         if self._directory is None:
             return
         guardian.end(self._directory, self.programs)
@@ -133,13 +133,13 @@ class Server(ABC):
         return self.start()
 
     def freeze(self, *, children: bool = True) -> None:
-        """SIGSTOP: connections stay open and nobody answers.
+        """SIGSTOP: connections stay open, but get no reply.
 
-        Without `children` PostgreSQL's sessions go on and only new ones wait.
+        Without `children`, PostgreSQL's sessions continue and only new connections wait.
         """
         guardian.send([self.pid], signal.SIGSTOP)
         if children:
-            # Twice: the first signal takes a moment, in which one more child may be made.
+            # Twice: before the first signal takes effect, the server may fork another child.
             for _ in range(2):
                 guardian.send(self.pids(), signal.SIGSTOP)
 
@@ -147,7 +147,7 @@ class Server(ABC):
         guardian.send(self.pids(), signal.SIGCONT)
 
     def close(self) -> None:
-        """Kill it and remove its directory. A later start begins with nothing."""
+        """Kill it and remove its directory. A later start begins without data."""
         self.kill()
         if self._directory is not None:
             shutil.rmtree(self._directory, ignore_errors=True)
@@ -168,11 +168,11 @@ class Server(ABC):
     ) -> None:
         self.close()
 
-    # What one may look at.
+    # Properties.
 
     @property
     def directory(self) -> Path:
-        """The temporary directory, made at the first use."""
+        """The temporary directory, created at the first use."""
         if self._directory is None:
             base = tempfile.gettempdir()
             base = base if len(os.fsencode(base)) <= LONGEST_BASE else "/tmp"
@@ -202,7 +202,7 @@ class Server(ABC):
         return self._process.pid
 
     def pids(self) -> list[int]:
-        """All its processes, frozen ones and children included."""
+        """All its processes, including children and frozen ones."""
         return guardian.processes(self._directory, self.programs) if self._directory else []
 
     # Inside.
@@ -227,7 +227,7 @@ class Server(ABC):
             time.sleep(0.005)
 
     def _context(self) -> dict[str, Any]:
-        """How its programs are run: own session (no Ctrl-C), nothing of the user's own settings."""
+        """How its programs run: in their own session (no Ctrl-C), without the user's settings."""
         unwanted = ("PG", "LC_", "LANG", "NOTIFY_SOCKET")
         environ = {k: v for k, v in os.environ.items() if not k.startswith(unwanted)}
         context: dict[str, Any] = {
@@ -246,5 +246,5 @@ class Server(ABC):
             return b"in use" in log.read().lower()
 
     def _failure(self, problem: str) -> Unavailable:
-        tail = self.log_tail() or "nothing"
+        tail = self.log_tail() or "(empty)"
         return Unavailable(f"{self.what} {problem}; its log ends with:\n{tail}\n")

