@@ -9,5 +9,4 @@ maintenance          What a pass does now and then: carry out operators' request
 prefetch             Taking entries from the lanes: reading ahead by one page a lane, decoding, ch
 settle               What follows a batch: dead letters, parking, the commit note, and only then r
 settle_replicated    Removal from the stream where `settle` is replicated: after the replicas that
-troubles             What the owner of a lane learns from failures that are not one transaction's
 """

@@ -15,7 +15,7 @@ from processor.connections.redis_client import RedisConnection
 from processor.drain.settle import DOUBTFUL, Settler
 from processor.drain.settle_replicated import ReplicatedSettling
 from processor.ledger import outcomes
-from processor.ownership.owners import OwnedLane, Page
+from processor.ownership.owned_lane import OwnedLane, Page
 from processor.transaction.entry import Entry
 
 
@@ -33,7 +33,7 @@ class Admission:
 
     def admit(self, lane: OwnedLane, page: Page) -> tuple[list[Entry], Outcome]:
         """Part a page into what may run and what waits behind somebody with the same key."""
-        entries = [e for e in page.entries if e.id not in lane.stuck]
+        entries = [e for e in page.entries if e.id not in lane.parking.unparked]
         if doubtful := self._doubtful(lane, entries):
             self._settling.bury_doubtful(lane, doubtful)
             self._settling.let_go(lane, doubtful, page.generation)
@@ -45,10 +45,10 @@ class Admission:
         if not any(e.keys for e in entries):
             return entries, parked_copies
         first = {}
-        if lane.has_lines:
+        if lane.parking.has_lines:
             keys = (key for e in entries for key in e.keys)
             first = parked.first_places(self._redis, lane.lane, keys)
-        stuck = lane.stuck_keys
+        stuck = lane.parking.unparked_keys
 
         def blocked(entry: Entry, key: str) -> bool:
             head = first.get(key)
@@ -76,7 +76,7 @@ class Admission:
         Tried from here they would be tried too early, and with none of their attempts counted.
         """
         found = Outcome()
-        if self._withholding.applies and lane.has_bodies:
+        if self._withholding.applies and lane.parking.has_records:
             ids = [e.id for e in entries if not e.keys]
             places = parked.hashes(self._redis, lane.lane, ids)
             for entry in entries:
@@ -113,8 +113,8 @@ class Admission:
 
         In the stream it gets a new entry id, which does not tell how old it is.
         """
-        if lane.suspect_to is not None:
-            entries = delayed.suspects(self._redis, lane.lane, lane.suspect_to, now)
+        if lane.doubtful_until is not None:
+            entries = delayed.suspects(self._redis, lane.lane, lane.doubtful_until, now)
             self._settling.bury_doubtful(lane, self._doubtful(lane, entries))
 
     def _doubtful(self, lane: OwnedLane, entries: list[Entry]) -> list[Entry]:
@@ -122,7 +122,7 @@ class Admission:
 
         Such an entry becomes a dead letter for an operator to judge, not an effect (rule 23).
         """
-        mark = lane.suspect_to
+        mark = lane.doubtful_until
         if mark is None:
             return []
         old = [e for e in entries if int(e.entry_id.partition("-")[0]) <= mark]

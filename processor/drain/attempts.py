@@ -1,14 +1,17 @@
-"""One try at a batch of a lane, with what the lane learns from it.
+"""One attempt at a batch of a lane, and what it teaches about the lane.
 
-`apply` tells what became of the entries; here it is told apart what is theirs and what is the
-lane's: another owner, contention, a failure that all have alike, an entry that ends the session.
+`apply` returns what became of the entries. Here the failures of single transactions are told from
+those of the lane: another owner, contention, a failure common to all transactions, a transaction
+that ends its session. An attempt returns a decision; `carry_out` does to the lane what it says.
 """
 
 from __future__ import annotations
 
 import logging
+import random
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from processor.apply.applier import Applier
 from processor.apply.batch_text import Written
@@ -16,18 +19,67 @@ from processor.apply.committer import Committer
 from processor.apply.outcome import Contended, Fenced, Outcome, Systemic
 from processor.config.settings import Settings
 from processor.connections.redis_client import RedisConnection
-from processor.drain import troubles
-from processor.errors import DatabaseUnavailable, Unavailable
+from processor.errors import ENDS_SESSION_STATE, DatabaseUnavailable, Unavailable
 from processor.ledger import lane_rows, outcomes
-from processor.ownership.owners import OwnedLane
+from processor.ledger.dead_letters import Reason
+from processor.ownership.lane_health import SYSTEMIC
+from processor.ownership.owned_lane import OwnedLane
 from processor.telemetry import metrics
 from processor.transaction.entry import Entry
 
 log = logging.getLogger("processor.drain")
 
 
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """The batch was applied, or each failure in it is its own transaction's fault: settle it."""
+
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class ReadAgain:
+    """The first transaction crashes its session: read it again, in a batch of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class LaneLost:
+    """Another processor owns the lane, and the fence refused the batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Paused:
+    """No transaction's own fault: leave the lane alone for a while."""
+
+    reason: str
+
+
+Decision = Applied | ReadAgain | LaneLost | Paused
+
+
+def carry_out(decision: Decision, lane: OwnedLane) -> Outcome | None:
+    """Do to the lane what a decision says; return the outcome to settle, None if there is none."""
+    if isinstance(decision, Applied):
+        return decision.outcome
+    if isinstance(decision, LaneLost):
+        log.warning("lane %s: fenced, another processor owns it", lane.name)
+        lane.fenced()
+        return None
+    if isinstance(decision, Paused):
+        before = lane.health.reason
+        jitter = random.uniform(0.8, 1.0)
+        seconds = lane.health.pause(decision.reason, time.monotonic(), jitter)
+        if before != decision.reason:
+            log.error("lane %s: paused for %.0f s: %s", lane.name, seconds, decision.reason)
+    lane.read_again()
+    return None
+
+
 class Attempts:
-    """Tries batches for one processor. `answered`: the server answered since the last cut."""
+    """Attempts batches for one processor.
+
+    `answered` says that PostgreSQL answered since a batch last ended the session.
+    """
 
     def __init__(
         self, settings: Settings, session: Committer, applier: Applier, redis: RedisConnection
@@ -38,88 +90,95 @@ class Attempts:
         self._redis = redis
         self.answered = False
 
-    def apply(
-        self,
-        lane: OwnedLane,
-        entries: list[Entry],
-        ahead: Written | None = None,
+    def attempt(
+        self, lane: OwnedLane, entries: list[Entry], prewritten: Written | None = None,
         meanwhile: Callable[[], None] | None = None,
-    ) -> Outcome | None:
-        """Apply a batch; None if it was put off, with the lane paused or another's."""
+    ) -> Decision:  # fmt: skip
+        """Apply a batch and decide what its result means. Raises Unavailable and DatabaseError.
+
+        `meanwhile` is called while PostgreSQL works on the batch; what it raises is raised after
+        the batch's reply was received.
+        """
         assert lane.owner is not None
-        if lane.condemned == entries[0].id and self._is_crasher(lane, entries[0]):
-            return troubles.condemned(lane, entries)
+        if lane.health.condemned == entries[0].id:
+            lane.health.acquit()
+            if self._is_crasher(lane, entries[0]):
+                return _dead_crasher(lane, entries)
         trouble: list[Unavailable] = []
         started = time.monotonic()
         try:
             outcome = self._applier.apply(
-                lane.owner, entries, ahead, meanwhile and self._guarded(meanwhile, trouble)
+                lane.owner, entries, prewritten, meanwhile and _guarded(meanwhile, trouble)
             )
         except Fenced:
             metrics.count("fenced")
-            log.warning("lane %s: fenced, another processor owns it", lane.lane.name)
-            lane.owner = None
-            lane.forget()
-            return None
-        except (Contended, Systemic) as error:
-            word = "contended" if isinstance(error, Contended) else "systemic"
-            troubles.pause(lane, f"{word}: {error}")
-            return None
+            return LaneLost()
+        except Contended as error:
+            return Paused(f"contended: {error}")
+        except Systemic as error:
+            return Paused(f"systemic: {error}")
         except DatabaseUnavailable:
-            # Its own doing, if the server answered in between.
-            troubles.ended_session(
-                lane, entries, self._settings.retry.attempts, answered=self.answered,
+            # The batch itself is suspected only if PostgreSQL answered in between.
+            lane.health.session_ended(
+                entries, self._settings.retry.attempts, answered=self.answered,
                 slow=self._share(started) >= 1.0,
             )  # fmt: skip
             self.answered = False
             raise
         if trouble:
             raise trouble[0]
-        share = self._share(started)
-        return outcome if self._is_their_own(lane, entries, outcome, share) else None
+        return self._judge(lane, entries, outcome, self._share(started))
 
     def _share(self, started: float) -> float:
+        """Return how much of the deadline of a call has passed since `started`; 1.0 is all."""
         return (time.monotonic() - started) / self._settings.database.call_timeout
 
-    def _is_crasher(self, lane: OwnedLane, entry: Entry) -> bool:
-        """Whether the server takes a batch without it, and never took it (rule 13, P4).
+    def _judge(
+        self, lane: OwnedLane, entries: list[Entry], outcome: Outcome, share: float
+    ) -> Decision:
+        """Tell failures of single transactions from one that all transactions have in common."""
+        state = lane.health.batch_taken(entries, outcome, self._settings.batch.entries, share)
+        if not state or self._pause_was_lifted(lane):
+            return Applied(outcome)
+        return Paused(f"systemic: SQLSTATE {state} from at least {SYSTEMIC} transactions in a row:"
+                      " mend the cause, or let them fail by `processor queues resume`")  # fmt: skip
 
-        A server that answers and cannot commit - it waits for a standby - is an outage.
+    def _pause_was_lifted(self, lane: OwnedLane) -> bool:
+        """Whether an operator lifted the pause: `queues resume` accepts the failures."""
+        key = f"{self._settings.namespace}:resumed"
+        if not self._redis.call("HDEL", key, lane.name):
+            return False
+        lane.health.accept_failures()
+        return True
+
+    def _is_crasher(self, lane: OwnedLane, entry: Entry) -> bool:
+        """Whether PostgreSQL commits without this entry, and has never committed it (rule 13, P4).
+
+        A server that answers but cannot commit, such as one that waits for a standby, is an outage.
         """
         assert lane.owner is not None
-        lane.condemned = ""
         self._session.begin()
         self._session.commit(lane_rows.fence(lane.owner, 0))
-        if outcomes.find(self._session.database, [entry.id]):
-            return False
-        lane.condemned = entry.id
-        return True
+        return not outcomes.find(self._session.database, [entry.id])
 
-    def _is_their_own(
-        self, lane: OwnedLane, entries: list[Entry], outcome: Outcome, share: float
-    ) -> bool:
-        """Whether the failures are the entries' doing; if not, the lane is paused (systemic)."""
-        state = troubles.well(lane, entries, outcome, self._settings.batch.entries, share)
-        if state is None or self._allowed(lane):
-            return True
-        troubles.pause(lane, f"systemic: SQLSTATE {state} from one transaction after the other")
-        return False
 
-    def _allowed(self, lane: OwnedLane) -> bool:
-        """Whether an operator lifted the pause: `queues resume` lets failures be as they are."""
-        key = f"{self._settings.namespace}:resumed"
-        if not self._redis.call("HDEL", key, lane.lane.name):
-            return False
-        lane.streak = ("", frozenset())
-        return True
+def _dead_crasher(lane: OwnedLane, entries: list[Entry]) -> Decision:
+    """The first entry crashes its session: make it a dead letter once it is alone in its batch."""
+    if len(entries) > 1:
+        # Its neighbours must not share its fate.
+        lane.health.judge_alone(entries[0])
+        return ReadAgain()
+    reason = Reason("crashed its PostgreSQL session on every attempt", ENDS_SESSION_STATE)
+    return Applied(Outcome(failed=[(entries[0], reason)]))
 
-    @staticmethod
-    def _guarded(meanwhile: Callable[[], None], trouble: list[Unavailable]) -> Callable[[], None]:
-        # PostgreSQL is at work on the batch: whatever Redis does, its answer must be received.
-        def run() -> None:
-            try:
-                meanwhile()
-            except Unavailable as error:
-                trouble.append(error)
 
-        return run
+def _guarded(meanwhile: Callable[[], None], trouble: list[Unavailable]) -> Callable[[], None]:
+    """Keep what `meanwhile` raises: the reply to the batch must be received whatever Redis does."""
+
+    def run() -> None:
+        try:
+            meanwhile()
+        except Unavailable as error:
+            trouble.append(error)
+
+    return run

@@ -16,7 +16,8 @@ from processor.config.settings import Settings
 from processor.connections.redis_client import RedisConnection
 from processor.drain.gate import Gate
 from processor.errors import RedisRefused, RedisUnavailable
-from processor.ownership.owners import OwnedLane, Owners
+from processor.ownership.owned_lane import OwnedLane
+from processor.ownership.owners import Owners
 from processor.telemetry import metrics
 from processor.telemetry.status import LaneState, State, as_mapping
 from processor.version import __version__
@@ -57,13 +58,15 @@ class Backlog:
         for lane in self._owners.owned:
             if lane.lane.queue in self.paused:
                 continue
-            if lane.paused_until > now:
-                moments.append(lane.paused_until - now)
+            if lane.health.paused_until > now:
+                moments.append(lane.health.paused_until - now)
                 continue
-            full = lane.full_until - now
+            parking = lane.parking
+            full = parking.full_until - now
             moments += [
-                max(at - wall, full) for at in (lane.next_due, lane.next_retry) if at is not None
-            ]
+                max(at - wall, full) for at in (parking.next_due, parking.next_retry)
+                if at is not None
+            ]  # fmt: skip
         # An owner touches the server at least every third of the take-over (rule 4), and a standby
         # comes as often to see whether it is wanted; both would be taken for frozen otherwise.
         moments.append(self._settings.database.takeover / 3)
@@ -90,14 +93,12 @@ class Backlog:
         except RedisRefused as refused:
             raise RedisUnavailable(f"Redis cannot be asked: {refused}") from None
         for lane, size in zip(lanes, sizes, strict=True):
-            self._sizes[lane.lane.name] = size
+            self._sizes[lane.name] = size
             self._note(lane, size)
 
     def _note(self, lane: OwnedLane, size: LaneSize) -> None:
-        name = lane.lane.name
-        lane.next_due, lane.next_retry = size.next_due, size.next_retry
-        lane.has_lines, lane.has_bodies = size.lines > 0, size.parked > 0
-        lane.age = size.oldest_age or 0.0
+        name = lane.name
+        lane.measured(size)
         metrics.gauge("depth", size.depth, lane=name)
         metrics.gauge("oldest_age", size.oldest_age or 0.0, lane=name)
         metrics.gauge("owner", float(lane.owner is not None), lane=name)
@@ -156,11 +157,12 @@ class Backlog:
         return "running", "; ".join(reasons)
 
     def _lane(self, lane: OwnedLane, now: float, gate: Gate) -> LaneState:
-        size = self._sizes.get(lane.lane.name)
-        status, reason = "running", lane.reason
-        if lane.later and not reason:
+        size = self._sizes.get(lane.name)
+        status, reason = "running", lane.health.reason
+        if lane.cursor.later_versions and not reason:
             # They stay in the stream for a newer processor; the lane goes on and says so (rule 10).
-            reason = f"{len(lane.later)} entries of a later release wait: update this processor"
+            later = len(lane.cursor.later_versions)
+            reason = f"{later} entries of a later release wait: update this processor"
         if lane.withheld and not reason:
             reason = f"{len(lane.withheld)} committed entries wait until the replicas have them"
         if gate.is_shut:
@@ -169,7 +171,7 @@ class Backlog:
             status = "standby"
         elif lane.lane.queue in self.paused:
             status, reason = "paused", "paused by an operator"
-        elif lane.paused_until > now:
+        elif lane.health.paused_until > now:
             status = "paused"
         return LaneState(
             status, reason, size.depth if size else 0, size.scheduled if size else 0,

@@ -23,7 +23,7 @@ from processor.config.settings import Settings
 from processor.connections.postgres_session import PostgresSession
 from processor.connections.redis_client import RedisConnection
 from processor.drain.admission import Admission
-from processor.drain.attempts import Attempts
+from processor.drain.attempts import Attempts, carry_out
 from processor.drain.backlog import Backlog
 from processor.drain.gate import Gate
 from processor.drain.maintenance import Maintenance
@@ -38,7 +38,8 @@ from processor.errors import (
     Unavailable,
 )
 from processor.ownership.connect import Connector
-from processor.ownership.owners import OwnedLane, Owners
+from processor.ownership.owned_lane import OwnedLane
+from processor.ownership.owners import Owners
 from processor.replicas.health import set_gauges
 from processor.replicas.watch import ReplicaWatch
 from processor.telemetry import metrics
@@ -135,7 +136,7 @@ class Drain:
             if isinstance(error, RedisUnavailable):
                 lane.forget()
             else:
-                lane.retreat()
+                lane.read_again()
         self._unsettled = None
         self._outlook.forget()
         self._connecting.forget()
@@ -162,9 +163,9 @@ class Drain:
         self._settle_last()
         self._taking.fill(self._open_lanes())
         for lane in self._open_lanes():
-            page = lane.page
-            if page is not None and page.ahead is None:
-                page.ahead = self._applier.write_ahead(page.entries)
+            page = lane.cursor.page
+            if page is not None and page.prewritten is None:
+                page.prewritten = self._applier.write_ahead(page.entries)
 
     def _settle_last(self) -> None:
         settle, self._unsettled = self._unsettled, None
@@ -175,32 +176,32 @@ class Drain:
 
     def _rewind(self) -> None:
         for lane in self.owners.owned:
-            if lane.rewind and lane.page is None:
-                lane.rewind = False
+            if lane.cursor.rewinds and lane.cursor.page is None:
+                lane.cursor.rewinds = False
                 whole = self._withholding.is_whole(lane)
-                if whole and lane.stuck:
+                if whole and lane.parking.unparked:
                     # What is withheld before them may be a long way.
-                    stuck = [entry.entry_id for entry in lane.stuck.values()]
-                    lane.cursor = lane.withheld.back_to(stuck) or "-"
-                    lane.stuck.clear()
+                    stuck = [entry.entry_id for entry in lane.parking.unparked.values()]
+                    lane.cursor.position = lane.withheld.back_to(stuck) or "-"
+                    lane.parking.read_unparked_again()
                 elif not whole:
                     lane.withheld.forget()
-                    lane.cursor = "-"
-                    lane.stuck.clear()
+                    lane.cursor.position = "-"
+                    lane.parking.read_unparked_again()
 
     def _open_lanes(self) -> list[OwnedLane]:
         now = time.monotonic()
         return [
             lane for lane in self.owners.owned
-            if lane.paused_until <= now and lane.lane.queue not in self._outlook.paused
+            if lane.health.paused_until <= now and lane.lane.queue not in self._outlook.paused
         ]  # fmt: skip
 
     def _work_left(self) -> bool:
-        return self._releasing or any(lane.page is not None for lane in self._open_lanes())
+        return self._releasing or any(lane.cursor.page is not None for lane in self._open_lanes())
 
     def _move_due(self, now: float) -> None:
         for lane in self._open_lanes():
-            if lane.next_due is not None and lane.next_due <= now and not lane.is_full():
+            if lane.parking.is_due(lane.parking.next_due, now):
                 try:
                     self._admission.judge_due(lane, now)
                     delayed.move(self.redis, lane.lane, now)
@@ -210,16 +211,18 @@ class Drain:
     def _retry_parked(self, now: float) -> bool:
         worked = False
         for lane in self._open_lanes():
-            if lane.next_retry is None or lane.next_retry > now or lane.is_full():
+            if not lane.parking.is_due(lane.parking.next_retry, now):
                 continue
-            most = lane.limit or self._settings.batch.entries
+            most = lane.health.batch_limit or self._settings.batch.entries
             entries = parked.due_entries(self.redis, lane.lane, now, most)
             if not entries:
-                lane.next_retry = None
+                lane.parking.nothing_to_retry()
                 continue
-            if self._withholding.applies and not (entries := lane.met(entries)):
+            if self._withholding.applies and not (entries := lane.in_turn(entries)):
                 continue
-            outcome = self._admission.ended(lane, entries) or self._attempts.apply(lane, entries)
+            outcome = self._admission.ended(lane, entries) or carry_out(
+                self._attempts.attempt(lane, entries), lane
+            )
             if outcome is None:
                 continue
             worked = True
@@ -231,7 +234,7 @@ class Drain:
 
     def _batch(self, lane: OwnedLane) -> None:
         """Apply and settle the page that was read from a lane."""
-        page, lane.page = lane.page, None
+        page = lane.cursor.take_page()
         assert page is not None
         crashpoint.reach("batch-decoded")
         if page.unreadable:
@@ -241,7 +244,8 @@ class Drain:
         entries, aside = self._admission.admit(lane, page)
         outcome: Outcome | None = Outcome()
         if entries:
-            outcome = self._attempts.apply(lane, entries, page.ahead, self._meanwhile)
+            outcome = carry_out(self._attempts.attempt(
+                lane, entries, page.prewritten, self._meanwhile), lane)
         if outcome is None:
             return
         outcome.held += aside.held
@@ -249,7 +253,7 @@ class Drain:
         outcome.clashing += aside.clashing
         self._settle_last()
         carry = self._settling.settle(lane, outcome, page, time.time())
-        if outcome.keyless and not lane.has_lines:
+        if outcome.keyless and not lane.parking.has_lines:
             # Nobody waits for it: Redis can be told while PostgreSQL works on the next batch.
             self._unsettled = carry
         else:
@@ -261,7 +265,7 @@ class Drain:
         """Redis takes nothing new: what adds is left for a second, reading and settling go on."""
         if refused.code != "OOM":
             raise RedisUnavailable(str(refused))
-        lane.full_until = time.monotonic() + 1.0
+        lane.parking.redis_was_full()
 
     def leave(self, *, ends: bool = True) -> None:
         """Give the lanes to others and close both connections: it ends, or a pass failed."""
@@ -283,7 +287,7 @@ class Drain:
         """Where the doorbell waits: the last id that was read, by stream."""
         if self.gate.is_shut:
             return {}
-        return {lane.lane.stream: lane.bell for lane in self._open_lanes()}
+        return {lane.lane.stream: lane.cursor.doorbell for lane in self._open_lanes()}
 
     def state(self, now: float) -> State:
         """What to publish after a pass, at `now` (Unix seconds)."""

@@ -30,7 +30,8 @@ from processor.errors import (
 from processor.ledger import dead_letters, outcomes
 from processor.ledger.dead_letters import DeadLetter, Reason
 from processor.ledger.lane_rows import Ownership
-from processor.ownership.owners import OwnedLane, Owners
+from processor.ownership.owned_lane import OwnedLane
+from processor.ownership.owners import Owners
 from processor.telemetry import metrics
 
 log = logging.getLogger("processor.drain")
@@ -90,7 +91,7 @@ class Maintenance:
             metrics.gauge("dead_letters", letters)
 
     def _requests(self) -> None:
-        lanes = {lane.lane.name: lane for lane in self._owners.owned}
+        lanes = {lane.name: lane for lane in self._owners.owned}
         letters = dead_letters.requests(self._database, self._owners.buffer, list(lanes), _LETTERS)
         for letter in letters:
             self._carry_out(lanes[letter.lane], letter)
@@ -102,8 +103,7 @@ class Maintenance:
             commit = self._fulfilled(lane.owner, letter)
         except DatabaseError as error:
             if error.sqlstate == FENCED_STATE:
-                lane.owner = None
-                lane.forget()
+                lane.fenced()
                 return
             log.warning("dead letter %s: %s put off: %s", letter.id, letter.request, error)
             return
@@ -132,14 +132,14 @@ class Maintenance:
             self._redis.call(*places)
         except RedisRefused as refused:
             self._lines_later(lane, refused)
-        lane.has_lines = True
+        lane.parking.hold_line()
 
     @staticmethod
     def _lines_later(lane: OwnedLane, refused: RedisRefused) -> None:
         """A full Redis: lines are made to agree with dead letters when lanes are next looked at."""
         if refused.code != "OOM":
             raise refused
-        lane.seen = 0
+        lane.check_again()
 
     def _release(self, lane: OwnedLane, letter: DeadLetter) -> None:
         leaving = [(letter.id, letter.entry_id, letter.keys)]
@@ -147,7 +147,7 @@ class Maintenance:
             parked.release(self._redis, lane.lane, leaving, time.time())
         except RedisRefused as refused:
             self._lines_later(lane, refused)
-        lane.next_retry = 0.0
+        lane.parking.retry_soon()
         self._outlook.forget()
 
     def _fulfilled(self, owner: Ownership, letter: DeadLetter) -> Commit | None:
@@ -175,17 +175,17 @@ class Maintenance:
             stream.read(keys, "-", 1), ("HLEN", keys.parked), ("GET", keys.pruned)
         ]))  # fmt: skip
         oldest = int(head[0][0].partition(b"-")[0]) if head else sys.maxsize
-        if lane.suspect_to is not None and (
-            waiting or oldest <= lane.suspect_to
-            or delayed.suspects(self._redis, keys, lane.suspect_to)
+        if lane.doubtful_until is not None and (
+            waiting or oldest <= lane.doubtful_until
+            or delayed.suspects(self._redis, keys, lane.doubtful_until)
         ):
             return  # Some of what Redis brought back is not judged yet.
         rows = self._forgettable(lane.owner, lane, oldest)
-        newest = max([int(mark or 0), lane.suspect_to or 0, *(at for _, at in rows)])
+        newest = max([int(mark or 0), lane.doubtful_until or 0, *(at for _, at in rows)])
         # Redis first: one that is restored to before this moment must not know of it.
         if isinstance(self._redis.calls([("SET", keys.pruned, newest)])[0], RedisRefused):
             return
-        lane.suspect_to = None
+        lane.doubtful_until = None
         for start in range(0, len(rows), _AT_ONCE):
             gone = [i for i, _ in rows[start : start + _AT_ONCE]]
             self._database.run(outcomes.prune(lane.owner, gone))

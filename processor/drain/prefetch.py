@@ -17,7 +17,7 @@ from processor.buffer.stream import Raw
 from processor.config.settings import Settings
 from processor.connections.redis_client import RedisConnection
 from processor.errors import RedisRefused, RedisUnavailable
-from processor.ownership.owners import OwnedLane, Page
+from processor.ownership.owned_lane import OwnedLane, Page
 from processor.transaction.entry import Entry, UnknownVersion, Unreadable, decode
 from processor.transaction.ids import id_of_key
 
@@ -31,10 +31,10 @@ class Prefetch:
 
     def fill(self, lanes: Sequence[OwnedLane]) -> None:
         """See that each of these lanes has a page, if there are entries for one."""
-        empty = [lane for lane in lanes if lane.page is None]
+        empty = [lane for lane in lanes if lane.cursor.page is None]
         while empty:
             replies = self._redis.calls(
-                [stream.read(lane.lane, lane.cursor, self._count(lane)) for lane in empty]
+                [stream.read(lane.lane, lane.cursor.position, self._count(lane)) for lane in empty]
             )
             crashpoint.reach("batch-read")
             # A page of nothing but entries that have to stay is passed over at once.
@@ -42,26 +42,25 @@ class Prefetch:
                      if not self._page(lane, reply)]  # fmt: skip
 
     def _count(self, lane: OwnedLane) -> int:
-        most = lane.limit or self._settings.batch.entries
-        return max(1, min(most, int(self._settings.batch.bytes / lane.body_bytes)))
+        most = lane.health.batch_limit or self._settings.batch.entries
+        return max(1, min(most, int(self._settings.batch.bytes / lane.cursor.entry_bytes)))
 
     def _page(self, lane: OwnedLane, reply: Any) -> bool:
         """Take the reply to a read; False if it has to be read on."""
         if isinstance(reply, RedisRefused):
-            raise RedisUnavailable(f"lane {lane.lane.name} cannot be read: {reply}")
+            raise RedisUnavailable(f"lane {lane.name} cannot be read: {reply}")
         raws = stream.entries(reply)
         if not raws:
             # Ids may have begun anew below the cursor (rule 9); the next pass looks from the head.
-            lane.rewind = lane.reread = True
+            lane.cursor.reach_end()
             return True
         raws = self._within(raws)
         size = sum(len(raw[3]) for raw in raws) / len(raws)
-        lane.body_bytes = max(64.0, size, 0.5 * (lane.body_bytes + size))
-        lane.cursor = lane.bell = raws[-1][0]
+        lane.cursor.advance(raws[-1][0], size)
         page = self._decode(lane, raws)
         if page.entries or page.unreadable:
-            lane.page = page
-        return lane.page is not None
+            lane.cursor.page = page
+        return lane.cursor.page is not None
 
     def _within(self, raws: list[Raw]) -> list[Raw]:
         """As many entries as fit a batch's bytes, one at the least; the others are read again."""
@@ -75,12 +74,12 @@ class Prefetch:
     def _decode(self, lane: OwnedLane, raws: list[Raw]) -> Page:
         page = Page(self._redis.generation, raws[0][0], raws[-1][0])
         for entry_id, version, body, whole in raws:
-            if entry_id in lane.later:
+            if entry_id in lane.cursor.later_versions:
                 continue
             try:
                 page.entries.append(decode(entry_id, version, body))
             except UnknownVersion:
-                lane.later.add(entry_id)
+                lane.cursor.later_versions.add(entry_id)
             except Unreadable as error:
                 page.unreadable.append((unreadable(lane, entry_id, whole), str(error)))
         return page
@@ -92,14 +91,14 @@ class Prefetch:
         Smooth weighted round robin: with weights 8, 3, 1 and all lanes full, twelve batches are
         8, 3 and 1 of each, well mixed; a lane that waits for minutes gains on the others.
         """
-        ready = [lane for lane in lanes if lane.page is not None]
+        ready = [lane for lane in lanes if lane.cursor.page is not None]
         if not ready:
             return None
-        shares = [lane.weight * (1.0 + lane.age / 60.0) for lane in ready]
+        shares = [lane.turn.share for lane in ready]
         for lane, share in zip(ready, shares, strict=True):
-            lane.credit += share
-        chosen = max(ready, key=lambda lane: lane.credit)
-        chosen.credit -= sum(shares)
+            lane.turn.credit += share
+        chosen = max(ready, key=lambda lane: lane.turn.credit)
+        chosen.turn.credit -= sum(shares)
         return chosen
 
 

@@ -25,7 +25,7 @@ from processor.connections.redis_client import Command, RedisConnection, checked
 from processor.drain.settle_replicated import ReplicatedSettling
 from processor.errors import POSSIBLY_APPLIED_STATE, RedisRefused, RedisUnavailable
 from processor.ledger.dead_letters import Reason
-from processor.ownership.owners import OwnedLane, Page
+from processor.ownership.owned_lane import OwnedLane, Page
 from processor.telemetry import metrics
 from processor.transaction.entry import Entry
 
@@ -183,7 +183,8 @@ class Settler:
         if outcome.held:
             self.promote(lane, outcome.held, now)
             metrics.count("parked", len(outcome.held))
-        left += [d.entry for d in deaths if d.entry.id not in lane.stuck and not d.clashing]
+        unparked = lane.parking.unparked
+        left += [d.entry for d in deaths if d.entry.id not in unparked and not d.clashing]
         crashpoint.reach("park-after")
         return left
 
@@ -196,21 +197,24 @@ class Settler:
         lined = [(entry, parked.lines(lane.lane, entry)) for entry, _ in waiting]
         refused = self._refused(lined)
         crashpoint.reach("park-lines")
-        blocked = lane.stuck_keys
+        parking = lane.parking
+        blocked = parking.unparked_keys
         for entry, _ in waiting:
             if entry.id in refused or not blocked.isdisjoint(entry.keys):
-                lane.stuck[entry.id] = entry
+                parking.leave_in_stream(entry)
                 blocked.update(entry.keys)
-        behind = [e for e, lines in lined if lines and e.id in lane.stuck and e.id not in refused]
+        behind = [e for e, lines in lined
+                  if lines and e.id in parking.unparked and e.id not in refused]  # fmt: skip
         if behind:
             self._redis.call(*parked.out_of_line(lane.lane, behind))
-        placed = [(entry, record) for entry, record in waiting if entry.id not in lane.stuck]
+        placed = [(entry, record) for entry, record in waiting if entry.id not in parking.unparked]
         refused = self._refused(placed)
         crashpoint.reach("park-body")
-        lane.stuck |= {entry.id: entry for entry, _ in placed if entry.id in refused}
+        for entry, _ in placed:
+            if entry.id in refused:
+                parking.leave_in_stream(entry)
         if placed:
-            lane.has_lines = lane.has_lines or any(entry.keys for entry, _ in placed)
-            lane.has_bodies, lane.next_retry = True, 0.0
+            parking.put(entry for entry, _ in placed)
         return [entry for entry, record in placed if record and entry.id not in refused]
 
     def _refused(self, waiting: Sequence[Waiting]) -> set[str]:
@@ -274,16 +278,16 @@ class Settler:
         if isinstance(removed, RedisRefused):
             raise RedisUnavailable(f"Redis does not settle: {removed}")
         if removed != len(ids):
-            log.warning("lane %s: %d entries were removed by others", lane.lane.name,
+            log.warning("lane %s: %d entries were removed by others", lane.name,
                         len(ids) - removed)  # fmt: skip
 
     def _let_pass(self, lane: OwnedLane, outcome: Outcome, now: float) -> None:
         """Whoever was parked behind an entry that ran from the stream gets its turn."""
-        if lane.has_lines:
+        if lane.parking.has_lines:
             keyed = [e for e in outcome.committed if e.keys]
             if keyed:
                 self.promote(lane, keyed, now)
-                lane.next_retry = 0.0
+                lane.parking.retry_soon()
 
     def _count(self, outcome: Outcome, retries: Sequence[object]) -> None:
         metrics.count("batches")

@@ -16,7 +16,7 @@ from processor.buffer.entry_ids import last_generated, order
 from processor.connections.redis_client import Command, RedisConnection
 from processor.connections.wal_position import Position
 from processor.errors import RedisRefused, RedisUnavailable
-from processor.ownership.owners import OwnedLane, Page
+from processor.ownership.owned_lane import OwnedLane, Page
 from processor.ownership.replication_backlog import Range
 from processor.replicas.watch import ReplicaWatch
 from processor.transaction.entry import Entry, UnknownVersion, Unreadable, decode
@@ -94,8 +94,8 @@ class ReplicatedSettling:
         """
         if not self.applies or not lane.withheld.is_complete:
             return False
-        return lane.cursor == "-" or (
-            order(last_generated(self._redis, lane.lane)) >= order(lane.cursor)
+        return lane.cursor.position == "-" or (
+            order(last_generated(self._redis, lane.lane)) >= order(lane.cursor.position)
         )
 
     def _release_singles(self, lane: OwnedLane, ids: Sequence[str]) -> None:
@@ -128,7 +128,8 @@ class ReplicatedSettling:
         self._following.remember_removed(position, _ids(raws))
 
     def _at_their_end(self, lane: OwnedLane, raws: Sequence[stream.Raw]) -> list[str]:
-        staying = {*lane.later, *(e.entry_id for e in lane.stuck.values())}
+        staying = {*lane.cursor.later_versions}
+        staying |= {entry.entry_id for entry in lane.parking.unparked.values()}
         singles = lane.withheld.single
         ids = [raw[0] for raw in raws if raw[0] not in staying and raw[0] not in singles]
         if not ids or not self._redis.call("HLEN", lane.lane.parked):

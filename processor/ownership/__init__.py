@@ -1,7 +1,10 @@
 """Which processor owns a lane; failover to a promoted server.
 
-connect              The first step of a pass: both servers answer, and each lane is owned by some
-failover             What a processor does when the primary it writes to is another one than befor
-owners               Who drains a lane: this processor, if it can take the lane, or another one (r
-replication_backlog  Entries whose outcome is committed and that stay in the stream until replicas
+replication_backlog  entries of one lane that wait in the stream for replicas, as ranges
+lane_health          what failures say about a lane: pauses, smaller batches, suspects
+owned_lane           a lane with what its owner remembers of it, in records
+key_lines            the lines of blocked keys, rebuilt from the dead letters
+owners               takes and gives up lanes; detects a buffer that was lost or went back
+failover             which primary this is, and which commits a failover lost
+connect              the first step of a pass: both servers answer, lanes are taken
 """

@@ -1,7 +1,7 @@
-"""The first step of a pass: both servers answer, and each lane is owned by somebody.
+"""The first step of a pass: both servers answer, and it is settled which lanes are owned here.
 
-After each connect the primary is met anew (see `failover`), and what was committed before in the
-lanes that are ours gets a mark that replicas can show.
+After each connect to PostgreSQL, `failover` examines which primary this is. When the owned lanes
+have changed, the replication watch is given a position that covers what was committed before.
 """
 
 from __future__ import annotations
@@ -20,79 +20,84 @@ from processor.replicas.watch import ReplicaWatch
 
 log = logging.getLogger("processor.ownership")
 
-#: How often lanes that are new, or another's, are looked for, seconds.
-_MEET = 1.0
-#: So many other buffers are named in a line of the log.
+#: New lanes, and lanes of other processors, are looked for this often, seconds.
+_DISCOVER_EVERY = 1.0
+#: A line of the log names at most this many other buffers.
 _NAMED = 3
 
 
 class Connector:
-    """Connects one processor. `session_is_old`: it was there before the pass began."""
+    """Connects one processor.
+
+    `session_is_old` says whether the session with PostgreSQL was opened before this pass.
+    """
 
     def __init__(
         self, settings: Settings, session: Committer, redis: RedisConnection, owners: Owners,
-        following: ReplicaWatch,
+        watch: ReplicaWatch,
     ) -> None:  # fmt: skip
         self._settings = settings
         self._session = session
         self._redis = redis
         self._owners = owners
-        self._following = following
-        self._failover = Failover(settings.namespace, following)
-        self._met = float("-inf")
-        self._primary_met = -1
-        self._known_as = ""
+        self._watch = watch
+        self._failover = Failover(settings.namespace, watch)
+        self._discovered = float("-inf")
+        self._examined = -1
+        self._buffer = ""
         self.session_is_old = False
 
     def connect(self, now: float) -> bool:
-        """See that all is there, at `now` (monotonic). Whether the session with PostgreSQL is new.
+        """Connect what is not connected and take lanes, at `now` (monotonic).
 
-        Raises Unavailable and DatabaseError.
+        Return whether the session with PostgreSQL is new. Raises Unavailable and DatabaseError.
         """
         database: PostgresSession = self._session.database
         self.session_is_old = database.alive
         if not database.alive:
             self._owners.lose()
-            self._failover.expect(database, self._redis)
+            self._failover.refuse_older_primaries(database, self._redis)
             database.connect()
-            self._see_schema(database)
-            self._met = float("-inf")
-        if self._primary_met != database.generation:
-            # Redis may have been away when it was to be met.
-            self._failover.meet(database, self._redis, self._owners)
-            self._primary_met = database.generation
-        often = min(_MEET, self._settings.database.takeover / 3)
-        if not self._redis.alive or now - self._met >= often:
-            self._failover.look(database, self._redis)
-            self._meet(database)
-            if self._owners.take(database, self._redis) and self._following.tracks:
-                self._follow()
-            self._met = now
+            self._check_schema(database)
+            self._discovered = float("-inf")
+        if self._examined != database.generation:
+            # Not only after a connect: Redis may have been unreachable then.
+            self._failover.examine(database, self._redis, self._owners)
+            self._examined = database.generation
+        often = min(_DISCOVER_EVERY, self._settings.database.takeover / 3)
+        if not self._redis.alive or now - self._discovered >= often:
+            self._failover.publish_primary(database, self._redis)
+            self._discover(database)
+            if self._owners.take(database, self._redis) and self._watch.tracks:
+                self._watch_owned_lanes()
+            self._discovered = now
         return not self.session_is_old
 
-    def _see_schema(self, database: PostgresSession) -> None:
+    def _check_schema(self, database: PostgresSession) -> None:
         try:
             if self._settings.database.init:
                 schema.create(database)
             schema.check(database)
             schema.check_rights(database)
         except DatabaseUnavailable:
-            # On a session that stays the next pass would not look again, and fail with less to say.
+            # On a session that stays open the next pass would skip this check, and would fail later
+            # with a vaguer error.
             database.close()
             raise
 
-    def _meet(self, database: PostgresSession) -> None:
-        self._owners.meet(self._redis)
-        before, self._known_as = self._known_as, self._owners.buffer
+    def _discover(self, database: PostgresSession) -> None:
+        self._owners.discover(self._redis)
+        before, self._buffer = self._buffer, self._owners.buffer
         if before == self._owners.buffer:
             return
         if before:
-            # Whose lanes are locked lives: nobody could take over what it left.
+            # While we hold the old buffer's locks it looks alive, and its dead letters cannot be
+            # adopted.
             database.run("SELECT pg_advisory_unlock_all()")
-        self._tell_of_others(database)
+        self._report_other_buffers(database)
 
-    def _tell_of_others(self, database: PostgresSession) -> None:
-        """What a buffer that is gone left behind is in nobody's count."""
+    def _report_other_buffers(self, database: PostgresSession) -> None:
+        """Dead letters of a buffer that no longer exists are counted nowhere else."""
         others = dead_letters.open_elsewhere(database, self._owners.buffer)
         if others:
             named = ", ".join(f"{count} of {buffer}" for buffer, count in others[:_NAMED])
@@ -101,12 +106,12 @@ class Connector:
                      named, ", ..." if len(others) > _NAMED else "")
 
     def forget(self) -> None:
-        """Meet the lanes anew in the next pass."""
-        self._met = float("-inf")
+        """Look for lanes again in the next pass."""
+        self._discovered = float("-inf")
 
-    def _follow(self) -> None:
+    def _watch_owned_lanes(self) -> None:
         owned = [lane.owner for lane in self._owners.owned if lane.owner is not None]
-        self._following.start_session({owner.token: owner.lane for owner in owned})
+        self._watch.start_session({owner.token: owner.lane for owner in owned})
         if owned:
             self._session.begin()
             self._session.behind(owned[0])

@@ -1,8 +1,8 @@
-"""Entries whose outcome is committed and that stay in the stream until replicas have it (rule 22).
+"""Entries whose outcome is committed but that wait in the stream for replicas (rule 22).
 
-Only ranges are remembered, so that memory stays flat however long a replica is behind; what lies in
-a range is read anew when it may go. An entry that was parked stays in the stream as well, and is
-due alone when its end is committed.
+Only ranges are remembered, so that memory stays flat however far a replica is behind; the entries
+of a range are read again when the range may be removed. An entry that was parked stays in the
+stream as well; it is remembered alone, once its own outcome is committed.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from dataclasses import dataclass, field
 from processor.buffer.entry_ids import order
 from processor.connections.wal_position import Position
 
-#: More ranges than this are joined, two and two: each then waits for its last commit.
+#: More ranges than this are joined in pairs; a joined range waits for its last commit.
 _MOST = 2_000
-#: Of more single entries than this nothing is remembered: they are met again from the head.
+#: Beyond this many single entries the backlog stops tracking them; the stream is read again.
 _SINGLES = 20_000
 
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Entries from `first` to `last` that may go when replicas have `position`."""
+    """About `count` entries from `first` to `last`, to be removed when replicas have `position`."""
 
     position: Position
     first: str
@@ -32,38 +32,39 @@ class Range:
 
 @dataclass(slots=True)
 class ReplicationBacklog:
-    """What one lane keeps in its stream, in the order of the commits."""
+    """What one lane withholds from removal, in the order of the commits."""
 
     ranges: deque[Range] = field(default_factory=deque)
     single: dict[str, Position] = field(default_factory=dict)
-    #: The connection on which all of it was read (rule 9).
+    #: The connection to Redis on which all of it was read (rule 9).
     generation: int = 0
-    #: Up to where single entries ended that are not remembered.
-    _missed: Position | None = None
+    #: The last commit of a single entry that is not tracked.
+    _untracked: Position | None = None
     _incomplete: bool = False
+    #: Pages that a new range takes up, and how many the newest one has.
     _grain: int = 1
     _pages: int = 0
 
     @property
     def last(self) -> str:
-        """The last entry that is committed and withheld; empty if there is none."""
+        """The id of the last withheld entry, "" if there is none."""
         return self.ranges[-1].last if self.ranges else ""
 
     def __len__(self) -> int:
-        """How many entries there are, about: some of them may have gone already."""
+        """About how many entries are withheld; some may have been removed already."""
         return sum(span.count for span in self.ranges) + len(self.single)
 
     def __bool__(self) -> bool:
         return bool(self.ranges or self.single)
 
     def on(self, generation: int) -> None:
-        """What follows was read on this connection to Redis; of another one nothing is known."""
+        """Forget what was read on another connection to Redis than this."""
         if self.generation != generation:
             self.forget()
             self.generation = generation
 
     def add(self, position: Position, first: str, last: str, count: int = 1) -> None:
-        """All of a page, but for what does not end yet."""
+        """Withhold a page, whose last commit is at `position`."""
         if not self.ranges:
             self._grain = 1
         elif self._pages < self._grain:
@@ -72,8 +73,8 @@ class ReplicationBacklog:
             self.ranges.append(Range(position, joined.first, last, joined.count + count))
             return
         elif len(self.ranges) >= _MOST:
-            # All of one size: were only the old ones joined, the first would grow as fast as the
-            # stream, and never go while a replica is behind by more than the others.
+            # All ranges get the same size. If only the old ones were joined, the first would grow
+            # as fast as the stream, and would never be removed while a replica stays far behind.
             pairs = list(self.ranges)
             self.ranges = deque(
                 Range(b.position, a.first, b.last, a.count + b.count)
@@ -84,24 +85,24 @@ class ReplicationBacklog:
         self._pages = 1
 
     def add_single(self, position: Position, entry_id: str) -> None:
-        """An entry that had been parked, and has come to its end, later than all before."""
+        """Withhold an entry that had been parked; its commit is later than all before."""
         self.single.pop(entry_id, None)
         if len(self.single) < _SINGLES:
             self.single[entry_id] = position
         else:
-            self._missed, self._incomplete = position, True
+            self._untracked, self._incomplete = position, True
 
     def due(self, has: Callable[[Position], bool]) -> Range | None:
-        """The oldest range, if it may go now; it is forgotten here."""
-        if self._missed is not None:
-            # One of those that are not remembered may lie in it, and have ended later.
-            if not has(self._missed):
+        """Pop and return the oldest range, if replicas have it. `has` answers for a position."""
+        if self._untracked is not None:
+            # An untracked entry may lie in the range, and its commit may be later.
+            if not has(self._untracked):
                 return None
-            self._missed = None
+            self._untracked = None
         return self.ranges.popleft() if self.ranges and has(self.ranges[0].position) else None
 
     def due_singles(self, has: Callable[[Position], bool], most: int) -> list[str]:
-        """Single entries that may go now, at most so many; they are forgotten here."""
+        """Pop and return at most `most` single entries that replicas have."""
         ids: list[str] = []
         reached = None
         for entry_id, position in self.single.items():
@@ -115,18 +116,18 @@ class ReplicationBacklog:
 
     @property
     def is_complete(self) -> bool:
-        """Whether all is remembered that may go some time, or it is too early to look for it."""
-        return not self._incomplete or self._missed is not None
+        """Whether all withheld entries are tracked, or it is too early to look for the others."""
+        return not self._incomplete or self._untracked is not None
 
     def back_to(self, entry_ids: Iterable[str]) -> str:
-        """Forget the ranges in which these lie, and all behind; the last entry before them."""
+        """Forget the ranges from the first of these entries on; return the last entry before."""
         first = min(map(order, entry_ids))
         while self.ranges and order(self.ranges[-1].last) >= first:
             self.ranges.pop()
         return self.last
 
     def forget(self) -> None:
-        """The stream is read from its head: everything is met again."""
+        """Forget everything; the stream is read from its head again."""
         self.ranges.clear()
         self.single.clear()
-        self._missed, self._incomplete = None, False
+        self._untracked, self._incomplete = None, False

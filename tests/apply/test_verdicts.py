@@ -153,11 +153,11 @@ def test_contention_pauses_the_lane_and_never_buries(state: str, site: Site) -> 
 
     step(drain)
     lane = drain.owners.lanes["default:0"]
-    assert lane.reason.startswith("contended")
+    assert lane.health.reason.startswith("contended")
     assert site.dead() == []
     assert site.depth() + len(site.tape()) >= 3
     site.execute("drop trigger raise_state on tape")
-    wait_until(lambda: lane.paused_until < time.monotonic())
+    wait_until(lambda: lane.health.paused_until < time.monotonic())
     step(drain)
 
     site.whole(3)
@@ -191,11 +191,11 @@ def test_an_internal_error_pauses_the_lane_loudly(state: str, site: Site, caplog
 
     step(drain)
     lane = drain.owners.lanes["default:0"]
-    assert lane.reason.startswith("systemic")
+    assert lane.health.reason.startswith("systemic")
     assert "paused" in caplog.text
     assert state in caplog.text
     site.execute("drop trigger raise_state on tape")
-    wait_until(lambda: lane.paused_until < time.monotonic())
+    wait_until(lambda: lane.health.paused_until < time.monotonic())
     step(drain)
 
     site.whole(3)
@@ -484,7 +484,7 @@ def test_an_entry_that_ends_its_session_is_found_and_dies_while_its_neighbours_c
     step(drain)
 
     assert [(row[0], row[1]) for row in site.dead()] == [(crasher.id, "PR003")]
-    assert "ended its session" in site.dead()[0][2]
+    assert "crashed its PostgreSQL session" in site.dead()[0][2]
     assert site.tape() == [1, 2, 3, 4, 5, 8, 9, 10, 11]
     assert (site.depth(), site.parked()) == (0, 1)
 
@@ -495,7 +495,7 @@ def test_who_is_condemned_takes_nobody_along(site: Site) -> None:
     step(drain)
     crasher = write(0)
     site.submit(crasher, *(write(n, attempts=1) for n in range(1, 6)))
-    drain.owners.lanes["default:0"].condemned = crasher.id
+    drain.owners.lanes["default:0"].health.condemned = crasher.id
 
     step(drain)
     step(drain)

@@ -323,7 +323,7 @@ def test_a_crasher_is_condemned_only_if_the_server_commits_without_it(
     wait_until(lambda: drain.database.run(shown) == [("nobody",)])
     one = write(1, attempts=1)
     site.submit(one)
-    drain.owners.lanes["default:0"].condemned = one.id
+    drain.owners.lanes["default:0"].health.condemned = one.id
 
     step(drain)
     step(drain)
@@ -341,7 +341,7 @@ def test_who_is_condemned_and_was_committed_nevertheless_is_no_dead_letter(site:
     site.submit(one)
     step(drain)
     site.submit(one)
-    drain.owners.lanes["default:0"].condemned = one.id
+    drain.owners.lanes["default:0"].health.condemned = one.id
 
     step(drain)
     step(drain)

@@ -257,8 +257,8 @@ def test_nobody_is_parked_before_one_that_could_not_be(site: Site) -> None:
     step(drain)
     first, second = write(1, key="k"), write(2, keys=["j", "k"])
     lane = drain.owners.lanes["default:0"]
-    lane.stuck[first.id] = decode("1-1", b"1", body_of(first))
-    lane.rewind = False
+    lane.parking.unparked[first.id] = decode("1-1", b"1", body_of(first))
+    lane.cursor.rewinds = False
     site.submit(second, write(3, key="j"), write(4))
 
     step(drain, looks=False)
@@ -266,7 +266,7 @@ def test_nobody_is_parked_before_one_that_could_not_be(site: Site) -> None:
     assert site.tape() == [4]
     assert (site.depth(), site.parked()) == (2, 0)
     assert site.redis.zcard(site.lane().blocked) == 0
-    assert lane.stuck.keys() >= {first.id, second.id}
+    assert lane.parking.unparked.keys() >= {first.id, second.id}
 
 
 def test_a_parked_one_that_fails_again_in_a_full_redis_is_not_tried_without_pause(

@@ -1,0 +1,61 @@
+"""Make the lines of a lane's blocked keys agree with the dead letters that hold those keys.
+
+Needed after Redis lost the lines, and after a crash between the commit that decided a dead letter
+and the release of its keys.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from processor.buffer import parked
+from processor.connections.postgres_session import PostgresSession
+from processor.connections.redis_client import RedisConnection
+from processor.errors import RedisRefused
+from processor.ledger import dead_letters, outcomes
+from processor.ownership.owned_lane import OwnedLane
+
+log = logging.getLogger("processor.ownership")
+
+_PAGE = 500
+
+
+def rebuild(database: PostgresSession, redis: RedisConnection, lane: OwnedLane) -> None:
+    """Put the dead letters of an owned lane into their lines, and take out what was decided."""
+    try:
+        _put_dead_letters(database, redis, lane)
+        _take_out_decided(database, redis, lane)
+    except RedisRefused as refused:
+        if refused.code != "OOM":
+            raise
+        log.warning("lane %s: Redis is full, so the lines of blocked keys were not rebuilt from the"
+                    " dead letters: give Redis more memory", lane.name)  # fmt: skip
+
+
+def _put_dead_letters(database: PostgresSession, redis: RedisConnection, lane: OwnedLane) -> None:
+    assert lane.owner is not None
+    after = "00000000-0000-0000-0000-000000000000"
+    while letters := dead_letters.open_holds(database, lane.owner, after, _PAGE):
+        after = letters[-1].id
+        members = [parked.member(k, x.entry_id, x.id) for x in letters for k in x.keys]
+        if members:
+            redis.call("ZADD", lane.lane.blocked, *(p for m in members for p in (0, m)))
+
+
+def _take_out_decided(database: PostgresSession, redis: RedisConnection, lane: OwnedLane) -> None:
+    after = b""
+    while True:
+        heads, after = parked.holders(redis, lane.lane, after, _PAGE)
+        bodies = parked.has_bodies(redis, lane.lane, [h.id for h in heads])
+        bare = [h for h in heads if h.id not in bodies]
+        known = outcomes.find(database, [h.id for h in bare])
+        parked.have_turn(redis, lane.lane, bodies, 0.0)
+        for head in bare:
+            stream = lane.lane.stream
+            # Neither dead letter nor entry: a failover lost the dead letter that held the key.
+            lost = head.id not in known and not redis.call(
+                "XRANGE", stream, head.entry_id, head.entry_id)  # fmt: skip
+            if lost or (head.id in known and known[head.id].outcome != "dead"):
+                parked.release(redis, lane.lane, [(head.id, head.entry_id, [head.key])], 0.0)
+        if not after:
+            return

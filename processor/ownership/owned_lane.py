@@ -1,0 +1,247 @@
+"""A lane with what its owner remembers of it. All of it may be forgotten at any time (rule 9).
+
+The memory is grouped in records by the module that writes them; every other module calls one of the
+methods named below.
+
+============= ===================================================================================
+LaneCursor    how far the stream was read; written by `drain.prefetch`
+LaneTurn      when the lane is next among others; written by `drain.prefetch`
+LaneParking   what is parked and when it is due; written by `drain.park`, refreshed by `backlog`
+LaneHealth    what failures say about the lane; written by `drain.attempts` (see `lane_health`)
+withheld      what waits in the stream for replicas; written by `drain.settle_replicated`
+the rest      who owns the lane; written by `owners`
+============= ===================================================================================
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from processor.apply.batch_text import Written
+from processor.buffer.entry_ids import order
+from processor.buffer.lane import Lane
+from processor.buffer.lane_size import LaneSize
+from processor.ledger.lane_rows import Ownership
+from processor.ownership.lane_health import LaneHealth
+from processor.ownership.replication_backlog import ReplicationBacklog
+from processor.transaction.entry import Entry
+
+#: Seconds for which nothing is added to a full Redis.
+_FULL = 1.0
+
+
+@dataclass(slots=True)
+class Page:
+    """Entries that were read together; `generation` numbers the connection to Redis.
+
+    `first` and `last` are the entry ids that were read. `prewritten` is the batch as text, if it
+    was written while PostgreSQL worked on the batch before.
+    """
+
+    generation: int
+    first: str
+    last: str
+    entries: list[Entry] = field(default_factory=list)
+    unreadable: list[tuple[Entry, str]] = field(default_factory=list)
+    prewritten: Written | None = None
+
+
+@dataclass(slots=True)
+class LaneCursor:
+    """How far a lane's stream was read.
+
+    `position` is the last entry read, "-" at the head. `doorbell` is the last entry ever read,
+    where the doorbell waits, also after the position went back. `later_versions` are entry ids of a
+    later release, which stay in the stream (rule 10).
+    """
+
+    position: str = "-"
+    doorbell: str = "0-0"
+    page: Page | None = None
+    entry_bytes: float = 65536.0
+    later_versions: set[str] = field(default_factory=set)
+    #: Whether the stream was read to its end since the position last went back.
+    reached_end: bool = False
+    #: Whether the next pass reads from the head again.
+    rewinds: bool = False
+
+    def advance(self, last: str, entry_bytes: float) -> None:
+        """Entries up to `last` were read, of `entry_bytes` each on average."""
+        self.entry_bytes = max(64.0, entry_bytes, 0.5 * (self.entry_bytes + entry_bytes))
+        self.position = self.doorbell = last
+
+    def reach_end(self) -> None:
+        """Nothing lies behind the position.
+
+        Redis may have issued lower ids since (rule 9): the next pass reads from the head.
+        """
+        self.rewinds = self.reached_end = True
+
+    def take_page(self) -> Page | None:
+        """Return the page that was read, and let the next one be read."""
+        page, self.page = self.page, None
+        return page
+
+    def go_back(self, position: str) -> None:
+        """Read again what comes after `position`; a page that was read is dropped."""
+        self.position = position
+        self.rewinds = self.reached_end = False
+        self.page = None
+
+
+@dataclass(slots=True)
+class LaneTurn:
+    """A lane's place in the smooth weighted round robin."""
+
+    weight: int = 1
+    oldest_age: float = 0.0
+    credit: float = 0.0
+
+    @property
+    def share(self) -> float:
+        """The weight, and as much again for each minute that the oldest entry waits."""
+        return self.weight * (1.0 + self.oldest_age / 60.0)
+
+
+@dataclass(slots=True)
+class LaneParking:
+    """What is parked in a lane, and when it is due.
+
+    Until Redis was asked, everything may be there. `next_retry` and `next_due` are in Unix seconds,
+    None if nothing is waiting. `unparked` are entries, by transaction id, that stay in the stream
+    because a full Redis could not park them (rule 20).
+    """
+
+    has_lines: bool = True
+    has_records: bool = True
+    next_retry: float | None = 0.0
+    next_due: float | None = 0.0
+    unparked: dict[str, Entry] = field(default_factory=dict)
+    full_until: float = 0.0
+
+    def measured(self, size: LaneSize) -> None:
+        """Take over what Redis answered."""
+        self.next_due, self.next_retry = size.next_due, size.next_retry
+        self.has_lines, self.has_records = size.lines > 0, size.parked > 0
+
+    def forget(self) -> None:
+        """Assume that everything may be there, and due."""
+        self.has_lines = self.has_records = True
+        self.next_retry = self.next_due = 0.0
+
+    def put(self, entries: Iterable[Entry]) -> None:
+        """These entries were parked."""
+        self.has_lines = self.has_lines or any(entry.keys for entry in entries)
+        self.has_records, self.next_retry = True, 0.0
+
+    def hold_line(self) -> None:
+        """A dead letter was put into the lines of its keys."""
+        self.has_lines = True
+
+    def retry_soon(self) -> None:
+        """Look for parked entries that are due at the next opportunity."""
+        self.next_retry = 0.0
+
+    def nothing_to_retry(self) -> None:
+        """No parked entry is due, nor will be before Redis is asked again."""
+        self.next_retry = None
+
+    def leave_in_stream(self, entry: Entry) -> None:
+        """A full Redis could not park this entry."""
+        self.unparked[entry.id] = entry
+
+    def read_unparked_again(self) -> None:
+        """The entries that could not be parked are about to be read again."""
+        self.unparked.clear()
+
+    @property
+    def unparked_keys(self) -> set[str]:
+        """Keys blocked in memory, since their entries could not be parked."""
+        return {key for entry in self.unparked.values() for key in entry.keys}
+
+    def is_due(self, moment: float | None, now: float) -> bool:
+        """Whether `next_due` or `next_retry` has come at `now` (Unix seconds).
+
+        Nothing is due for a second after Redis refused to take anything new (rule 20).
+        """
+        return moment is not None and moment <= now and self.full_until <= time.monotonic()
+
+    def redis_was_full(self) -> None:
+        """Redis refused to take anything new: add nothing for a second."""
+        self.full_until = time.monotonic() + _FULL
+
+
+@dataclass(slots=True)
+class OwnedLane:
+    """A lane that this processor drains, or would like to. `owner` is None if another one does."""
+
+    lane: Lane
+    turn: LaneTurn = field(default_factory=LaneTurn)
+    owner: Ownership | None = None
+    #: The epoch in which this processor last owned the lane before it lost its session.
+    lost_epoch: int = 0
+    #: The connection to Redis on which lines and rollback were last checked; 0: check them again.
+    checked_on: int = 0
+    #: After Redis went back: the accept time (ms) up to which the ledger may have forgotten.
+    doubtful_until: int | None = None
+    cursor: LaneCursor = field(default_factory=LaneCursor)
+    parking: LaneParking = field(default_factory=LaneParking)
+    health: LaneHealth = field(default_factory=LaneHealth)
+    withheld: ReplicationBacklog = field(default_factory=ReplicationBacklog)
+
+    @property
+    def name(self) -> str:
+        """Queue and partition, e.g. "default:0"."""
+        return self.lane.name
+
+    def forget(self) -> None:
+        """Trust nothing that was read: start from the head, and let the ledger decide (rule 9)."""
+        self.withheld.forget()
+        self.read_again()
+
+    def read_again(self) -> None:
+        """Read again what is not settled. What is withheld is committed and still there."""
+        self.cursor.go_back(self.withheld.last or "-")
+        self.parking.forget()
+        if not self.withheld:
+            self.cursor.later_versions.clear()
+            self.parking.unparked.clear()
+
+    def measured(self, size: LaneSize) -> None:
+        """Take over what Redis answered about the lane."""
+        self.parking.measured(size)
+        self.turn.oldest_age = size.oldest_age or 0.0
+
+    def start_epoch(self) -> None:
+        """The lane is owned again: read what is not settled."""
+        self.read_again()
+        self.lost_epoch = 0
+
+    def fenced(self) -> None:
+        """Another processor owns the lane: trust nothing that was read."""
+        self.owner = None
+        self.forget()
+
+    def session_lost(self) -> None:
+        """The session with PostgreSQL ended, and with it the ownership."""
+        if self.owner is not None:
+            self.lost_epoch, self.owner = self.owner.epoch, None
+        self.read_again()
+
+    def check_again(self) -> None:
+        """Have the lines of blocked keys rebuilt the next time that lanes are taken."""
+        self.checked_on = 0
+
+    def in_turn(self, entries: Sequence[Entry]) -> list[Entry]:
+        """Those parked entries in front of which nothing is left to be read in the stream.
+
+        A failover brings back what was applied before they were parked, and it is read again.
+        """
+        if self.cursor.reached_end:
+            return list(entries)
+        if (page := self.cursor.page) is not None:
+            return [e for e in entries if order(e.entry_id) < order(page.first)]
+        at = self.cursor.position
+        return [e for e in entries if at != "-" and order(e.entry_id) <= order(at)]
