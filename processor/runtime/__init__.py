@@ -1,7 +1,8 @@
-"""The drain thread, its Event, and the threads beside it.
+"""The drain thread of the process, and the threads beside it.
 
-doorbell             Rings when another process adds an entry: a small thread that blocks on Redis
-drain_thread         The singleton: one thread, one Event, one loop.
-overlay_cleaner      Takes pending writes out of the overlay once every server that is read from h
-side_threads         What runs beside the drain thread: the doorbell, the replication watch, the o
+doorbell         wakes the drain thread when another process adds an entry
+overlay_cleaner  removes pending writes from the overlay once every server has them
+side_threads     the threads beside the drain thread: doorbell, replication watch, overlay cleaner
+run              one life of the drain thread: its loop, its passes, the hooks around them
+drain_thread     the one drain thread of the process: start, stop, reload, state
 """

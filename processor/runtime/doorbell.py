@@ -1,21 +1,27 @@
-"""Rings when another process adds an entry: a small thread that blocks on Redis and sets the Event.
+"""Wakes the drain thread when another process adds an entry.
 
-It waits from the drain's cursor, for one entry, and only while the drain thread waits (rule 30). It
-does nothing else: without it work would be found at the next interval.
+A small thread that blocks on Redis and sets the Event. It waits from the drain's cursor, for one
+entry, and only while the drain thread waits (rule 30). Without it, such an entry would be found
+only after the interval.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Mapping
 
-from processor.connections.redis_client import RedisConnection
+from processor.connections.redis_client import Command, RedisConnection
 from processor.errors import ProcessorError
 from processor.telemetry import metrics
 
+log = logging.getLogger("processor.runtime")
+
+#: Seconds that Redis itself waits for an entry.
 _BLOCK = 2.0
-_AWAY = 1.0
+#: Seconds before Redis is tried again after an error.
+_RETRY = 1.0
 
 
 class Doorbell:
@@ -34,23 +40,26 @@ class Doorbell:
         self._thread.start()
 
     def wait_for(self, streams: Mapping[str, str]) -> None:
-        """The drain thread waits now: ring for entries behind these ids, by stream."""
+        """Set the Event once there are entries after these ids, by stream.
+
+        The drain thread calls this before it waits.
+        """
         with self._condition:
             self._streams = streams
             self._condition.notify()
 
     def rest(self) -> None:
-        """The drain thread works: entries need no bell."""
+        """Do not set the Event: the drain thread works and finds new entries itself."""
         self._streams = {}
 
     def stop(self, timeout: float) -> None:
-        """End the thread; it leaves its connection behind closed."""
+        """End the thread, which closes its connection."""
         with self._condition:
             self._stopping = True
             self._condition.notify()
         end = time.monotonic() + timeout
         while self._thread.is_alive() and time.monotonic() < end:
-            # More than once: the call that is to be cut may be just about to begin.
+            # Repeated, since the call that it cuts may only be about to begin.
             self._redis.abort()
             self._thread.join(0.02)
 
@@ -58,12 +67,13 @@ class Doorbell:
         while self._wanted():
             try:
                 self._listen()
-            except ProcessorError:
-                # The drain thread meets the same trouble and reports it.
+            except ProcessorError as error:
+                # The drain thread runs into the same problem and reports it.
+                log.debug("doorbell: retrying in %.0f s: %s", _RETRY, error)
                 with self._condition:
-                    # `stop` cuts the call: its ring came before this wait.
+                    # After a `stop` that cut the call, nothing would notify this wait.
                     if not self._stopping:
-                        self._condition.wait(_AWAY)
+                        self._condition.wait(_RETRY)
         self._redis.close()
 
     def _wanted(self) -> bool:
@@ -76,24 +86,15 @@ class Doorbell:
         streams = self._streams
         if not streams:
             return
-        reply = self._redis.calls(
-            [
-                (
-                    "XREAD",
-                    "COUNT",
-                    1,
-                    "BLOCK",
-                    int(_BLOCK * 1000),
-                    "STREAMS",
-                    *streams,
-                    *streams.values(),
-                )
-            ],
-            block=_BLOCK,
-        )[0]
+        command: Command = (
+            "XREAD", "COUNT", 1, "BLOCK", int(_BLOCK * 1000), "STREAMS", *streams,
+            *streams.values(),
+        )  # fmt: skip
+        reply = self._redis.calls([command], block=_BLOCK)[0]
         if isinstance(reply, ProcessorError):
             raise reply
         if reply and streams is self._streams:
             metrics.count("rings")
+            log.debug("doorbell: another process added an entry to %s", reply[0][0].decode())
             self.rest()
             self._event.set()

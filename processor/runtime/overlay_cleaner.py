@@ -1,9 +1,9 @@
-"""Takes pending writes out of the overlay once every server that is read from has them.
+"""Removes pending writes from the overlay once every server that is read from has them.
 
-A small thread in the processor's process with connections of its own. It asks the ledgers of the
-primary and of every replica that is not lost (rule 33); what all of them know, or the primary knows
-as dead or discarded, is taken away, and what a failover is told to have left behind. As long as one
-cannot be asked, all is kept, whatever that outage lasts.
+A small thread with its own connections. It queries the ledgers of the primary and of every replica
+that is not lost (rule 33). A pending write is removed when all of these ledgers have its id, when
+the primary has it as dead or discarded, or when a failover is recorded to have lost it. While one
+of these servers is unreachable every pending write is kept, however long that lasts.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from processor.telemetry.progress import Progress
 log = logging.getLogger("processor.runtime")
 
 _PAGE = 500
-#: Looked at again after this many seconds: while something went, while nothing does, while there is
-#: nothing or a server is away.
+#: Seconds before the next look: after some were removed, after none were, and while the overlay is
+#: empty or a server is unreachable.
 _SOON, _LATER, _IDLE = 0.1, 0.25, 1.0
 
 
@@ -60,7 +60,7 @@ class OverlayCleaner:
             self._redis, self._primary, *self._replicas.values()
         ]  # fmt: skip
         self._stopping = threading.Event()
-        self._far = "-"
+        self._scanned_to = "-"
         self._thread = threading.Thread(target=self._run, name="processor-clearing", daemon=True)
 
     def start(self) -> None:
@@ -68,19 +68,19 @@ class OverlayCleaner:
         self._thread.start()
 
     def stop(self, timeout: float) -> None:
-        """End the thread; it leaves its connections behind closed."""
+        """End the thread, which closes its connections."""
         self._stopping.set()
         if not self._thread.is_alive():
             return
         self._thread.join(min(timeout, 0.2))
         if self._thread.is_alive():
-            # It may wait for a server that does not answer.
+            # The thread may be waiting for a server that does not answer.
             for each in self._connections:
                 each.abort()
             self._thread.join(timeout)
 
     def drop(self) -> None:
-        """In a forked child: the connections are the parent's (P6)."""
+        """Forget all connections without closing them, in a forked child (P6)."""
         for each in self._connections:
             each.drop()
 
@@ -89,8 +89,9 @@ class OverlayCleaner:
         while not self._stopping.wait(delay):
             try:
                 delay = self.clear()
-            except ProcessorError:
-                # Whoever needs these servers reports it; what is pending stays.
+            except ProcessorError as error:
+                # Reported by the threads that need these servers; every pending write is kept.
+                log.debug("overlay: nothing is removed, retrying in %.0f s: %s", _IDLE, error)
                 delay = _IDLE
             except Exception as error:  # A defect must not end the thread.
                 log.error("clearing the overlay failed: %s", faults.place(error))
@@ -98,106 +99,109 @@ class OverlayCleaner:
         self.close()
 
     def close(self) -> None:
-        """End the connections; the next look opens others."""
+        """Close the connections; the next `clear` opens others."""
         for each in self._connections:
             each.close()
 
     def clear(self) -> float:
-        """Take away what can go; the seconds to wait before the next look.
+        """Remove what can be removed; return the seconds to wait before the next time.
 
-        From the head on as long as pages have something to go. One page more is looked at further
-        down each time, so that what waits for long at the head does not keep the rest.
+        Reads pages from the head for as long as each had something to remove, and then one page
+        further down, so that entries that stay at the head for long do not keep later ones.
         """
-        gone, after = True, "-"
+        removed, after = True, "-"
         some = False
-        while gone and not self._stopping.is_set():
+        while removed and not self._stopping.is_set():
             page = self._overlay.page(self._redis, after, _PAGE)
             if not page:
-                self._far = "-"
+                self._scanned_to = "-"
                 if self._redis.call("EXISTS", self._overlay.missed):
-                    self._lost()
+                    self._lost_replicas()
                 return _SOON if some else _IDLE
-            gone = self._clear_page(page)
-            some = some or gone
+            removed = self._clear_page(page)
+            some = some or removed
             after = page[-1].entry_id
-        self._look_further(after)
+        self._clear_further(after)
         return _SOON if some else _LATER
 
-    def _look_further(self, after: str) -> None:
-        start = self._far if self._far != "-" else after
+    def _clear_further(self, after: str) -> None:
+        start = self._scanned_to if self._scanned_to != "-" else after
         page = self._overlay.page(self._redis, start, _PAGE)
         if page:
             self._clear_page(page)
-        self._far = page[-1].entry_id if len(page) == _PAGE else "-"
+        self._scanned_to = page[-1].entry_id if len(page) == _PAGE else "-"
 
     def _clear_page(self, page: Sequence[Shown]) -> bool:
         ids = [each.id for each in page if each.id]
-        on_primary, here = self._on_primary(ids)
+        on_primary, position = self._on_primary(ids)
         everywhere = set(on_primary)
-        lost = self._lost()
+        lost = self._lost_replicas()
         for name, database in self._replicas.items():
             if name not in lost and everywhere:
-                everywhere &= self._on(database, list(everywhere)).keys()
-        ended = {one for one, known in on_primary.items() if known.outcome != "applied"}
-        ended |= self._left_behind([e for e in page if e.id and e.id not in on_primary])
-        gone = [each for each in page if not each.id or each.id in everywhere | ended]
-        if lost and gone:
-            # Before they go: a replica that comes back must not be read until it has them.
-            told = [part for name in sorted(lost) for part in (name, str(here))]
-            self._redis.call("HSET", self._overlay.missed, *told)
-        if gone and everywhere:
-            self._tell_how_far(here, self._replicas.keys() - lost)
-        self._overlay.hide(self._redis, gone)
-        return bool(gone)
+                everywhere &= self._recorded(database, list(everywhere)).keys()
+        ended = {each for each, found in on_primary.items() if found.outcome != "applied"}
+        ended |= self._lost_commits([e for e in page if e.id and e.id not in on_primary])
+        removable = [each for each in page if not each.id or each.id in everywhere | ended]
+        # Both before the removal: neither a lost replica that returns, nor a server that takes over
+        # the name of another replica, may be read until it has replayed these writes.
+        if lost and removable:
+            fields = [part for name in sorted(lost) for part in (name, str(position))]
+            self._redis.call("HSET", self._overlay.missed, *fields)
+        if removable and everywhere:
+            self._publish_replayed(position, self._replicas.keys() - lost)
+        self._overlay.hide(self._redis, removable)
+        if removable:
+            log.debug("overlay: removed %d pending writes", len(removable))
+        return bool(removable)
 
-    def _tell_how_far(self, here: Position, names: Iterable[str]) -> None:
-        """Before they go: what these replicas have, so must who comes in their place (`names`)."""
-        told: list[str] = []
+    def _publish_replayed(self, primary: Position, names: Iterable[str]) -> None:
+        """Publish how far these replicas are, on the timeline of the primary."""
+        fields: list[str] = []
         for name in names:
             replayed = replayed_lsn(self._replicas[name])
             if replayed is not None:
-                told += name, str(replace(here, lsn=replayed))
-        if told:
-            self._redis.call("HSET", self._overlay.cleared, *told)
+                fields += name, str(replace(primary, lsn=replayed))
+        if fields:
+            self._redis.call("HSET", self._overlay.cleared, *fields)
 
-    def _left_behind(self, unknown: Sequence[Shown]) -> set[str]:
-        """Those whose commit a failover left behind: no server will have them any more.
+    def _lost_commits(self, missing: Sequence[Shown]) -> set[str]:
+        """The ids whose commit a failover lost, so that no server will ever have them.
 
-        Unless they were submitted again since.
+        Without those that were submitted again since.
         """
-        if not unknown:
+        if not missing:
             return set()
-        told = replica_status.lost_since(
-            self._redis, self._settings.namespace, unknown[0].entry_id
+        recorded = replica_status.lost_since(
+            self._redis, self._settings.namespace, missing[0].entry_id
         )
         lost = {
-            each.id: told[each.id] for each in unknown
-            if each.id in told and order(each.entry_id) < order(told[each.id])
+            each.id: recorded[each.id] for each in missing
+            if each.id in recorded and order(each.entry_id) < order(recorded[each.id])
         }  # fmt: skip
         return lost.keys() - self._accepted_since(lost.values()) if lost else set()
 
-    def _accepted_since(self, entries: Iterable[str]) -> set[str]:
-        """The ids in the log behind the first of these entries."""
+    def _accepted_since(self, entry_ids: Iterable[str]) -> set[str]:
+        """The ids in the log after the first of these entries."""
         found: set[str] = set()
-        after = min(entries, key=order)
+        after = min(entry_ids, key=order)
         while page := self._overlay.page(self._redis, after, _PAGE):
             found.update(each.id for each in page)
             after = page[-1].entry_id
         return found
 
     def _on_primary(self, ids: Sequence[str]) -> tuple[dict[str, Recorded], Position]:
-        """What the primary's ledger knows, and a position behind all of that."""
-        known = self._on(self._primary, ids)
-        told = replica_status.primary(self._redis, self._settings.namespace)
-        if is_superseded((self._primary.system, self._primary.timeline), told):
+        """The ids that the primary's ledger has, and a position behind all of their commits."""
+        found = self._recorded(self._primary, ids)
+        newest = replica_status.primary(self._redis, self._settings.namespace)
+        if is_superseded((self._primary.system, self._primary.timeline), newest):
             self._primary.close()
             raise DatabaseUnavailable("this primary was left behind by a failover")
-        return known, insert_position(self._primary)
+        return found, insert_position(self._primary)
 
-    def _on(self, database: PostgresSession, ids: Sequence[str]) -> dict[str, Recorded]:
+    def _recorded(self, database: PostgresSession, ids: Sequence[str]) -> dict[str, Recorded]:
         try:
             if database.alive:
-                # It was perhaps ended since, being idle; then a new one is asked.
+                # The server may have ended this idle session; then another one is opened.
                 with contextlib.suppress(DatabaseUnavailable):
                     return outcomes.find(database, ids)
             database.connect()
@@ -205,20 +209,21 @@ class OverlayCleaner:
         except DatabaseError as error:
             raise DatabaseUnavailable(f"the ledger cannot be read: {error}") from None
 
-    def _lost(self) -> set[str]:
-        """The replicas that are lost; one that is back has to catch up before it is read again."""
+    def _lost_replicas(self) -> set[str]:
+        """The replicas that are lost; those that are not may be read again once they caught up."""
         try:
-            told = replica_status.replicas(self._redis, self._settings.namespace)
+            published = replica_status.replicas(self._redis, self._settings.namespace)
             missed = self._redis.call("HGETALL", self._overlay.missed)
         except RedisRefused as refused:
             raise RedisUnavailable(str(refused)) from None
-        lost = {n for n, each in told.items() if each.state == "lost" and n in self._replicas}
+        lost = {n for n, each in published.items() if each.state == "lost" and n in self._replicas}
         for name, position in zip(missed[::2], missed[1::2], strict=True):
             if name.decode(errors="replace") not in lost:
-                self._welcome(name, position)
+                self._readmit(name, position)
         return lost
 
-    def _welcome(self, name: bytes, position: bytes) -> None:
+    def _readmit(self, name: bytes, position: bytes) -> None:
+        """Let a replica be read again once it has replayed up to what was removed without it."""
         database = self._replicas.get(name.decode(errors="replace"))
         if database is not None:
             if not database.alive:
@@ -227,10 +232,12 @@ class OverlayCleaner:
             try:
                 missed = Position.parse(position.decode())
             except ValueError:
-                # Damaged: it missed nothing that is behind where the primary is now.
-                _, here = self._on_primary(())
-                self._redis.call("HSET", self._overlay.missed, name, str(here))
+                # The record is damaged. Nothing that was removed is behind the primary's present
+                # position.
+                _, now = self._on_primary(())
+                self._redis.call("HSET", self._overlay.missed, name, str(now))
                 return
             if replayed is None or replayed < missed.lsn:
                 return
         self._redis.call("HDEL", self._overlay.missed, name)
+        log.debug("overlay: replica %s may be read again", name.decode(errors="replace"))

@@ -1,7 +1,7 @@
-"""What runs beside the drain thread: the doorbell, the replication watch, the overlay's clearing.
+"""The threads beside the drain thread: doorbell, replication watch, overlay cleaner.
 
-Each is a small thread with connections of its own; none of them ever blocks the drain. They start
-and stop with it, and begin anew when the settings change.
+Each is small, has its own connections and never blocks the drain thread. They start and stop with
+it, and are replaced when the settings change.
 """
 
 from __future__ import annotations
@@ -17,37 +17,37 @@ from processor.runtime.overlay_cleaner import OverlayCleaner
 
 
 class SideThreads:
-    """The threads beside one drain thread, by one set of settings."""
+    """The threads beside one drain thread, for one set of settings."""
 
     def __init__(self, settings: Settings, instance: str, event: threading.Event) -> None:
-        self._bell = RedisConnection(settings.redis.url, settings.redis.timeout)
-        self.doorbell = Doorbell(event, self._bell)
-        # What is withheld waits for replicas, and with it the drain.
-        further = event.set if settings.settle == "replicated" else _nothing
-        self.following = ReplicaWatch(settings, instance, further)
-        # Also where no table is in the overlay: one may have been until now, and a transaction may
-        # bring values of its own.
-        self._clearing = OverlayCleaner(settings)
+        self._doorbell_redis = RedisConnection(settings.redis.url, settings.redis.timeout)
+        self.doorbell = Doorbell(event, self._doorbell_redis)
+        # With `settle: replicated` a replica that advances gives the drain entries to remove.
+        on_advance = event.set if settings.settle == "replicated" else _nothing
+        self.replica_watch = ReplicaWatch(settings, instance, on_advance)
+        # Also if `overlay.tables` is empty: a table may have been in the overlay until now, and a
+        # transaction may bring `cache` values.
+        self._overlay_cleaner = OverlayCleaner(settings)
 
     def start(self) -> None:
-        """Start them all."""
+        """Start all threads."""
         self.doorbell.start()
-        self.following.start()
-        self._clearing.start()
+        self.replica_watch.start()
+        self._overlay_cleaner.start()
 
     def stop(self, timeout: float) -> None:
-        """End them all, in about `timeout` seconds."""
+        """End all threads, within about `timeout` seconds."""
         end = time.monotonic() + timeout
         self.doorbell.stop(timeout)
-        self.following.stop(max(0.1, end - time.monotonic()))
-        self._clearing.stop(max(0.1, end - time.monotonic()))
+        self.replica_watch.stop(max(0.1, end - time.monotonic()))
+        self._overlay_cleaner.stop(max(0.1, end - time.monotonic()))
 
     def drop(self) -> None:
         """Forget all connections without closing them, in a forked child (P6)."""
-        self._bell.drop()
-        self.following.drop()
-        self._clearing.drop()
+        self._doorbell_redis.drop()
+        self.replica_watch.drop()
+        self._overlay_cleaner.drop()
 
 
 def _nothing() -> None:
-    """Nobody waits for replicas."""
+    """The drain waits for no replica."""

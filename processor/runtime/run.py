@@ -1,0 +1,159 @@
+"""One life of the drain thread: its loop, its passes, and the hooks around them.
+
+The loop waits on the Event for at most the delay that the last pass returned. It clears the Event
+before the pass looks for work, so that a wake-up during the pass is not lost (rule 29). There is no
+other wait and no sleep in this thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from processor import crashpoint
+from processor.config.settings import Settings
+from processor.drain.drain import Drain
+from processor.runtime.side_threads import SideThreads
+from processor.telemetry import faults, metrics, wakeup
+from processor.telemetry.progress import Progress
+from processor.telemetry.status import State
+
+log = logging.getLogger("processor.runtime")
+
+#: Seconds that the side threads get to end.
+_SIDE_THREADS_END = 2.0
+
+Hook = Callable[[], Any]
+
+
+@dataclass
+class Hooks:
+    """Functions that run in the drain thread, for an application's own database sessions."""
+
+    on_start: list[Hook] = field(default_factory=list)
+    on_stop: list[Hook] = field(default_factory=list)
+    before_pass: list[Hook] = field(default_factory=list)
+    after_pass: list[Hook] = field(default_factory=list)
+
+
+class Singleton:
+    """What the process shares: the Event, the thread, the state after its last pass."""
+
+    def __init__(self) -> None:
+        self.event = wakeup.event
+        self.thread: threading.Thread | None = None
+        self.state = State()
+
+
+class Run:
+    """One life of the thread, with its own stop flag, drain and side threads.
+
+    Once `stopping` is set it stays set: a later start makes another `Run`.
+    """
+
+    def __init__(self, settings: Settings, singleton: Singleton, hooks: Hooks) -> None:
+        self.settings = settings
+        #: Settings for the next pass on, given by a reload.
+        self.next_settings: Settings | None = None
+        self.stopping = False
+        self.progress = Progress()
+        self.instance = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
+        self._singleton = singleton
+        self._hooks = hooks
+        self._side_threads = self._new_side_threads()
+        self.drain = self._new_drain()
+        self.thread = threading.Thread(target=self._live, name="processor", daemon=True)
+
+    def abort(self) -> None:
+        """Stop, and cut the server calls in progress. For another thread."""
+        self.stopping = True
+        self.drain.database.abort()
+        self.drain.redis.abort()
+
+    def drop(self) -> None:
+        """Forget all connections without closing them, in a forked child (P6)."""
+        self.drain.database.drop()
+        self.drain.redis.drop()
+        self._side_threads.drop()
+
+    def _new_side_threads(self) -> SideThreads:
+        return SideThreads(self.settings, self.instance, self._singleton.event)
+
+    def _new_drain(self) -> Drain:
+        return Drain(
+            self.settings, self.instance, self.progress, lambda: self.stopping,
+            self._side_threads.replica_watch,
+        )  # fmt: skip
+
+    def _live(self) -> None:
+        _call(self._hooks.on_start)
+        self._side_threads.start()
+        try:
+            self._loop()
+        finally:
+            crashpoint.reach("stop-seen")
+            self.drain.leave()
+            self._side_threads.stop(_SIDE_THREADS_END)
+            _call(self._hooks.on_stop)
+            last = self._singleton.state
+            self._singleton.state = replace(last, status="stopped", reason="", lanes={})
+
+    def _loop(self) -> None:
+        event, delay = self._singleton.event, 0.0
+        while True:
+            self._side_threads.doorbell.wait_for(self.drain.streams())
+            event.wait(delay)
+            event.clear()
+            self._side_threads.doorbell.rest()
+            if self.stopping:
+                return
+            _call(self._hooks.before_pass)
+            delay = self._pass()
+            self._singleton.state = self.drain.state(time.time())
+            _call(self._hooks.after_pass)
+
+    def _pass(self) -> float:
+        """Run one pass; return the seconds to wait before the next one."""
+        if self.next_settings is not None:
+            self._reload(self.next_settings)
+        started = time.monotonic()
+        try:
+            delay = self.drain.run(started)
+            self.progress.passed()
+        except Exception as error:
+            # A defect must not end the thread. Its message may hold values (rule 19), so only its
+            # place is reported.
+            self.progress.failed(f"a pass failed and will be retried: {faults.place(error)}")
+            metrics.count("verdicts", verdict="defect")
+            log.error("%s", self.progress.failure)
+            self.drain.leave(ends=False)
+            return max(1.0, self.settings.interval)
+        if log.isEnabledFor(logging.DEBUG):
+            took = time.monotonic() - started
+            log.debug("pass took %.1f ms, the next one is due in %.3f s", 1000 * took, delay)
+        return delay
+
+    def _reload(self, settings: Settings) -> None:
+        self.settings, self.next_settings = settings, None
+        self.drain.leave()
+        self._side_threads.stop(_SIDE_THREADS_END)
+        before, self._side_threads = self._side_threads, self._new_side_threads()
+        self._side_threads.replica_watch.inherit(before.replica_watch)
+        self.drain = self._new_drain()
+        self._side_threads.start()
+        log.debug("the reloaded settings are used from this pass on")
+
+
+def _call(functions: list[Hook]) -> None:
+    for function in list(functions):
+        try:
+            function()
+        except Exception as error:
+            log.error("hook %s failed: %s", getattr(function, "__name__", "?"), faults.place(error))
