@@ -1,11 +1,20 @@
-"""What an operator may ask and request; the command line stands on it.
+"""What an operator may ask and request.
 
-buffer_membership    To which buffer a dead letter belongs: to the one that the settings lead to,
-consistency          What Redis and PostgreSQL say of the same transactions, compared; reads only.
-dead_letter_requests  What an operator asks of dead letters: retry, discard or edit them.
-find                 Looks for one transaction in Redis: streams, delayed, parked.
-overview             What an operator sees of a buffer: its lanes, the pauses, and what processors
-redaction            A transaction's payload as it may be shown: its shape to everybody, its value
-redis_acl            The Redis users with least privilege: the very commands that each part of the
-sessions             What a command works with: the settings, and connections for as long as it ne
+The command line stands on it: these modules take settings or connections, return frozen records
+and raise typed errors. They print nothing, ask nothing and never exit.
+
+wording                counts, lengths of time and suggestions, for sentences and tables
+findings               the result of one check: ok, warn or fail, with the remedy
+sessions               connections for an operator's questions
+redis_acl              Redis users with least privilege
+redaction              a transaction's payload with its values hidden
+overview               a buffer at one moment: its lanes, its pauses, the states of its processors
+pauses                 the lanes of every queue, and the switch that pauses a queue
+status                 what `status` shows: processors, lanes, replicas, dead letters
+find                   one transaction in Redis: in a stream, delayed or parked
+explanation            where a transaction is, why it is not applied, what releases it
+consistency            what Redis and PostgreSQL say of the same transactions, compared
+buffer_membership      the buffer to which a dead letter belongs, and which processors decide it
+dead_letter_selection  which dead letters an operator means, and the list of them
+dead_letter_requests   retry, edit or discard dead letters
 """

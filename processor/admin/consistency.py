@@ -1,15 +1,21 @@
-"""What Redis and PostgreSQL say of the same transactions, compared; reads only.
+"""Compares what Redis and PostgreSQL say of the same transactions; reads only.
 
-It asks with statements of its own: a check that used the statements of what it checks would repeat
-their mistakes. Each look yields problems; `verify` looks twice, since work in hand is no problem.
+It sends queries of its own: a check that shared the queries of the code it checks would repeat
+their mistakes. It may run beside a working processor, so it compares twice: a problem that only one
+comparison finds is work in progress.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from processor.admin import overview
+from processor.admin.findings import FAIL, OK, WARN, Finding
+from processor.admin.overview import Overview
+from processor.admin.sessions import OperatorSessions
 from processor.buffer import parked, stream
 from processor.buffer.entry_ids import last_generated, order
 from processor.buffer.lane import Lane
@@ -18,46 +24,101 @@ from processor.connections.postgres_session import PostgresSession
 from processor.connections.redis_client import RedisConnection, checked
 from processor.connections.sql_literals import quoted
 from processor.transaction.entry import Entry, UnknownVersion, Unreadable, decode
+from processor.transaction.ids import canonical_id
 
 _PAGE = 500
+#: Seconds between the two comparisons.
+_BETWEEN = 2.0
+#: How many problems of a kind are named.
+_NAMED = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something that does not agree: of which kind, in which lane, at which transaction."""
+    """A disagreement: which check found it, in which lane, at which transaction."""
 
     check: str
     lane: str
     id: str
 
 
-#: The kinds, with what is meant when there are none, and what is to be done if there are some.
+#: The checks, with what is true when one finds nothing and what to do when it finds something.
 CHECKS = {
-    "settled": ("nothing in Redis that the ledger knows already",
-                "the lane's owner settles it; if one runs and does not, restart it"),
-    "lines": ("every parked transaction stands in the lines of its keys and is tried in its turn",
-              "Redis lost a part of its keys: see `processor explain` for each"),
-    "holders": ("every line begins with a parked transaction or a dead letter that holds it",
-                "restart the processor: who takes a lane rebuilds its lines"),
+    "settled": ("Redis holds no transaction that the ledger records as done",
+                "the owner of the lane removes it; if a processor runs and does not, restart it"),
+    "lines": ("every parked transaction waits in the line of each of its keys, and has its turn",
+              "Redis lost a part of its keys: run `processor explain` for each transaction"),
+    "holders": ("every line begins with a parked transaction or a dead letter that holds the key",
+                "restart the processor: it rebuilds the lines of each lane that it acquires"),
     "holds": ("every dead letter that holds its keys stands in their lines",
-              "restart the processor: who takes a lane rebuilds its lines"),
-    "outcomes": ("ledger and dead letters tell the same outcome",
-                 "somebody wrote into the schema processor by hand: compare the rows"),
-    "counters": ("the counters of each lane agree with ledger and dead letters",
-                 "somebody wrote into the schema processor by hand: compare the rows"),
-    "loss": ("Redis has not gone back behind what was committed",
-             "what was accepted after its last save is lost: see appendonly in `processor doctor`"),
+              "restart the processor: it rebuilds the lines of each lane that it acquires"),
+    "outcomes": ("the ledger and the dead letters record the same outcomes",
+                 "the schema processor was changed by hand: compare the rows"),
+    "counters": ("the counters of each lane match the ledger and the dead letters",
+                 "the schema processor was changed by hand: compare the rows"),
+    "loss": ("Redis has not gone back to a time before the last commit",
+             "entries accepted after its last save are lost: see persistence in"
+             " `processor doctor`"),
 }
 
 
-def look(
+def verify(sessions: OperatorSessions) -> list[Finding]:
+    """One finding a check; takes about two seconds if the first comparison finds a problem.
+
+    Raises Unavailable, RedisRefused and DatabaseError.
+    """
+    with sessions.redis() as redis, sessions.database() as database:
+        seen = overview.look(redis, sessions.settings)
+        states = overview.processors(redis, sessions.settings)
+        if seen.identity is None:
+            return [_without_identity(database, sessions.settings.site)]
+        problems = _lasting(redis, database, sessions.settings, seen)
+    owned = {name for each in states for name, lane in each["lanes"].items() if lane["owner"]}
+    return [_finding(check, problems, owned) for check in CHECKS]
+
+
+def _lasting(
+    redis: RedisConnection, database: PostgresSession, settings: Settings, seen: Overview
+) -> set[Problem]:
+    identity, lanes = canonical_id("identity of the buffer", seen.identity), list(seen.lanes)
+    first = set(compare(redis, database, settings, identity, lanes))
+    if not first:
+        return first
+    time.sleep(_BETWEEN)
+    return first & set(compare(redis, database, settings, identity, lanes))
+
+
+def _finding(check: str, problems: set[Problem], owned: set[str]) -> Finding:
+    holds, remedy = CHECKS[check]
+    found = sorted((p for p in problems if p.check == check), key=lambda p: (p.lane, p.id))
+    if not found:
+        return Finding("verify", check, OK, holds)
+    # A processor that stops between commit and settling leaves these; the next owner settles them.
+    idle = check == "settled" and not owned & {problem.lane for problem in found}
+    names = ", ".join(f"{each.lane} {each.id}" for each in found[:_NAMED])
+    more = ", ..." if len(found) > _NAMED else ""
+    text = f"violated by {len(found)}: {names}{more}"
+    return Finding("verify", check, WARN if idle else FAIL, text, remedy)
+
+
+def _without_identity(database: PostgresSession, site: str) -> Finding:
+    """An empty Redis is new, or has lost everything."""
+    rows = database.run("SELECT site, buffer::text FROM processor.lane ORDER BY seen_at DESC")
+    former = next((buffer for name, buffer in rows if name == site), None)
+    if former is None:
+        return Finding("verify", "buffer", OK, "nothing was ever submitted here")
+    return Finding("verify", "buffer", FAIL, f"Redis holds no buffer, but this site had {former}",
+                   "Redis lost its data, or redis.url or namespace is wrong")
+
+
+def compare(
     redis: RedisConnection, database: PostgresSession, settings: Settings, identity: str,
     lanes: Sequence[str],
 ) -> Iterator[Problem]:  # fmt: skip
-    """Compare once."""
+    """Compare Redis and PostgreSQL once."""
     for name in lanes:
         lane = Lane(settings.namespace, name)
-        if settings.settle == "committed":  # else they wait there until replicas have them
+        if settings.settle == "committed":  # Else entries stay until the replicas have them.
             yield from _unsettled(database, lane, _stream(redis, lane))
         yield from _unsettled(database, lane, _parked(redis, lane))
         yield from _without_lines(redis, lane)
@@ -72,8 +133,8 @@ def _unsettled(
     database: PostgresSession, lane: Lane, pages: Iterator[list[Entry]]
 ) -> Iterator[Problem]:
     for page in pages:
-        for known in _ids(database, "ledger", "true", [entry.id for entry in page]):
-            yield Problem("settled", lane.name, known)
+        for done in _ids(database, "ledger", "true", [entry.id for entry in page]):
+            yield Problem("settled", lane.name, done)
 
 
 def _without_lines(redis: RedisConnection, lane: Lane) -> Iterator[Problem]:
@@ -87,7 +148,7 @@ def _without_lines(redis: RedisConnection, lane: Lane) -> Iterator[Problem]:
 
 
 def _proofs(lane: Lane, entry: Entry) -> list[Any]:
-    """What shows that a parked transaction has its turn: its lines, or without keys its time."""
+    """What proves that a parked transaction will be tried: its lines, or without keys its time."""
     if not entry.keys:
         return [("ZSCORE", lane.retry, entry.id)]
     return [
@@ -104,20 +165,20 @@ def _without_holders(
         start = b"(" + after if after else b"-"
         members = redis.call("ZRANGEBYLEX", lane.blocked, start, "+", "LIMIT", 0, _PAGE)
         ids = list(dict.fromkeys(each.id for each in parked.places(members)))
-        there = parked.has_bodies(redis, lane, ids)
-        yield from (Problem("lines", lane.name, each) for each in _untried(redis, lane, there))
-        there |= set(_ids(database, "dead_letter", "outcome = 'dead' AND holds", ids))
-        yield from (Problem("holders", lane.name, each) for each in ids if each not in there)
+        holding = parked.has_bodies(redis, lane, ids)
+        yield from (Problem("lines", lane.name, each) for each in _untried(redis, lane, holding))
+        holding |= set(_ids(database, "dead_letter", "outcome = 'dead' AND holds", ids))
+        yield from (Problem("holders", lane.name, each) for each in ids if each not in holding)
         if len(members) < _PAGE:
             return
         after = members[-1]
 
 
 def _untried(redis: RedisConnection, lane: Lane, ids: set[str]) -> Iterator[str]:
-    """Those of these parked transactions that stand first in all their lines and have no turn."""
-    asked = sorted(ids)
-    scores = redis.calls([("ZSCORE", lane.retry, each) for each in asked]) if asked else []
-    for transaction_id, score in zip(asked, checked(scores), strict=True):
+    """The parked transactions that stand first in all their lines and are not due for a try."""
+    ordered = sorted(ids)
+    scores = redis.calls([("ZSCORE", lane.retry, each) for each in ordered]) if ordered else []
+    for transaction_id, score in zip(ordered, checked(scores), strict=True):
         record = None if score is not None else redis.call("HGET", lane.parked, transaction_id)
         if record is not None:
             heads = parked.first_places(redis, lane, parked.record(record).keys)
@@ -165,7 +226,7 @@ def _outcomes(database: PostgresSession, identity: str) -> Iterator[Problem]:
 
 
 def _counters(database: PostgresSession, identity: str) -> Iterator[Problem]:
-    """Counted up with each commit; rows may have been pruned since, and none can be too many."""
+    """Each commit adds to the counters. They may exceed the rows, which may have been pruned."""
     rows = database.run(
         "WITH done AS (SELECT lane, count(*) AS n FROM processor.ledger"
         f" WHERE buffer = {quoted(identity)} AND outcome = 'applied' GROUP BY lane),"
@@ -178,7 +239,7 @@ def _counters(database: PostgresSession, identity: str) -> Iterator[Problem]:
         " OR (lane.pruned_to IS NULL AND lane.applied > coalesce(done.n, 0)))"
     )
     for lane, counted, applied, deaths, letters in rows:
-        text = f"counted {counted} applied, {deaths} dead; there are {applied} and {letters}"
+        text = f"counted {counted} applied, {deaths} dead; found {applied} and {letters}"
         yield Problem("counters", lane, text)
 
 
@@ -203,7 +264,7 @@ def _decoded(raw: stream.Raw) -> Entry | None:
     try:
         return decode(raw[0], raw[1], raw[2])
     except (Unreadable, UnknownVersion):
-        return None  # the owner's to bury, or a later release's to apply
+        return None  # The owner dead-letters it, or a later release applies it.
 
 
 def _parked(redis: RedisConnection, lane: Lane) -> Iterator[list[Entry]]:

@@ -1,161 +1,174 @@
-"""What an operator asks of dead letters: retry, discard or edit them.
+"""Retry, edit or discard dead letters.
 
-A request is recorded in the dead letter's row; the owner of its lane carries it out in its turn
-(rule 15), so nothing here writes data, and it may be asked while nobody drains.
+A request is recorded in the dead letter's row, and the owner of its lane carries it out in its turn
+(rule 15). So nothing here changes the application's data, and a request may be recorded while no
+processor runs.
 """
 
 from __future__ import annotations
 
-import datetime
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
+from processor.admin import dead_letter_selection
 from processor.admin.buffer_membership import BufferMembership
-from processor.cli import output
+from processor.admin.dead_letter_selection import NoDeadLetter, Selection
+from processor.admin.wording import count
 from processor.connections.postgres_session import PostgresSession
-from processor.errors import InvalidTransaction, ProcessorError
+from processor.errors import InvalidTransaction
 from processor.ledger import dead_letters
 from processor.ledger.dead_letters import DeadLetter
 from processor.transaction.builder import Transaction
 
-_PAGE = 200
-_LOOK = 0.2
+#: Seconds between two looks at a dead letter whose outcome is awaited.
+_POLL = 0.2
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
-    """Which dead letters are meant."""
+class OpenLetter:
+    """A dead letter that awaits a decision; `payloads` open ones share its id (rule 15)."""
 
-    lane: str | None = None
-    sqlstate: str | None = None
-    since: datetime.datetime | None = None
-    everything: bool = False
-    buffer: str | None = None
-
-    @property
-    def narrows(self) -> bool:
-        """Whether any filter is set."""
-        return (self.lane, self.sqlstate, self.since) != (None, None, None)
-
-    def count(self, database: PostgresSession) -> int:
-        """How many there are."""
-        return dead_letters.count_listed(
-            database, lane=self.lane, sqlstate=self.sqlstate, since=self.since,
-            everything=self.everything, buffer=self.buffer,
-        )
-
-    def letters(self, database: PostgresSession, limit: int | None = None) -> Iterator[DeadLetter]:
-        """Those letters, oldest first, a page in memory at a time."""
-        after, given = None, 0
-        while limit is None or given < limit:
-            count = _PAGE if limit is None else min(_PAGE, limit - given)
-            page = dead_letters.listed(
-                database, lane=self.lane, sqlstate=self.sqlstate, since=self.since,
-                everything=self.everything, buffer=self.buffer, limit=count, after=after,
-            )
-            yield from page
-            if len(page) < count:
-                return
-            after, given = page[-1].id, given + len(page)
+    letter: DeadLetter
+    payloads: int
 
 
-class Missing(ProcessorError):
-    """What was asked for is not there."""
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """The part of a selection that is decided here, and how many dead letters are left out."""
+
+    selection: Selection
+    count: int
+    elsewhere: int
 
 
-def the_open_one(
-    database: PostgresSession, belonging: BufferMembership, transaction_id: str
-) -> DeadLetter:
-    """The dead letter of this id that waits for a decision. Raises Missing and Elsewhere."""
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a request so far.
+
+    `recorded` is False if the dead letter was decided before the request. `success` is False if it
+    failed again or was not carried out in time.
+    """
+
+    letter: DeadLetter
+    text: str
+    success: bool = True
+    recorded: bool = True
+
+
+def open_letters(membership: BufferMembership, ids: Sequence[str]) -> list[OpenLetter]:
+    """The open dead letters of these ids. Raises NoDeadLetter and OtherBuffer."""
+    with membership.sessions.database() as database:
+        return [_open_letter(database, membership, each) for each in ids]
+
+
+def _open_letter(
+    database: PostgresSession, membership: BufferMembership, transaction_id: str
+) -> OpenLetter:
     letters = dead_letters.found(database, transaction_id)
-    waiting = [letter for letter in letters if letter.outcome == "dead"]
+    undecided = [letter for letter in letters if letter.outcome == "dead"]
     if not letters:
-        raise Missing(f"{transaction_id} is no dead letter",
-                      hint=f"see `processor explain {transaction_id}`")
-    if not waiting:
-        raise Missing(f"{transaction_id} is {letters[-1].outcome} already")
-    own = [letter for letter in waiting if belonging.takes(letter)]
-    if not own:
-        belonging.refuse(database, waiting[0])
-    if len(own) > 1:
-        # One id, several payloads (rule 15): the first is the one that the ledger calls dead.
-        output.message(f"{transaction_id} has {len(own)} dead letters, taking the oldest")
-    return own[0]
+        raise dead_letter_selection.missing(transaction_id)
+    if not undecided:
+        raise NoDeadLetter(f"{transaction_id} is already {letters[-1].outcome}")
+    accepted = [letter for letter in undecided if membership.accepts(letter)]
+    if not accepted:
+        membership.refuse(database, undecided[0])
+    # The ledger calls the oldest one dead.
+    return OpenLetter(accepted[0], len(accepted))
 
 
-def ask(
-    belonging: BufferMembership, what: str, letters: list[DeadLetter], wait: float | None,
-    as_json: bool,
-    edited: bytes | None = None,
-) -> int:
-    """Record a request for each letter, and wait for their outcomes if told to."""
-    with belonging.servers.database() as database:
-        asked = [each for each in letters if _ask(database, belonging, each, what, edited)]
-        code = output.OK if len(asked) == len(letters) else output.FAILED
+def scope(membership: BufferMembership, selection: Selection) -> Scope:
+    """Narrow a selection to one buffer: the adopted one, else that of the settings.
+
+    Raises NoDeadLetter if none remains.
+    """
+    with membership.sessions.database() as database:
+        total = selection.count(database)
+        if total:
+            selection = replace(selection, buffer=membership.adopted or membership.buffer)
+        remaining = selection.count(database)
+    if not remaining:
+        others = f" ({count(total, 'dead letter')} of other buffers)" if total else ""
+        raise NoDeadLetter(f"no dead letter matches{others}", hint="see `processor dead list`")
+    return Scope(selection, remaining, total - remaining)
+
+
+def selected(membership: BufferMembership, selection: Selection) -> list[DeadLetter]:
+    """All dead letters of a selection, in memory."""
+    with membership.sessions.database() as database:
+        return list(selection.letters(database))
+
+
+def request(
+    membership: BufferMembership, verb: str, letters: Sequence[DeadLetter],
+    wait: float | None = None, edited: bytes | None = None,
+) -> Iterator[Outcome]:
+    """Record a request for each dead letter, and wait up to `wait` seconds for all outcomes.
+
+    Yields first the dead letters that were decided meanwhile, then the others. Raises OtherBuffer.
+    """
+    with membership.sessions.database() as database:
+        recorded = []
+        for letter in letters:
+            if _record(database, membership, letter, verb, edited):
+                recorded.append(letter)
+            else:
+                yield _decided_before(letter)
         if wait is not None:
-            return max(code, _await(database, asked, wait, as_json))
-    for letter in asked:
-        say(letter, f"{what} requested", as_json)
-    return code
+            end = time.monotonic() + wait
+            for letter in recorded:
+                yield _awaited(database, letter, end)
+            return
+    for letter in recorded:
+        yield Outcome(letter, f"{verb} requested")
 
 
-def ask_all(belonging: BufferMembership, what: str, choice: Choice, as_json: bool) -> int:
-    """Record a request for every letter that a choice names."""
-    with belonging.servers.database() as database:
-        for letter in choice.letters(database):
-            if _ask(database, belonging, letter, what, None):
-                say(letter, f"{what} requested", as_json)
-    return output.OK
+def request_selected(
+    membership: BufferMembership, verb: str, selection: Selection
+) -> Iterator[Outcome]:
+    """Record a request for every dead letter of a selection, a page in memory at a time."""
+    with membership.sessions.database() as database:
+        for letter in selection.letters(database):
+            if _record(database, membership, letter, verb, None):
+                yield Outcome(letter, f"{verb} requested")
+            else:
+                yield _decided_before(letter)
 
 
-def _ask(
-    database: PostgresSession, belonging: BufferMembership, letter: DeadLetter, what: str,
-    edited: bytes | None
+def _record(
+    database: PostgresSession, membership: BufferMembership, letter: DeadLetter, verb: str,
+    edited: bytes | None,
 ) -> bool:
-    belonging.make_room(database, letter)
-    if dead_letters.ask(database, letter, what, edited, buffer=belonging.here):
-        return True
-    output.message(f"{letter.id}: was decided meanwhile")
-    return False
+    membership.register_lane(database, letter)
+    return dead_letters.ask(database, letter, verb, edited, buffer=membership.buffer)
 
 
-def say(letter: DeadLetter, outcome: str, as_json: bool) -> None:
-    """Print what became of a letter, or of the request."""
-    if as_json:
-        output.record({"id": letter.id, "lane": letter.lane, "outcome": outcome})
-    else:
-        output.line(f"{letter.id}  {outcome}")
+def _decided_before(letter: DeadLetter) -> Outcome:
+    return Outcome(letter, "was decided meanwhile", success=False, recorded=False)
 
 
-def _await(database: PostgresSession, letters: list[DeadLetter], wait: float, as_json: bool) -> int:
-    end = time.monotonic() + wait
-    code = output.OK
-    for letter in letters:
-        outcome = _outcome(database, letter, end)
-        say(letter, outcome, as_json)
-        if outcome not in ("applied", "discarded"):
-            code = output.FAILED
-    return code
-
-
-def _outcome(database: PostgresSession, letter: DeadLetter, end: float) -> str:
+def _awaited(database: PostgresSession, letter: DeadLetter, end: float) -> Outcome:
     while True:
-        found = dead_letters.found(database, letter.id)
-        now = next(each for each in found if each.hash == letter.hash)
+        letters = dead_letters.found(database, letter.id)
+        now = next(each for each in letters if each.hash == letter.hash)
         if now.outcome != "dead":
-            return now.outcome
+            return Outcome(letter, now.outcome)
         if now.request is None:
-            return f"failed again: {now.reason}"
+            return Outcome(letter, f"failed again: {now.reason}", success=False)
         if time.monotonic() > end:
-            return f"{now.request} requested, not carried out yet"
-        time.sleep(_LOOK)
+            return Outcome(letter, f"{now.request} requested, not carried out yet", success=False)
+        time.sleep(_POLL)
 
 
 def edited(letter: DeadLetter, text: str | bytes, limit: int) -> bytes:
-    """The bytes of an edited transaction, checked as at the door. Raises InvalidTransaction."""
+    """The payload that replaces a dead letter's, at most `limit` bytes, checked as in `submit`.
+
+    Raises InvalidTransaction.
+    """
     transaction = Transaction.parse(text)
     if transaction.id != letter.id:
-        # The id decides the fate of this transaction and of no other.
-        raise InvalidTransaction("id", "is not that of the dead letter", hint=f"write {letter.id}")
+        # The ledger records the outcome under the id, so an edit must not change it.
+        raise InvalidTransaction("id", "differs from that of the dead letter",
+                                 hint=f"write {letter.id}")
     return transaction.encode(time.time(), limit).body

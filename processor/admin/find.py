@@ -1,7 +1,7 @@
-"""Looks for one transaction in Redis: streams, delayed, parked.
+"""Finds one transaction in Redis: in a stream, delayed or parked.
 
-A stream is not indexed by transaction; ids carry the time at which they were made, so the search
-begins there, and goes through the rest of the lane only if it must. `explain` reads the result.
+A stream has no index by transaction. Ids carry the time at which they were made, so the search
+begins there, and reads the rest of the lane only if it must.
 """
 
 from __future__ import annotations
@@ -19,13 +19,17 @@ from processor.connections.redis_client import RedisConnection
 
 _PAGE = 100
 _SCANNED = 1000
-#: Clocks differ, and a transaction may be submitted long after it was made, rarely before.
+#: Milliseconds. Clocks differ: a transaction may enter Redis a little before the time in its id.
 _EARLIER = 60_000
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Where a transaction lies in Redis; times are Unix seconds."""
+    """A transaction in Redis; times are in Unix seconds.
+
+    `where` is stream, scheduled or parked. `heads` has the first place in the line of each of its
+    keys that is blocked. `attempt` and `reason` are of its last failure.
+    """
 
     where: str
     lane: str
@@ -40,13 +44,13 @@ class Found:
 
 
 class _Header(msgspec.Struct):
-    """What is read of a transaction, whichever release wrote it."""
+    """The fields needed here, which every release writes."""
 
     id: str = ""
     key: str | None = None
     keys: list[str] | None = None
 
-    def named(self) -> tuple[str, ...]:
+    def all_keys(self) -> tuple[str, ...]:
         return (self.key,) if self.key is not None else tuple(self.keys or ())
 
 
@@ -54,10 +58,14 @@ _headers = msgspec.json.Decoder(_Header)
 
 
 def find(redis: RedisConnection, namespace: str, lanes: list[str], wanted: str) -> Found | None:
-    """The place of a transaction in Redis; parked before stream, as moves put first (rule 28)."""
-    for look in (_parked, _scheduled, _in_stream):
+    """Find a transaction; None if it is in none of the lanes.
+
+    Looks among the parked ones before the stream, since a move puts first and removes after
+    (rule 28). Raises RedisUnavailable and RedisRefused.
+    """
+    for search in (_parked, _scheduled, _in_stream):
         for name in lanes:
-            found = look(redis, Lane(namespace, name), wanted)
+            found = search(redis, Lane(namespace, name), wanted)
             if found is not None:
                 return found
     return None
@@ -68,7 +76,7 @@ def _parked(redis: RedisConnection, lane: Lane, wanted: str) -> Found | None:
     if record is None:
         return None
     entry_id, failed, body = record.split(b"\n", 2)
-    keys = _header(body).named()
+    keys = _header(body).all_keys()
     retry = redis.call("ZSCORE", lane.retry, wanted)
     return Found(
         "parked", lane.name, entry_id.decode(), attempt=int(failed.split(b" ")[0]), keys=keys,
@@ -86,7 +94,7 @@ def _scheduled(redis: RedisConnection, lane: Lane, wanted: str) -> Found | None:
         for body, due in zip(pairs[::2], pairs[1::2], strict=True):
             header = _header(body)
             if header.id == wanted:
-                return Found("scheduled", lane.name, due=float(due), keys=header.named())
+                return Found("scheduled", lane.name, due=float(due), keys=header.all_keys())
         if cursor == b"0":
             return None
 
@@ -98,7 +106,7 @@ def _in_stream(redis: RedisConnection, lane: Lane, wanted: str) -> Found | None:
             continue
         header = _header(body)
         if header.id == wanted:
-            keys = header.named()
+            keys = header.all_keys()
             return Found(
                 "stream", lane.name, entry_id, (version or b"").decode("ascii", "replace"),
                 keys=keys, heads=parked.first_places(redis, lane, keys),

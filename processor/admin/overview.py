@@ -1,7 +1,6 @@
-"""What an operator sees of a buffer: its lanes, the pauses, and what processors say of themselves.
+"""A buffer at one moment: its lanes, its pauses, and the states that its processors published.
 
-Asked from Redis alone, so that it can be seen while PostgreSQL is away. Hands the commands one
-frozen record.
+Everything here comes from Redis alone, so that it is available while PostgreSQL is not.
 """
 
 from __future__ import annotations
@@ -20,10 +19,17 @@ from processor.errors import RedisRefused
 
 _SCANNED = 1000
 
+#: The state of one processor as it published it: the dict of `telemetry.status.as_mapping`.
+PublishedState = Mapping[str, Any]
+
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """One look at a buffer. `paused` says until when, Unix seconds; 0: until it is resumed."""
+    """A buffer at the time `now`, in Unix seconds by the clock of Redis.
+
+    `identity` is None if nothing was ever submitted. `paused` maps each paused queue to the end of
+    its pause, in Unix seconds; 0 means until it is resumed.
+    """
 
     identity: str | None
     now: float
@@ -36,7 +42,7 @@ class Overview:
 
 
 def look(redis: RedisConnection, settings: Settings) -> Overview:
-    """Look at the buffer once; writes nothing."""
+    """Read the buffer once; writes nothing. Raises RedisUnavailable and RedisRefused."""
     names = lane_names(redis, settings)
     lanes = [Lane(settings.namespace, name) for name in names]
     replies = redis.calls(lane_size.measure(settings.namespace, lanes))
@@ -52,7 +58,7 @@ def look(redis: RedisConnection, settings: Settings) -> Overview:
 
 
 def lane_names(redis: RedisConnection, settings: Settings) -> list[str]:
-    """Lanes of the configuration, and those that were ever written (rule 7)."""
+    """The lanes of the configuration, and those that were ever written (rule 7)."""
     configured = {
         f"{name}:{number}"
         for name, queue in settings.queues.items()
@@ -62,19 +68,29 @@ def lane_names(redis: RedisConnection, settings: Settings) -> list[str]:
 
 
 def clock(redis: RedisConnection) -> float:
-    """The time by the clock of Redis, Unix seconds."""
+    """The time by the clock of Redis, in Unix seconds."""
     whole, micro = redis.call("TIME")
     return int(whole) + int(micro) / 1e6
 
 
 def is_full(redis: RedisConnection) -> bool:
-    """Whether Redis has reached its memory limit, if it may be asked: then nobody can tell."""
+    """Whether Redis has reached its memory limit; False if our user may not ask."""
     (reply,) = redis.calls([("INFO", "memory")])
     if isinstance(reply, RedisRefused):
         return False
-    found = dict(row.split(":", 1) for row in reply.decode().splitlines() if ":" in row)
-    most = int(found.get("maxmemory", 0))
-    return 0 < most <= int(found.get("used_memory", 0))
+    figures = dict(row.split(":", 1) for row in reply.decode().splitlines() if ":" in row)
+    limit = int(figures.get("maxmemory", 0))
+    return 0 < limit <= int(figures.get("used_memory", 0))
+
+
+def size_mapping(size: LaneSize) -> dict[str, Any]:
+    """The fields of a lane's size that JSON output shows."""
+    return {
+        "depth": size.depth,
+        "scheduled": size.scheduled,
+        "parked": size.parked,
+        "oldest_age": None if size.oldest_age is None else round(size.oldest_age, 3),
+    }
 
 
 def queue_of(lane: str) -> str:
@@ -82,8 +98,8 @@ def queue_of(lane: str) -> str:
     return lane.rpartition(":")[0]
 
 
-def processors(redis: RedisConnection, settings: Settings) -> list[dict[str, Any]]:
-    """What each processor of this buffer told last; one that told nothing for long is not there."""
+def processors(redis: RedisConnection, settings: Settings) -> list[PublishedState]:
+    """The latest state of each processor of this buffer. A state expires when it is not renewed."""
     pattern = f"{settings.namespace}:state:*"
     found: set[bytes] = set()
     cursor: Any = b"0"
@@ -92,6 +108,6 @@ def processors(redis: RedisConnection, settings: Settings) -> list[dict[str, Any
         found.update(keys)
         if cursor in (b"0", 0):
             break
-    told = redis.calls([("GET", key) for key in sorted(found)]) if found else []
-    states = [json.loads(state) for state in told if isinstance(state, bytes)]
-    return sorted(states, key=lambda s: str(s.get("instance", "")))
+    replies = redis.calls([("GET", key) for key in sorted(found)]) if found else []
+    states = [json.loads(state) for state in replies if isinstance(state, bytes)]
+    return sorted(states, key=lambda state: str(state.get("instance", "")))

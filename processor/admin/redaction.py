@@ -1,7 +1,7 @@
-"""A transaction's payload as it may be shown: its shape to everybody, its values to who asks.
+"""Hides the values in a transaction's payload, so that it can be shown.
 
-`dead show` and `explain` print what comes from here. A value is replaced by its kind, which is what
-most failures are about; names of tables, columns and keys stay.
+Each value is replaced by its kind, which explains most failures. The names of tables and columns
+and the keys stay.
 """
 
 from __future__ import annotations
@@ -15,18 +15,21 @@ _HIDDEN = frozenset({"idempotency_key"})
 
 
 def shown(body: bytes, values: bool) -> Any:
-    """The payload, with its values or without; bytes that are no transaction by their number."""
-    document = _document(body)
-    if document is None:
+    """The payload as JSON values, or as text if it is not a transaction.
+
+    Without `values` each value is replaced by its kind.
+    """
+    transaction = _transaction(body)
+    if transaction is None:
         text = body.decode("utf-8", "backslashreplace")
-        return text if values else f"{len(body)} bytes that are no transaction, see --values"
+        return text if values else f"{len(body)} bytes that are not a transaction, see --values"
     if values:
-        return document
-    return {name: _field(name, value) for name, value in document.items()}
+        return transaction
+    return {name: _field(name, value) for name, value in transaction.items()}
 
 
 def kind(value: Any) -> str:
-    """What may be said of a value without saying it."""
+    """What may be shown of a value: its kind and size."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -38,16 +41,16 @@ def kind(value: Any) -> str:
     return f"{'list' if isinstance(value, list) else 'object'} of {len(value)}"
 
 
-def _document(body: bytes) -> dict[str, Any] | None:
+def _transaction(body: bytes) -> dict[str, Any] | None:
     try:
-        document = json.loads(body, parse_float=_number)
+        transaction = json.loads(body, parse_float=_number)
     except (ValueError, RecursionError):
         return None
-    return document if isinstance(document, dict) else None
+    return transaction if isinstance(transaction, dict) else None
 
 
 def _number(text: str) -> Any:
-    # As it was written: 1.10 is not 1.1 where it comes to be compared with the row.
+    # A number keeps the digits of the payload, so that 1.10 can be compared with the row.
     number = float(text)
     return number if repr(number) == text else text
 

@@ -1,9 +1,9 @@
-"""The Redis users with least privilege: the very commands that each part of the program sends.
+"""Redis users with least privilege: each may send exactly the commands that its part uses.
 
-Redis takes these lines in its ACL file, and one by one after ACL SETUSER. No scripts, no commands
-for administration. A producer can remove nothing from the buffer; it reads what its receipts ask
-for, and what reads of pending writes need. The processor's user also serves an application that
-submits and drains in one process.
+The lines go into the ACL file of Redis, or one by one behind ACL SETUSER. No user may run scripts
+or commands for administration. The producer's user can remove nothing from the buffer; it reads
+what receipts and reads of pending writes need. The processor's user also suffices for an
+application that submits and drains in one process.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ OPERATOR = (
     "zrangebylex", "zscan", "zscore",
 )
 
-# What a producer may touch. The identity and the register are shared by all lanes.
+# The keys that a producer may use. The identity and the register are shared by all lanes.
 _PRODUCED = ("buffer", "lanes", "partitions", "primary", "replicas", "replayed", "servers",
              "{*}:stream", "{*}:scheduled", "{*}:commits", "{*}:parked", "{*}:retry",
              "{*}:replayed", "overlay", "overlay:*")
@@ -35,7 +35,7 @@ _PASSWORD = "CHANGE-ME"
 
 
 def lines(namespace: str, url: str = "") -> list[str]:
-    """One line a user; `url` tells whether a database other than the first is selected."""
+    """One line a user. Each may SELECT only if `url` names another database than the first."""
     select = ("select",) if _database(url) else ()
     produced = [f"{namespace}:{part}" for part in _PRODUCED]
     every = [f"{namespace}:*"]

@@ -1,13 +1,15 @@
 """The command `processor`.
 
-group                A noun with its verbs: commands below one name, and a guess where the verb is
-interrupt            Ctrl-C while the command line loads modules: the end, at once and without a w
-main                 The command `processor`: one file a noun, found by name and loaded when it is
-options              What operators write in a command: lengths of time, moments, ids of transacti
-output               How every command speaks: data on stdout, words for people on stderr, one lin
-shadow               Whether a file of the user's is found under our name, before this package or
-shipped              Files that travel with the program: the sample of the settings, the units for
-unit                 The time limits of the systemd unit, held against the settings.
-doctor/              a package of its own
-commands/            a package of its own
+interrupt      exits silently on Ctrl-C while the command line imports modules
+shadow         finds a file of the user's that shadows this package
+shipped        the files that are installed with the program: sample settings, systemd units
+unit           compares the time limits of the systemd unit with the settings
+output         what all commands print: tables, JSON, messages, errors and their exit codes
+findings       prints findings, one line a check
+group          a group of commands that suggests the nearest name
+config_option  the option -c, before or behind a command
+options        what operators write: durations, times, ids; and the sessions that a command needs
+doctor/        the checks of `processor doctor`
+commands/      the commands, one module a noun
+main           the table of commands, and the entry point
 """

@@ -1,8 +1,7 @@
-"""Ctrl-C while the command line loads modules: the end, at once and without a word.
+"""Exits silently on Ctrl-C while the command line imports modules.
 
-A KeyboardInterrupt there would come out of whatever is being imported, as a traceback through other
-people's modules, or be lost in a callback of the import system. Nothing that would have to be
-finished is at work yet.
+A KeyboardInterrupt there would show a traceback through the module that is being imported, or be
+lost in a callback of the import system. No work has begun yet that would have to be finished.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ INTERRUPTED = 130
 
 
 class InterruptGuard:
-    """`with Loading(): import ...`; it changes nothing where SIGINT is ignored or another's."""
+    """`with InterruptGuard(): import ...`; does nothing if SIGINT is ignored or has a handler."""
 
     _quiet = False
 
@@ -24,7 +23,7 @@ class InterruptGuard:
                 signal.signal(signal.SIGINT, _leave)
                 self._quiet = True
             except ValueError:
-                pass  # Not the main thread, which alone is interrupted.
+                pass  # Only the main thread is interrupted, and this is another one.
 
     def __exit__(self, *_: object) -> None:
         if self._quiet:

@@ -1,8 +1,7 @@
-"""The command `processor`: one file a noun, found by name and loaded when it is called.
+"""The command `processor`: a table of commands, each imported when it is called.
 
-`main` turns whatever happens in a command into one line and one exit code (`output`). The table
-below is the only place that knows which command lives where; `--help` is printed from it, so that
-it loads none of them.
+`main` turns every error of a command into one line and an exit code (see `output`). `--help` is
+printed from the table, so that it imports no command.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from typing import NamedTuple
 import click
 
 from processor.cli import output, shadow
+from processor.cli.config_option import with_config
 from processor.cli.group import Group
 from processor.cli.interrupt import InterruptGuard
 from processor.errors import ProcessorError
@@ -22,61 +22,44 @@ from processor.version import __version__
 
 
 class Place(NamedTuple):
-    """Where a command lives, and what the overview says of it."""
+    """The module of a command in `cli.commands`, its name there, and its line in `--help`."""
 
-    module: str  # in `cli.commands`
+    module: str
     attribute: str
     summary: str
 
 
-#: A command is one line here. Modules are named, not imported: whoever asks for the status should
-#: not wait until everything that `run` needs is loaded.
+#: One line a command. Modules are named, not imported, so that `status` does not wait until
+#: everything that `run` needs is imported.
 SECTIONS: dict[str, dict[str, Place]] = {
-    "First": {
-        "demo": Place("demo", "demo", "See it survive kills, on servers of its own."),
+    "Try it": {
+        "demo": Place("demo", "demo", "Watch it survive kills, on temporary servers."),
     },
     "Work": {
-        "submit": Place("submit", "submit", "Submit transactions, one JSON a line."),
+        "submit": Place("submit", "submit", "Submit transactions, one JSON object a line."),
         "status": Place("status", "status", "Show processors, lanes, dead letters."),
         "queues": Place("queues", "queues", "List, pause and resume queues."),
-        "dead": Place("dead", "dead", "Show, retry, edit, discard dead letters."),
-        "explain": Place("explain", "explain", "Say where a transaction is and why."),
-        "verify": Place("verify", "verify", "Compare Redis with PostgreSQL."),
+        "dead": Place("dead", "dead", "Show, retry, edit and discard dead letters."),
+        "explain": Place("explain", "explain", "Show where a transaction is, and why."),
+        "verify": Place("verify", "verify", "Check that Redis and PostgreSQL agree."),
     },
     "Service": {
-        "run": Place("run", "run", "Drain in the foreground, as systemd wants it."),
-        "start": Place("run", "start", "Start a daemon with a pidfile."),
-        "stop": Place("run", "stop", "Stop the daemon; it finishes its batch."),
-        "reload": Place("run", "reload", "Have the daemon read its settings anew."),
+        "run": Place("run", "run", "Run in the foreground, for systemd."),
+        "start": Place("run", "start", "Start a daemon, where there is no systemd."),
+        "stop": Place("run", "stop", "Stop the daemon after its current batch."),
+        "reload": Place("run", "reload", "Make the daemon reload its settings."),
     },
-    "Set-up": {
-        "init-db": Place("init_db", "init_db", "Create the schema in PostgreSQL."),
-        "check-config": Place("check_config", "check_config", "Check the settings."),
-        "doctor": Place("doctor", "doctor", "Examine servers, role and host."),
-        "print": Place("print", "prints", "Print unit, config, schema or ACL."),
+    "Setup": {
+        "init-db": Place("init_db", "init_db", "Create or upgrade the schema in PostgreSQL."),
+        "check-config": Place("check_config", "check_config", "Validate the settings."),
+        "doctor": Place("doctor", "doctor", "Check servers, role and host."),
+        "print": Place("print", "prints", "Print systemd unit, sample settings, schema or ACL."),
     },
 }
 
 
-def with_config(command: click.Command) -> click.Command:
-    """Let -c FILE also stand behind the command, where most people look for it."""
-    if not any("--config" in each.opts for each in command.params):
-        command.params.append(
-            click.Option(["-c", "--config"], metavar="FILE", expose_value=False,
-                         callback=_take_config, help="Settings.")
-        )
-    for each in command.commands.values() if isinstance(command, click.Group) else ():
-        with_config(each)
-    return command
-
-
-def _take_config(context: click.Context, _option: click.Parameter, file: str | None) -> None:
-    if file is not None:
-        context.find_root().obj = file
-
-
 class Commands(Group):
-    """Commands by name, loaded when called."""
+    """The commands of the table, each imported when it is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [name for section in SECTIONS.values() for name in section]
@@ -98,15 +81,15 @@ class Commands(Group):
 @click.group(
     cls=Commands, invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit codes: 0 ok, 1 what was asked for did not hold, 2 usage, 69 a server is "
-    "unavailable, 78 configuration.",
+    epilog="Exit codes: 0 success, 1 failure or failed check, 2 usage, 69 a server is "
+    "unavailable, 78 invalid settings.",
 )
 @click.option("-c", "--config", "file", metavar="FILE",
-              help="Settings; without it PROCESSOR_CONFIG, REDIS_URL and DATABASE_URL, defaults.")
-@click.option("--version", is_flag=True, help="Print the version, and from where it is loaded.")
+              help="Settings file; default: PROCESSOR_CONFIG, else REDIS_URL and DATABASE_URL.")
+@click.option("--version", is_flag=True, help="Print the version and the path of the program.")
 @click.pass_context
 def processor(context: click.Context, file: str | None, version: bool) -> int | None:
-    """Accept transactions in Redis, commit each once in PostgreSQL."""
+    """Accept transactions in Redis, commit each exactly once in PostgreSQL."""
     context.obj = file
     if version:
         output.line(f"processor {__version__} from {shadow.LOADED}")
@@ -118,10 +101,10 @@ def processor(context: click.Context, file: str | None, version: bool) -> int | 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and give its exit code."""
+    """Run the command line; returns its exit code."""
     for stream in (sys.stdout, sys.stderr):
         if stream is not None and hasattr(stream, "reconfigure"):
-            # A terminal's encoding must not turn a foreign letter into a failure.
+            # A letter that the terminal cannot encode must not raise.
             stream.reconfigure(errors="backslashreplace")
     try:
         code = _invoke(list(sys.argv[1:] if arguments is None else arguments))
@@ -138,9 +121,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _invoke(arguments: list[str]) -> int:
-    # Not click's own main(): that prints at Ctrl-C, and has its own idea of exit codes.
+    # Not click's own main(), which prints on Ctrl-C and uses other exit codes.
     try:
         with processor.make_context("processor", arguments) as context:
             return int(processor.invoke(context) or 0)
-    except click.exceptions.Exit as ending:
-        return ending.exit_code
+    except click.exceptions.Exit as exit_:
+        return exit_.exit_code

@@ -1,8 +1,7 @@
-"""Whether a file of the user's is found under our name, before this package or in its place.
+"""Finds a file of the user's that shadows this package, such as a `processor.py`.
 
-The name of the package is a common one for a module: an application's own `processor.py` wins where
-Python is started beside it. Whoever runs into that should be told the path, not left with an
-AttributeError.
+`processor` is a common name for a module, and Python prefers one in the directory where it starts.
+The user then needs its path rather than an AttributeError.
 """
 
 from __future__ import annotations
@@ -16,13 +15,13 @@ LOADED = Path(processor.__file__).resolve().parent
 
 
 def shadowing(here: Path | None = None) -> list[Path]:
-    """Files that a Python started here, or this one, finds before this package."""
+    """The files that Python finds before this package if it is started in `here`."""
     found = []
-    for place in [here or Path.cwd(), *map(Path, sys.path)]:
-        folder = place.resolve()
+    for directory in [here or Path.cwd(), *map(Path, sys.path)]:
+        folder = directory.resolve()
         if folder == LOADED.parent:
             break
-        # A package of this name wins over a module beside it.
+        # Python prefers a package to a module of the same name.
         for name in ("processor/__init__.py", "processor.py"):
             if (folder / name).is_file():
                 found.append(folder / name)
@@ -31,9 +30,9 @@ def shadowing(here: Path | None = None) -> list[Path]:
 
 
 def warning() -> str | None:
-    """What to say about it, if anything."""
+    """The message about a file that shadows this package; None if there is none."""
     files = shadowing()
     if not files:
         return None
-    return (f"{files[0]} is found before this program, which is {LOADED},"
-            " by Python started here: rename it")
+    return (f"{files[0]} shadows this program, {LOADED}, for Python started in this directory:"
+            " rename it")

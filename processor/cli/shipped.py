@@ -1,4 +1,4 @@
-"""Files that travel with the program: the sample of the settings, the units for systemd."""
+"""Files that are installed with the program: the sample settings and the systemd units."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from processor.errors import ProcessorError
 
 
 def shipped(folder: str, name: str) -> str:
-    """The text of a file of `etc` or `systemd`."""
+    """The text of a file in `etc` or `systemd`. Raises ProcessorError if it is missing."""
     try:
         return resources.files(f"processor.{folder}").joinpath(name).read_text("utf-8")
     except (ModuleNotFoundError, FileNotFoundError):
         pass
-    # A checkout that was not installed: there they lie at the top, where one looks for them.
+    # In a checkout that is not installed, these directories are at the top.
     beside = Path(processor.__file__).resolve().parent.parent / folder / name
     try:
         return beside.read_text("utf-8")
     except OSError as error:
-        raise ProcessorError(f"{folder}/{name} did not come with this program: {error.strerror}",
-                             hint="install the package anew") from None
+        raise ProcessorError(f"{folder}/{name} is missing from this installation: {error.strerror}",
+                             hint="reinstall the package") from None

@@ -1,6 +1,7 @@
-"""The time limits of the systemd unit, held against the settings.
+"""Compares the time limits of the systemd unit with the settings.
 
-systemd must not kill what the settings allow: `check-config` refuses such a pair, `doctor` tells.
+systemd must not kill a processor for a delay that its settings permit: `check-config` rejects such
+a combination and `doctor` reports it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _BELOW = (
 
 
 def contradictions(settings: Settings, path: Path | None = None) -> list[str]:
-    """Settings not below their limit in the unit: the given, the installed one, or ours."""
+    """The settings that reach their limit in the unit: `path`, the installed or the shipped one."""
     path = path or installed()
     text = path.read_text("utf-8", "replace") if path else shipped("systemd", "processor.service")
     limits = {name: _seconds(value) for name, value in _LINE.findall(text)}
@@ -33,18 +34,18 @@ def contradictions(settings: Settings, path: Path | None = None) -> list[str]:
     for setting, limit in _BELOW:
         value, most = attrgetter(setting)(settings), limits.get(limit)
         if most and value >= most:
-            found.append(f"{setting}: {value:g} is not below {limit}={most:g} of"
-                         f" {path or 'the unit'}")
+            found.append(f"{setting}: {value:g} must be below {limit}={most:g} of"
+                         f" {path or 'the shipped unit'}")
     return found
 
 
 def installed() -> Path | None:
-    """The unit that systemd reads here, if there is one; drop-ins are not looked at."""
+    """The unit that systemd reads on this machine, if any; drop-ins are ignored."""
     paths = (Path(folder) / "processor.service" for folder in _INSTALLED)
     return next((path for path in paths if path.is_file()), None)
 
 
 def _seconds(text: str) -> float | None:
-    """A span of systemd, such as 60, 1min or 1min 30s; None for infinity and what is no span."""
+    """A systemd time span, such as 60, 1min or 1min 30s; None for infinity or another text."""
     spans = [(float(number), unit) for number, unit in _SPAN.findall(text)]
     return sum(number * _UNITS[unit] for number, unit in spans) if spans else None

@@ -105,7 +105,7 @@ def test_what_is_shown_of_a_dead_letter_says_whether_it_is_of_this_buffer(
     rows = [row.split() for row in at_site("dead", "show", old).lines]
     assert ["of_this_buffer", "no"] in rows
     assert at_site.json("explain", old)[0]["release"].endswith(
-        f": it belongs to another buffer, {gone}, and is decided there"
+        f", with the settings of the buffer to which it belongs, {gone}"
     )
 
 
@@ -143,11 +143,12 @@ def test_a_request_that_nobody_would_carry_out_is_refused_and_says_what_to_do(
     gone = anew(dead_site, flushed)
     said = at_site("dead", *verb, dead)
     assert said.code == 1
-    assert said.error.startswith(f"{dead} belongs to the buffer {gone} (site main, last seen 2")
-    assert f"no processor of this one, {identity(dead_site)}, will carry it out" in said.error
+    assert said.error.startswith(f"{dead} belongs to buffer {gone} (site main, last seen 2")
+    here = identity(dead_site)
+    assert f"no processor of this buffer, {here}, would carry out the request" in said.error
     assert said.error.endswith(
-        "ask with the settings of that site, or, if that buffer is gone for ever,"
-        f" take the letter over with --adopt {gone}"
+        "use the settings of that site, or, if that buffer no longer exists,"
+        f" adopt the dead letter with --adopt {gone}"
     )
     assert at_site.json("dead", "list")[0]["request"] is None
 
@@ -163,11 +164,11 @@ def test_a_filter_means_the_dead_letters_of_this_buffer_alone(
         step(drain)
     said = cli.use(here.mapping)("dead", "discard", "--all", "--yes")
     assert (said.code, said.lines) == (0, [f"{bad[0].id}  discard requested"])
-    assert said.error == ("1 dead letter of other buffers left alone: see `processor dead list`")
+    assert said.error == "1 dead letter of other buffers left unchanged: see `processor dead list`"
     pass_until(lambda: [row[0] for row in here.dead()] == [bad[1].id], *drains)
     said = cli("dead", "discard", "--all", "--yes")
     assert said.code == 1
-    assert said.error.startswith("no dead letter is meant by that (1 dead letter of other buffers")
+    assert said.error.startswith("no dead letter matches (1 dead letter of other buffers")
 
     assert cli.use(there.mapping)("dead", "discard", bad[1].id, "--yes").code == 0
     pass_until(lambda: here.dead() == [], *drains)
@@ -187,8 +188,8 @@ def test_what_a_processor_drains_is_not_gone(
     asked = ["dead", "discard", bad.id, "--yes", "--adopt", identity(there)]
     said = cli(*asked)
     assert (said.code, said.error) == (
-        1, f"the buffer {identity(there)} is not gone: a processor drains it now:"
-        " ask with the settings of its site",
+        1, f"buffer {identity(there)} still exists: a processor is draining it:"
+        " use the settings of its site",
     )
     assert here.one("select request from processor.dead_letter") is None
     drains[1].leave()
@@ -209,12 +210,12 @@ def test_without_redis_dead_letters_are_shown_and_none_is_decided(
     cli.use(site.mapping)
     said = cli("dead", "list", "--json")
     assert (said.code, said.records[0]["of_this_buffer"]) == (0, None)
-    assert said.error.endswith("which dead letters are of this buffer is not known")
+    assert said.error.endswith("cannot tell which dead letters belong to this buffer")
     assert cli("dead", "show", bad.id).code == 0
     for ask in (["retry", bad.id], ["retry", "--all"], ["discard", bad.id, "--yes"]):
         said = cli("dead", *ask)
         assert said.code == 69
-        assert "nothing was asked" in said.error
+        assert "nothing was requested" in said.error
     assert site.one("select request from processor.dead_letter") is None
 
 
@@ -226,14 +227,14 @@ def test_a_redis_that_knows_no_buffer_takes_nothing_over(at_site: Cli, dead_site
     for more in ([], ["--adopt", gone]):
         said = at_site("dead", "retry", dead, *more)
         assert said.code == 1
-        assert said.error.startswith("Redis knows no buffer, so nobody would carry out")
+        assert said.error.startswith("Redis holds no buffer, so no processor would carry out")
     assert dead_site.redis.keys("*") == []
 
 
 def test_what_is_no_buffer_is_refused_by_name(at_site: Cli, dead_site: Site) -> None:
     said = at_site("dead", "retry", new_id(), "--adopt", "this one")
     assert said.code == 2
-    assert "'this one' is no buffer" in said.error
+    assert "'this one' is not a buffer id" in said.error
 
 
 # Taken over.
@@ -253,7 +254,7 @@ def test_a_dead_letter_that_is_taken_over_is_applied_once_by_this_buffers_owner(
     ]
     holds(at_site)
     again = at_site("dead", "retry", dead.id, "--adopt", gone)
-    assert again.error == f"{dead.id} is applied already"
+    assert again.error == f"{dead.id} is already applied"
 
 
 @pytest.mark.parametrize("verb", ["retry", "discard"])

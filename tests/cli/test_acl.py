@@ -128,9 +128,10 @@ def test_the_printed_users_have_the_very_commands_that_the_code_sends() -> None:
         if {"embedded", "demo", "web"} & set(inside) or inside == ("cli", "doctor", "redis.py"):
             continue
         sent["operator" if {"admin", "cli"} & set(inside) else "processor"] |= commands_in(path)
-    # What the operator's commands send by way of `buffer` and `parked`, and `doctor` where it may.
+    # Commands that the operator's user sends through modules of `buffer`, and those of `doctor` for
+    # which it has the right.
     sent["operator"] |= {"zrangebylex", "hmget", "smembers", "time", "hgetall", "xlen", "zcard",
-                         "hlen", "zrange", "info", "acl", "sadd"}
+                         "hlen", "zrange", "xinfo", "info", "acl", "sadd"}
     assert {name.partition("|")[0] for name in redis_acl.OPERATOR} == sent["operator"]
     assert {name.partition("|")[0] for name in redis_acl.PROCESSOR} == sent["processor"]
     asking = ("producer/writer", "buffer/partitions", "receipts/tracker",

@@ -119,7 +119,7 @@ def test_a_full_disk_behind_stdout_is_one_line(program: Program) -> None:
 def test_a_closed_stdout_is_no_trouble(program: Program) -> None:
     process = program("check-config", preexec_fn=lambda: os.close(1))
     _, err = process.communicate(timeout=20)
-    assert (process.returncode, err) == (0, b"processor: the settings: good\n")
+    assert (process.returncode, err) == (0, b"processor: the settings are valid\n")
 
 
 def test_ctrl_c_is_quiet(program: Program, redis_url: str) -> None:
@@ -171,8 +171,8 @@ def test_ctrl_c_that_the_caller_ignores_is_ignored_while_modules_are_loaded() ->
     code = f"{ignoring}; import sys; os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
     done = subprocess.run(
         [sys.executable, "-c", code, "-c",
-         "import os, signal; from processor.cli.interrupt import Loading\n"
-         "with Loading(): os.kill(os.getpid(), signal.SIGINT)\n"
+         "import os, signal; from processor.cli.interrupt import InterruptGuard\n"
+         "with InterruptGuard(): os.kill(os.getpid(), signal.SIGINT)\n"
          "print(signal.getsignal(signal.SIGINT) is signal.SIG_IGN)"],
         capture_output=True, text=True, cwd=ROOT, check=True,
     )  # fmt: skip
@@ -201,7 +201,7 @@ def test_a_processor_py_in_the_way_is_named_with_the_path_that_is_loaded(
     first, second = err.decode().splitlines()
     assert str(tmp_path / "processor.py") in first
     assert str(ROOT / "processor") in first
-    assert second == "processor: the settings: good"
+    assert second == "processor: the settings are valid"
 
 
 def test_the_doctor_finds_a_processor_py_in_the_way(
@@ -236,8 +236,8 @@ def test_settings_that_the_unit_would_kill_are_refused(cli: Cli, tmp_path: Path)
     unit.write_text("[Service]\nWatchdogSec=30s\nTimeoutStopSec=20\n")
     said = cli("check-config", "--unit", str(unit))
     assert said.code == 78
-    assert "database.call_timeout: 45 is not below WatchdogSec=30" in said.err
-    assert "stop_timeout: 25 is not below TimeoutStopSec=20" in said.err
+    assert "database.call_timeout: 45 must be below WatchdogSec=30" in said.err
+    assert "stop_timeout: 25 must be below TimeoutStopSec=20" in said.err
     unit.write_text("[Service]\nWatchdogSec=1min 30s\nTimeoutStopSec=infinity\n")
     assert cli("check-config", "--unit", str(unit)).code == 0
 

@@ -102,7 +102,7 @@ def test_a_retry_is_carried_out_by_the_owner(at_site: Cli, dead_site: Site) -> N
     assert dead_site.one("select n from later") == 1
     again = at_site("dead", "retry", lost.id)
     assert again.code == 1
-    assert again.error == f"{lost.id} is applied already"
+    assert again.error == f"{lost.id} is already applied"
 
 
 def test_a_discard_frees_what_waits_behind(at_site: Cli, dead_site: Site) -> None:
@@ -126,7 +126,7 @@ def test_an_edit_mends_the_payload_and_keeps_the_id(
     mended.write_text(json.dumps({"id": UNKNOWN, "operations": json.loads(line(5))["operations"]}))
     said = at_site("dead", "edit", dead, "--file", str(mended))
     assert (said.code, said.error) == (
-        1, f"id: is not that of the dead letter: write {dead}"
+        1, f"id: differs from that of the dead letter: write {dead}"
     )
     mended.write_text(mended.read_text().replace(UNKNOWN, dead))
     said = at_site("dead", "edit", dead, "--file", str(mended), "--wait", "20s")
@@ -162,13 +162,13 @@ def test_many_are_named_by_a_filter_counted_first_and_asked_about(
     assert said.lines == [f"{each}  would retry" for each in sorted(ids[:3])]
     said = at_site("dead", "discard", "--all")
     assert said.code == 2
-    assert said.error.startswith("discard 4 dead letters: nobody to ask, say --yes")
+    assert said.error.startswith("discard 4 dead letters: not a terminal, confirm with --yes")
     assert len(dead_site.dead()) == 4
     assert at_site("dead", "discard", "--lane", "default:0", "--yes").code == 0
     wait_until(lambda: [each[0] for each in dead_site.dead()] == ids[3:])
     said = at_site("dead", "discard", "--lane", "default:0", "--yes")
     assert (said.code, said.error) == (
-        1, "no dead letter is meant by that: see `processor dead list`"
+        1, "no dead letter matches: see `processor dead list`"
     )
     assert len(at_site.json("dead", "list", "--all")) == 4
 
@@ -219,4 +219,4 @@ def test_an_unknown_dead_letter_is_an_error_with_the_next_step(
     for verb in (["show"], ["retry"], ["discard", "--yes"], ["edit", "--file", "/dev/null"]):
         said = at_site("dead", *verb, UNKNOWN)
         assert said.code == 1
-        assert said.error == f"{UNKNOWN} is no dead letter: see `processor explain {UNKNOWN}`"
+        assert said.error == f"{UNKNOWN} is not a dead letter: see `processor explain {UNKNOWN}`"

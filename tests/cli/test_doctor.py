@@ -58,8 +58,8 @@ def test_the_doctor_looks_at_everything_and_goes_through_the_checklist(
         ({"appendonly": "yes", "appendfsync": "no"}, "persistence", "warn", "half a minute"),
         ({"appendonly": "yes", "appendfsync": "everysec"}, "persistence", "ok", "two seconds"),
         ({"appendonly": "yes", "appendfsync": "always"}, "persistence", "ok", "on disk"),
-        ({"maxmemory-policy": "allkeys-lru"}, "eviction", "fail", "throws accepted"),
-        ({"maxmemory-policy": "volatile-ttl"}, "eviction", "warn", "may throw away"),
+        ({"maxmemory-policy": "allkeys-lru"}, "eviction", "fail", "may evict accepted"),
+        ({"maxmemory-policy": "volatile-ttl"}, "eviction", "warn", "may evict the states"),
         ({"maxmemory-policy": "noeviction"}, "eviction", "ok", "loses nothing"),
         ({"maxmemory": "0"}, "memory", "warn", "no maxmemory"),
         ({"maxmemory": "4gb"}, "memory", "ok", "in use"),
@@ -144,15 +144,15 @@ def test_the_doctor_sends_nobody_to_start_a_server_that_answered(
     cli.use(merged(site.mapping, away))
     found = diagnosis(cli, "postgresql", "server")
     assert found["found"].endswith('FATAL:  database "nowhere" does not exist')
-    assert found["remedy"] == "see database.dsn"
+    assert found["remedy"] == "check database.dsn"
 
     cli.use(merged(site.mapping, {"replicas": away["replicas"]}))
     found = next(r for r in cli("doctor", "--json").records if r["check"] == "near")
     assert found["found"].endswith('FATAL:  database "nowhere" does not exist')
-    assert found["remedy"] == "see replicas.servers"
+    assert found["remedy"] == "check replicas.servers"
 
     cli.use(merged(site.mapping, {"database": {"dsn": "host=127.0.0.1 port=1 dbname=x"}}))
-    assert diagnosis(cli, "postgresql", "server")["remedy"] == "start it, or see database.dsn"
+    assert diagnosis(cli, "postgresql", "server")["remedy"] == "start it, or check database.dsn"
 
 
 def test_an_outage_for_want_of_rights_names_tables_and_remedy(

@@ -59,7 +59,7 @@ def test_a_pause_that_a_full_redis_refuses_says_what_to_do(
     said = cli("queues", "pause", "default")
     assert (said.code, said.error) == (
         69, "default is not paused: Redis has reached its memory limit: give it more memory, or"
-        " wait until it is drained, and pause again"
+        " wait until its backlog is drained, and pause again"
     )  # fmt: skip
 
 
@@ -82,7 +82,7 @@ def test_a_queue_is_resumed_also_while_redis_is_full(
 
     said = cli("queues", "resume", "default")
 
-    assert (said.code, said.err.splitlines()[0]) == (0, "processor: default goes on")
+    assert (said.code, said.err.splitlines()[0]) == (0, "processor: default resumed")
     assert "memory limit" in said.err
     site.commits(1)
     assert cli("queues", "pause", "default").code == 69

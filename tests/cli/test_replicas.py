@@ -167,7 +167,7 @@ def test_what_waits_for_a_replica_is_explained_and_no_problem(
     assert told["place"] == "applied"
     assert told["replicas"] == {"near": True, "gone": None}
     assert "until the replicas have it" in told["why"]
-    assert "gone: away, near: yes" in str(at_site("explain", receipt.id).lines)
+    assert "gone: unreachable, near: yes" in str(at_site("explain", receipt.id).lines)
     assert at_site("verify").code == 0
     wait_until(lambda: "1 committed entries wait" in site.reason)
     assert drain_thread.stop()

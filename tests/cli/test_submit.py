@@ -57,7 +57,7 @@ def test_a_bad_line_is_named_and_all_before_it_are_accepted(at_site: Cli, site: 
     assert said.code == 1
     first, last = said.err.splitlines()
     assert first.startswith("processor: line 3: operations[0].table: ")
-    assert last == "processor: 2 accepted; go on with --from 3"
+    assert last == "processor: 2 accepted; resume with --from 3"
     assert len(said.lines) == site.depth() == 2
     again = at_site("submit", "--from", "4", stdin=lines(1, 2) + bad + lines(4))
     assert again.code == 0
@@ -88,7 +88,7 @@ def test_a_full_buffer_says_at_which_line_and_may_be_waited_for(cli: Cli, site_o
     assert said.code == 69
     first, last = said.err.splitlines()
     assert first.startswith("processor: line 501: lane default:0 holds 500 entries")
-    assert last == "processor: 500 accepted; go on with --from 501"
+    assert last == "processor: 500 accepted; resume with --from 501"
     site.start()
     assert cli("submit", "--wait", "--from", "501", stdin=lines(*range(1, 1501))).code == 0
     wait_until(lambda: site.tape() == list(range(1, 1501)), message=lambda: site.tale())

@@ -100,7 +100,7 @@ def test_a_buffer_that_lost_everything_is_told_from_a_new_one(at_site: Cli, site
     site.redis.flushall()
     said = at_site("verify")
     assert said.code == 1
-    assert "Redis knows no buffer" in said.out
+    assert "Redis holds no buffer" in said.out
 
 
 def test_verify_without_a_server_is_unavailable(cli: Cli, site: Site) -> None:

@@ -468,7 +468,7 @@ def test_a_queue_is_paused_and_resumed(reader: Reader):
     said = reader.does(block("pause"))
 
     assert re.search(r"default:0 .*until 20\d\d-", said), said
-    assert "default goes on" in said
+    assert "default resumed" in said
 
 
 # Development.

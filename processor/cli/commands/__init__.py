@@ -1,15 +1,15 @@
-"""The commands, one file a noun.
+"""The commands, one module a noun; `cli.main` names them.
 
-check_config         `processor check-config`: what a start would refuse, told beforehand and with
-dead                 `processor dead`: look at dead letters, and say what shall become of them.
-demo                 `processor demo`: see with your own eyes that nothing is lost, on real server
-doctor               `processor doctor`: servers, role, clocks and host examined, a line a check,
-explain              `processor explain`: where a transaction is, why it is not applied, what woul
-init_db              `processor init-db`: make the schema in PostgreSQL, or print what would make
-print                `processor print`: what an administrator takes from the program into the syst
-queues               `processor queues`: how full the lanes are, and the switch that holds a queue
-run                  `processor run`, and `start`, `stop`, `reload` for machines without systemd.
-status               `processor status`: who drains, how full the lanes are, how far replicas and
-submit               `processor submit`: transactions from a file or a pipe, one JSON a line.
-verify               `processor verify`: whether Redis and PostgreSQL tell the same story, invaria
+check_config  reports what a start would refuse, without contacting a server
+init_db       creates the schema in PostgreSQL, or prints the SQL for it
+print         prints systemd unit, sample settings, schema and Redis users
+run           `run`, and `start`, `stop`, `reload` for machines without systemd
+submit        submits transactions from a file or a pipe
+status        processors, lanes, replicas and dead letters
+queues        lists, pauses and resumes queues
+dead          shows dead letters, and requests their retry, edit or discard
+explain       where a transaction is, why it is not applied, what releases it
+verify        whether Redis and PostgreSQL agree
+doctor        checks servers, role, clocks and host
+demo          shows on temporary servers that nothing is lost or doubled
 """

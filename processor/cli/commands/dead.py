@@ -1,56 +1,69 @@
-"""`processor dead`: look at dead letters, and say what shall become of them.
+"""`processor dead`: show dead letters, and request their retry, edit or discard.
 
-Listing and showing tell what failed and why, without the payload's values unless they are asked
-for. What is asked by retry, edit and discard is recorded by `request`.
+Values of a payload are shown only with --values.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, BinaryIO, TypeVar
 
 import click
 import msgspec
 
-from processor.admin import buffer_membership, dead_letter_requests, redaction
+from processor.admin import dead_letter_requests, dead_letter_selection, redaction
 from processor.admin.buffer_membership import BufferMembership
-from processor.admin.dead_letter_requests import Choice, Missing
-from processor.admin.sessions import OperatorSessions, with_servers
+from processor.admin.dead_letter_requests import Outcome
+from processor.admin.dead_letter_selection import Listing, Selection
+from processor.admin.sessions import OperatorSessions
+from processor.admin.wording import count
 from processor.cli import output
 from processor.cli.group import Group
-from processor.cli.options import buffer_id, length, moment, transaction_id, transaction_ids
-from processor.connections.postgres_session import PostgresSession
-from processor.ledger import dead_letters
+from processor.cli.options import (
+    buffer_id,
+    duration,
+    past_time,
+    transaction_id,
+    transaction_ids,
+    with_sessions,
+)
 from processor.ledger.dead_letters import DeadLetter
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def filters(function: F) -> F:
-    """The options that narrow which dead letters are meant."""
-    for option in (
-        click.option("--since", metavar="TIME", callback=moment,
-                     help="Dead since 2h, or 2026-11-21T06:00:00Z."),
-        click.option("--sqlstate", metavar="STATE", help="With this SQLSTATE or class, as 23."),
-        click.option("--lane", help="Of this lane, as default:0."),
-    ):
-        function = option(function)
-    return function
+def _options(*options: Callable[[F], F]) -> Callable[[F], F]:
+    """Several options as one decorator."""
+    def decorate(function: F) -> F:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
 
 
-def asking(function: F) -> F:
-    """The options of every request."""
-    for option in (
-        output.json_option,
-        click.option("--wait", metavar="TIME", callback=length,
-                     help="Wait this long for the outcome, as 30s."),
-        click.option("--adopt", "gone", metavar="BUFFER", callback=buffer_id,
-                     help="Take over dead letters of this buffer, which is gone for ever."),
-    ):
-        function = option(function)
-    return function
+filters = _options(
+    click.option("--lane", metavar="LANE", help="Of this lane: default:0."),
+    click.option("--sqlstate", metavar="STATE", help="With this SQLSTATE, or its class: 23."),
+    click.option("--since", metavar="TIME", callback=past_time,
+                 help="Dead since this time: 2h (ago), or 2026-11-21T06:00:00Z."),
+)
+requesting = _options(
+    click.option("--adopt", "adopted", metavar="BUFFER", callback=buffer_id,
+                 help="Take over dead letters of this buffer, which no longer exists."),
+    click.option("--wait", metavar="TIME", callback=duration,
+                 help="Wait up to 30s, 5m ... for the outcome."),
+    output.json_option,
+)
+several = _options(
+    click.argument("ids", metavar="[ID]...", nargs=-1, callback=transaction_ids),
+    filters,
+    click.option("--all", "everything", is_flag=True, help="Every open dead letter."),
+    click.option("--yes", is_flag=True, help="Do not ask for confirmation."),
+    click.option("--dry-run", is_flag=True, help="Show which, and change nothing."),
+    requesting,
+)
 
 
 @click.group(cls=Group)
@@ -60,55 +73,57 @@ def dead() -> None:
 
 @dead.command("list")
 @filters
-@click.option("--all", "everything", is_flag=True, help="Also those that were decided.")
-@click.option("--limit", type=click.IntRange(1), default=100, show_default=True)
+@click.option("--all", "everything", is_flag=True, help="Include applied and discarded ones.")
+@click.option("--limit", metavar="N", type=click.IntRange(1), default=100, show_default=True,
+              help="Show the oldest N.")
 @output.json_option
-@with_servers
+@with_sessions
 def list_(
-    servers: OperatorSessions, lane: str | None, sqlstate: str | None, since: Any, everything: bool,
-    limit: int, as_json: bool,
+    sessions: OperatorSessions, lane: str | None, sqlstate: str | None, since: Any,
+    everything: bool, limit: int, as_json: bool,
 ) -> None:
     """List dead letters of all buffers, oldest first."""
-    choice = Choice(lane, sqlstate, since, everything)
-    with servers.database() as database:
-        letters = list(choice.letters(database, limit))
-        total = len(letters) if len(letters) < limit else choice.count(database)
-    here = buffer_membership.known(servers)
+    selection = Selection(lane, sqlstate, since, everything)
+    found = dead_letter_selection.listing(sessions, selection, limit)
+    _report_unknown_buffer(found)
     if as_json:
-        for letter in letters:
-            output.record(_summary(letter, here(letter)))
+        for letter in found.letters:
+            output.record(_summary(letter, found))
     else:
-        _table(letters, {letter.buffer for letter in letters if here(letter) is False})
-    if total > len(letters):
-        output.message(f"{len(letters)} of {total} dead letters: see --limit")
+        _table(found)
+    if found.total > len(found.letters):
+        output.message(f"{len(found.letters)} of {found.total} dead letters: see --limit")
 
 
-def _table(letters: list[DeadLetter], others: set[str]) -> None:
-    """Whose they are is a column of its own if some are of `others`, which are decided there."""
+def _report_unknown_buffer(found: Listing) -> None:
+    if found.problem is not None:
+        output.message(f"{found.problem}; cannot tell which dead letters belong to this buffer")
+
+
+def _table(found: Listing) -> None:
+    """The dead letters; with their buffer if some belong to another one, which decides those."""
     columns = ["id", "lane", "died", "attempts", "keys", "holds", "outcome", "reason"]
-    rows = [[x.id, x.lane, x.died_at, x.attempts, x.keys, x.holds, _outcome(x), x.reason]
-            for x in letters]  # fmt: skip
+    rows = [[x.id, x.lane, x.died_at, x.attempts, x.keys, x.holds, _state(x), x.reason]
+            for x in found.letters]  # fmt: skip
+    others = {x.buffer for x in found.letters if found.is_of_this_buffer(x) is False}
     if others:
         columns.insert(-1, "buffer")
-        for letter, row in zip(letters, rows, strict=True):
+        for letter, row in zip(found.letters, rows, strict=True):
             row.insert(-1, letter.buffer if letter.buffer in others else "this one")
     output.table(columns, rows)
 
 
 @dead.command()
 @click.argument("id", callback=transaction_id)
-@click.option("--values", is_flag=True, help="With the payload's values and the server's words.")
+@click.option("--values", is_flag=True, help="Include the payload's values and the server's error.")
 @output.json_option
-@with_servers
-def show(servers: OperatorSessions, id: str, values: bool, as_json: bool) -> None:
-    """Show a dead letter; values are left out unless asked for."""
-    with servers.database() as database:
-        letters = dead_letters.found(database, id)
-    if not letters:
-        raise Missing(f"{id} is no dead letter", hint=f"see `processor explain {id}`")
-    here = buffer_membership.known(servers)
-    for letter in letters:
-        fields = _summary(letter, here(letter)) | _inside(letter, values)
+@with_sessions
+def show(sessions: OperatorSessions, id: str, values: bool, as_json: bool) -> None:
+    """Show a dead letter; its values stay hidden without --values."""
+    found = dead_letter_selection.of_id(sessions, id)
+    _report_unknown_buffer(found)
+    for letter in found.letters:
+        fields = _summary(letter, found) | _details(letter, values)
         if as_json:
             output.record(fields)
             continue
@@ -116,128 +131,137 @@ def show(servers: OperatorSessions, id: str, values: bool, as_json: bool) -> Non
 
 
 @dead.command()
-@click.argument("ids", nargs=-1, callback=transaction_ids)
-@filters
-@click.option("--all", "everything", is_flag=True, help="Every dead letter.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
-@click.option("--dry-run", is_flag=True, help="Only say which.")
-@asking
-@with_servers
-def retry(servers: OperatorSessions, ids: list[str], **options: Any) -> int:
-    """Have dead letters applied once more, by ID or by filter."""
-    return _request(servers, "retry", ids, **options)
+@several
+@with_sessions
+def retry(sessions: OperatorSessions, ids: list[str], **options: Any) -> int:
+    """Apply dead letters again, by ID or by filter."""
+    return _request(sessions, "retry", ids, **options)
 
 
 @dead.command()
-@click.argument("ids", nargs=-1, callback=transaction_ids)
-@filters
-@click.option("--all", "everything", is_flag=True, help="Every dead letter.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
-@click.option("--dry-run", is_flag=True, help="Only say which.")
-@asking
-@with_servers
-def discard(servers: OperatorSessions, ids: list[str], **options: Any) -> int:
-    """Give dead letters up, by ID or by filter; what waits behind them goes on."""
-    return _request(servers, "discard", ids, **options)
+@several
+@with_sessions
+def discard(sessions: OperatorSessions, ids: list[str], **options: Any) -> int:
+    """Give up dead letters, by ID or by filter, and release their keys."""
+    return _request(sessions, "discard", ids, **options)
 
 
 @dead.command()
 @click.argument("id", callback=transaction_id)
-@click.option("--file", type=click.File("rb"), help="The corrected JSON (-: standard input).")
-@asking
-@with_servers
+@click.option("--file", type=click.File("rb"), help="Corrected JSON (-: standard input).")
+@requesting
+@with_sessions
 def edit(
-    servers: OperatorSessions, id: str, file: BinaryIO | None, wait: float | None, gone: str | None,
-    as_json: bool,
+    sessions: OperatorSessions, id: str, file: BinaryIO | None, wait: float | None,
+    adopted: str | None, as_json: bool,
 ) -> int:
-    """Correct a dead letter in the editor or from a file, and have it applied."""
-    with servers.database() as database:
-        known = BufferMembership(servers, gone)
-        letter = dead_letter_requests.the_open_one(database, known, id)
+    """Correct a dead letter in an editor or from a file, and apply it."""
+    membership = BufferMembership(sessions, adopted)
+    (letter,) = _open_letters(membership, [id])
     text = file.read() if file else _in_editor(letter)
-    body = dead_letter_requests.edited(letter, text, servers.settings.buffer.transaction_bytes)
-    return dead_letter_requests.ask(known, "edit", [letter], wait, as_json, body)
+    limit = sessions.settings.buffer.transaction_bytes
+    body = dead_letter_requests.edited(letter, text, limit)
+    return _print_outcomes(
+        dead_letter_requests.request(membership, "edit", [letter], wait, body), as_json
+    )
 
 
 def _request(
-    servers: OperatorSessions, what: str, ids: list[str], *, lane: str | None, sqlstate: str | None,
-    since: Any, everything: bool, yes: bool, dry_run: bool, wait: float | None, gone: str | None,
-    as_json: bool,
+    sessions: OperatorSessions, verb: str, ids: list[str], *, lane: str | None,
+    sqlstate: str | None, since: Any, everything: bool, yes: bool, dry_run: bool,
+    wait: float | None, adopted: str | None, as_json: bool,
 ) -> int:
-    choice = Choice(lane, sqlstate, since)
-    if bool(ids) == (choice.narrows or everything):
+    selection = Selection(lane, sqlstate, since)
+    if bool(ids) == (selection.narrows or everything):
         raise click.UsageError(
             "give either IDs, or --lane, --sqlstate, --since or --all",
             click.get_current_context(),
         )
-    known = BufferMembership(servers, gone)
+    membership = BufferMembership(sessions, adopted)
     if not ids:
-        return _request_all(known, what, choice, yes, dry_run, wait, as_json)
-    with servers.database() as database:
-        letters = [dead_letter_requests.the_open_one(database, known, each) for each in ids]
+        return _request_selected(membership, verb, selection, yes, dry_run, wait, as_json)
+    letters = _open_letters(membership, ids)
     if dry_run:
-        return _only_say(letters, what, as_json)
-    if what == "discard":
-        output.confirm(f"discard {output.count(len(letters), 'dead letter')}", yes)
-    return dead_letter_requests.ask(known, what, letters, wait, as_json)
+        return _print_dry_run(letters, verb, as_json)
+    if verb == "discard":
+        output.confirm(f"discard {count(len(letters), 'dead letter')}", yes)
+    return _print_outcomes(dead_letter_requests.request(membership, verb, letters, wait), as_json)
 
 
-def _request_all(
-    known: BufferMembership, what: str, choice: Choice, yes: bool, dry_run: bool,
-    wait: float | None,
-    as_json: bool,
+def _request_selected(
+    membership: BufferMembership, verb: str, selection: Selection, yes: bool, dry_run: bool,
+    wait: float | None, as_json: bool,
 ) -> int:
-    with known.servers.database() as database:
-        choice, count = _of_one_buffer(database, known, choice)
-        letters = list(choice.letters(database)) if dry_run or wait is not None else []
+    scope = dead_letter_requests.scope(membership, selection)
+    if scope.elsewhere:
+        output.message(f"{count(scope.elsewhere, 'dead letter')} of other buffers left unchanged:"
+                       " see `processor dead list`")
+    letters: Sequence[DeadLetter] = ()
+    if dry_run or wait is not None:
+        letters = dead_letter_requests.selected(membership, scope.selection)
     if dry_run:
-        return _only_say(letters, what, as_json)
-    taken = f" of the buffer {choice.buffer}" if known.gone else ""
-    output.confirm(f"{what} {output.count(count, 'dead letter')}{taken}", yes)
+        return _print_dry_run(letters, verb, as_json)
+    adopted = f" of buffer {membership.adopted}" if membership.adopted else ""
+    output.confirm(f"{verb} {count(scope.count, 'dead letter')}{adopted}", yes)
     if wait is not None:
-        return dead_letter_requests.ask(known, what, letters, wait, as_json)
-    return dead_letter_requests.ask_all(known, what, choice, as_json)
-
-
-def _of_one_buffer(
-    database: PostgresSession, known: BufferMembership, choice: Choice
-) -> tuple[Choice, int]:
-    """Those of the choice that are decided here, and how many: nobody's are taken unnamed."""
-    every = choice.count(database)
-    if every:
-        choice = replace(choice, buffer=known.gone or known.here)
-    count = choice.count(database)
-    left = f"{output.count(every - count, 'dead letter')} of other buffers left alone"
-    if not count:
-        besides = f" ({left})" if every else ""
-        raise Missing(f"no dead letter is meant by that{besides}", hint="see `processor dead list`")
-    if every > count:
-        output.message(f"{left}: see `processor dead list`")
-    return choice, count
-
-
-def _only_say(letters: list[DeadLetter], what: str, as_json: bool) -> int:
-    for letter in letters:
-        dead_letter_requests.say(letter, f"would {what}", as_json)
+        outcomes = dead_letter_requests.request(membership, verb, letters, wait)
+        return _print_outcomes(outcomes, as_json)
+    # A dead letter that was decided meanwhile is no failure here, as none was named.
+    _print_outcomes(
+        dead_letter_requests.request_selected(membership, verb, scope.selection), as_json
+    )
     return output.OK
+
+
+def _open_letters(membership: BufferMembership, ids: list[str]) -> list[DeadLetter]:
+    found = dead_letter_requests.open_letters(membership, ids)
+    for each in found:
+        if each.payloads > 1:
+            output.message(f"{each.letter.id} has {each.payloads} dead letters, using the oldest")
+    return [each.letter for each in found]
+
+
+def _print_outcomes(outcomes: Iterable[Outcome], as_json: bool) -> int:
+    code = output.OK
+    for each in outcomes:
+        if not each.success:
+            code = output.FAILED
+        if each.recorded:
+            _print_outcome(each.letter, each.text, as_json)
+        else:
+            output.message(f"{each.letter.id}: {each.text}")
+    return code
+
+
+def _print_dry_run(letters: Iterable[DeadLetter], verb: str, as_json: bool) -> int:
+    for letter in letters:
+        _print_outcome(letter, f"would {verb}", as_json)
+    return output.OK
+
+
+def _print_outcome(letter: DeadLetter, outcome: str, as_json: bool) -> None:
+    if as_json:
+        output.record({"id": letter.id, "lane": letter.lane, "outcome": outcome})
+    else:
+        output.line(f"{letter.id}  {outcome}")
 
 
 def _in_editor(letter: DeadLetter) -> str:
     if not output.terminal(sys.stdin):
-        raise click.UsageError("no terminal for an editor: give --file",
+        raise click.UsageError("not a terminal, so no editor can open: give --file",
                                click.get_current_context())
     body = (letter.edited or letter.body).decode("utf-8", "backslashreplace")
     try:
         body = msgspec.json.format(body, indent=2)
     except msgspec.DecodeError:
-        output.message("these bytes are no transaction: write one in their place")
+        output.message("the payload is not a transaction: replace it by one")
     text = click.edit(body, extension=".json")
     if text is None:
-        raise output.Declined("unchanged, nothing was done")
+        raise output.Declined("the payload was not edited: nothing was changed")
     return text
 
 
-def _summary(letter: DeadLetter, here: bool | None) -> dict[str, Any]:
+def _summary(letter: DeadLetter, found: Listing) -> dict[str, Any]:
     return {
         "id": letter.id,
         "lane": letter.lane,
@@ -251,12 +275,12 @@ def _summary(letter: DeadLetter, here: bool | None) -> dict[str, Any]:
         "request": letter.request,
         "requested_by": letter.requested_by,
         "buffer": letter.buffer,
-        "of_this_buffer": here,
+        "of_this_buffer": found.is_of_this_buffer(letter),
     }
 
 
-def _inside(letter: DeadLetter, values: bool) -> dict[str, Any]:
-    inside = {
+def _details(letter: DeadLetter, values: bool) -> dict[str, Any]:
+    details = {
         "entry": letter.entry_id,
         "hash": letter.hash,
         "trace": letter.trace,
@@ -264,11 +288,11 @@ def _inside(letter: DeadLetter, values: bool) -> dict[str, Any]:
         "payload": redaction.shown(letter.body, values),
     }
     if letter.edited is not None:
-        inside["edited"] = redaction.shown(letter.edited, values)
-    return inside
+        details["edited"] = redaction.shown(letter.edited, values)
+    return details
 
 
-def _outcome(letter: DeadLetter) -> str:
+def _state(letter: DeadLetter) -> str:
     return f"{letter.request} requested" if letter.request else letter.outcome
 
 

@@ -1,6 +1,6 @@
-"""`processor demo`: see with your own eyes that nothing is lost, on real servers of its own.
+"""`processor demo`: shows on real, temporary servers that nothing is lost or doubled.
 
-The picture goes to standard error; the closing table, the line and --json to standard output.
+The live picture goes to stderr; the closing table and line, or --json, to stdout.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from processor.demo.screen import screen
 
 @click.command()
 @click.option("--seconds", type=click.FloatRange(5, 600), default=30.0, show_default=True,
-              help="About how long it takes.")  # fmt: skip
+              metavar="N",
+              help="Run for about N seconds, 5 to 600.")  # fmt: skip
 @output.json_option
 def demo(seconds: float, as_json: bool) -> int:
-    """Write while PostgreSQL and the processor are killed; exit 1 if any of it is lost or doubled.
+    """Submit transactions while PostgreSQL and the processor are killed.
 
-    It starts servers of its own and leaves nothing behind.
+    It starts its own servers and removes them. The exit code is 1 if a transaction is lost or
+    applied twice.
     """
     output.message("starting Redis and PostgreSQL")
     found = scenario.play(seconds, screen())
@@ -39,9 +41,9 @@ def _print(found: Reckoning) -> None:
     if found.reordered:
         output.message(f"{found.reordered} keys were committed out of order")
     if found.waiting:
-        output.message(f"{found.waiting} entries still wait, and count as lost")
+        output.message(f"{found.waiting} entries still wait; they count as lost")
     if not found.sums_agree:
-        output.message("sums in the tables differ from the rows that they count")
+        output.message("totals in the tables differ from the rows that they count")
     output.line("")
     output.line(found.line())
 

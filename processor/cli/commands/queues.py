@@ -1,25 +1,19 @@
-"""`processor queues`: how full the lanes are, and the switch that holds a queue back.
-
-A pause is a field of the hash <ns>:paused that every drain reads, so it holds for all processors of
-the buffer and costs a submit nothing. One with an end lifts itself.
-"""
+"""`processor queues`: list, pause and resume queues."""
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from typing import Any
 
 import click
 
-from processor.admin import overview
-from processor.admin.overview import Overview
-from processor.admin.sessions import OperatorSessions, with_servers
+from processor.admin import pauses
+from processor.admin.overview import size_mapping
+from processor.admin.pauses import NoSuchQueue, QueueLane
+from processor.admin.sessions import OperatorSessions
+from processor.admin.wording import seconds
 from processor.cli import output
 from processor.cli.group import Group
-from processor.cli.options import length
-from processor.config.settings import Settings
-from processor.connections.redis_client import RedisConnection
-from processor.errors import RedisRefused
+from processor.cli.options import duration, with_sessions
 from processor.telemetry.status import timestamp
 
 
@@ -30,101 +24,68 @@ def queues() -> None:
 
 @queues.command("list")
 @output.json_option
-@with_servers
-def list_(servers: OperatorSessions, as_json: bool) -> None:
-    """Show every lane: its entries, what waits, and whether its queue is paused."""
-    with servers.redis() as redis:
-        seen = overview.look(redis, servers.settings)
-    rows = [_row(servers.settings, seen, lane) for lane in seen.lanes]
+@with_sessions
+def list_(sessions: OperatorSessions, as_json: bool) -> None:
+    """List the lanes of each queue with their entries and pauses."""
+    lanes = pauses.lanes(sessions)
     if as_json:
-        for row in rows:
-            output.record(row)
+        for lane in lanes:
+            output.record(_record(lane))
         return
     output.table(
         ("lane", "weight", "entries", "scheduled", "parked", "oldest", "paused"),
-        [(r["lane"], r["weight"], r["depth"], r["scheduled"], r["parked"],
-          output.seconds(r["oldest_age"]), _until(r)) for r in rows],
+        [(lane.name, lane.weight, lane.size.depth, lane.size.scheduled, lane.size.parked,
+          seconds(lane.size.oldest_age), _paused(lane)) for lane in lanes],
     )
 
 
 @queues.command()
 @click.argument("queue")
-@click.option("--for", "time", metavar="TIME", callback=length,
-              help="End by itself after 90, 15m, 2h ...")
-@with_servers
-def pause(servers: OperatorSessions, queue: str, time: float | None) -> None:
-    """Hold a queue back: it takes entries, and none is applied."""
-    with servers.redis() as redis:
-        seen = overview.look(redis, servers.settings)
-        _lanes_of(seen, queue)
-        until = 0.0 if time is None else seen.now + time
-        _put_pause(redis, f"{servers.settings.namespace}:paused", queue, until)
-    end = f"until {timestamp(until)}" if until else f"until `processor queues resume {queue}`"
-    output.message(f"{queue} is paused {end}")
-
-
-def _put_pause(redis: RedisConnection, key: str, queue: str, until: float) -> None:
+@click.option("--for", "time", metavar="TIME", callback=duration,
+              help="Resume automatically after 90 (seconds), 15m, 2h ...")
+@with_sessions
+def pause(sessions: OperatorSessions, queue: str, time: float | None) -> None:
+    """Pause a queue: submits are accepted but not applied."""
     try:
-        redis.call("HSET", key, queue, repr(until))
-    except RedisRefused as refused:
-        if refused.code != "OOM":
-            raise
-        raise RedisRefused(
-            "OOM", f"{queue} is not paused: Redis has reached its memory limit",
-            hint="give it more memory, or wait until it is drained, and pause again",
-        ) from None
+        until = pauses.pause(sessions, queue, time)
+    except NoSuchQueue as error:
+        raise _usage(queue, error) from None
+    end = timestamp(until) if until else f"`processor queues resume {queue}`"
+    output.message(f"{queue} is paused until {end}")
 
 
 @queues.command()
 @click.argument("queue")
-@with_servers
-def resume(servers: OperatorSessions, queue: str) -> None:
-    """Let a queue go on, also one whose lane paused itself over failures of one kind."""
-    namespace = servers.settings.namespace
-    with servers.redis() as redis:
-        lanes = _lanes_of(overview.look(redis, servers.settings), queue)
-        redis.call("HDEL", f"{namespace}:paused", queue)
-        lifts = [("HINCRBY", f"{namespace}:resumed", lane, 1) for lane in lanes]
-        refused = [r for r in redis.calls(lifts) if isinstance(r, RedisRefused)]
-    # A full Redis lets go of the pause, and takes nothing new.
-    for each in refused:
-        if each.code != "OOM":
-            raise each
-    output.message(f"{queue} goes on")
-    if refused:
-        output.message("Redis has reached its memory limit: a lane that paused itself over failures"
-                       " tries again by itself, resume it when there is room")
+@with_sessions
+def resume(sessions: OperatorSessions, queue: str) -> None:
+    """Resume a queue, whether an operator or repeated failures paused it."""
+    try:
+        complete = pauses.resume(sessions, queue)
+    except NoSuchQueue as error:
+        raise _usage(queue, error) from None
+    output.message(f"{queue} resumed")
+    if not complete:
+        output.message("Redis has reached its memory limit: a lane that was paused after repeated"
+                       " failures retries on its own; resume it again when Redis has room")
 
 
-def _lanes_of(seen: Overview, queue: str) -> list[str]:
-    mine = [lane for lane in seen.lanes if overview.queue_of(lane) == queue]
-    if not mine:
-        names = seen.queues()
-        near = get_close_matches(queue, names, 1)
-        guess = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
-        raise click.BadParameter(f"no such queue ({guess})", param_hint=f"{queue[:60]!r}")
-    return mine
+def _usage(queue: str, error: NoSuchQueue) -> click.BadParameter:
+    return click.BadParameter(str(error), param_hint=f"{queue[:60]!r}")
 
 
-def _row(settings: Settings, seen: Overview, lane: str) -> dict[str, Any]:
-    queue, look = overview.queue_of(lane), seen.lanes[lane]
-    configured = settings.queues.get(queue)
-    until = seen.paused.get(queue)
+def _record(lane: QueueLane) -> dict[str, Any]:
     return {
-        "lane": lane,
-        "queue": queue,
-        "configured": configured is not None,
-        "weight": configured.weight if configured else 1,
-        "depth": look.depth,
-        "scheduled": look.scheduled,
-        "parked": look.parked,
-        "oldest_age": None if look.oldest_age is None else round(look.oldest_age, 3),
-        "paused": until is not None,
-        "paused_until": timestamp(until) if until else None,
+        "lane": lane.name,
+        "queue": lane.queue,
+        "configured": lane.configured,
+        "weight": lane.weight,
+        **size_mapping(lane.size),
+        "paused": lane.paused_until is not None,
+        "paused_until": timestamp(lane.paused_until) if lane.paused_until else None,
     }
 
 
-def _until(row: dict[str, Any]) -> str:
-    if not row["paused"]:
+def _paused(lane: QueueLane) -> str:
+    if lane.paused_until is None:
         return "no"
-    return f"until {row['paused_until']}" if row["paused_until"] else "until resumed"
+    return f"until {timestamp(lane.paused_until) if lane.paused_until else 'resumed'}"

@@ -1,7 +1,4 @@
-"""`processor run`, and `start`, `stop`, `reload` for machines without systemd.
-
-The work is in `service` and `daemon`; here is only what a person or a unit file says to them.
-"""
+"""`processor run`, and `start`, `stop`, `reload` for machines without systemd."""
 
 from __future__ import annotations
 
@@ -12,6 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from processor.cli import output
+from processor.cli.config_option import settings_file
 from processor.config import loader
 from processor.config.settings import Settings
 from processor.errors import ConfigError
@@ -21,26 +19,29 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 pidfile_option = click.option(
     "--pidfile", type=click.Path(path_type=Path, dir_okay=False),
-    help="Of the daemon; by default one a user and namespace.",
+    help="Pidfile of the daemon; default: one per user and namespace.",
 )
 
 
 @click.command()
 @click.pass_context
 def run(context: click.Context) -> int:
-    """Drain in the foreground until SIGTERM or Ctrl-C; SIGHUP reads the settings anew."""
-    source = context.find_root().obj
+    """Run in the foreground until SIGTERM or Ctrl-C.
+
+    SIGHUP reloads the settings.
+    """
+    source = settings_file(context)
     return foreground.run(loader.configure(source), source)
 
 
 @click.command()
 @pidfile_option
 @click.option("--log-file", type=click.Path(path_type=Path, dir_okay=False),
-              help="What the daemon has to say.")
+              help="Log file of the daemon.")
 @click.pass_context
 def start(context: click.Context, pidfile: Path | None, log_file: Path | None) -> None:
-    """Start a daemon; returns after its first pass."""
-    source = context.find_root().obj
+    """Start a daemon; return after its first pass."""
+    source = settings_file(context)
     pid = daemon.start(loader.configure(source), source, pidfile=pidfile, log_file=log_file)
     output.message(f"started, pid {pid}")
 
@@ -49,11 +50,11 @@ def start(context: click.Context, pidfile: Path | None, log_file: Path | None) -
 @pidfile_option
 @click.pass_context
 def stop(context: click.Context, pidfile: Path | None) -> None:
-    """Stop the daemon; returns when its batch is settled and it is gone."""
+    """Stop the daemon; return when its batch is settled and it has exited."""
     try:
-        settings = loader.configure(context.find_root().obj)
+        settings = loader.configure(settings_file(context))
     except ConfigError:
-        # They name the pidfile where nobody else does, and are of no use to a stop but for that.
+        # A stop needs the settings only for the default pidfile.
         if pidfile is None:
             raise
         settings = Settings()
@@ -64,6 +65,6 @@ def stop(context: click.Context, pidfile: Path | None) -> None:
 @pidfile_option
 @click.pass_context
 def reload(context: click.Context, pidfile: Path | None) -> None:
-    """Have the daemon read its settings anew, after they were checked here."""
-    pid = daemon.reload(loader.configure(context.find_root().obj), pidfile=pidfile)
-    output.message(f"reload requested of pid {pid}: see its log")
+    """Make the daemon reload its settings, once they are valid."""
+    pid = daemon.reload(loader.configure(settings_file(context)), pidfile=pidfile)
+    output.message(f"reload signal sent to pid {pid}: see its log")

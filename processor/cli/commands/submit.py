@@ -1,8 +1,8 @@
-"""`processor submit`: transactions from a file or a pipe, one JSON a line.
+"""`processor submit`: submits transactions from a file or a pipe, one JSON object a line.
 
-What one read brings is one chunk: a file goes in large ones, and a pipe that speaks now and then is
-heard at once. A line is atomic; the ids of accepted lines are printed in their order, so that what
-was accepted is known wherever it ends.
+Whatever one read returns is one chunk, so a file is submitted in large chunks and the lines of a
+slow pipe at once. A line is accepted or refused as a whole. The ids of accepted lines are printed
+in order, so that it is known what was accepted wherever the command ends.
 """
 
 from __future__ import annotations
@@ -17,17 +17,18 @@ from typing import BinaryIO
 
 import click
 
-from processor.admin.sessions import OperatorSessions, with_servers
+from processor.admin.sessions import OperatorSessions
 from processor.cli import output
+from processor.cli.options import with_sessions
 from processor.errors import BufferFull, InvalidTransaction, ProcessorError
 from processor.producer import submit as producer
 from processor.receipts.receipt import Receipt
 from processor.transaction.builder import Transaction
 
 _READ = 256 * 1024
-#: One write each, so that a refusal is known before anything of it was sent.
+#: Transactions a write. All are checked before the write, so that a refusal sends none of them.
 _AT_ONCE = 500
-#: JSON may be written with blanks and escapes: as bytes it may be this many times as long.
+#: A line with spaces and escapes may be this many times as long as the transaction it encodes.
 _LOOSE = 8
 
 Line = tuple[int, bytes]
@@ -35,18 +36,21 @@ Line = tuple[int, bytes]
 
 @click.command()
 @click.argument("file", type=click.File("rb"), default="-")
-@click.option("--keep-going", is_flag=True, help="Report bad lines and go on with the next.")
+@click.option("--keep-going", is_flag=True, help="Report invalid lines and continue.")
 @click.option("--from", "first", type=click.IntRange(1), default=1, metavar="LINE",
-              help="Begin at this line.")
-@click.option("--wait", is_flag=True, help="Wait for room when the buffer is full.")
+              help="Start at this line; the first is 1.")
+@click.option("--wait", is_flag=True, help="Wait when the buffer is full.")
 @output.json_option
-@with_servers
+@with_sessions
 def submit(
-    servers: OperatorSessions, file: BinaryIO, keep_going: bool, first: int, wait: bool,
+    sessions: OperatorSessions, file: BinaryIO, keep_going: bool, first: int, wait: bool,
     as_json: bool
 ) -> int:
-    """Submit the transactions in FILE (-: standard input), one JSON a line; print their ids."""
-    longest = servers.settings.buffer.transaction_bytes * _LOOSE
+    """Submit the transactions in FILE, one JSON object a line, and print their ids.
+
+    Without FILE, or if it is -, reads standard input.
+    """
+    longest = sessions.settings.buffer.transaction_bytes * _LOOSE
     submission = Submission(keep_going, wait, as_json)
     with _bar(file) as advance:
         for chunk, size in _chunks(file, longest):
@@ -54,10 +58,10 @@ def submit(
             try:
                 submission.chunk(lines)
             except KeyboardInterrupt:
-                submission.leave(lines)
+                submission.interrupted(lines)
                 raise
             advance(size)
-            # Who reads our pipe learns what was accepted when it was, not at the end.
+            # A reader of our pipe gets the ids now, not at the end.
             print(end="", flush=True)
             if submission.ended:
                 break
@@ -65,7 +69,7 @@ def submit(
 
 
 class Submission:
-    """Lines on their way in: what was accepted, what was refused."""
+    """Submits lines in order, and counts the accepted and the refused ones."""
 
     def __init__(self, keep_going: bool, wait: bool, as_json: bool) -> None:
         self._keep_going = keep_going
@@ -77,39 +81,39 @@ class Submission:
         self.ended = False
 
     def chunk(self, lines: Iterable[Line]) -> None:
-        """Submit these lines, in order, up to the first bad one unless told to keep going."""
-        good: list[tuple[int, Transaction]] = []
+        """Submit lines up to the first invalid one, or all valid ones with --keep-going."""
+        valid: list[tuple[int, Transaction]] = []
         for number, content in lines:
             if not content.strip():
                 continue
             try:
-                good.append((number, Transaction.parse(content.removeprefix(BOM_UTF8))))
+                valid.append((number, Transaction.parse(content.removeprefix(BOM_UTF8))))
             except InvalidTransaction as error:
-                self._send(good)
-                good = []
+                self._send(valid)
+                valid = []
                 self._refuse(number, error)
             if self.ended:
                 return
-        self._send(good)
+        self._send(valid)
 
-    def _send(self, good: list[tuple[int, Transaction]]) -> None:
-        for start in range(0, len(good), _AT_ONCE):
+    def _send(self, valid: list[tuple[int, Transaction]]) -> None:
+        for start in range(0, len(valid), _AT_ONCE):
             if not self.ended:
-                self._write(good[start : start + _AT_ONCE])
+                self._write(valid[start : start + _AT_ONCE])
 
-    def _write(self, good: list[tuple[int, Transaction]]) -> None:
+    def _write(self, valid: list[tuple[int, Transaction]]) -> None:
         try:
-            receipts = producer.submit_many([transaction for _, transaction in good])
+            receipts = producer.submit_many([transaction for _, transaction in valid])
         except ProcessorError:
-            # One of them was refused, or the reply is lost: find out which. Sending again what was
-            # accepted changes nothing, the ids are the same (rule 11).
-            self._one_by_one(good)
+            # One of them was refused, or the reply was lost. Submitting each again finds out which,
+            # and does not double the accepted ones, since their ids are the same (rule 11).
+            self._one_by_one(valid)
             return
-        for (number, _), receipt in zip(good, receipts, strict=True):
+        for (number, _), receipt in zip(valid, receipts, strict=True):
             self._accept(number, receipt)
 
-    def _one_by_one(self, good: list[tuple[int, Transaction]]) -> None:
-        for number, transaction in good:
+    def _one_by_one(self, valid: list[tuple[int, Transaction]]) -> None:
+        for number, transaction in valid:
             try:
                 self._accept(number, self._submit(transaction))
             except InvalidTransaction as error:
@@ -146,31 +150,31 @@ class Submission:
             self._end(number)
 
     def _stop(self, number: int, error: ProcessorError) -> None:
-        """A server is away: nothing behind this line can be submitted either."""
+        """End at an error that every later line would meet too, such as an unavailable server."""
         self._code = output.report(error, f"line {number}")
         self._end(number)
 
     def _end(self, number: int) -> None:
         self.ended = True
-        output.message(f"{self._accepted} accepted; go on with --from {number}")
+        output.message(f"{self._accepted} accepted; resume with --from {number}")
 
-    def leave(self, lines: list[Line]) -> None:
-        """Ctrl-C: say how far it came."""
+    def interrupted(self, lines: list[Line]) -> None:
+        """Report on Ctrl-C which lines were accepted, and which may have been."""
         first = max(self._next, lines[0][0]) if lines else self._next
         last = lines[-1][0] if lines else first
         output.message(
-            f"interrupted: {self._accepted} accepted; of lines {first} to {last} some may be"
+            f"interrupted: {self._accepted} accepted; some of lines {first} to {last} may be too"
         )
 
     def close(self) -> int:
-        """The exit code, with a last word if lines were passed over."""
+        """Print the totals if invalid lines were skipped; returns the exit code."""
         if self._refused and not self.ended:
             output.message(f"{self._accepted} accepted, {self._refused} refused")
         return self._code
 
 
 def _chunks(file: BinaryIO, longest: int) -> Iterator[tuple[list[Line], int]]:
-    """Numbered lines, those of one read together, and how many bytes were read."""
+    """The numbered lines of each read, and how many bytes it returned."""
     number, rest = 1, b""
     while data := _read(file):
         *whole, rest = (rest + data).split(b"\n")
@@ -190,11 +194,11 @@ def _read(file: BinaryIO) -> bytes:
 
 @contextlib.contextmanager
 def _bar(file: BinaryIO) -> Iterator[Callable[[int], object]]:
-    """A progress bar on stderr, by the bytes of the file; none in a pipe, or while one types."""
+    """A progress bar on stderr by bytes read; none if stderr is no terminal or the input is one."""
     if not output.terminal(sys.stderr) or output.terminal(file):
         yield lambda size: None
         return
-    # Late: rich takes longer to load than a small file to submit, and pipes need none of it.
+    # Imported late: rich takes longer to load than a small file takes to submit.
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
 

@@ -1,9 +1,8 @@
-"""What `processor doctor` examines.
+"""The checks of `processor doctor`.
 
-checklist            `doctor`, the checklist before production: seven lines, judged by what was fo
-finding              What an examination found: one line a check, ok, warn or fail, with what to d
-host                 `doctor`, this machine: settings, program, clocks, and who works for the buff
-postgres             `doctor`, PostgreSQL: the session, the role, the schema, and what a commit is
-redis                `doctor`, Redis: whether what is accepted stays, and who may do what to it.
-replicas             `doctor`, replicas: whether each can be followed and read from, and whether `
+host       this machine: settings, program, clocks, and the processors of the buffer
+redis      durability of accepted entries, memory, user, link and lanes
+postgres   session, role, schema, and the durability of a commit
+replicas   whether each replica can be followed and read
+checklist  the checklist before production, judged by the other findings
 """

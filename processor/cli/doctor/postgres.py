@@ -1,11 +1,11 @@
-"""`doctor`, PostgreSQL: the session, the role, the schema, and what a commit is worth."""
+"""Checks of PostgreSQL: the session, the role, the schema, and the durability of a commit."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from processor.cli import output
-from processor.cli.doctor.finding import FAIL, OK, WARN, Finding
+from processor.admin.findings import FAIL, OK, WARN, Finding
+from processor.admin.wording import count
 from processor.config import addresses
 from processor.config.settings import Settings
 from processor.connections.postgres_session import PostgresSession
@@ -13,18 +13,20 @@ from processor.connections.sql_literals import quoted, table
 from processor.errors import RightsMissing, SchemaMissing
 from processor.ledger import dead_letters, schema
 
-_ROOM = 5
+#: Fewer free connections than this are a warning.
+_FREE = 5
+#: Roles that reach beyond the database into the machine.
 _STRONG = ("pg_execute_server_program", "pg_write_server_files", "pg_read_server_files")
 
 
 def examine(
     database: PostgresSession, settings: Settings, identity: str | None
 ) -> Iterator[Finding]:
-    """All checks of PostgreSQL, on a session that was opened as the drain opens its own."""
+    """All checks of PostgreSQL, on a session with the same options as the drain's."""
     version = database.server_version
-    yield _finding("session", OK, f"PostgreSQL {version // 10000}, writable, no pooler between")
-    ours = list(_schema(database))
-    yield from ours
+    yield _finding("session", OK, f"PostgreSQL {version // 10000}, writable, no pooler")
+    usable = list(_schema(database))
+    yield from usable
     yield _role(database)
     yield from _tables(database, settings)
     yield from _commit(database)
@@ -32,7 +34,7 @@ def examine(
     yield _encoding(database)
     yield _connections(database)
     yield _link(database)
-    if identity is not None and all(each.level == OK for each in ours):
+    if identity is not None and all(each.level == OK for each in usable):
         yield _dead_letters(database, identity)
 
 
@@ -45,7 +47,7 @@ def _schema(database: PostgresSession) -> Iterator[Finding]:
         schema.check(database)
         yield _finding("schema", OK, f"version {schema.VERSION}")
         schema.check_rights(database)
-        yield _finding("rights", OK, "the role may work with the schema processor")
+        yield _finding("rights", OK, "the role has the privileges on the schema processor")
     except SchemaMissing as error:
         yield _finding("schema", FAIL, str(error.args[0]), error.hint)
     except RightsMissing as error:
@@ -58,7 +60,7 @@ def _role(database: PostgresSession) -> Finding:
         " FROM pg_roles WHERE rolname = current_user"
     )[0]
     name, superuser, *powers = row
-    remedy = "drain with the role of `processor print schema`"
+    remedy = "use the role of `processor print schema` for the drain"
     if superuser:
         return _finding("role", WARN, f"{name} is a superuser", remedy)
     words = ("create databases", "create roles", "replicate", "bypass row security")
@@ -67,28 +69,28 @@ def _role(database: PostgresSession) -> Finding:
             if _one(database, f"SELECT pg_has_role('{role}', 'MEMBER')")]
     if may:
         return _finding("role", WARN, f"{name} may {', '.join(may)}", remedy)
-    return _finding("role", OK, f"{name} has no rights beyond its tables")
+    return _finding("role", OK, f"{name} has no privileges beyond its tables")
 
 
 def _tables(database: PostgresSession, settings: Settings) -> Iterator[Finding]:
-    """The tables that transactions may name, as far as the settings say which."""
+    """The tables that database.tables allows in transactions; none if it is empty."""
     for name in settings.database.tables:
-        known = quoted(table(name))
-        if not _one(database, f"SELECT to_regclass({known}) IS NOT NULL"):
-            yield _finding("tables", FAIL, f"{name} is not there",
-                           "create it, or take it out of database.tables")
-        elif not _one(database, f"SELECT has_table_privilege({known}, 'INSERT')"):
+        identifier = quoted(table(name))
+        if not _one(database, f"SELECT to_regclass({identifier}) IS NOT NULL"):
+            yield _finding("tables", FAIL, f"{name} does not exist",
+                           "create it, or remove it from database.tables")
+        elif not _one(database, f"SELECT has_table_privilege({identifier}, 'INSERT')"):
             yield _finding("tables", WARN, f"the role may not insert into {name}", "grant it")
 
 
 def _commit(database: PostgresSession) -> Iterator[Finding]:
     if _one(database, "SELECT current_setting('fsync')") == "off":
-        yield _finding("fsync", FAIL, "fsync off: a crash of the machine may destroy the database",
+        yield _finding("fsync", FAIL, "off: a crash of the machine may destroy the database",
                        "set fsync on")
     level = _one(database, "SELECT current_setting('synchronous_commit')")
     if level == "off":
-        yield _finding("synchronous_commit", WARN, "off: the last commits may be lost in a crash,"
-                       " after they left the buffer", "set it on for the role that drains")
+        yield _finding("synchronous_commit", WARN, "off: a crash may lose the last commits, whose"
+                       " entries are no longer in Redis", "set it on for the role that drains")
     else:
         yield _finding("synchronous_commit", OK, str(level))
 
@@ -100,7 +102,7 @@ def _timeouts(database: PostgresSession, settings: Settings) -> Finding:
     unset = [name for name, value in values.items() if value == "0"]
     if unset:
         return _finding("timeouts", FAIL, f"not in force: {', '.join(unset)}",
-                        "something between here and PostgreSQL drops SET: connect directly")
+                        "a proxy drops SET: connect to PostgreSQL directly")
     return _finding("timeouts", OK, f"statement {values['statement_timeout']}, lock"
                     f" {values['lock_timeout']}, takeover {settings.database.takeover:g}s")
 
@@ -108,21 +110,21 @@ def _timeouts(database: PostgresSession, settings: Settings) -> Finding:
 def _encoding(database: PostgresSession) -> Finding:
     encoding = _one(database, "SELECT current_setting('server_encoding')")
     if encoding != "UTF8":
-        return _finding("encoding", WARN, f"{encoding}: text beyond it is refused as poison",
+        return _finding("encoding", WARN, f"{encoding}: other text becomes a dead letter",
                         "use a database with encoding UTF8")
     return _finding("encoding", OK, "UTF8")
 
 
 def _connections(database: PostgresSession) -> Finding:
-    most, used = database.run(
+    limit, used = database.run(
         "SELECT current_setting('max_connections')::int"
         " - current_setting('superuser_reserved_connections')::int,"
         " (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend')"
     )[0]
-    if most - used < _ROOM:
-        return _finding("connections", WARN, f"{used} of {most} are taken",
-                        "raise max_connections, or pool the others")
-    return _finding("connections", OK, f"{used} of {most} are taken")
+    if limit - used < _FREE:
+        return _finding("connections", WARN, f"{used} of {limit} in use",
+                        "raise max_connections, or use a pooler for other clients")
+    return _finding("connections", OK, f"{used} of {limit} in use")
 
 
 def _link(database: PostgresSession) -> Finding:
@@ -131,22 +133,22 @@ def _link(database: PostgresSession) -> Finding:
         " (SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid())"
     )[0]
     if host is None or encrypted:
-        return _finding("link", OK, "TLS" if encrypted else "a socket of this machine")
+        return _finding("link", OK, "TLS" if encrypted else "a Unix socket")
     if addresses.loopback(f"[{host}]:1" if ":" in host else f"{host}:1"):
         return _finding("link", OK, "loopback")
     return _finding("link", WARN, f"unencrypted to {host}", "add sslmode=verify-full to the dsn")
 
 
 def _dead_letters(database: PostgresSession, identity: str) -> Finding:
-    count = dead_letters.count_open(database, identity)
-    if count:
-        return _finding("dead letters", WARN, f"{output.count(count, 'dead letter')} to decide on",
-                        "`processor dead list`")
+    undecided = dead_letters.count_open(database, identity)
+    if undecided:
+        return _finding("dead letters", WARN, f"{count(undecided, 'dead letter')} to decide",
+                        "see `processor dead list`")
     return _finding("dead letters", OK, "none")
 
 
 def clock(database: PostgresSession) -> float:
-    """The time by the clock of PostgreSQL, Unix seconds."""
+    """The time by the clock of PostgreSQL, in Unix seconds."""
     return float(database.run("SELECT extract(epoch FROM clock_timestamp())::float8")[0][0])
 
 

@@ -1,4 +1,4 @@
-"""`doctor`, Redis: whether what is accepted stays, and who may do what to it."""
+"""Checks of Redis: the durability of accepted entries, memory, user, link and lanes."""
 
 from __future__ import annotations
 
@@ -6,25 +6,26 @@ import time
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
+from processor.admin.findings import FAIL, OK, WARN, Finding
 from processor.admin.overview import Overview
-from processor.cli import output
-from processor.cli.doctor.finding import FAIL, OK, WARN, Finding
+from processor.admin.wording import count
 from processor.config import addresses
 from processor.config.settings import Settings
 from processor.connections.redis_client import RedisConnection
 from processor.errors import RedisRefused
 
-_LEAST = (6, 2)
+_OLDEST = (6, 2)
+#: Seconds for a call, and the share of a limit, above which there is a warning.
 _SLOW = 0.010
 _FULL = 0.8
-_ADMIN = "run doctor once as an administrator: PROCESSOR_REDIS_URL=..."
+_ADMIN = "run doctor once as an administrator of Redis: PROCESSOR_REDIS_URL=..."
 
 
 def examine(redis: RedisConnection, settings: Settings, seen: Overview) -> Iterator[Finding]:
     """All checks of Redis."""
     info = _info(redis)
     if info is None:
-        yield _finding("info", WARN, "INFO is not permitted, so little can be seen", _ADMIN)
+        yield _finding("info", WARN, "INFO is not permitted, so most checks are skipped", _ADMIN)
         info = {}
     yield from _server(info)
     yield _persistence(redis, info)
@@ -52,11 +53,11 @@ def _server(info: dict[str, str]) -> Iterator[Finding]:
     version = info.get("redis_version")
     if version:
         name = f"valkey {info['valkey_version']}" if "valkey_version" in info else "redis"
-        new = tuple(int(part) for part in version.split(".")[:2]) >= _LEAST
-        yield _finding("version", OK if new else FAIL, f"{name}, speaks {version}",
-                       "" if new else "use Redis 6.2 or later")
+        supported = tuple(int(part) for part in version.split(".")[:2]) >= _OLDEST
+        yield _finding("version", OK if supported else FAIL, f"{name}, compatible with {version}",
+                       "" if supported else "use Redis 6.2 or later")
     if info.get("role", "master") != "master":
-        yield _finding("role", FAIL, "this is a replica and takes no writes",
+        yield _finding("role", FAIL, "this server is a replica and rejects writes",
                        "point redis.url at the primary")
 
 
@@ -66,26 +67,28 @@ def _persistence(redis: RedisConnection, info: dict[str, str]) -> Finding:
     )
     saves = _setting(redis, "save")
     if append is None:
-        return _finding("persistence", WARN, "cannot be seen", _ADMIN)
+        return _finding("persistence", WARN, "could not be checked", _ADMIN)
     if append == "yes":
         return _fsync(_setting(redis, "appendfsync"))
     if saves:
-        return _finding("persistence", WARN, "snapshots alone: minutes of accepted transactions"
-                        " are lost with the server", "set appendonly yes")
+        return _finding("persistence", WARN, "snapshots alone: a crash of Redis loses minutes of"
+                        " accepted transactions", "set appendonly yes")
     return _finding("persistence", WARN if saves is None else FAIL,
-                    "appendonly no: what is accepted is lost with the server",
+                    "appendonly no: a crash of Redis loses all accepted transactions",
                     "set appendonly yes, appendfsync everysec or always")
 
 
 def _fsync(policy: str | None) -> Finding:
     if policy == "always":
-        return _finding("persistence", OK, "appendfsync always: what is accepted is on disk")
+        return _finding("persistence", OK, "appendfsync always: accepted transactions are on disk")
     if policy == "everysec":
-        return _finding("persistence", OK, "appendfsync everysec: up to two seconds of accepted"
-                        " transactions are lost with the machine")
+        return _finding("persistence", OK, "appendfsync everysec: a crash of the machine may lose"
+                        " two seconds of accepted transactions")
     if policy is None:
-        return _finding("persistence", WARN, "appendonly yes; appendfsync cannot be seen", _ADMIN)
-    return _finding("persistence", WARN, f"appendfsync {policy}: half a minute may be lost",
+        return _finding("persistence", WARN, "appendonly yes; appendfsync could not be checked",
+                        _ADMIN)
+    return _finding("persistence", WARN, f"appendfsync {policy}: a crash of the machine may lose"
+                    " half a minute of accepted transactions",
                     "set appendfsync everysec or always")
 
 
@@ -98,12 +101,12 @@ def _setting(redis: RedisConnection, name: str) -> str | None:
 
 
 def _writes(info: dict[str, str]) -> Iterator[Finding]:
-    for field, what in (
-        ("aof_last_write_status", "write to its log"), ("rdb_last_bgsave_status", "snapshot"),
+    for field, action in (
+        ("aof_last_write_status", "write to the AOF"), ("rdb_last_bgsave_status", "snapshot"),
     ):
         if info.get(field, "ok") != "ok":
-            yield _finding("disk", FAIL, f"the last {what} failed: Redis refuses what is submitted",
-                           "see the disk and the log of Redis")
+            yield _finding("disk", FAIL, f"the last {action} failed: Redis rejects submits",
+                           "check the disk and the log of Redis")
 
 
 def _memory(info: dict[str, str]) -> Iterator[Finding]:
@@ -111,40 +114,40 @@ def _memory(info: dict[str, str]) -> Iterator[Finding]:
     if policy is None:
         return
     if policy.startswith("allkeys"):
-        yield _finding("eviction", FAIL, f"{policy}: Redis throws accepted transactions away",
+        yield _finding("eviction", FAIL, f"{policy}: Redis may evict accepted transactions",
                        "set maxmemory-policy noeviction")
     elif policy != "noeviction":
-        yield _finding("eviction", WARN, f"{policy}: it may throw away what processors tell",
+        yield _finding("eviction", WARN, f"{policy}: Redis may evict the states of processors",
                        "set maxmemory-policy noeviction")
     else:
-        yield _finding("eviction", OK, "noeviction: a full Redis refuses, and loses nothing")
+        yield _finding("eviction", OK, "noeviction: a full Redis rejects writes and loses nothing")
     yield _room(int(info.get("maxmemory", 0)), int(info.get("used_memory", 0)))
 
 
-def _room(most: int, used: int) -> Finding:
-    if not most:
-        return _finding("memory", WARN, "no maxmemory: a long outage may end with the system"
-                        " killing Redis", "set maxmemory, and size buffer.limit by it")
-    share = used / most
+def _room(limit: int, used: int) -> Finding:
+    if not limit:
+        return _finding("memory", WARN, "no maxmemory: in a long outage the system may kill Redis",
+                        "set maxmemory, and choose buffer.limit to fit")
+    share = used / limit
     return _finding("memory", WARN if share > _FULL else OK, f"{share:.0%} of maxmemory in use",
-                    "give it more, or see why nothing is drained" if share > _FULL else "")
+                    "raise maxmemory, or find out why nothing is drained" if share > _FULL else "")
 
 
 def _user(redis: RedisConnection) -> Finding:
     try:
         name = redis.call("ACL", "WHOAMI").decode()
     except RedisRefused:
-        return _finding("user", OK, "a user of few rights: it may not even ask for its name")
+        return _finding("user", OK, "a least-privilege user, which may not even read its name")
     if name == "default":
-        return _finding("user", WARN, "the user `default`, who may do everything",
-                        "make users of few rights from `processor print acl`")
-    return _finding("user", OK, f"the user {name}")
+        return _finding("user", WARN, "user `default` has full access",
+                        "create the least-privilege users of `processor print acl`")
+    return _finding("user", OK, f"user {name}")
 
 
 def _link(settings: Settings) -> Finding:
     parts = urlsplit(settings.redis.url)
     if parts.scheme in ("unix", "rediss"):
-        return _finding("link", OK, "a socket of this machine" if parts.scheme == "unix" else "TLS")
+        return _finding("link", OK, "a Unix socket" if parts.scheme == "unix" else "TLS")
     if addresses.loopback(f"{_host(parts.hostname)}:{parts.port or 6379}"):
         return _finding("link", OK, "loopback")
     return _finding("link", WARN, f"unencrypted to {parts.hostname}",
@@ -156,15 +159,15 @@ def _host(name: str | None) -> str:
 
 
 def _latency(redis: RedisConnection) -> Finding:
-    spans = []
+    times = []
     for _ in range(9):
         started = time.monotonic()
         redis.call("TIME")
-        spans.append(time.monotonic() - started)
-    typical = sorted(spans)[len(spans) // 2]
-    text = f"{typical * 1000:.2f} ms for a call, and so for a submit"
-    if typical > _SLOW:
-        return _finding("latency", WARN, text, "put Redis beside the application")
+        times.append(time.monotonic() - started)
+    median = sorted(times)[len(times) // 2]
+    text = f"{median * 1000:.2f} ms a call, and so a submit"
+    if median > _SLOW:
+        return _finding("latency", WARN, text, "run Redis close to the application")
     return _finding("latency", OK, text)
 
 
@@ -177,6 +180,6 @@ def _lanes(settings: Settings, seen: Overview) -> Iterator[Finding]:
             if look.depth > _FULL * settings.buffer.limit]
     if full:
         yield _finding("lanes", WARN, f"nearly full: {', '.join(full)}",
-                       "see `processor status`; raise buffer.limit if Redis has room")
+                       "see `processor status`; raise buffer.limit if Redis has the memory")
     else:
-        yield _finding("lanes", OK, f"{output.count(len(seen.lanes), 'lane')}, {entries} entries")
+        yield _finding("lanes", OK, f"{count(len(seen.lanes), 'lane')}, {entries} entries")

@@ -1,42 +1,19 @@
-"""What an examination found: one line a check, ok, warn or fail, with what to do about it.
-
-`verify` and `doctor` make these and print them alike.
-"""
+"""Prints findings, one line a check: level, subject, what was found, what to do about it."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
+from processor.admin.findings import FAIL, OK, WARN, Finding
 from processor.cli import output
-from processor.errors import ProcessorError
 
-OK, WARN, FAIL = "ok", "warn", "fail"
 _COLOURS = {OK: "green", WARN: "yellow", FAIL: "bold red"}
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """The result of one check; the remedy is empty where nothing is to be done."""
-
-    section: str
-    check: str
-    level: str
-    found: str
-    remedy: str = ""
-
-
-def remedy_for(error: ProcessorError, setting: str) -> str:
-    """What to do about a server that `setting` names and that gave no session."""
-    if error.hint:
-        return error.hint
-    # PostgreSQL's own word: it runs, and refused us for what it said.
-    return f"see {setting}" if "FATAL:" in str(error) else f"start it, or see {setting}"
-
-
 def show(findings: Iterable[Finding], as_json: bool) -> int:
-    """Print findings as they come; 1 if any failed."""
+    """Print findings as they arrive; returns exit code 1 if any failed."""
     code = output.OK
     for finding in findings:
         if finding.level == FAIL:
@@ -54,7 +31,7 @@ def _line(finding: Finding) -> None:
     if not output.terminal(sys.stdout):
         output.line(f"{finding.level:<4}  {words}")
         return
-    # Late, as in `output`: a pipe needs none of it.
+    # Imported late, as in `output`: a pipe does not need it.
     from rich.console import Console
     from rich.text import Text
 
