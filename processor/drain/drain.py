@@ -275,7 +275,7 @@ class Drain:
             else:
                 self.owners.lose()
             if not ends:
-                self.state(time.time())
+                self.publish(self.state(time.time()))
             elif self.redis.alive:
                 self._outlook.farewell()
         except (Unavailable, DatabaseError):
@@ -290,20 +290,23 @@ class Drain:
         return {lane.lane.stream: lane.cursor.doorbell for lane in self._open_lanes()}
 
     def state(self, now: float) -> State:
-        """What to publish after a pass, at `now` (Unix seconds)."""
-        replicas = self._following.states()
-        set_gauges(replicas)
+        """The state after a pass, at `now` (Unix seconds); writes nothing."""
         state = replace(
-            self._outlook.state(now, time.monotonic(), self.gate), replicas=replicas
+            self._outlook.state(now, time.monotonic(), self.gate),
+            replicas=self._following.states(),
         )
         if self._progress.failure:
-            # Nobody else need own the lanes that it gave up: it stands by for nobody.
+            # No other processor need have taken the lanes that it gave up, so 'standby' is wrong.
             stuck = self._progress.age(time.monotonic()) > self._settings.watchdog.limit
             word = "stuck" if stuck else "running"
             state = replace(state, status=word, reason=self._progress.failure)
+        return state
+
+    def publish(self, state: State) -> None:
+        """Publish a state to Redis, for other processes, and to the gauges of the replicas."""
+        set_gauges(state.replicas)
         if self.redis.alive:
             try:
                 self._outlook.tell(state, time.monotonic())
             except Unavailable:
-                log.debug("the state was not told to Redis")
-        return state
+                log.debug("the state was not published to Redis")

@@ -116,7 +116,9 @@ class Run:
                 return
             _call(self._hooks.before_pass)
             delay = self._pass()
-            self._singleton.state = self.drain.state(time.time())
+            state = self.drain.state(time.time())
+            self.drain.publish(state)
+            self._singleton.state = state
             _call(self._hooks.after_pass)
 
     def _pass(self) -> float:
