@@ -12,7 +12,6 @@ import os
 import stat
 import time
 from pathlib import Path
-from types import TracebackType
 
 from processor.errors import AlreadyRunning, ConfigError
 
@@ -57,12 +56,7 @@ class Pidfile:
         os.pwrite(self._file, f"{os.getpid()}\n".encode(), 0)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         file, self._file = self._file, -1
         if file >= 0:
             if self._names(file):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import select
 import signal
 import socket
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 
@@ -38,12 +38,7 @@ class Signals:
         number = self._reading.recv(1) if readable else b""
         return next((each for each in self._signums if number == bytes([each])), None)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
         signal.set_wakeup_fd(self._previous)
