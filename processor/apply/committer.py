@@ -1,4 +1,4 @@
-"""A session's way of committing: one string, one round trip, and proof that it was committed.
+"""Commits on the writing session: one string, one round trip, and proof of the commit.
 
 The string is [ROLLBACK unless known idle] [PREPAREs] BEGIN; body; COMMIT; one row with the batch's
 own nonce, LSN and insert LSN. It succeeded only if the session is idle afterwards *and* that nonce
@@ -31,30 +31,31 @@ _TAIL = (
     " current_setting('processor.xid', true)"
 )
 
-#: Names are not looked up anew more often than this, seconds, nor more shapes kept than this.
-_OFTEN = 1.0
-_SHAPES = 1_000
+#: Seconds between two refreshes of the catalog.
+_REFRESH_INTERVAL = 1.0
+#: Shapes and plans kept before all are compiled again.
+_MOST_SHAPES = 1_000
 
-#: No time limit of a transaction prolongs the deadline of its call by more a statement, seconds.
+#: The most that a transaction's own time limit adds to a call's deadline, in seconds a statement.
 _LONGEST = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """Where a batch was committed, and the failures that were isolated in it, as JSON."""
+    """The WAL position of a commit, and the failures that `isolate` found in it, as JSON."""
 
     position: Position
     failures: str
 
 
 class Committer:
-    """The writing connection with what is prepared on it."""
+    """The writing session, with the tables it has looked up and the statements prepared on it."""
 
     def __init__(
-        self, database: PostgresSession, settings: Settings, marks: CommitMarks | None = None
+        self, session: PostgresSession, settings: Settings, marks: CommitMarks | None = None
     ) -> None:
-        """`marks` are told of each commit, if replicas are followed."""
-        self.database = database
+        """`marks` records the position of each commit, if replicas are followed."""
+        self.session = session
         self._marks = marks
         self.catalog = Catalog()
         self.renderer = Renderer(self.catalog, settings.tables, prepares=settings.prepare)
@@ -62,20 +63,20 @@ class Committer:
         self._generation = -1
         self._ledger_prepared = False
         self._stale = False
-        self._renewed = float("-inf")
+        self._refreshed = float("-inf")
 
     @property
     def prepares(self) -> bool:
-        """Whether shapes are prepared on the server."""
+        """Whether statements are prepared on the server (`database.prepare`)."""
         return bool(self._settings.prepare)
 
     def begin(self) -> None:
-        """Make ready for a batch: a new session has nothing prepared and knows no table."""
-        if self.renderer.size > _SHAPES:
-            # Producers that leave columns out make ever new shapes.
-            self.forget_names()
-        if self._generation != self.database.generation:
-            self._generation = self.database.generation
+        """Get ready for a batch. A new session has nothing prepared, so nothing is kept for it."""
+        if self.renderer.size > _MOST_SHAPES:
+            # Producers that omit columns create ever new shapes.
+            self.forget_tables()
+        if self._generation != self.session.generation:
+            self._generation = self.session.generation
             self.renderer = Renderer(
                 self.catalog, self._settings.tables, prepares=self._settings.prepare
             )
@@ -83,30 +84,33 @@ class Committer:
             self._ledger_prepared = self._stale = False
 
     @property
-    def mark(self) -> tuple[int, int]:
-        """Equal as long as text that was written for this session may still be sent."""
+    def text_version(self) -> tuple[int, int]:
+        """Changes when text that was rendered for this session must no longer be sent."""
         return self._generation, self.renderer.version
 
-    def know(self, tables: set[str], *, anew: bool = False) -> None:
-        """Look up the tables of a batch that were not met before, or all of them anew."""
-        if anew and time.monotonic() - self._renewed >= _OFTEN:
-            self.forget_names()
-        if not all(map(self.catalog.known, tables)):
-            self.settle_down()
-            self.catalog.load(self.database, tables)
+    def look_up_tables(self, names: set[str], *, refresh: bool = False) -> None:
+        """Look up the tables that are not in the catalog yet; `refresh` looks all of them up again.
 
-    def forget_names(self) -> None:
-        """The catalog may have changed: look tables up anew, compile and prepare anew."""
+        At most one refresh a second is carried out.
+        """
+        if refresh and time.monotonic() - self._refreshed >= _REFRESH_INTERVAL:
+            self.forget_tables()
+        if not all(map(self.catalog.has, names)):
+            self.roll_back()
+            self.catalog.load(self.session, names)
+
+    def forget_tables(self) -> None:
+        """Look up, compile and prepare everything again: tables may have changed."""
         self.catalog.forget()
         self.renderer.forget()
-        # Nobody calls the old names any more.
+        # The statements prepared so far are never executed again.
         self._stale = True
-        self._renewed = time.monotonic()
+        self._refreshed = time.monotonic()
 
-    def settle_down(self) -> None:
-        """Leave a failed transaction."""
-        if self.database.alive and not self.database.idle:
-            self.database.run("ROLLBACK")
+    def roll_back(self) -> None:
+        """End a failed transaction, if the session is in one."""
+        if self.session.alive and not self.session.idle:
+            self.session.run("ROLLBACK")
 
     def commit(
         self,
@@ -118,51 +122,57 @@ class Committer:
     ) -> Commit:
         """Commit the statements of `body` as one transaction.
 
-        `prepared` says that the body EXECUTEs what the renderer and the ledger prepare;
-        `extra` are seconds on top of the deadline of a call, `meanwhile` is called while the server
-        works. Raises DatabaseError with the transaction not
-        committed (or unknown, see `in_transaction`), DatabaseUnavailable with the outcome unknown.
+        `prepared` says that the body EXECUTEs statements of the renderer and the ledger. `extra` is
+        added to the call's deadline, in seconds. `meanwhile` is called while the server works.
+
+        Raises DatabaseError with the transaction not committed (or unknown, see `in_transaction`),
+        and DatabaseUnavailable with the outcome unknown.
         """
         nonce = os.urandom(8).hex()
         string = "".join((
-            "" if self.database.idle else "ROLLBACK;",
+            "" if self.session.idle else "ROLLBACK;",
             self._preparations() if prepared else "",
             "BEGIN;", body, "COMMIT;", _TAIL.format(nonce),
         ))  # fmt: skip
         try:
-            self.database.send(string, deadline=self._settings.call_timeout + extra)
+            self.session.send(string, deadline=self._settings.call_timeout + extra)
             crashpoint.reach("batch-sent")
             if meanwhile is not None:
                 meanwhile()
-            rows = self.database.receive()
+            rows = self.session.receive()
         except DatabaseError:
             if prepared:
-                # What this string prepared before it failed, and what not, is not known.
+                # Which PREPAREs of this string ran before it failed is unknown.
                 self._stale = True
             raise
-        if not self.database.idle or not rows or rows[0][0] != nonce:
-            self.database.close()
-            raise DatabaseUnavailable("the end of the batch did not come back")
+        if not self.session.idle or not rows or rows[0][0] != nonce:
+            self.session.close()
+            raise DatabaseUnavailable("PostgreSQL did not confirm the end of the batch")
         crashpoint.reach("batch-committed")
         return self._commit(rows[0])
 
-    def least_limit(self, entries: Sequence[Entry]) -> float:
-        """After how many seconds PostgreSQL may end a statement of these for its time limit."""
+    def shortest_limit(self, entries: Sequence[Entry]) -> float:
+        """Return after how many seconds PostgreSQL may cancel a statement of these entries."""
         usual = self._settings.statement_timeout
         return min(usual if entry.timeout is None else entry.timeout for entry in entries)
 
-    def here(self) -> Commit:
-        """The position of now: an upper bound for what the ledger knows already (rule 21)."""
-        return self._commit(self.database.run(_TAIL.format(""))[0])
+    def current_position(self) -> Commit:
+        """Return the server's position now: no earlier than any commit in the ledger (rule 21)."""
+        return self._commit(self.session.run(_TAIL.format(""))[0])
 
-    def behind(self, owner: Ownership) -> Commit:
-        """As `here`, by a commit of its own where replicas are followed: that they can show."""
-        return self.here() if self._marks is None else self.commit(lane_rows.fence(owner, 0))
+    def upper_bound(self, owner: Ownership) -> Commit:
+        """Return a position no earlier than any commit in the ledger (rule 21).
+
+        Where replicas are followed it is a commit of its own, which replicas can be seen to replay.
+        """
+        if self._marks is None:
+            return self.current_position()
+        return self.commit(lane_rows.fence(owner, 0))
 
     def _commit(self, row: Row) -> Commit:
         _, current, insert, synchronous, failures, timeline, xid = row
         lsn = after_commit(current, insert, synchronous)
-        position = Position(self.database.system, int(timeline, 16), lsn)
+        position = Position(self.session.system, int(timeline, 16), lsn)
         if self._marks is not None and xid:
             self._marks.add(int(xid), position)
         return Commit(position, failures or "")
@@ -177,7 +187,12 @@ class Committer:
         return text + self.renderer.prepare()
 
 
-def prolonged(entries: Sequence[Entry]) -> float:
-    """Seconds that entries with a time limit of their own may take beside all others."""
+def has_own_limit(entries: Sequence[Entry]) -> bool:
+    """Return whether an entry has a time limit of its own, which counts for each statement."""
+    return any(entry.timeout is not None for entry in entries)
+
+
+def extra_time(entries: Sequence[Entry]) -> float:
+    """Return the seconds that entries with a time limit of their own add to a call's deadline."""
     limits = [(e.timeout, len(e.operations)) for e in entries if e.timeout is not None]
     return sum(min(max(limit, 0.0), _LONGEST) * statements for limit, statements in limits)

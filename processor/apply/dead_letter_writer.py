@@ -1,7 +1,7 @@
-"""Commit dead letters, and carry out what operators ask of them (rule 15).
+"""Commits dead letters, and carries out what operators request for them (rule 15).
 
-A dead letter and the ledger's word for it are one commit. Hands the drain what was decided, so that
-keys are released and entries settled.
+A dead letter and its row in the ledger are one commit. Hands the drain what was decided, so that it
+releases keys and settles entries.
 """
 
 from __future__ import annotations
@@ -12,25 +12,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from processor import crashpoint
-from processor.apply.committer import Commit, Committer, prolonged
-from processor.apply.verdict import ErrorReply, Verdict, judge
+from processor.apply.batch_errors import verdict_on
+from processor.apply.committer import Commit, Committer, extra_time
+from processor.apply.verdict import Verdict
 from processor.errors import DatabaseError, DatabaseUnavailable
 from processor.ledger import dead_letters, lane_rows, outcomes
 from processor.ledger.dead_letters import DeadLetter, Reason
 from processor.ledger.lane_rows import Ownership
-from processor.sql.renderer import Unrenderable, tables
+from processor.sql.renderer import Unrenderable, tables_of
 from processor.telemetry import metrics
 from processor.transaction.entry import Entry, Unreadable, decode
 
 log = logging.getLogger("processor.apply")
 
-#: Dead letters committed at once; each carries its body twice over in hex.
-_AT_ONCE = 50
+#: Dead letters in one commit; each carries its body as hex, which is twice its size.
+_IN_ONE_COMMIT = 50
 
 
 @dataclass(frozen=True, slots=True)
 class Death:
-    """A transaction that goes to the dead letters; `clashing` if its id has an outcome already."""
+    """A transaction that becomes a dead letter; `clashing` if its id belongs to another payload."""
 
     entry: Entry
     reason: Reason
@@ -41,46 +42,47 @@ class Death:
 class DeadLetterWriter:
     """Writes and resolves dead letters on one session."""
 
-    def __init__(self, session: Committer, *, hold: bool) -> None:
-        self._session = session
+    def __init__(self, committer: Committer, *, hold: bool) -> None:
+        self._committer = committer
         self._hold = hold
 
     def holds(self, death: Death) -> bool:
-        """Whether this dead letter holds its keys (rule 27)."""
+        """Return whether this dead letter holds its keys (rule 27)."""
         return self._hold and bool(death.entry.keys) and not death.clashing
 
-    def bury(self, owner: Ownership, deaths: Sequence[Death]) -> None:
-        """Commit dead letters and their outcome. Raises what the session raises."""
-        for start in range(0, len(deaths), _AT_ONCE):
-            self._bury(owner, deaths[start : start + _AT_ONCE])
+    def write(self, owner: Ownership, deaths: Sequence[Death]) -> None:
+        """Commit dead letters with their outcome. Raises what `Committer.commit` raises."""
+        for start in range(0, len(deaths), _IN_ONE_COMMIT):
+            self._write(owner, deaths[start : start + _IN_ONE_COMMIT])
         if deaths:
-            _tell(owner, deaths)
+            _log(owner, deaths)
 
-    def _bury(self, owner: Ownership, deaths: Sequence[Death]) -> None:
+    def _write(self, owner: Ownership, deaths: Sequence[Death]) -> None:
         crashpoint.reach("dead-before")
-        self._session.begin()
-        self._session.settle_down()
-        mortal = [d.entry for d in deaths if not d.clashing]
+        self._committer.begin()
+        self._committer.roll_back()
+        # The ledger has the other payload's outcome for a clashing id already.
+        recorded = [d.entry for d in deaths if not d.clashing]
         body = lane_rows.fence(owner, 0, len(deaths))
-        if mortal:
-            body += outcomes.insert_dead(owner, mortal)
+        if recorded:
+            body += outcomes.insert_dead(owner, recorded)
         for death in deaths:
             body += dead_letters.insert(
                 owner, death.entry, death.reason, attempts=death.attempts,
                 holds=self.holds(death), clashing=death.clashing,
             )  # fmt: skip
-        self._session.commit(body)
+        self._committer.commit(body)
         metrics.count("dead", len(deaths))
         crashpoint.reach("dead-after")
 
-    def fulfil(self, owner: Ownership, letter: DeadLetter) -> Commit | None:
-        """Carry out the request on a dead letter. The commit if it is resolved, None if it stays.
+    def carry_out(self, owner: Ownership, letter: DeadLetter) -> Commit | None:
+        """Carry out the request on a dead letter; return the commit, or None if it stays dead.
 
-        Raises what the session raises, and DatabaseError for anything but poison.
+        Raises DatabaseError for a failure that is not poison, and DatabaseUnavailable.
         """
-        self._session.begin()
-        known = outcomes.find(self._session.database, [letter.id]).get(letter.id)
-        own = known is not None and (known.outcome, known.hash) == ("dead", letter.hash)
+        self._committer.begin()
+        recorded = outcomes.find(self._committer.session, [letter.id]).get(letter.id)
+        own = recorded is not None and (recorded.outcome, recorded.hash) == ("dead", letter.hash)
         if letter.request == "discard":
             return self._decide(
                 owner, letter,
@@ -90,17 +92,19 @@ class DeadLetterWriter:
                 + dead_letters.resolved(letter, "discarded"),
             )  # fmt: skip
         if not own:
-            self.fail(owner, letter, Reason("its id has another outcome: submit it under a new id"))
+            self.reject(
+                owner, letter, Reason("its id has another outcome: submit it under a new id")
+            )
             return None
         try:
-            entry = _revived(letter)
-            self._session.know(tables(entry), anew=True)
-            effect = self._session.renderer.plain(entry)
+            entry = decode(letter.entry_id, b"1", letter.edited or letter.body)
+            self._committer.look_up_tables(tables_of([entry]), refresh=True)
+            effect = self._committer.renderer.plain(entry)
         except Unreadable as error:
-            self.fail(owner, letter, Reason(f"unreadable: {error}"))
+            self.reject(owner, letter, Reason(f"unreadable: {error}"))
             return None
         except Unrenderable as error:
-            self.fail(owner, letter, Reason(str(error), error.sqlstate))
+            self.reject(owner, letter, Reason(str(error), error.sqlstate))
             return None
         return self._apply(owner, letter, entry, effect)
 
@@ -115,16 +119,15 @@ class DeadLetterWriter:
                 + outcomes.resolve(owner, letter.id, letter.hash, "applied", entry.hash)
                 + dead_letters.resolved(letter, "applied")
                 + effect,
-                prolonged([entry]),
+                extra_time([entry]),
             )  # fmt: skip
         except DatabaseError as error:
-            over = time.monotonic() - started >= self._session.least_limit([entry])
-            verdict = judge(ErrorReply(error.sqlstate, error.schema, error.table, over_limit=over))
+            verdict = verdict_on(self._committer, error, [entry], started)
             if verdict is Verdict.OUTAGE:
-                raise DatabaseUnavailable(f"PostgreSQL takes no work: {error}") from None
+                raise DatabaseUnavailable(f"PostgreSQL rejects work: {error}") from None
             if verdict is not Verdict.POISON:
                 raise
-            self.fail(owner, letter, Reason(str(error), error.sqlstate, error.detail))
+            self.reject(owner, letter, Reason(str(error), error.sqlstate, error.detail))
             return None
 
     def _decide(
@@ -134,34 +137,30 @@ class DeadLetterWriter:
             return self._commit(body, extra)
         except DatabaseError as error:
             # Idle after an error: it may have been committed, whatever the SQLSTATE (rule 13).
-            if error.in_transaction or not dead_letters.is_decided(self._session.database, letter):
+            if error.in_transaction or not dead_letters.is_decided(self._committer.session, letter):
                 raise
-            return self._session.behind(owner)
+            return self._committer.upper_bound(owner)
 
     def _commit(self, body: str, extra: float = 0.0) -> Commit:
         try:
-            return self._session.commit(body, extra=extra)
+            return self._committer.commit(body, extra=extra)
         except DatabaseError:
-            # Whoever comes next must not meet the failed transaction.
-            self._session.settle_down()
+            # The next call must not find the session in the failed transaction.
+            self._committer.roll_back()
             raise
 
-    def fail(self, owner: Ownership, letter: DeadLetter, reason: Reason) -> None:
-        """A request could not be fulfilled: the dead letter stays, with this reason."""
+    def reject(self, owner: Ownership, letter: DeadLetter, reason: Reason) -> None:
+        """Record that a request could not be carried out: the dead letter stays, with `reason`."""
         self._commit(lane_rows.fence(owner, 0) + dead_letters.failed_again(letter, reason))
         metrics.count("retried")
 
 
-def _tell(owner: Ownership, deaths: Sequence[Death]) -> None:
-    """One line for all of them, so that a flood of poison is no flood of lines."""
+def _log(owner: Ownership, deaths: Sequence[Death]) -> None:
+    """Log one line for all of them, so that many failures do not flood the log."""
     first = deaths[0]
-    # Behind a colon the reason goes into what was written; that is for `dead show`.
+    # What follows a colon can contain a part of the entry; only `dead show` shows it.
     why = first.reason.text.partition(":")[0]
     if first.reason.sqlstate:
         why = f"SQLSTATE {first.reason.sqlstate}"
     log.warning("lane %s: %d became dead letters, the first is %s (%s): see `processor dead list`",
                 owner.lane, len(deaths), first.entry.id, why)
-
-
-def _revived(letter: DeadLetter) -> Entry:
-    return decode(letter.entry_id, b"1", letter.edited or letter.body)

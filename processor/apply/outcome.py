@@ -1,7 +1,8 @@
-"""What became of a batch: what `apply` hands on, and what concerns the batch as a whole."""
+"""What became of a batch: the record that `apply` hands to the drain, and its three exceptions."""
 
 from __future__ import annotations
 
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from processor.apply.committer import Commit
@@ -11,20 +12,26 @@ from processor.transaction.entry import Entry
 
 
 class Fenced(Exception):
-    """Another processor owns the lane; drop the batch and become standby."""
+    """Another processor owns the lane: drop the batch and become standby."""
 
 
 class Contended(Exception):
-    """Locks or serialization stand in the way; never the entries' fault."""
+    """Locks or serialization failures block the batch; no entry is at fault."""
 
 
 class Systemic(Exception):
-    """The server reports trouble of its own (class XX)."""
+    """The server reports an internal error of its own (class XX)."""
 
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of the entries of a batch; every entry is in exactly one place."""
+    """What became of the entries of a batch; each entry is in exactly one of the lists.
+
+    `committed`: applied by this batch. `known`: the ledger already had their outcome. `clashing`:
+    their id belongs to another payload. `failed`: refused, with the reason. `held`: they share a
+    key with an earlier entry that failed. `placed`: already among the lane's parked entries.
+    `copies`: by entry id, further entries of the stream with the same id and payload.
+    """
 
     committed: list[Entry] = field(default_factory=list)
     known: list[tuple[Entry, Recorded]] = field(default_factory=list)
@@ -42,6 +49,64 @@ class Outcome:
 
     @property
     def keyless(self) -> bool:
-        """Whether nothing that failed or was known has a key behind which others wait."""
+        """Whether no entry that failed, is held or was known has a key that blocks others."""
         troubled = [*(e for e, _ in self.failed), *self.held, *(e for e, _ in self.known)]
         return not any(entry.keys for entry in troubled)
+
+    def without_copies(self, entries: Sequence[Entry]) -> list[Entry]:
+        """Return the first entry of each id; record copies, and other payloads as clashing."""
+        # A lost XADD reply puts one id into the stream twice (rule 14).
+        if len({entry.id for entry in entries}) == len(entries):
+            return list(entries)
+        first: dict[str, Entry] = {}
+        for entry in entries:
+            same = first.setdefault(entry.id, entry)
+            if same is entry:
+                continue
+            if same.hash == entry.hash:
+                self.copies.setdefault(same.entry_id, []).append(entry.entry_id)
+            else:
+                self.clashing.append(entry)
+        return list(first.values())
+
+    def without_known(
+        self, entries: Sequence[Entry], found: Mapping[str, Recorded], *, hold: bool
+    ) -> list[Entry]:
+        """Return the entries that the ledger does not have; record those it has as known.
+
+        `found` is what the ledger has. With `hold`, dead letters hold their named keys (rule 27).
+        """
+        holding: set[str] = set()
+        rest = []
+        for entry in entries:
+            recorded = found.get(entry.id)
+            if recorded is None:
+                rest.append(entry)
+            elif recorded.hash != entry.hash:
+                self.clashing.append(entry)
+            else:
+                self.known.append((entry, recorded))
+                # Its commit may be later than the last one whose position is known.
+                self.commit = None
+                if recorded.outcome == "dead" and hold:
+                    # Dead-lettered before a crash; it still blocks its keys.
+                    holding.add(entry.id)
+                    rest.append(entry)
+        return self.without_followers(rest, holding)
+
+    def without_followers(self, entries: Sequence[Entry], failed: Container[str]) -> list[Entry]:
+        """Return the entries that are free to be applied; hold those behind a failed one by key.
+
+        `failed` are ids; their entries are left out as well.
+        """
+        held_keys: set[str] = set()
+        free: list[Entry] = []
+        for entry in entries:
+            if entry.id in failed:
+                held_keys.update(entry.keys)
+            elif entry.keys and not held_keys.isdisjoint(entry.keys):
+                held_keys.update(entry.keys)
+                self.held.append(entry)
+            else:
+                free.append(entry)
+        return free

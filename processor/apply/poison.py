@@ -1,41 +1,50 @@
-"""A batch in which poison is to be found: groups in subtransactions, their entries alone.
+"""Isolation of poison: finds which entries of a batch fail, and commits the others.
 
-One round trip, whatever the number of poison (rule 16). `processor.isolate` runs each group as it
-would run in the quick way; where a group fails its entries run one by one, unprepared, each in a
-subtransaction of its own, and only that run pronounces poison (rule 17). Followers of a failure by
-key are held, so that order stands.
+DESIGN. Isolation costs one round trip, whatever the number of poison entries (rule 16). The
+function `processor.isolate` runs each group of entries as the quick way would. Where a group fails,
+its entries run one by one, unprepared, each in a subtransaction of its own, and only that run
+pronounces poison (rule 17). Entries that share a key with a failed one are held, so that order
+stands. Where isolation cannot decide, each entry is applied alone.
 """
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from processor.apply.committer import Commit, Committer
+from processor import crashpoint
+from processor.apply.batch_errors import BatchErrors, verdict_on
+from processor.apply.committer import Commit, Committer, extra_time, has_own_limit
+from processor.apply.outcome import Contended, Outcome
+from processor.apply.verdict import Verdict
 from processor.buffer import key_order
 from processor.connections.sql_literals import quoted
-from processor.errors import refusal
+from processor.errors import DatabaseError, refusal
 from processor.ledger import lane_rows, outcomes
 from processor.ledger.dead_letters import Reason
 from processor.ledger.lane_rows import Ownership
-from processor.sql.renderer import Renderer, Taken
+from processor.sql.renderer import Renderer, Taken, tables_of
+from processor.telemetry import metrics
 from processor.transaction.entry import Entry
 
-#: Entries in a group: small enough that one poison makes few of them run twice.
+#: Entries in a group: few enough that one poison entry makes few others run twice.
 _GROUP = 16
+#: Batches that are isolated from the start after one had poison.
+_ISOLATED_AFTERWARDS = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """A batch as texts: groups as in the quick way, and each entry written out."""
+    """A batch rendered for isolation: groups as in the quick way, and each entry in plain SQL."""
 
     groups: list[str]
     plain: list[str]
 
 
 def parts(renderer: Renderer, taken: Sequence[Taken]) -> Parts | None:
-    """Write a batch for isolation; None if a value does not fit its column."""
+    """Render a batch for isolation; None if a value does not fit its column."""
     groups = []
     for start in range(0, len(taken), _GROUP):
         text, unfit = renderer.batch(taken[start : start + _GROUP])
@@ -45,37 +54,126 @@ def parts(renderer: Renderer, taken: Sequence[Taken]) -> Parts | None:
     return Parts(groups, [renderer.written_out(one) for one in taken])
 
 
-def commit(
-    session: Committer,
-    owner: Ownership,
-    entries: Sequence[Entry],
-    written: Parts,
-    limit: float,
-    meanwhile: Callable[[], None] | None,
-) -> Commit:
-    """Commit what can be committed of a batch; `failures` tells what could not.
+class Isolation:
+    """Finds the poison of one batch after the other, on one session."""
 
-    `limit` is how long the server may take for all of it, in seconds. Raises as `Committer.commit`.
-    """
-    prepared = session.prepares
-    pairs = key_order.behind(entries)
-    body = "".join((
-        f"SET LOCAL statement_timeout = {int(limit * 1000)};",
-        lane_rows.fence(owner, len(entries), last=entries[-1].entry_id),
-        outcomes.insert(owner, entries, prepared=prepared),
-        "SELECT set_config('processor.failures', processor.isolate(",
-        f"'{owner.buffer}', {quoted(owner.lane)}, '{{{','.join(e.id for e in entries)}}}',",
-        f"ARRAY[{','.join(map(quoted, written.groups))}],",
-        f"ARRAY[{','.join(map(quoted, written.plain))}],",
-        f"'{{{','.join(str(later + 1) for later, _ in pairs)}}}',",
-        f"'{{{','.join(str(earlier + 1) for _, earlier in pairs)}}}', {_GROUP})::text, false);",
-    ))  # fmt: skip
-    return session.commit(body, prepared=prepared, meanwhile=meanwhile)
+    def __init__(self, committer: Committer, errors: BatchErrors, limit: float) -> None:
+        """`limit` is how long the server may take to isolate a batch, in seconds."""
+        self._committer = committer
+        self._errors = errors
+        self._limit = limit
+        self._expected = 0
+        self._isolated = False
+
+    @property
+    def expects_poison(self) -> bool:
+        """Whether batches are to be isolated from the start, because poison was found lately."""
+        return self._expected > 0
+
+    def begin(self) -> None:
+        """Get ready for a batch: it is isolated once."""
+        self._isolated = False
+
+    def apply(
+        self, owner: Ownership, entries: Sequence[Entry], rendered: Parts, outcome: Outcome,
+        meanwhile: Callable[[], None] | None,
+    ) -> None:  # fmt: skip
+        """Commit the entries that can be committed; record the others as failed or held."""
+        self._expected -= 1
+        crashpoint.reach("isolate-before")
+        outcome.commit = self._commit(owner, entries, rendered, meanwhile)
+        crashpoint.reach("isolate-after")
+        failures = _failures(outcome.commit)
+        if failures:
+            self._expected = _ISOLATED_AFTERWARDS
+        for place, entry in enumerate(entries):
+            if place not in failures:
+                outcome.committed.append(entry)
+            elif (reason := failures[place]) is None:
+                outcome.held.append(entry)
+            else:
+                outcome.failed.append((entry, reason))
+
+    def _commit(
+        self, owner: Ownership, entries: Sequence[Entry], rendered: Parts,
+        meanwhile: Callable[[], None] | None,
+    ) -> Commit:  # fmt: skip
+        prepared = self._committer.prepares
+        pairs = key_order.behind(entries)
+        body = "".join((
+            f"SET LOCAL statement_timeout = {int(self._limit * 1000)};",
+            lane_rows.fence(owner, len(entries), last=entries[-1].entry_id),
+            outcomes.insert(owner, entries, prepared=prepared),
+            "SELECT set_config('processor.failures', processor.isolate(",
+            f"'{owner.buffer}', {quoted(owner.lane)}, '{{{','.join(e.id for e in entries)}}}',",
+            f"ARRAY[{','.join(map(quoted, rendered.groups))}],",
+            f"ARRAY[{','.join(map(quoted, rendered.plain))}],",
+            f"'{{{','.join(str(later + 1) for later, _ in pairs)}}}',",
+            f"'{{{','.join(str(earlier + 1) for _, earlier in pairs)}}}', {_GROUP})::text, false);",
+        ))  # fmt: skip
+        return self._committer.commit(body, prepared=prepared, meanwhile=meanwhile)
+
+    def find(
+        self, owner: Ownership, entries: list[Entry], outcome: Outcome, error: DatabaseError
+    ) -> list[Entry]:
+        """Prepare the isolation of a batch that failed with `error`; return the entries to send.
+
+        Where isolation cannot decide, the entries are applied one by one, and none are left.
+        """
+        self._expected = _ISOLATED_AFTERWARDS
+        if error.sqlstate[:2] == "42":
+            # A table or column may have changed since it was looked up.
+            self._committer.forget_tables()
+        if error.sqlstate == "57014" or self._isolated or has_own_limit(entries):
+            # A time limit counts for one statement, and isolation is one statement (rule 18).
+            self._committer.look_up_tables(tables_of(entries))
+            self._one_by_one(owner, entries, outcome)
+            return []
+        metrics.count("isolated")
+        self._isolated = True
+        return entries
+
+    def _one_by_one(self, owner: Ownership, entries: list[Entry], outcome: Outcome) -> None:
+        held_keys: set[str] = set()
+        for entry in entries:
+            if entry.keys and not held_keys.isdisjoint(entry.keys):
+                held_keys.update(entry.keys)
+                outcome.held.append(entry)
+                continue
+            reason = self._alone(owner, entry, outcome)
+            if reason is not None:
+                held_keys.update(entry.keys)
+                outcome.failed.append((entry, reason))
+
+    def _alone(self, owner: Ownership, entry: Entry, outcome: Outcome) -> Reason | None:
+        """Apply one entry, unprepared. Return why it failed, or None if its outcome is recorded."""
+        started = time.monotonic()
+        body = (
+            lane_rows.fence(owner, 1, last=entry.entry_id)
+            + outcomes.insert(owner, [entry])
+            + self._committer.renderer.plain(entry)
+        )
+        try:
+            outcome.commit = self._committer.commit(body, extra=extra_time([entry]))
+        except DatabaseError as error:
+            if not error.in_transaction and not self._errors.look_up([entry], outcome):
+                return None
+            verdict = verdict_on(self._committer, error, [entry], started)
+            if verdict is not Verdict.POISON:
+                rest = self._errors.rest(owner, [entry], outcome, error, started)
+                if rest:
+                    raise Contended("an entry is blocked even when applied alone") from None
+                if rest is not None:
+                    return None
+            self._committer.roll_back()
+            return Reason(f"{error}", error.sqlstate, error.detail)
+        outcome.committed.append(entry)
+        return None
 
 
-def failures(done: Commit) -> dict[int, Reason | None]:
-    """By place in the batch: why an entry failed, or None if it waits behind one that did."""
-    found = json.loads(done.failures)
+def _failures(commit: Commit) -> dict[int, Reason | None]:
+    """Return, by place in the batch, why an entry failed; None if it is held behind one."""
+    found = json.loads(commit.failures)
     return {f["at"]: None if f.get("held") else _reason(f) for f in found}
 
 

@@ -13,8 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from processor.apply.applier import Applier
-from processor.apply.batch_text import Written
+from processor.apply.applier import Applier, BatchText
 from processor.apply.committer import Committer
 from processor.apply.outcome import Contended, Fenced, Outcome, Systemic
 from processor.config.settings import Settings
@@ -91,7 +90,7 @@ class Attempts:
         self.answered = False
 
     def attempt(
-        self, lane: OwnedLane, entries: list[Entry], prewritten: Written | None = None,
+        self, lane: OwnedLane, entries: list[Entry], prerendered: BatchText | None = None,
         meanwhile: Callable[[], None] | None = None,
     ) -> Decision:  # fmt: skip
         """Apply a batch and decide what its result means. Raises Unavailable and DatabaseError.
@@ -108,7 +107,7 @@ class Attempts:
         started = time.monotonic()
         try:
             outcome = self._applier.apply(
-                lane.owner, entries, prewritten, meanwhile and _guarded(meanwhile, trouble)
+                lane.owner, entries, prerendered, meanwhile and _guarded(meanwhile, trouble)
             )
         except Fenced:
             metrics.count("fenced")
@@ -159,7 +158,7 @@ class Attempts:
         assert lane.owner is not None
         self._session.begin()
         self._session.commit(lane_rows.fence(lane.owner, 0))
-        return not outcomes.find(self._session.database, [entry.id])
+        return not outcomes.find(self._session.session, [entry.id])
 
 
 def _dead_crasher(lane: OwnedLane, entries: list[Entry]) -> Decision:

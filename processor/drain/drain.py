@@ -164,8 +164,8 @@ class Drain:
         self._taking.fill(self._open_lanes())
         for lane in self._open_lanes():
             page = lane.cursor.page
-            if page is not None and page.prewritten is None:
-                page.prewritten = self._applier.write_ahead(page.entries)
+            if page is not None and page.prerendered is None:
+                page.prerendered = self._applier.prerender(page.entries)
 
     def _settle_last(self) -> None:
         settle, self._unsettled = self._unsettled, None
@@ -245,7 +245,7 @@ class Drain:
         outcome: Outcome | None = Outcome()
         if entries:
             outcome = carry_out(self._attempts.attempt(
-                lane, entries, page.prewritten, self._meanwhile), lane)
+                lane, entries, page.prerendered, self._meanwhile), lane)
         if outcome is None:
             return
         outcome.held += aside.held

@@ -156,10 +156,10 @@ class Maintenance:
         # Once proves nothing: it was in hand when the server ended.
         if times >= max(self._settings.retry.attempts, 2):
             reason = Reason("it ended its session each time it was tried", ENDS_SESSION_STATE)
-            self._burial.fail(owner, letter, reason)
+            self._burial.reject(owner, letter, reason)
             return None
         try:
-            return self._burial.fulfil(owner, letter)
+            return self._burial.carry_out(owner, letter)
         except DatabaseUnavailable:
             if not self._database.alive:
                 # Else it is the server that takes no work.

@@ -162,7 +162,7 @@ class Settler:
     def _bury(self, lane: OwnedLane, deaths: Sequence[Death]) -> None:
         if deaths:
             assert lane.owner is not None
-            self._burial.bury(lane.owner, deaths)
+            self._burial.write(lane.owner, deaths)
 
     def _park(
         self, lane: OwnedLane, outcome: Outcome, retries: Sequence[Retry],

@@ -52,7 +52,7 @@ class Connector:
 
         Return whether the session with PostgreSQL is new. Raises Unavailable and DatabaseError.
         """
-        database: PostgresSession = self._session.database
+        database: PostgresSession = self._session.session
         self.session_is_old = database.alive
         if not database.alive:
             self._owners.lose()
@@ -114,4 +114,4 @@ class Connector:
         self._watch.start_session({owner.token: owner.lane for owner in owned})
         if owned:
             self._session.begin()
-            self._session.behind(owned[0])
+            self._session.upper_bound(owned[0])

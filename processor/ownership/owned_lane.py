@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from processor.apply.batch_text import Written
+from processor.apply.applier import BatchText
 from processor.buffer.entry_ids import order
 from processor.buffer.lane import Lane
 from processor.buffer.lane_size import LaneSize
@@ -36,7 +36,7 @@ _FULL = 1.0
 class Page:
     """Entries that were read together; `generation` numbers the connection to Redis.
 
-    `first` and `last` are the entry ids that were read. `prewritten` is the batch as text, if it
+    `first` and `last` are the entry ids that were read. `prerendered` is the batch as text, if it
     was written while PostgreSQL worked on the batch before.
     """
 
@@ -45,7 +45,7 @@ class Page:
     last: str
     entries: list[Entry] = field(default_factory=list)
     unreadable: list[tuple[Entry, str]] = field(default_factory=list)
-    prewritten: Written | None = None
+    prerendered: BatchText | None = None
 
 
 @dataclass(slots=True)

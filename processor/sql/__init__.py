@@ -1,8 +1,8 @@
-"""Transactions as SQL, in the types of their columns.
+"""Transactions as SQL text, with each value in the type of its column.
 
-catalog              What PostgreSQL's catalog says of the tables that transactions write: columns
-column_types         How a JSON value is written in the type of its column, and when that type doe
-folding              Operations of many transactions as one set-based statement, where nobody coul
-renderer             Transactions as SQL text: quick (EXECUTE of what is prepared) and plain, equa
-statement_shapes     A shape: what operations have in common - kind, table, columns - compiled to
+catalog           The columns, types and constraints of tables, looked up in PostgreSQL's catalog.
+column_types      How a JSON value is written in its column's type, and when it does not fit.
+statement_shapes  Operations of one kind on the same columns, compiled to SQL once.
+folding           Operations of many transactions as one set-based statement.
+renderer          Whole transactions as SQL text: quick (EXECUTE) and plain, equal in meaning.
 """

@@ -1,7 +1,8 @@
-"""What PostgreSQL's catalog says of the tables that transactions write: columns and their types.
+"""The tables that transactions write: columns, types and constraints from PostgreSQL's catalog.
 
-Read once per table and session; a value is checked against and rendered in its column's type, so
-that prepared and plain runs mean the same (rule 17). Forgotten after an error that names may cause.
+A table is looked up once per session. Each value is checked against its column's type and rendered
+in it, so that prepared and plain runs mean the same (rule 17). The tables are looked up again after
+an error that a changed table may have caused.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from processor.transaction.values import identifier
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column's type: name for casts, oid and modifier of its base type, oid of its elements.
+    """A column and its type.
 
-    `domain` is the name of a domain that stands before the base type, `deterministic` tells whether
-    equal means same bytes.
+    `type` is the name for casts, `base` and `modifier` are the oid and modifier of the base type,
+    `element` is the oid of an array's elements or 0. `domain` is the domain over the base type, if
+    any. `deterministic` is true if equal texts have equal bytes in the column's collation.
     """
 
     name: str
@@ -33,82 +35,84 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A table that may not even be looked up; the SQLSTATE that PostgreSQL gave."""
+    """A table that PostgreSQL refused to look up, with the SQLSTATE of the refusal."""
 
     sqlstate: str
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table that exists: its columns, and what `fold` must know before it joins operations.
+    """A table that exists: its columns, and the facts by which `folding` decides.
 
-    `plain` is false if a trigger, rule, policy, partition, generated column or computed index could
-    see single rows or intermediate values; `unique` are the column sets of unique indexes, `bound`
-    the columns in checks, unique and exclusion indexes or referenced keys; `refers` the tables
-    behind its foreign keys; `counts` tells that a sequence fills a column.
+    `unobserved` is false if a trigger, rule, policy, partition, generated column or computed index
+    could see single rows or intermediate values. `unique` are the column sets of unique indexes,
+    `constrained` the columns in checks, unique and exclusion indexes or referenced keys,
+    `references` the oids of the tables that its foreign keys refer to. `has_sequence` is true if a
+    sequence fills a column.
     """
 
     name: str
     columns: dict[str, Column]
     oid: int = 0
-    plain: bool = False
+    unobserved: bool = False
     unique: tuple[frozenset[str], ...] = ()
-    bound: frozenset[str] = frozenset()
-    refers: frozenset[int] = frozenset()
-    counts: bool = False
+    constrained: frozenset[str] = frozenset()
+    references: frozenset[int] = frozenset()
+    has_sequence: bool = False
 
 
-_ABOUT_NAMES = ("42", "0A", "3F", "22")
+# Classes of SQLSTATEs with which PostgreSQL refuses a name, or a privilege on it.
+_REFUSES_NAME = ("42", "0A", "3F", "22")
 
 
 class Catalog:
-    """The tables that this session has met."""
+    """The tables that were looked up on one session."""
 
     def __init__(self) -> None:
         self._tables: dict[str, Table | Refused | None] = {}
         self._generation = -1
 
-    def known(self, name: str) -> bool:
-        """Whether the table was looked up already."""
+    def has(self, name: str) -> bool:
+        """Return whether the table was looked up, with whatever result."""
         return name in self._tables
 
     def find(self, name: str) -> Table | Refused | None:
-        """The table, None if it does not exist. Raises KeyError if it is not `known`."""
+        """Return the table, or None if it does not exist. Raises KeyError if not looked up."""
         return self._tables[name]
 
     def forget(self) -> None:
-        """Look everything up anew: names may have changed."""
+        """Forget all tables, so that they are looked up again: they may have changed."""
         self._tables.clear()
 
-    def load(self, database: PostgresSession, names: set[str]) -> None:
-        """Look up tables that are not known, in one call, on a session in no transaction."""
-        if self._generation != database.generation:
+    def load(self, session: PostgresSession, names: set[str]) -> None:
+        """Look up the tables that are missing, together. The session must be in no transaction."""
+        if self._generation != session.generation:
             self.forget()
-            self._generation = database.generation
+            self._generation = session.generation
         missing = sorted(name for name in names if name not in self._tables)
-        # PostgreSQL refuses to look for what cannot be a name, and with it for all others.
+        # PostgreSQL refuses the whole query if one name is malformed.
         self._tables.update((name, None) for name in missing if not _is_name(name))
         missing = [name for name in missing if name not in self._tables]
         if not missing:
             return
         try:
-            self._ask(database, missing)
+            self._look_up(session, missing)
         except DatabaseError as error:
-            if error.sqlstate[:2] not in _ABOUT_NAMES:
+            if error.sqlstate[:2] not in _REFUSES_NAME:
                 raise
             if len(missing) == 1:
                 self._tables[missing[0]] = Refused(error.sqlstate)
             else:
-                # A schema that the role may not use fails the question for all of them.
+                # A schema that the role may not use fails the query for all of them.
                 for name in missing:
-                    self.load(database, {name})
+                    self.load(session, {name})
 
-    def _ask(self, database: PostgresSession, names: list[str]) -> None:
+    def _look_up(self, session: PostgresSession, names: list[str]) -> None:
         asked = ",".join(f"({quoted(n)},{quoted(table(n))})" for n in names)
         found: dict[str, dict[str, Column]] = {}
-        for name, column, *type_ in database.run(_COLUMNS.format(asked)):
+        for name, column, *type_ in session.run(_COLUMNS.format(asked)):
             found.setdefault(name, {})[column] = Column(column, *type_)
-        facts = {row[0]: row[1:] for row in database.run(_FACTS.format(asked))}
+        facts = {row[0]: row[1:] for row in session.run(_FACTS.format(asked))}
         for name in names:
             self._tables[name] = _table(name, found[name], facts[name]) if name in found else None
 
@@ -121,16 +125,16 @@ def _is_name(name: str) -> bool:
 
 
 def _table(name: str, columns: dict[str, Column], facts: Row) -> Table:
-    oid, plain, unique, bound, refers, counts = facts
+    oid, unobserved, unique, constrained, references, has_sequence = facts
     return Table(
-        name, columns, oid, plain, tuple(frozenset(names) for names in unique or ()),
-        frozenset(bound or ()), frozenset(refers or ()), bool(counts),
+        name, columns, oid, unobserved, tuple(frozenset(names) for names in unique or ()),
+        frozenset(constrained or ()), frozenset(references or ()), bool(has_sequence),
     )  # fmt: skip
 
 
-# A domain is followed to its base type, which casts name: one to the domain would cut off without a
-# word what is too long for it. What is assigned to the column is checked.
-# format_type with -1 gives names that bring no length of their own (bpchar, not character(1)).
+# Casts name the base type of a domain: a cast to the domain would silently truncate a value that is
+# too long for it, while the assignment to the column checks the value.
+# format_type with -1 returns names without a length of their own (bpchar, not character(1)).
 _COLUMNS = """
 WITH RECURSIVE asked (name, quoted) AS (VALUES {}),
 relations AS (

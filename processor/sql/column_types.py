@@ -1,8 +1,8 @@
-"""How a JSON value is written in the type of its column, and when that type does not hold it.
+"""How a JSON value is written in the type of its column, and when it does not fit.
 
-A value that the type does not hold exactly is poison: the server's assignment cast would round it
-silently, and differently for prepared and plain runs (rule 17). `writer` answers with a function
-from a value to the text that the type's own input function reads; the function raises Unfit.
+A value that the type cannot hold exactly is poison: the server's assignment cast would round it
+silently, and differently in prepared and plain runs (rule 17). `writer` returns a function from a
+value to the text that the type's input function reads; that function raises Unfit.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ DATE, TIME, TIMESTAMP, TIMESTAMPTZ, INTERVAL, TIMETZ = 1082, 1083, 1114, 1184, 1
 NUMERIC, UUID, JSONB, NAME = 1700, 2950, 3802, 19
 
 WHOLE = {INT2: 1 << 15, INT4: 1 << 31, INT8: 1 << 63}
-#: Types without equality: json, xml, point, polygon, path... a PREPARE with them would fail.
+#: Types without an equality operator (json, xml, point, polygon, path): a PREPARE that compares
+#: them would fail.
 UNCOMPARED = frozenset({JSON, 142, 600, 604, 602})
 NUMBERS = frozenset({INT2, INT4, INT8, FLOAT4, FLOAT8, NUMERIC})
 TIMES = frozenset({DATE, TIME, TIMESTAMP, TIMESTAMPTZ, INTERVAL, TIMETZ})
@@ -33,7 +34,7 @@ _json = msgspec.json.Encoder(decimal_format="number")
 
 
 class Unfit(Exception):
-    """A value does not fit its column: an SQLSTATE, and words that do not tell the value."""
+    """A value does not fit its column. The message does not contain the value (rule 19)."""
 
     def __init__(self, sqlstate: str, problem: str) -> None:
         super().__init__(problem)
@@ -41,7 +42,7 @@ class Unfit(Exception):
 
 
 def writer(base: int, modifier: int, element: int) -> Writer:
-    """The function that writes values of a type, given by oid, modifier and element type."""
+    """Return the function that writes values of a type: its oid, modifier and element's oid."""
     if element and base not in (JSON, JSONB):
         return _array(writer(element, modifier, 0), element in (JSON, JSONB))
     if base in WHOLE:
@@ -51,7 +52,7 @@ def writer(base: int, modifier: int, element: int) -> Writer:
     if base == NUMERIC:
         return _numeric(modifier)
     if base in (JSON, JSONB):
-        return _document
+        return _encoded
     if base in (TEXT, VARCHAR, BPCHAR, NAME):
         return _text
     if base == BOOL:
@@ -69,11 +70,11 @@ def _whole(limit: int) -> Writer:
             raise Unfit("22003", "the number is out of the column's range")
         if isinstance(value, Decimal):
             if value.adjusted() > 20:
-                # Before it is written out: 1E+999999999 is eleven bytes in the stream.
+                # Refused before it is written out: 1E+999999999 is eleven bytes in the stream.
                 raise Unfit("22003", "the number is out of the column's range")
             if value == value.to_integral_value():
                 return write(int(value))
-            raise Unfit("22P02", "the number has a fraction, the column holds whole numbers")
+            raise Unfit("22P02", "the number has a fraction, but the column takes only integers")
         return _string(value)
 
     return write
@@ -82,7 +83,7 @@ def _whole(limit: int) -> Writer:
 def _float(value: Any) -> str:
     if type(value) is int:
         if abs(value) > 1 << 53 and (abs(value) >> 1024 or int(float(value)) != value):
-            raise Unfit("22003", "the number is too large to be held exactly by a float")
+            raise Unfit("22003", "the number is too large for a float to hold exactly")
         return str(value)
     return str(value) if isinstance(value, Decimal) else _string(value)
 
@@ -93,11 +94,11 @@ def _numeric(modifier: int) -> Writer:
     def write(value: Any) -> str:
         if isinstance(value, Decimal):
             if scale is not None and _digits(value) > scale:
-                raise Unfit("22003", f"the number has more than the column's {scale} decimals")
+                raise Unfit("22003", f"the number has more than {scale} decimal places")
             return str(value)
         if type(value) is int:
             if scale is not None and scale < 0 and value % 10**-scale:
-                raise Unfit("22003", "the number is finer than the column's scale")
+                raise Unfit("22003", "the number is more precise than the column's scale")
             return str(value)
         text = _string(value)
         if scale is not None:
@@ -106,19 +107,19 @@ def _numeric(modifier: int) -> Writer:
             except ArithmeticError:
                 return text
             if number.is_finite() and _digits(number) > scale:
-                raise Unfit("22003", f"the number has more than the column's {scale} decimals")
+                raise Unfit("22003", f"the number has more than {scale} decimal places")
         return text
 
     return write
 
 
 def _scale(modifier: int) -> int:
-    # Eleven bits, signed since PostgreSQL 15.
+    # The scale is eleven bits of the modifier, signed since PostgreSQL 15.
     return (((modifier - 4) & 0x7FF) ^ 1024) - 1024
 
 
 def _digits(value: Decimal) -> int:
-    """Decimals that count. Not by normalize(), which rounds to the precision of its context."""
+    """Return the significant decimal places. Not by normalize(), which rounds to its context."""
     _, digits, exponent = value.as_tuple()
     if not value or not isinstance(exponent, int):
         return -_MOST_DIGITS
@@ -126,7 +127,7 @@ def _digits(value: Decimal) -> int:
     return -exponent - zeros
 
 
-def _document(value: Any) -> str:
+def _encoded(value: Any) -> str:
     return _json.encode(value).decode()
 
 
@@ -137,7 +138,7 @@ def _text(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, (int, Decimal)):
         return str(value)
-    raise Unfit("42804", f"a {_kind(value)} for a column of text")
+    raise Unfit("42804", f"a text column cannot take {_kind(value)}")
 
 
 def _bool(value: Any) -> str:
@@ -147,7 +148,7 @@ def _bool(value: Any) -> str:
 
 
 def _time(base: int, modifier: int) -> Writer:
-    # An interval keeps its precision in the lower half of its modifier, with 0xFFFF for none.
+    # An interval has its precision in the lower half of its modifier; 0xFFFF means none is given.
     given = modifier & 0xFFFF if base == INTERVAL and modifier >= 0 else modifier
     digits = given if 0 <= given < 6 else 6
 
@@ -155,9 +156,9 @@ def _time(base: int, modifier: int) -> Writer:
         text = _string(value)
         fraction = _FRACTION.search(text)
         if fraction and len(fraction[1].rstrip("0")) > digits:
-            raise Unfit("22008", f"a time finer than the column's {digits} decimals of a second")
+            raise Unfit("22008", f"the time has more than {digits} decimal places of a second")
         if base == DATE and ":" in text:
-            raise Unfit("22007", "a time of day for a column of dates")
+            raise Unfit("22007", "a date column cannot take a time of day")
         return text
 
     return write
@@ -166,21 +167,21 @@ def _time(base: int, modifier: int) -> Writer:
 def _string(value: Any) -> str:
     if type(value) is str:
         return value
-    raise Unfit("42804", f"a {_kind(value)} for a column that needs a text of its type")
+    raise Unfit("42804", f"the column cannot take {_kind(value)}")
 
 
-def _array(item: Writer, documents: bool) -> Writer:
+def _array(item: Writer, of_json: bool) -> Writer:
     def element(value: Any) -> str:
         if value is None:
             return "NULL"
-        if isinstance(value, list) and not documents:
+        if isinstance(value, list) and not of_json:
             return write(value)
         text = item(value).replace("\\", "\\\\").replace('"', '\\"')
         return f'"{text}"'
 
     def write(value: Any) -> str:
         if not isinstance(value, list):
-            # PostgreSQL's own text form of an array.
+            # An array in PostgreSQL's own text form.
             return _string(value)
         return "{" + ",".join(map(element, value)) + "}"
 
@@ -188,5 +189,8 @@ def _array(item: Writer, documents: bool) -> Writer:
 
 
 def _kind(value: object) -> str:
-    names = {dict: "mapping", list: "list", bool: "bool", int: "number", Decimal: "number"}
-    return names.get(type(value), type(value).__name__)
+    names = {
+        dict: "an object", list: "an array", bool: "a boolean", int: "a number",
+        Decimal: "a number",
+    }  # fmt: skip
+    return names.get(type(value), f"a {type(value).__name__}")

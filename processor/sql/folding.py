@@ -1,14 +1,14 @@
-"""Operations of many transactions as one set-based statement, where nobody could tell.
+"""Folding: operations of many transactions as one set-based statement with the same effect.
 
-A run of transactions of equal shape - the same inserts and additions on the same tables - is made
-one statement for each of its operations: INSERT ... SELECT from arrays, and UPDATE ... FROM with
-the additions to one row summed up. It costs the server a fraction of single statements.
+A run of transactions of one shape - the same inserts and additions on the same tables - becomes one
+statement for each of its operations: INSERT ... SELECT from arrays, and UPDATE ... FROM with the
+additions to each row summed. This costs the server a fraction of the single statements.
 
-DESIGN. The rule is: if the folded form succeeds, the single form would have succeeded with the same
-rows. So a shape is folded only if no trigger, rule, policy, check, generated column or computed
-index could see a single row or an intermediate value, if no foreign key leads from one of its
-tables to another whose rows it makes or takes away, and if equal keys are equal texts. If the
-folded form fails, nothing is concluded: the batch is applied singly.
+DESIGN. If the folded form succeeds, the single form would have succeeded with the same rows. So a
+shape is folded only if no trigger, rule, policy, check, generated column or computed index could
+see a single row or an intermediate value, if no foreign key of its tables refers to another of them
+that it inserts into, and if equal keys are equal texts. If the folded form fails, nothing is
+concluded: the entries are applied singly.
 """
 
 from __future__ import annotations
@@ -43,46 +43,47 @@ from processor.sql.column_types import (
 )
 from processor.transaction.operations import Insert, Update
 
-#: Fewer transactions than this are not worth a fold.
-LEAST = 4
+#: Folding fewer transactions than this does not pay.
+SHORTEST_RUN = 4
 
-_CARRIED = frozenset({
+#: Types whose values keep their meaning inside an array.
+_FOLDABLE_TYPES = frozenset({
     *WHOLE, BOOL, BYTEA, DATE, FLOAT4, FLOAT8, INTERVAL, JSON, JSONB, NUMERIC, TEXT, TIME,
     TIMESTAMP, TIMESTAMPTZ, TIMETZ, UUID, VARCHAR,
 })  # fmt: skip
-#: Sums of decimals are exact or not made.
+#: Sums of decimals are exact, or the run is not folded.
 _EXACT = Context(prec=1000, traps=[Inexact, InvalidOperation, Overflow])
-_CANONICAL = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}").fullmatch
+_CANONICAL_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}").fullmatch
 
 
 class NotFolded(Exception):
-    """These values cannot be folded; apply their transactions singly."""
+    """These values cannot be folded; their transactions are rendered singly."""
 
 
 class FoldedInsert:
-    """One insert of every transaction of a run."""
+    """The same insert of every transaction of a run, as one INSERT."""
 
     def __init__(self, name: str, target: Table, columns: Sequence[Column]) -> None:
         self.name = name
         types = ", ".join(f"{c.type}[]" for c in columns)
-        places = ", ".join(f"${n}" for n in range(1, len(columns) + 1))
+        parameters = ", ".join(f"${n}" for n in range(1, len(columns) + 1))
         names = ", ".join(named(c.name) for c in columns)
         self.prepare = (
             f"PREPARE {name} ({types}) AS INSERT INTO {table(target.name)} ({names})"
-            f" SELECT * FROM unnest({places});"
+            f" SELECT * FROM unnest({parameters});"
         )
         self.prepared = False
         self._arrays = [_array(c) for c in columns]
 
     def write(self, rows: Sequence[Sequence[Any]]) -> str:
-        """The statement for the values of each transaction. Raises Unfit."""
+        """Return the EXECUTE for the values of each transaction. Raises Unfit and NotFolded."""
         columns = zip(*rows, strict=True)
         written = [array(values) for array, values in zip(self._arrays, columns, strict=True)]
         return f"EXECUTE {self.name}({','.join(written)});"
 
 
 class FoldedAdd:
-    """One addition of every transaction of a run, summed up by row."""
+    """The same addition of every transaction of a run, as one UPDATE with the sum for each row."""
 
     def __init__(
         self, name: str, target: Table, added: Sequence[Column], keys: Sequence[Column],
@@ -93,14 +94,14 @@ class FoldedAdd:
         self._added = added
         self._keys = keys
         self._expect = expect is not None
-        self._sums = [_total(c) for c in added]
+        self._checks = [_sum_check(c) for c in added]
         self._arrays = [_array(c) for c in keys]
         self.prepare = self._prepare(target)
 
     def _prepare(self, target: Table) -> str:
         types = [f"{c.type}[]" for c in self._keys]
         types += ["numeric[]" if c.base == NUMERIC else "bigint[]" for c in self._added]
-        places = ", ".join(f"${n}" for n in range(1, len(types) + 1))
+        parameters = ", ".join(f"${n}" for n in range(1, len(types) + 1))
         names = ", ".join([f"k{n}" for n in range(len(self._keys))]
                           + [f"s{n}" for n in range(len(self._added))])  # fmt: skip
         sums = ", ".join(f"{named(c.name)} = t.{named(c.name)} + d.s{n}"
@@ -108,7 +109,7 @@ class FoldedAdd:
         where = " AND ".join(f"t.{named(c.name)} = d.k{n}" for n, c in enumerate(self._keys))
         update = (
             f"UPDATE {table(target.name)} AS t SET {sums}"
-            f" FROM unnest({places}) AS d ({names}) WHERE {where}"
+            f" FROM unnest({parameters}) AS d ({names}) WHERE {where}"
         )
         if not self._expect:
             return f"PREPARE {self.name} ({', '.join(types)}) AS {update};"
@@ -119,29 +120,29 @@ class FoldedAdd:
         )
 
     def write(self, rows: Sequence[Sequence[Any]]) -> str:
-        """The statement for the values of each transaction. Raises Unfit and NotFolded."""
+        """Return the EXECUTE for the values of each transaction. Raises Unfit and NotFolded."""
         try:
             with localcontext(_EXACT):
                 return self._write(rows)
         except (TypeError, ArithmeticError):
-            # Values that cannot be added, or compared, or not exactly: see what each is singly.
+            # Values that cannot be added or compared exactly: each is judged singly.
             raise NotFolded from None
 
-    def _comparable(self, rows: Sequence[Sequence[Any]]) -> None:
-        """See that keys equal in Python are equal in PostgreSQL, and the other way round.
+    def _check_keys(self, rows: Sequence[Sequence[Any]]) -> None:
+        """Check that keys are equal in Python if and only if they are equal in PostgreSQL.
 
-        True, 1 and 1.0 are one key of a dict; 7 and "7" are two that are one text.
+        In a dict, True, 1 and 1.0 are one key, and 7 and "7" are two keys with the same text.
         """
-        for place, column in enumerate(self._keys, start=len(self._added)):
+        for position, column in enumerate(self._keys, start=len(self._added)):
             kind = int if column.base in WHOLE else str
-            if any(type(row[place]) is not kind for row in rows):
+            if any(type(row[position]) is not kind for row in rows):
                 raise NotFolded
         if self._expect and any(row[-1] != 1 for row in rows):
             raise NotFolded
 
     def _write(self, rows: Sequence[Sequence[Any]]) -> str:
         width, depth = len(self._added), len(self._keys)
-        self._comparable(rows)
+        self._check_keys(rows)
         totals: dict[tuple[Any, ...], list[Any]] = {}
         end = width + depth
         for row in rows:
@@ -152,7 +153,7 @@ class FoldedAdd:
             else:
                 for n in range(width):
                     total[n] += row[n]
-        for n, check in enumerate(self._sums):
+        for n, check in enumerate(self._checks):
             check([row[n] for row in rows], [total[n] for total in totals.values()])
         ordered = sorted(totals) if depth == 1 else list(totals)
         written = [array([key[n] for key in ordered]) for n, array in enumerate(self._arrays)]
@@ -170,7 +171,7 @@ Fold = FoldedInsert | FoldedAdd
 def folds(
     operations: Sequence[Any], targets: Sequence[Table], name: str
 ) -> list[FoldedInsert | FoldedAdd] | None:
-    """The folds of a shape, one for each operation; None if it is not to be folded."""
+    """Return the folds of a shape, one for each operation; None if it must not be folded."""
     if not _independent(operations, targets):
         return None
     made: list[Fold] = []
@@ -183,21 +184,21 @@ def folds(
 
 
 def _independent(operations: Sequence[Any], targets: Sequence[Table]) -> bool:
-    """Whether the operations of all transactions may be done operation by operation."""
-    if not all(target.plain for target in targets):
+    """Return whether the transactions of a run may be executed operation by operation."""
+    if not all(target.unobserved for target in targets):
         return False
     if len({target.oid for target in targets}) < len(targets):
         return False
     inserted = {t.oid for o, t in zip(operations, targets, strict=True) if isinstance(o, Insert)}
-    if any(target.refers & inserted for target in targets):
+    if any(target.references & inserted for target in targets):
         return False
-    return sum(t.counts for t in targets if t.oid in inserted) < 2
+    return sum(t.has_sequence for t in targets if t.oid in inserted) < 2
 
 
 def _fold(operation: Any, target: Table, name: str) -> Fold | None:
     if isinstance(operation, Insert) and operation.values is not None:
         columns = [target.columns[n] for n in operation.values]
-        return FoldedInsert(name, target, columns) if all(map(_carried, columns)) else None
+        return FoldedInsert(name, target, columns) if all(map(_foldable, columns)) else None
     if isinstance(operation, Update) and operation.add and not operation.set:
         return _folded_add(operation, target, name)
     return None
@@ -207,13 +208,13 @@ def _folded_add(operation: Update, target: Table, name: str) -> FoldedAdd | None
     added = [target.columns[n] for n in operation.add or ()]
     keys = [target.columns[n] for n in operation.where]
     names = {c.name for c in added}
-    if names & target.bound or names & operation.where.keys():
+    if names & target.constrained or names & operation.where.keys():
         return None
     if None in operation.where.values():
         return None
-    if not all(_carried(c) and c.base in (*WHOLE, NUMERIC) for c in added):
+    if not all(_foldable(c) and c.base in (*WHOLE, NUMERIC) for c in added):
         return None
-    if not all(_carried(c) and _comparable(c) for c in keys):
+    if not all(_foldable(c) and _comparable(c) for c in keys):
         return None
     if operation.expect is not None and (
         operation.expect != 1 or frozenset(operation.where) not in target.unique
@@ -222,22 +223,22 @@ def _folded_add(operation: Update, target: Table, name: str) -> FoldedAdd | None
     return FoldedAdd(name, target, added, keys, operation.expect)
 
 
-def _carried(column: Column) -> bool:
-    return column.base in _CARRIED and not column.domain and column.element == 0
+def _foldable(column: Column) -> bool:
+    return column.base in _FOLDABLE_TYPES and not column.domain and column.element == 0
 
 
 def _comparable(column: Column) -> bool:
-    """Whether equal in PostgreSQL is equal in the text that we send."""
+    """Return whether values are equal in PostgreSQL if and only if their texts are equal."""
     return column.base in (*WHOLE, UUID) or (
         column.base in (TEXT, VARCHAR) and column.deterministic
     )
 
 
-def _total(column: Column) -> Any:
-    """A check of what is added to a column, and of the sums.
+def _sum_check(column: Column) -> Any:
+    """Return a check of the values added to a column and of their sums. It raises NotFolded.
 
-    An intermediate value may leave the column's range although the sum does not. Additions of one
-    sign cannot do that; of both signs they are left alone, unless the type has no range to leave.
+    An intermediate value may leave the column's range although the sum does not. Values of one sign
+    cannot do that. Values of both signs are not folded, unless the type has no range.
     """
     unbounded = column.base == NUMERIC and column.modifier < 4
     limit = WHOLE.get(column.base)
@@ -263,7 +264,7 @@ def _total(column: Column) -> Any:
 
 
 def _array(column: Column) -> Any:
-    """A function from the values of a column to an array literal. It raises Unfit or NotFolded."""
+    """Return a function from a column's values to an array literal; raises Unfit or NotFolded."""
     if column.base in WHOLE:
         return _whole(WHOLE[column.base], writer(column.base, column.modifier, 0))
     write = writer(column.base, column.modifier, 0)
@@ -293,6 +294,6 @@ def _whole(limit: int, write: Any) -> Any:
 
 
 def _uuids(values: Sequence[Any]) -> str:
-    if set(map(type, values)) != {str} or not all(map(_CANONICAL, values)):
+    if set(map(type, values)) != {str} or not all(map(_CANONICAL_UUID, values)):
         raise NotFolded
     return "'{" + ",".join(values) + "}'"

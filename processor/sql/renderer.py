@@ -1,13 +1,13 @@
-"""Transactions as SQL text: quick (EXECUTE of what is prepared) and plain, equal in meaning.
+"""Transactions as SQL text: quick (EXECUTE of prepared statements) and plain, equal in meaning.
 
-Values never decide about SQL: they are always literals of their column's type, and the text of a
-statement comes from the registry alone. `Renderer.batch` writes many transactions at once and folds
-runs of equal shape (`fold`); `Renderer.plain` writes one out, for the run that pronounces poison.
+Values never become SQL: each is a literal of its column's type, and the text of a statement comes
+from the registry alone. `Renderer.batch` renders many transactions at once and folds runs of one
+shape (`folding`). `Renderer.plain` renders one in plain SQL, for the run that pronounces poison.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from itertools import groupby
@@ -18,45 +18,43 @@ import msgspec
 from processor.connections.sql_literals import quoted
 from processor.sql.catalog import Catalog, Refused, Table
 from processor.sql.column_types import Unfit
-from processor.sql.folding import LEAST, Fold, NotFolded, folds
+from processor.sql.folding import SHORTEST_RUN, Fold, NotFolded, folds
 from processor.sql.statement_shapes import Shape, compiled, key_of
 from processor.transaction import statements
 from processor.transaction.entry import Entry
 from processor.transaction.operations import Insert, Operation, Statement
 
 _json = msgspec.json.Encoder(decimal_format="number")
-#: What statement_timeout holds, milliseconds: 24 days.
+#: The longest statement_timeout, in milliseconds: 24 days.
 _LONGEST = 2**31 - 1
-_NOT_FOR_TRANSACTIONS = frozenset({"processor", "pg_catalog", "information_schema"})
+_FORBIDDEN_SCHEMAS = frozenset({"processor", "pg_catalog", "information_schema"})
 
-
-#: What a value that nobody thought of may raise: it must be one entry's end, not the lane's.
-UNFORESEEN = (ValueError, TypeError, ArithmeticError, RecursionError)
+#: What an unforeseen value may raise: that must end one entry, not stop the lane.
+_UNFORESEEN = (ValueError, TypeError, ArithmeticError, RecursionError)
 
 
 class Unrenderable(Exception):
-    """A transaction cannot be written for its tables; `place` is the operation's number."""
+    """A transaction cannot be rendered for its tables; names the operation, if it is known."""
 
-    def __init__(self, place: int, sqlstate: str, problem: str) -> None:
-        super().__init__(f"operations[{place}]: {problem}")
-        self.place = place
+    def __init__(self, number: int | None, sqlstate: str, problem: str) -> None:
+        super().__init__(problem if number is None else f"operations[{number}]: {problem}")
         self.sqlstate = sqlstate
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Plan:
-    """How transactions of one make are written: singly by shapes, or folded."""
+    """How transactions of one shape are rendered: singly by `shapes`, or folded by `folds`."""
 
     shapes: list[Shape]
     folds: list[Fold] | None
 
 
-#: A transaction taken apart: its plan (None if it has statements or rows) and its values.
+#: A transaction with its plan (None if it has statements or rows) and each operation's values.
 Taken = tuple[Entry, Plan | None, list[list[Any]]]
 
 
 class Renderer:
-    """What is compiled and prepared on one session."""
+    """Renders transactions for one session; keeps the compiled and prepared statements."""
 
     def __init__(self, catalog: Catalog, allowed: Sequence[str], *, prepares: bool) -> None:
         self._catalog = catalog
@@ -67,30 +65,30 @@ class Renderer:
         self._wanted: list[Shape | Fold] = []
         self._prepared: list[Shape | Fold] = []
         self._number = 0
-        #: Grows whenever text that was written before may no longer be sent.
+        #: Grows whenever text that was rendered before must no longer be sent.
         self.version = 0
 
     @property
     def size(self) -> int:
-        """How many shapes and plans are kept."""
+        """The number of shapes and plans that are kept."""
         return len(self._shapes) + len(self._plans)
 
     def forget(self) -> None:
-        """Compile everything anew: the catalog was forgotten. Old names are never used again."""
+        """Forget all shapes, as the catalog was forgotten. Their names are never used again."""
         self.version += 1
         self._shapes.clear()
         self._plans.clear()
         self._wanted.clear()
 
     def unprepare(self) -> None:
-        """Nothing is prepared any more."""
+        """Record that the server has no prepared statement any more."""
         self.version += 1
         for statement in self._prepared:
             statement.prepared = False
         self._prepared.clear()
 
     def prepare(self) -> str:
-        """The PREPAREs of what was written since the last call and is not prepared; marks it so."""
+        """Return the PREPAREs that the text rendered since the last call needs."""
         wanted = [s for s in dict.fromkeys(self._wanted) if not s.prepared]
         self._wanted.clear()
         for statement in wanted:
@@ -99,7 +97,7 @@ class Renderer:
         return "".join(statement.prepare for statement in wanted)
 
     def take(self, entry: Entry) -> Taken:
-        """Take a transaction apart. Raises Unrenderable for names that do not exist."""
+        """Find a transaction's plan and values. Raises Unrenderable for names that do not exist."""
         if not _is_simple(entry):
             return entry, None, []
         pairs = [key_of(operation) for operation in entry.operations]
@@ -107,10 +105,25 @@ class Renderer:
         plan = self._plans.get(whole) or self._plan(whole, entry)
         return entry, plan, [values for _, values in pairs]
 
+    def take_all(
+        self, entries: Sequence[Entry]
+    ) -> tuple[list[Taken], dict[str, Unrenderable]]:
+        """Take transactions; also return those that cannot be rendered, by id."""
+        taken: list[Taken] = []
+        unfit: dict[str, Unrenderable] = {}
+        for entry in entries:
+            try:
+                taken.append(self.take(entry))
+            except Unrenderable as error:
+                unfit[entry.id] = error
+            except _UNFORESEEN as error:
+                unfit[entry.id] = _unforeseen(error)
+        return taken, unfit
+
     def _plan(self, whole: tuple[Any, ...], entry: Entry) -> Plan:
         shapes, targets = [], []
-        for place, (key, operation) in enumerate(zip(whole, entry.operations, strict=True)):
-            with _at(place):
+        for number, (key, operation) in enumerate(zip(whole, entry.operations, strict=True)):
+            with _at(number):
                 targets.append(self._table(operation))
                 shapes.append(self._shape(key, operation, targets[-1]))
         self._number += 1
@@ -119,7 +132,7 @@ class Renderer:
         return plan
 
     def batch(self, taken: Sequence[Taken]) -> tuple[str, dict[str, Unrenderable]]:
-        """Transactions written in order, and those that cannot be, by id."""
+        """Render transactions in order; also return those that cannot be rendered, by id."""
         parts: list[str] = []
         unfit: dict[str, Unrenderable] = {}
         for plan, run in groupby(taken, key=_plan_of):
@@ -133,20 +146,19 @@ class Renderer:
                     parts.append(self._single(one))
                 except Unrenderable as error:
                     unfit[one[0].id] = error
-                except UNFORESEEN as error:
-                    problem = f"cannot be written: {type(error).__name__}"
-                    unfit[one[0].id] = Unrenderable(0, "22000", problem)
+                except _UNFORESEEN as error:
+                    unfit[one[0].id] = _unforeseen(error)
         return "".join(parts), unfit
 
     def _fold(self, plan: Plan | None, run: Sequence[Taken]) -> list[str] | None:
-        if plan is None or plan.folds is None or len(run) < LEAST:
+        if plan is None or plan.folds is None or len(run) < SHORTEST_RUN:
             return None
         try:
             texts = [
-                fold.write([values[place] for _, _, values in run])
-                for place, fold in enumerate(plan.folds)
+                fold.write([values[number] for _, _, values in run])
+                for number, fold in enumerate(plan.folds)
             ]
-        except (Unfit, NotFolded, *UNFORESEEN):
+        except (Unfit, NotFolded, *_UNFORESEEN):
             return None
         self._wanted += plan.folds
         return texts
@@ -156,24 +168,24 @@ class Renderer:
         if plan is None or not self._prepares:
             return self.plain(entry)
         parts = []
-        for place, shape in enumerate(plan.shapes):
-            with _at(place):
-                parts.append(shape.quick(values[place]))
+        for number, shape in enumerate(plan.shapes):
+            with _at(number):
+                parts.append(shape.quick(values[number]))
         self._wanted += plan.shapes
         return "".join(parts)
 
     def written_out(self, taken: Taken) -> str:
-        """A transaction written out whose values were found to fit."""
+        """Return a transaction in plain SQL whose values were found to fit."""
         entry, plan, values = taken
         if plan is None:
             return self.plain(entry)
         return "".join([shape.plain(v) for shape, v in zip(plan.shapes, values, strict=True)])
 
     def plain(self, entry: Entry) -> str:
-        """A transaction written out. Raises Unrenderable."""
+        """Return a transaction in plain SQL. Raises Unrenderable."""
         parts: list[str] = []
-        for place, operation in enumerate(entry.operations):
-            with _at(place):
+        for number, operation in enumerate(entry.operations):
+            with _at(number):
                 parts += self._operation(operation)
         text = "".join(parts)
         return text if entry.timeout is None else _limited(text, entry.timeout)
@@ -198,30 +210,30 @@ class Renderer:
     def _table(self, operation: Any) -> Table:
         if self._allowed and operation.table not in self._allowed:
             raise Unfit("42501", f"table {operation.table} is not in database.tables")
-        if operation.table.partition(".")[0] in _NOT_FOR_TRANSACTIONS and "." in operation.table:
-            raise Unfit("42501", f"schema of {operation.table} is not for transactions")
+        if operation.table.partition(".")[0] in _FORBIDDEN_SCHEMAS and "." in operation.table:
+            raise Unfit("42501", f"transactions must not write to {operation.table}")
         found = self._catalog.find(operation.table)
         if found is None:
-            raise Unfit("42P01", f"there is no table {operation.table}")
+            raise Unfit("42P01", f"table {operation.table} does not exist")
         if isinstance(found, Refused):
             raise Unfit(found.sqlstate, f"table {operation.table} cannot be looked up")
         return found
 
 
 class _at:
-    """Turns Unfit into Unrenderable, with the place of the operation."""
+    """Turns Unfit into Unrenderable, with the number of the operation."""
 
-    __slots__ = ("_place",)
+    __slots__ = ("_number",)
 
-    def __init__(self, place: int) -> None:
-        self._place = place
+    def __init__(self, number: int) -> None:
+        self._number = number
 
     def __enter__(self) -> None:
         return None
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, Unfit):
-            raise Unrenderable(self._place, error.sqlstate, str(error)) from None
+            raise Unrenderable(self._number, error.sqlstate, str(error)) from None
 
 
 def _plan_of(taken: Taken) -> Plan | None:
@@ -239,7 +251,7 @@ def _is_simple(entry: Entry) -> bool:
 
 
 def _limited(text: str, seconds: float) -> str:
-    """A transaction with a time limit of its own for each of its statements."""
+    """Return `text` with a time limit that counts for each of its statements."""
     return (
         "SELECT set_config('processor.limit', current_setting('statement_timeout'), true);"
         f"SET LOCAL statement_timeout = {int(min(max(1, seconds * 1000), _LONGEST))};{text}"
@@ -247,15 +259,20 @@ def _limited(text: str, seconds: float) -> str:
     )
 
 
-def tables(entry: Entry) -> set[str]:
-    """The tables that a transaction names."""
-    return {o.table for o in entry.operations if not isinstance(o, Statement)}
+def tables_of(entries: Iterable[Entry]) -> set[str]:
+    """Return the tables that transactions name."""
+    return {o.table for e in entries for o in e.operations if not isinstance(o, Statement)}
+
+
+def _unforeseen(error: Exception) -> Unrenderable:
+    # The class alone: the text of the error may contain the value (rule 19).
+    return Unrenderable(None, "22000", f"cannot be rendered: {type(error).__name__}")
 
 
 def _statement(operation: Statement) -> str:
     found = statements.find(operation.name)
     if found is None:
-        raise Unfit("42883", f"there is no registered statement {operation.name}")
+        raise Unfit("42883", f"statement {operation.name} is not registered")
     missing = set(found.names) - operation.params.keys()
     extra = operation.params.keys() - set(found.names)
     if missing or extra:

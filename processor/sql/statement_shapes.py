@@ -1,7 +1,7 @@
-"""A shape: what operations have in common - kind, table, columns - compiled to SQL once.
+"""A shape: what similar operations share - kind, table, columns - compiled to SQL once.
 
-`render` keeps the shapes of a session. A shape knows the text of its PREPARE and how each argument
-is written in its column's type; quick and plain forms mean the same (rule 17).
+`renderer` keeps the shapes of a session. A shape has the text of its PREPARE and writes each
+argument in its column's type. Its quick and plain forms mean the same (rule 17).
 """
 
 from __future__ import annotations
@@ -16,47 +16,47 @@ from processor.transaction.operations import Delete, Insert, Update, Upsert
 
 
 class Shape:
-    """One kind of statement: its prepared name and text, and how each argument is written."""
+    """A statement with arguments, as the EXECUTE of a prepared statement or in plain SQL."""
 
     __slots__ = ("_plain", "_writers", "name", "prepare", "prepared")
 
     def __init__(self, name: str, template: Sequence[str], columns: Sequence[Column],
                  types: Sequence[str]) -> None:  # fmt: skip
-        """`template` has the SQL between the arguments, one piece more than there are arguments."""
+        """`template` is the SQL around the arguments: one piece more than there are arguments."""
         self.name = name
         casts = [
             f"%s::{type_name}".replace("%", "%%").replace("%%s", "%s", 1) for type_name in types
         ]
         self._plain = _weave([piece.replace("%", "%%") for piece in template], casts) + ";"
         self._writers = [_literal(c, t) for c, t in zip(columns, types, strict=True)]
-        places = [f"${n}" for n in range(1, len(types) + 1)]
-        self.prepare = f"PREPARE {name} ({', '.join(types)}) AS {_weave(template, places)};"
+        parameters = [f"${n}" for n in range(1, len(types) + 1)]
+        self.prepare = f"PREPARE {name} ({', '.join(types)}) AS {_weave(template, parameters)};"
         if not types:
             self.prepare = f"PREPARE {name} AS {template[0]};"
         self.prepared = False
 
     def quick(self, values: Sequence[Any]) -> str:
-        """An EXECUTE of the prepared shape."""
+        """Return the EXECUTE of the prepared statement."""
         if not values:
             return f"EXECUTE {self.name};"
         written = [w(v) for w, v in zip(self._writers, values, strict=True)]
         return f"EXECUTE {self.name}({','.join(written)});"
 
     def plain(self, values: Sequence[Any]) -> str:
-        """The same statement written out."""
+        """Return the same statement in plain SQL."""
         written = [w(v) for w, v in zip(self._writers, values, strict=True)]
-        # A bare negative number would be cast before it is negated.
+        # Quoted, because a bare negative number would be cast before it is negated.
         return self._plain % tuple(f"'{a}'" if a[0] == "-" else a for a in written)
 
 
 def compiled(name: str, target: Table, operation: Any) -> Shape:
-    """The shape of an operation on a table. Raises Unfit for names that the table lacks."""
+    """Return the shape of an operation. Raises Unfit for columns that the table does not have."""
     template, columns, types = _BUILD[type(operation)](target, operation)
     return Shape(name, template, columns, types)
 
 
 def key_of(operation: Any) -> tuple[tuple[Any, ...], list[Any]]:
-    """What the shape of an operation is told by, and its values in the order of the arguments."""
+    """Return the key that operations of one shape share, and the values in argument order."""
     kind = type(operation)
     if kind is Insert:
         values = operation.values
@@ -76,24 +76,24 @@ def key_of(operation: Any) -> tuple[tuple[Any, ...], list[Any]]:
 
 
 def _update_key(operation: Update) -> tuple[tuple[Any, ...], list[Any]]:
-    given, added, where = operation.set, operation.add, operation.where
+    assigned, added, where = operation.set, operation.add, operation.where
     nulls = _nulls(where)
-    met = where.values() if not nulls else [v for v in where.values() if v is not None]
+    matched = where.values() if not nulls else [v for v in where.values() if v is not None]
     expect = operation.expect
-    if given is None and added is not None:
+    if assigned is None and added is not None:
         key = (Update, operation.table, 1, *added, 2, *where, nulls, expect is None)
-        values = [*added.values(), *met]
+        values = [*added.values(), *matched]
     else:
-        given, added = given or {}, added or {}
-        key = (Update, operation.table, *given, 1, *added, 2, *where, nulls, expect is None)
-        values = [*given.values(), *added.values(), *met]
+        assigned, added = assigned or {}, added or {}
+        key = (Update, operation.table, *assigned, 1, *added, 2, *where, nulls, expect is None)
+        values = [*assigned.values(), *added.values(), *matched]
     if expect is not None:
         values.append(expect)
     return key, values
 
 
 def _nulls(where: dict[str, Any]) -> tuple[bool, ...]:
-    """Where the conditions are nulls, which are written IS NULL; empty if there are none."""
+    """Return which conditions are null (written IS NULL); empty if none is."""
     values = where.values()
     return tuple(v is None for v in values) if None in values else ()
 
@@ -161,7 +161,7 @@ def _where(target: Table, where: dict[str, Any], argument: Any, pieces: list[str
     for name, value in where.items():
         column = _column(target, name)
         if column.base in UNCOMPARED:
-            raise Unfit("42883", f"column {name} cannot be compared, so not stand in where")
+            raise Unfit("42883", f"column {name} has no equality operator, so where cannot use it")
         if value is None:
             pieces[-1] += f"{word}{named(name)} IS NULL"
         else:
@@ -185,9 +185,9 @@ def _added(column: Column) -> tuple[Column, str]:
     if column.base in NUMBERS:
         return column, column.type
     if column.base in TIMES:
-        # date + unknown is ambiguous (42725): what is added to a time is an interval.
+        # `date + unknown` is ambiguous (42725), so the value is cast to interval.
         return Column(column.name, "interval", 1186, -1, 0), "interval"
-    raise Unfit("42804", f"column {column.name} is neither a number nor a time to add to")
+    raise Unfit("42804", f"column {column.name} is neither a number nor a time, so add fails")
 
 
 _BUILD: dict[type, Any] = {Insert: _insert, Upsert: _upsert, Update: _update, Delete: _delete}

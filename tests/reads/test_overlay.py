@@ -273,14 +273,14 @@ def test_what_failed_before_a_later_write_was_committed_is_not_shown_as_if_it_ha
     shown.execute("insert into item (id, n) values (1, 1), (2, 2)")
     dies = t(attempts=1).delete("item", {"id": 1}).insert("item", {"id": 2, "n": 0})
     shown.submit(dies, t().delete("item", {"id": 2}))
-    committed, told, bury = threading.Event(), threading.Event(), DeadLetterWriter.bury
+    committed, told, bury = threading.Event(), threading.Event(), DeadLetterWriter.write
 
     def late(*arguments: Any) -> None:
         committed.set()
         assert told.wait(10)
         bury(*arguments)
 
-    monkeypatch.setattr(DeadLetterWriter, "bury", late)
+    monkeypatch.setattr(DeadLetterWriter, "write", late)
     thread = threading.Thread(target=step, args=(shown.drain(),))
     thread.start()
     try:

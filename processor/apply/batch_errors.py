@@ -1,0 +1,86 @@
+"""What an error means for the batch that met it.
+
+The ledger decides first, the verdict second (rule 13). What concerns the whole batch is raised;
+what is left for the caller is to send entries again, or to find the poison among them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from processor.apply.committer import Committer
+from processor.apply.outcome import Fenced, Outcome, Systemic
+from processor.apply.verdict import ErrorReply, Verdict, judge
+from processor.config.settings import Settings
+from processor.errors import DatabaseError, DatabaseUnavailable
+from processor.ledger import outcomes
+from processor.ledger.lane_rows import Ownership
+from processor.telemetry import metrics
+from processor.transaction.entry import Entry
+
+
+class BatchErrors:
+    """Judges the errors of one batch after the other, on one session."""
+
+    def __init__(self, committer: Committer, settings: Settings) -> None:
+        self._committer = committer
+        self._hold = settings.dead_letter.hold == "named"
+        self._replanned = False
+
+    def begin(self) -> None:
+        """Get ready for a batch: its stale plans are replaced once."""
+        self._replanned = False
+
+    def look_up(self, entries: Sequence[Entry], outcome: Outcome) -> list[Entry]:
+        """Record entries that the ledger has as known; return the entries that are new to it."""
+        found = outcomes.find(self._committer.session, [e.id for e in entries])
+        return outcome.without_known(entries, found, hold=self._hold)
+
+    def rest(
+        self, owner: Ownership, entries: list[Entry], outcome: Outcome, error: DatabaseError,
+        started: float,
+    ) -> list[Entry] | None:  # fmt: skip
+        """Return the entries to send again after an error; None if one of them is poison.
+
+        `started` is the monotonic time at which they were sent. Raises Fenced, Systemic and
+        DatabaseUnavailable.
+        """
+        if not error.in_transaction:
+            # Idle after an error: it may have been committed, whatever the SQLSTATE (rule 13).
+            rest = self.look_up(entries, outcome)
+            if len(rest) < len(entries):
+                return rest
+        prepared = self._committer.prepares
+        verdict = verdict_on(self._committer, error, entries, started, prepared=prepared)
+        metrics.count("verdicts", verdict=verdict.value)
+        self._committer.roll_back()
+        if verdict is Verdict.APPLIED:
+            return self.look_up(entries, outcome)
+        if verdict is Verdict.STALE_PLAN and not self._replanned:
+            self._committer.forget_tables()
+            self._replanned = True
+            return entries
+        if verdict is Verdict.CONTENTION:
+            return entries
+        if verdict is Verdict.FENCED:
+            raise Fenced(owner.lane)
+        if verdict is Verdict.OUTAGE:
+            raise DatabaseUnavailable(f"PostgreSQL rejects work: {error}")
+        if verdict is Verdict.SYSTEMIC:
+            raise Systemic(str(error))
+        return None
+
+
+def verdict_on(
+    committer: Committer, error: DatabaseError, entries: Sequence[Entry], started: float, *,
+    prepared: bool = False,
+) -> Verdict:  # fmt: skip
+    """Return the verdict on an error whose outcome the ledger has decided (rule 13).
+
+    `prepared` says that the entries were sent as EXECUTEs of prepared statements.
+    """
+    over_limit = time.monotonic() - started >= committer.shortest_limit(entries)
+    return judge(ErrorReply(
+        error.sqlstate, error.schema, error.table, over_limit=over_limit, prepared=prepared
+    ))  # fmt: skip
