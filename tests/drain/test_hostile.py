@@ -257,7 +257,7 @@ def test_values_that_do_not_fit_leave_no_prepared_statements_behind(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each time names are looked up anew, and everything is prepared under new names."""
-    monkeypatch.setattr(session_module, "_OFTEN", 0.0)
+    monkeypatch.setattr(session_module, "_REFRESH_INTERVAL", 0.0)
     site.execute("create table small (id int, v smallint)")
     drain = site.drain()
     counts = []
