@@ -9,8 +9,8 @@ PostgreSQL, in order and exactly once in effect::
     processor.start()
     processor.submit(processor.Transaction(key="order-42").insert("orders", {"id": 1}))
 
-Importing opens and starts nothing, and loads the parts that are used when they are used: the Redis
-client alone takes longer to import than all of this package.
+Importing this package opens and starts nothing. Each public name is loaded on first use, since the
+Redis client alone takes longer to import than this whole package.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from importlib import import_module
 
 from processor.version import __version__ as __version__
 
-# As in `typing`, which takes ten times as long to import as this module.
+# A copy, because importing `typing` takes ten times as long as importing this module.
 TYPE_CHECKING = False
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from processor.transaction.ids import new_id
     from processor.transaction.statements import statement
 
-# Where each public name lives. `Transaction` comes by way of `producer`, which teaches its `with`
+# The module of each public name. `Transaction` is loaded from `producer`, which enables its `with`
 # form to submit.
 _HOMES = {
     "configure": "processor.config.loader",

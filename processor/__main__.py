@@ -1,6 +1,6 @@
-"""The program: the script `processor`, and `python -m processor` where that is not on the path.
+"""The program: the script `processor`, or `python -m processor` where that is not on the path.
 
-It begins here and not in `cli`, since loading that can be interrupted as well.
+It starts here and not in `cli`, because Ctrl-C may also arrive while `cli` is being imported.
 """
 
 from __future__ import annotations

@@ -138,7 +138,7 @@ class Backlog:
         status, reason = self._status(gate, lanes)
         return State(
             status, reason, self.last_run,
-            processed=int(metrics.value("committed")), known=int(metrics.value("known")),
+            processed=int(metrics.value("committed")), already_applied=int(metrics.value("known")),
             retried=int(metrics.value("retried")), dead=int(metrics.value("dead")),
             dead_letters=self.dead_letters, buffer=self._owners.buffer, instance=self._instance,
             site=self._settings.site, lanes=lanes, loss=self._owners.loss,

@@ -1,7 +1,7 @@
-"""What a processor tells about itself: one frozen record, replaced whole after each pass.
+"""The state of a processor: one frozen record, replaced as a whole after each pass.
 
-Readers (`web`, `status`, the host application) need no lock. The status words are those of the
-contract: running, standby, outage, paused, stuck, stopped.
+Readers (`web`, `processor status`, the host application) need no lock. The status is one of
+running, standby, outage, paused, stuck, stopped.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class LaneState:
-    """One lane as the drain saw it at the end of a pass."""
+    """One lane at the end of a pass."""
 
     status: str = "standby"
     reason: str = ""
@@ -41,12 +41,12 @@ def is_current(reported: float, now: float, lifetime: float | None = None) -> bo
 
 @dataclass(frozen=True, slots=True)
 class Replica:
-    """How a replica stands.
+    """The status of a replica; also stored in Redis, as JSON with these names.
 
-    `state` is following, lagging (it is behind for longer than `replicas.timeout`), away (it cannot
-    be asked) or lost (nothing waits for it); `lsn` what it has replayed; `lag` for how many seconds
-    it owes something; `at` when it was last heard of and `told` when this was written, both in Unix
-    seconds.
+    `state` is following, lagging (behind for longer than `replicas.timeout`), away (unreachable) or
+    lost (nothing waits for it). `lsn` is how far it has replayed, `lag` for how many seconds it has
+    lacked a commit of this processor. `at` is when it last answered and `told` when this status was
+    published, both in Unix seconds.
     """
 
     state: str
@@ -58,13 +58,17 @@ class Replica:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """A processor at the end of its last pass; times are Unix seconds."""
+    """A processor at the end of its last pass; times are in Unix seconds.
+
+    `loss` describes the last loss of writes that was detected, after a rollback of Redis or a
+    failover; empty if there was none.
+    """
 
     status: str = "stopped"
     reason: str = ""
     last_run: float | None = None
     processed: int = 0
-    known: int = 0
+    already_applied: int = 0
     retried: int = 0
     dead: int = 0
     dead_letters: int = 0
@@ -84,7 +88,7 @@ def as_mapping(state: State, *, version: str = "") -> dict[str, Any]:
             "reason": state.reason,
             "last_run": timestamp(state.last_run),
             "transactions_processed": state.processed,
-            "already_applied": state.known,
+            "already_applied": state.already_applied,
             "retried": state.retried,
             "dead": state.dead,
             "dead_letters": state.dead_letters,

@@ -33,7 +33,7 @@ class _Collector:
         kinds = {"counter": CounterMetricFamily, "gauge": GaugeMetricFamily}
         families: dict[str, Any] = {}
         for name, labels, value in metrics.snapshot():
-            kind, meaning = metrics.FIGURES[name]
+            kind, meaning = metrics.DECLARED[name]
             if name not in families:
                 families[name] = kinds[kind](f"processor_{name}", meaning, labels=dict(labels))
             families[name].add_metric([content for _, content in labels], value)

@@ -130,7 +130,7 @@ def test_every_crash_point_is_reached_and_none_but_those():
 def test_every_figure_is_counted_and_none_but_those():
     counted, set_ = set(calls("metrics.count")), set(calls("metrics.gauge"))
 
-    kinds = {name: kind for name, (kind, _) in metrics.FIGURES.items()}
+    kinds = {name: kind for name, (kind, _) in metrics.DECLARED.items()}
     assert counted == {name for name, kind in kinds.items() if kind == "counter"}
     assert set_ == {name for name, kind in kinds.items() if kind == "gauge"}
 
