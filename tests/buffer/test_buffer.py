@@ -68,7 +68,7 @@ def submit(site: Site, work: Work | None = None) -> Any:
     """One by one, as a request handler does; remembered as far as it was told."""
     work = work or plain()
     receipt = site.producer.submit(site.encoded(work))
-    site.history.append(workload.told(work, receipt))
+    site.history.append(workload.acknowledged(work, receipt))
     return receipt
 
 

@@ -58,7 +58,7 @@ class Persistent(Load):
                 certain = False
                 time.sleep(0.05)
             else:
-                told = map(workload.told, some, receipts)
+                told = map(workload.acknowledged, some, receipts)
                 return [each if certain else replace(each, entry="") for each in told]
 
 

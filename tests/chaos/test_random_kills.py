@@ -40,7 +40,7 @@ class Load:
                 return
             some = [self._make(number, turn, n, chance) for n in range(chance.randrange(1, 12))]
             receipts = self.site.producer.submit_many([self.site.encoded(one) for one in some])
-            self.history[number] += map(workload.told, some, receipts)
+            self.history[number] += map(workload.acknowledged, some, receipts)
             self.work[number] += some
             if chance.random() < 0.1:
                 # A reply that got lost on the way: all of them once more.

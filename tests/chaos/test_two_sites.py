@@ -60,7 +60,7 @@ class Load:
                 except errors.RedisUnavailable:
                     self._ending.wait(0.05)
                     continue
-                self.site.history.append(workload.told(work, receipt))
+                self.site.history.append(workload.acknowledged(work, receipt))
                 self.accepted += 1
                 break
 

@@ -1,1 +1,1 @@
-"""What the tests stand on: real servers, proxies, processes, checkers."""
+"""Support for the tests: real servers, proxies, processes, checkers."""

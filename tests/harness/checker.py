@@ -1,7 +1,7 @@
-"""What producers were told, held against what lies in the tables: lost, doubled, reordered, torn.
+"""Compares what producers submitted with the tables: lost, doubled, reordered, torn.
 
-Pure: `check` takes a history and the rows of the tables, and answers `Findings`, empty if all
-promises held. `workload` makes the histories and reads the tables.
+Pure: `check` takes a history and the rows of the tables and returns `Findings`, which are empty if
+every promise held. `workload` makes the histories and reads the tables.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from dataclasses import dataclass, field, fields
 class Submitted:
     """A transaction as its producer knows it.
 
-    `entry` is the id that its first acknowledged submit got, empty if there is none: delayed, or
-    the outcome of the submit unknown. `parts` is the number of rows that its effect consists of.
-    `fails`: planted to fail at least once, so that keyless ones may overtake it.
+    `entry` is the entry id of its first acknowledged submit. It is empty for a delayed transaction
+    and if the outcome of the submit is unknown. `parts` is the number of rows of its effect.
+    `fails`: the transaction is made to fail at least once, so that keyless ones may overtake it.
     """
 
     id: str
@@ -31,7 +31,7 @@ class Submitted:
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """One row of an effect: which part, when it was applied, in which PostgreSQL transaction."""
+    """One row of an effect: its part, its place in the order, its PostgreSQL transaction."""
 
     id: str
     part: int
@@ -72,7 +72,7 @@ class Findings:
         return any(getattr(self, each.name) for each in fields(self))
 
     def __str__(self) -> str:
-        """Counts, and the first ones of each class."""
+        """Return the count and the first ids of each class."""
         named = ((each.name, getattr(self, each.name)) for each in fields(self))
         return "  ".join(f"{name} {len(found)} {found[:8] or ''}" for name, found in named)
 
@@ -84,7 +84,7 @@ def check(
     dead: Iterable[Dead] = (),
     waiting: Collection[str] = (),
 ) -> Findings:
-    """All broken promises. `waiting`: ids that still lie in the buffer."""
+    """Return all broken promises. `waiting`: ids of transactions that are still in the buffer."""
     return _Check(history, effects, ledger, dead, set(waiting)).findings()
 
 
@@ -97,7 +97,7 @@ class _Check:
         dead: Iterable[Dead],
         waiting: set[str],
     ) -> None:
-        # Submitted twice is one transaction: the first that was told its place counts.
+        # Several submits of one id are one transaction; the first acknowledged one has its entry.
         self.submitted: dict[str, Submitted] = {}
         for one in history:
             before = self.submitted.get(one.id)
@@ -132,7 +132,7 @@ class _Check:
         )
 
     def _is_torn(self, i: str) -> bool:
-        """Whether effect, ledger and dead letter tell different stories."""
+        """Whether effect, ledger and dead letter contradict each other."""
         outcome = self.ledger[i].outcome if i in self.ledger else "none"
         letter = self.dead[i].outcome if i in self.dead else "none"
         if i in self.rows:
@@ -147,13 +147,13 @@ class _Check:
     # Order.
 
     def _entry(self, one: Submitted) -> tuple[int, int] | None:
-        """Its place in the lane: what its producer was told, else what the ledger says."""
+        """Its place in the lane, from its producer's receipt or else from the ledger."""
         entry = one.entry or (self.ledger[one.id].entry if one.id in self.ledger else "")
         milliseconds, _, sequence = entry.partition("-")
         return (int(milliseconds), int(sequence)) if entry else None
 
     def _accepted(self) -> list[Submitted]:
-        """In accept order, lane by lane."""
+        """Return the transactions in the order of acceptance, lane by lane."""
         placed = [(one.lane, entry, one) for one in self.submitted.values()
                   if (entry := self._entry(one)) is not None]  # fmt: skip
         return [one for _, _, one in sorted(placed, key=lambda each: each[:2])]
@@ -162,7 +162,7 @@ class _Check:
         return min((row.position for row in self.rows.get(i, ())), default=None)
 
     def _by_key(self) -> Iterator[tuple[str, str]]:
-        """Transactions of a lane that share a key, applied in another order than accepted."""
+        """Transactions of a lane that share a key and were applied out of order."""
         lines: dict[tuple[str, str], list[Submitted]] = defaultdict(list)
         for one in self._accepted():
             for key in one.keys:
@@ -171,7 +171,7 @@ class _Check:
             yield from self._overtakers(line, blocking=True)
 
     def _by_lane(self) -> Iterator[tuple[str, str]]:
-        """The same for all of a lane that neither fail nor wait behind one that does."""
+        """The same for all of a lane that neither fail nor wait behind a failed one."""
         lanes: dict[str, list[Submitted]] = defaultdict(list)
         held: dict[str, set[str]] = defaultdict(set)
         for one in self._accepted():
@@ -197,7 +197,7 @@ class _Check:
                 last = position, one.id
 
     def _holds(self, i: str) -> bool:
-        """Whether nobody who shares its key may run: it waits, or is dead and undecided."""
+        """Whether it blocks its keys: it waits, or its dead letter holds them undecided."""
         letter = self.dead.get(i)
         return i in self.waiting or (
             letter is not None and letter.outcome == "dead" and letter.holds

@@ -1,4 +1,4 @@
-"""The command line under test: called in this process for its words, as a program for manners."""
+"""The command line under test: called in this process for its output, or started as a program."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ UNKNOWN = "01a20104-0000-7000-8000-000000000000"
 
 
 def line(n: int, **options: Any) -> str:
-    """A transaction that writes to the tape, as a line of JSON."""
+    """Return a transaction that writes to the tape, as a line of JSON."""
     values = {"op": "insert", "table": "tape", "values": {"n": n}}
     return json.dumps({"operations": [values]} | options)
 
@@ -44,7 +44,7 @@ POISON = {"id": 7, "balance": "secret-canary"}
 
 
 def poison(site: Site, count: int = 1, **options: Any) -> list[str]:
-    """Have so many transactions die of their own values; their ids."""
+    """Submit transactions that die of their values, wait for the dead letters, return the ids."""
     dying = [Transaction(**options).insert("account", POISON) for _ in range(count)]
     already = len(site.dead())
     site.submit(*dying)
@@ -53,7 +53,7 @@ def poison(site: Site, count: int = 1, **options: Any) -> list[str]:
 
 
 def as_user(url: str, part: str) -> str:
-    """Make the printed users on this server; the URL of one of them."""
+    """Create the printed users on this server; return the URL for one of them."""
     with redis_driver.Redis.from_url(url) as client:
         for each in redis_acl.lines("processor", url):
             client.execute_command("ACL", "SETUSER", *each.split()[1:])
@@ -62,7 +62,7 @@ def as_user(url: str, part: str) -> str:
 
 @dataclass(frozen=True)
 class Role:
-    """A role of PostgreSQL that may log in, and has no right until it is granted one."""
+    """A PostgreSQL role that can log in and has no privilege until one is granted."""
 
     name: str
     dsn: str
@@ -70,7 +70,7 @@ class Role:
 
 @pytest.fixture
 def lowly(site: Site) -> Iterator[Role]:
-    """Such a role at the site."""
+    """A role without privileges on the site's database."""
     name = f"lowly_{os.getpid()}"
     site.execute(f"create role {name} login")
     yield Role(name, as_role(site.dsn, name))
@@ -78,7 +78,7 @@ def lowly(site: Site) -> Iterator[Role]:
 
 
 def as_role(dsn: str, name: str) -> str:
-    """The same database as another role."""
+    """Return the DSN of the same database for another role."""
     if "://" in dsn:
         return re.sub(r"//[^@/]*@", f"//{name}@", dsn)
     return f"{dsn} user={name}"
@@ -86,7 +86,7 @@ def as_role(dsn: str, name: str) -> str:
 
 @dataclass(frozen=True)
 class Said:
-    """What a call of the command line left behind."""
+    """The result of a call of the command line."""
 
     code: int
     out: str
@@ -103,21 +103,21 @@ class Said:
 
     @property
     def error(self) -> str:
-        """The one line that was said to people."""
+        """The only line on stderr."""
         assert len(self.err.splitlines()) == 1, self.err
         assert self.err.startswith("processor: "), self.err
         return self.err.removeprefix("processor: ").rstrip("\n")
 
 
 class Cli:
-    """Calls `main` in this process; `settings` go into a file that every call is given."""
+    """Calls `main` in this process, with a settings file once `use` was called."""
 
     def __init__(self, capsys: pytest.CaptureFixture[str], path: Path) -> None:
         self._capsys, self._path = capsys, path
         self.head: list[str] = []
 
     def use(self, settings: Mapping[str, Any]) -> Cli:
-        """Use these settings from now on."""
+        """Use these settings in all later calls."""
         self._path.write_text(yaml.safe_dump(dict(settings)))
         self.head = ["-c", str(self._path)]
         return self
@@ -134,7 +134,7 @@ class Cli:
         return Said(code, captured.out, captured.err)
 
     def json(self, *arguments: str) -> list[dict[str, Any]]:
-        """The records of a call that must succeed."""
+        """Return the records of a call that must succeed."""
         said = self(*arguments, "--json")
         assert said.code == 0, said
         return said.records
@@ -144,7 +144,7 @@ class Cli:
 def cli(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Cli]:
-    """`cli(*arguments)`: call the command line; without `use`, by the defaults."""
+    """`cli(*arguments)`: call the command line; without `use`, with the default settings."""
     monkeypatch.setattr(loader, "_configured", None)
     monkeypatch.setattr(submit._writer, "_made", None)
     yield Cli(capsys, tmp_path / "cli.yml")
@@ -160,7 +160,7 @@ def at_site(cli: Cli, site: Site) -> Cli:
 
 @pytest.fixture
 def dead_site(at_site: Cli, site: Site) -> Site:
-    """A site at work, to have something die at."""
+    """A site with a running processor, for tests that make dead letters."""
     site.start()
     return site
 
@@ -176,7 +176,7 @@ def program(tmp_path: Path) -> Iterator[Program]:
     def start(*arguments: str | bytes, **options: Any) -> subprocess.Popen[bytes]:
         for name in ("stdin", "stdout", "stderr"):
             options.setdefault(name, subprocess.PIPE)
-        # As an operator has it: what goes into a pipe is kept back until it is told to go.
+        # As in an operator's shell: output into a pipe is buffered until it is flushed.
         options["env"] = dict(options.get("env") or os.environ)
         options["env"].pop("PYTHONUNBUFFERED", None)
         command = [sys.executable, "-m", "processor", *arguments]

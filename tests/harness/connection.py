@@ -1,6 +1,6 @@
-"""A proxied connection: what was read and not yet delivered, and the order to lose an answer.
+"""A proxied connection: bytes that were read and not yet delivered, and orders to lose a reply.
 
-Hands both to `relay`, which moves the bytes.
+`relay` moves the bytes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ BOTH: tuple[Direction, ...] = ("up", "down")
 
 
 class Swallow:
-    """An order to lose the answer to one request. `happened` is set when it is lost."""
+    """An order to lose the reply to one request. `happened` is set when it is lost."""
 
     def __init__(self, marker: bytes, ending: Ending, skip: int, executed: bool) -> None:
         self.marker, self.ending, self.skip, self.executed = marker, ending, skip, executed
@@ -26,17 +26,17 @@ class Swallow:
         self.tail = b""
 
     def wait(self, timeout: float = 10.0) -> None:
-        assert self.happened.wait(timeout), f"no answer to {self.marker!r} was swallowed"
+        assert self.happened.wait(timeout), f"no reply to {self.marker!r} was lost"
 
     def matches(self, window: bytes) -> bool:
-        """Whether this request is the one, those to skip being counted down."""
+        """Whether this is the request whose reply to lose; counts down those to skip."""
         found = window.count(self.marker)
         self.skip -= found
         return found > 0 and self.skip < 0
 
 
 class Way:
-    """One direction of a connection: what was read from `source` waits here for `sink`."""
+    """One direction of a connection: bytes read from `source` wait here for `sink`."""
 
     def __init__(self, source: socket.socket, sink: socket.socket) -> None:
         self.source, self.sink = source, sink
@@ -49,7 +49,7 @@ class Way:
         self.size += len(data)
 
     def deliver(self, now: float) -> int:
-        """Send what is due; the number of bytes that went out."""
+        """Send what is due; return the number of bytes sent."""
         sent = 0
         with contextlib.suppress(BlockingIOError):
             while self.queue and self.queue[0][0] <= now:
@@ -67,7 +67,7 @@ class Way:
 
 
 class Connection:
-    """A client's connection and the one made for it to the server."""
+    """A client's connection and the connection to the server that serves it."""
 
     def __init__(self, client: socket.socket, server: socket.socket) -> None:
         self.client, self.server = client, server

@@ -1,4 +1,4 @@
-"""A primary, a replica that follows it over a link that can be held, and the failover to it."""
+"""A primary, a replica that follows it over a link that can be held, and a failover to it."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class Pair:
 
     @property
     def dsn(self) -> str:
-        """Both servers: whoever takes writes."""
+        """Both hosts: libpq connects to the one that accepts writes."""
         return (
             f"host=127.0.0.1,127.0.0.1 port={self.primary.port},{self.standby.port}"
             " user=postgres dbname=postgres target_session_attrs=read-write"
         )
 
     def fail(self, site: Site) -> None:
-        """The primary dies, the replica is promoted; the site looks at that from now on."""
+        """Kill the primary, promote the replica, and let the site's queries go to the replica."""
         self.primary.kill()
         self.link.off()
         self.standby.promote()
@@ -60,7 +60,7 @@ def site_at(site_of: Callable[..., Site], pair: Pair) -> Callable[..., Site]:
 
 
 def replayed(site: Site, pair: Pair, *numbers: int) -> None:
-    """Wait until the replica shows all of these."""
+    """Wait until the replica shows exactly these numbers."""
 
     def shows() -> bool:
         rows = execute(pair.standby.dsn, "select n from tape order by place")
@@ -70,7 +70,7 @@ def replayed(site: Site, pair: Pair, *numbers: int) -> None:
 
 
 def held(site: Site, pair: Pair, *transactions: Transaction) -> list[str]:
-    """Commit on the primary what the replica will never get; their ids."""
+    """Commit transactions that the replica will never receive; return their ids."""
     pair.link.hold()
     before = site.one("select count(*) from processor.ledger")
     receipts = site.submit(*transactions)

@@ -1,6 +1,6 @@
-"""A transaction pooler, as small as one can be: each transaction runs in another server session.
+"""A minimal transaction pooler: each transaction runs in another server session.
 
-It speaks just enough of PostgreSQL's protocol to be taken for a server by somebody who trusts it.
+It speaks just enough of PostgreSQL's protocol for a client to take it for a server.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Wire:
         self.sock.close()
 
     def startup(self) -> bytes:
-        """The client's first message, as it came."""
+        """Return the client's first message unchanged."""
         while True:
             head = self._file.read(4)
             body = self._file.read(struct.unpack("!i", head)[0] - 4)
@@ -42,7 +42,7 @@ class Wire:
             self.sock.sendall(b"N")
 
     def message(self) -> tuple[bytes, bytes]:
-        """Kind and body of the next message; empty at the end."""
+        """Return type and body of the next message; both are empty at the end."""
         kind = self._file.read(1)
         if not kind:
             return b"", b""
@@ -53,7 +53,7 @@ class Wire:
 
 
 class Pooler:
-    """Listens for one server; `true_pid`: clients are told the process id of the first session."""
+    """Listens for one server. `true_pid`: clients receive the backend pid of the first session."""
 
     def __init__(self, server: PostgresServer, *, true_pid: bool, size: int = 2) -> None:
         self.server, self._true_pid, self._size = server, true_pid, size
@@ -123,7 +123,7 @@ class Pooler:
 
 @pytest.fixture
 def pooler_to() -> Iterator[Callable[..., Pooler]]:
-    """`pooler_to(server, true_pid=..., size=...)`; ended with the test."""
+    """`pooler_to(server, true_pid=..., size=...)`; closed at the end of the test."""
     with ExitStack() as stack:
 
         def make(server: PostgresServer, *, true_pid: bool, size: int = 2) -> Pooler:

@@ -1,7 +1,7 @@
 """Python programs started by a test, with the project on their path; none outlives the test.
 
-Whatever they start in turn is known by a mark in its environment, also when it has left the session
-to become a daemon, so that exactly what the test started is ended.
+A variable in the environment identifies every descendant, including daemons that left the session,
+so that exactly the processes of the test are ended.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from tests.harness.wait import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 MARK = "PROCESSOR_TEST"
-# What is told to end needs a moment; a gunicorn worker looks once a second for its arbiter.
+# A process that receives a signal needs a moment; a gunicorn worker checks its arbiter each second.
 GRACE = 3.0
 
 
 class Process:
-    """A program with its output in a file: reading never blocks, and no pipe fills up."""
+    """A program whose output goes to a file: reading never blocks, and no pipe fills up."""
 
     def __init__(
         self, command: list[str], output: Path, environ: dict[str, str], cwd: Path
@@ -43,13 +43,15 @@ class Process:
 
     @property
     def output(self) -> str:
-        """All that it has said so far, errors among it."""
+        """All output so far, stdout and stderr together."""
         return self._output.read_text(errors="replace")
 
     @property
     def lines(self) -> list[str]:
-        """What it has said so far in whole lines: `print` writes word by word, one may be on its
-        way (a word was once taken for its line)."""
+        """The whole lines of the output so far.
+
+        `print` may write a line in pieces: the first piece was once taken for the line.
+        """
         return self.output.rpartition("\n")[0].splitlines()
 
     @property
@@ -61,7 +63,7 @@ class Process:
         return self._popen.poll()
 
     def expect(self, text: str, timeout: float = 10.0) -> str:
-        """Wait until it says `text`, and give the first line with it; fail when it ends before."""
+        """Wait for `text` in the output; return its line. Fails if the program ends before."""
 
         def said() -> str | None:
             ended = not self.running
@@ -73,7 +75,7 @@ class Process:
         return wait_until(said, timeout, lambda: f"{text!r} in the output:\n{self.output}") or ""
 
     def wait(self, timeout: float = 10.0) -> int:
-        """Its exit code."""
+        """Wait until the program ends; return its exit code."""
         wait_until(lambda: not self.running, timeout, lambda: f"end of:\n{self.output}")
         return self._popen.wait()
 
@@ -81,7 +83,7 @@ class Process:
         self._popen.send_signal(signum)
 
     def kill(self) -> None:
-        """SIGKILL, and wait until it is gone."""
+        """Send SIGKILL and wait until the process has ended."""
         self._popen.kill()
         self._popen.wait()
 
@@ -97,7 +99,7 @@ class Process:
 
 
 class Spawn:
-    """Starts programs for one test. Call it with a piece of Python code, or with `-m module`."""
+    """Starts programs for one test: Python code, or `-m module`."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -116,14 +118,14 @@ class Spawn:
         output = self._directory / f"output-{len(self._started)}"
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         base = os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1", MARK: self._mark}
-        # Hundreds are started; to compile the project each time takes longer than to run it.
+        # Hundreds are started; compiling the project each time takes longer than running it.
         base.pop("PYTHONDONTWRITEBYTECODE", None)
         process = Process(command, output, base | environ, cwd or self._directory)
         self._started.append(process)
         return process
 
     def left(self) -> list[int]:
-        """Pids of everything that this test started, directly or not, and that lives."""
+        """Return the pids of all processes, direct or not, that this test started and that live."""
         wanted = f"{MARK}={self._mark}".encode()
         return [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc")))
                 if wanted in _environ(pid)]  # fmt: skip
@@ -135,7 +137,7 @@ class Spawn:
             wait_until(lambda: not self.left(), GRACE)
         except AssertionError:
             guardian.send(self.left(), signal.SIGKILL)
-            wait_until(lambda: not self.left(), GRACE, lambda: f"still there: {self.left()}")
+            wait_until(lambda: not self.left(), GRACE, lambda: f"still running: {self.left()}")
 
 
 def _environ(pid: int) -> list[bytes]:

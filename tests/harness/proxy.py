@@ -1,7 +1,7 @@
-"""A proxy on the loopback that can do to a connection what a bad network does.
+"""A proxy on the loopback interface that can do to a connection what a bad network does.
 
-One thread owns all its sockets; what a test asks for is done there, and has been done when the call
-returns. So "nothing passed after hold()" is a fact and not a race.
+One thread owns all sockets and carries out what a test asks for before the call returns. So
+"nothing passed after hold()" is a fact and not a race.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ def any_answer(_tail: bytes) -> bool:
 
 
 def ready_for_query(tail: bytes) -> bool:
-    """PostgreSQL has done all of a string: its answer ends with ReadyForQuery and one letter."""
+    """Whether PostgreSQL has finished a string: its reply ends with ReadyForQuery and a status."""
     return tail[-6:-1] == b"Z\0\0\0\5"
 
 
 class Proxy(Relay):
-    """Stands before `target`, (host, port) or the path of a unix socket.
+    """Forwards to `target`: (host, port) or the path of a unix socket.
 
-    `round_trips` counts the client's bursts, a burst being all that it sends until it hears an
-    answer. Set a latency to count exactly: a server can answer the head of a long request, and the
-    client can hear it, while the tail is still being sent.
+    `round_trips` counts the client's bursts; a burst is all that the client sends until it receives
+    a reply. Set a latency to count exactly: a server can reply to the head of a long request while
+    its tail is still being sent.
     """
 
     def __init__(
@@ -68,21 +68,21 @@ class Proxy(Relay):
 
     @property
     def connections(self) -> int:
-        """How many are open now."""
+        """The number of open connections."""
         return len(self._connections)
 
     # What can be done to the network.
 
     def latency(self, round_trip: float) -> None:
-        """Add to each round trip (half a way), without limiting the throughput."""
+        """Add seconds to each round trip, half in each direction; the throughput stays."""
         self._do(lambda: setattr(self, "_round_trip", round_trip))
 
     def hold(self, direction: Direction | Literal["both"] = "both") -> None:
-        """A black hole: connections stay, new ones are accepted, nothing passes; see `release`."""
+        """Be a black hole: connections stay open, new ones are accepted, nothing passes."""
         self._do(lambda: self._held.update(BOTH if direction == "both" else [direction]))
 
     def release(self) -> None:
-        """End `hold`; what was held passes now."""
+        """End `hold`; the bytes that were held pass now."""
 
         def act() -> None:
             self._held.clear()
@@ -96,15 +96,15 @@ class Proxy(Relay):
         self._do(lambda: self._end_all("cut"))
 
     def reset(self) -> None:
-        """Reset all connections (RST), towards both sides."""
+        """Reset all connections (RST) on both sides."""
         self._do(lambda: self._end_all("reset"))
 
     def cut_after(self, count: int, direction: Direction = "down", ending: Ending = "cut") -> None:
-        """Let `count` more bytes pass, then end the connection that brought the last of them."""
+        """Let `count` more bytes pass, then end the connection that sent the last of them."""
         self._do(lambda: setattr(self, "_budget", (direction, count, ending)))
 
     def refuse(self) -> None:
-        """Refuse new connections; open ones go on."""
+        """Refuse new connections; open ones stay open."""
         self._do(self._deaf)
 
     def accept(self) -> None:
@@ -112,7 +112,7 @@ class Proxy(Relay):
         self._do(self._listen)
 
     def off(self) -> None:
-        """As if the server's host were switched off by force: reset all, refuse new ones."""
+        """Behave as if the server's host lost power: reset all connections, refuse new ones."""
         self.refuse()
         self.reset()
 
@@ -123,17 +123,17 @@ class Proxy(Relay):
     def swallow(
         self, marker: bytes, ending: Ending = "cut", *, skip: int = 0, executed: bool = True
     ) -> Swallow:
-        """Lose the answer to the next request with `marker`, then end its connection so.
+        """Lose the reply to the next request with `marker`, then end its connection as `ending`.
 
-        The server gets the request and has answered it when the connection ends (`executed=False`:
-        it never gets it). `skip`: how many such requests pass before.
+        The server receives the request and has replied when the connection ends; with
+        `executed=False` it never receives the request. `skip`: number of such requests to let pass.
         """
         order = Swallow(marker, ending, skip, executed)
         self._do(lambda: self._swallows.append(order))
         return order
 
     def clear(self) -> None:
-        """Forget all orders; open connections go on."""
+        """Forget all orders; open connections stay open."""
 
         def act() -> None:
             self._round_trip, self._budget = 0.0, None
@@ -145,7 +145,7 @@ class Proxy(Relay):
 
 @pytest.fixture
 def proxy_to() -> Iterator[Callable[..., Proxy]]:
-    """`proxy_to(server)` before a RedisServer, PostgresServer or address; ended with the test."""
+    """`proxy_to(target)`: a RedisServer, PostgresServer or address; closed with the test."""
     with ExitStack() as stack:
 
         def make(target: RedisServer | PostgresServer | Address, **options: Any) -> Proxy:

@@ -1,4 +1,4 @@
-"""The code blocks of README.rst, by name; whoever executes one asks for it here."""
+"""The code blocks of README.rst by name, for the tests that execute them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _BLOCK = re.compile(
 
 
 def blocks() -> dict[str, str]:
-    """The code by name. A block without a name could not be executed by anybody."""
+    """Return the code by name. No test can execute a block without a name."""
     found: dict[str, str] = {}
     for match in _BLOCK.finditer(TEXT):
         assert match["name"], f"a block without a name:\n{match['code']}"
@@ -25,7 +25,7 @@ def blocks() -> dict[str, str]:
 
 
 def block(name: str, changes: Mapping[str, str] | None = None) -> str:
-    """The code of a block, with what a test must have otherwise put in place of what is there."""
+    """Return the code of a block with some of its texts replaced."""
     code = blocks()[name]
     for old, new in (changes or {}).items():
         assert old in code, f"{old!r} is not in block {name}"

@@ -1,6 +1,6 @@
-"""The thread of the proxy: it owns all sockets and moves bytes between them, by order of the test.
+"""The thread of the proxy: owns all sockets, and moves bytes between them as a test orders.
 
-`proxy` makes the face of it that a test sees.
+`proxy` has the methods that a test calls.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from processor.embedded.server import HOST, free_port
 from tests.harness.connection import Address, Connection, Direction, Ending, Swallow
 
 CHUNK = 65_536
-# Without delay a slow reader must slow the sender down, as it would without the proxy.
+# Without a latency a slow reader must slow the sender down, as it would without the proxy.
 QUEUE = 1 << 20
 QUEUE_DELAYED = 1 << 26
-# An answer can come in pieces; it is over when none has followed for this long.
+# A reply can come in pieces; it is complete when no piece has followed for this many seconds.
 QUIET = 0.02
 
 
 class Relay:
-    """Stands before `target`, (host, port) or the path of a unix socket."""
+    """Forwards to `target`: (host, port) or the path of a unix socket."""
 
     def __init__(
         self, target: Address, listen: Path | None, answered: Callable[[bytes], bool]
@@ -60,7 +60,7 @@ class Relay:
     def close(self) -> None:
         if self._thread.is_alive():
             self._closing = True
-            with contextlib.suppress(OSError):  # it may be ending by itself
+            with contextlib.suppress(OSError):  # The thread may be ending already.
                 self._wake.send(b"x")
             self._thread.join(10)
             assert not self._thread.is_alive(), "the proxy's thread hangs"
@@ -112,7 +112,7 @@ class Relay:
         dues = [c.quiet_at for c in self._connections]
         for c in self._connections:
             dues += [w.queue[0][0] for d, w in c.ways.items() if w.queue and not self._holds(c, d)]
-        # What was due when it was last tried waits for its sink, which the selector watches.
+        # Bytes that were due at the last attempt wait for their sink, which the selector watches.
         later = [due for due in dues if self._tried_at < due < float("inf")]
         return max(0.0, min(later) - time.monotonic()) if later else None
 
@@ -148,7 +148,7 @@ class Relay:
         window = connection.recent + data
         longest = max((len(order.marker) for order in self._swallows), default=1)
         for order in self._swallows:
-            # What lay in the last chunk whole has been counted then.
+            # A marker that lay whole in the last chunk was counted then.
             if order.matches(window[max(0, len(connection.recent) - len(order.marker) + 1) :]):
                 self._swallows.remove(order)
                 connection.swallow = order
@@ -179,7 +179,7 @@ class Relay:
         return data[:left]
 
     def _move(self, connection: Connection, now: float) -> None:
-        """Deliver what is due, end what is to end, and say what to watch next."""
+        """Deliver what is due, end the connection if ordered, and set what to watch next."""
         try:
             for direction, way in connection.ways.items():
                 if not self._holds(connection, direction):
@@ -220,7 +220,7 @@ class Relay:
             self._set_events(each, events, (connection, data[each]))
 
     def _set_events(self, each: socket.socket, events: int, data: Any) -> None:
-        # Not registered at all when nothing is wanted: a hang-up is told even unasked, for ever.
+        # Unregister when nothing is wanted: the selector always reports a hang-up, endlessly.
         key = self._selector.get_map().get(each)
         if key and not events:
             self._selector.unregister(each)

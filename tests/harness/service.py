@@ -1,7 +1,7 @@
-"""A service under test: its settings, its program, and the systemd that it talks to.
+"""A service under test: its settings, its program, and a stand-in for systemd.
 
-`systemd` listens where NOTIFY_SOCKET points and keeps every message with its time; `service`
-starts the program with quick settings, changed as a test wants.
+`systemd` listens where NOTIFY_SOCKET points and keeps every message with its time. `service` starts
+the program with settings for quick tests, which a test can change.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tests.harness.process import Process, Spawn
 from tests.harness.servers import Database
 from tests.harness.wait import wait_until
 
-# What a person writes around the service; `HOOKS` is where a test has code of its own.
+# A program that runs the service; a test puts its own code into `hooks`.
 PROGRAM = """
 import os, sys, time
 from processor.config import loader
@@ -44,7 +44,7 @@ except ConfigError as error:
     sys.exit(78)
 """
 
-# A hook that holds the drain thread for as long as a file is there.
+# A hook that holds the drain thread as long as a file exists.
 HOLD = """
 def hold():
     if os.path.exists({path!r}):
@@ -59,49 +59,49 @@ Message = dict[str, str]
 
 
 class Systemd:
-    """The other end of NOTIFY_SOCKET."""
+    """Receives what a service sends to NOTIFY_SOCKET."""
 
     def __init__(self) -> None:
         name = f"processor-test-{uuid.uuid4().hex}"
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind("\0" + name)
         self.environ = {"NOTIFY_SOCKET": "@" + name}
-        self.heard: list[tuple[float, Message]] = []
+        self.messages: list[tuple[float, Message]] = []
         self._thread = threading.Thread(target=self._listen, daemon=True)
         self._thread.start()
 
     def _listen(self) -> None:
         while data := self._socket.recv(65536):
             lines = data.decode().split("\n")
-            self.heard.append((time.monotonic(), dict(line.split("=", 1) for line in lines)))
+            self.messages.append((time.monotonic(), dict(line.split("=", 1) for line in lines)))
 
     def watchdog(self, seconds: float) -> Systemd:
-        """Have it want a sign of life within `seconds`."""
+        """Set the watchdog limit to `seconds`."""
         self.environ["WATCHDOG_USEC"] = str(int(seconds * 1e6))
         return self
 
     def times(self, name: str, value: str = "1") -> list[float]:
-        """When it heard `name`=`value`."""
-        return [at for at, message in list(self.heard) if message.get(name) == value]
+        """Return the times at which `name`=`value` was received."""
+        return [at for at, message in list(self.messages) if message.get(name) == value]
 
     @property
-    def words(self) -> list[str]:
-        """What it heard, in order, without signs of life and bare status lines."""
+    def notifications(self) -> list[str]:
+        """The received READY, RELOADING and STOPPING, in order."""
         wanted = ("READY", "RELOADING", "STOPPING")
-        return [name for _, message in list(self.heard) for name in wanted if name in message]
+        return [name for _, message in list(self.messages) for name in wanted if name in message]
 
     @property
     def status(self) -> str:
         """The last status line."""
-        said = [message["STATUS"] for _, message in list(self.heard) if "STATUS" in message]
-        return said[-1] if said else ""
+        lines = [message["STATUS"] for _, message in list(self.messages) if "STATUS" in message]
+        return lines[-1] if lines else ""
 
     def silence(self) -> float:
-        """Seconds since the last sign of life."""
+        """Return the seconds since the last watchdog message."""
         return time.monotonic() - self.times("WATCHDOG")[-1]
 
     def longest_silence(self, begin: float, end: float) -> float:
-        """The longest time between two signs of life in a span."""
+        """Return the longest time in seconds between two watchdog messages in a span."""
         at = [begin, *(each for each in self.times("WATCHDOG") if begin <= each <= end), end]
         return max(later - earlier for earlier, later in itertools.pairwise(at))
 
@@ -113,14 +113,14 @@ class Systemd:
 
 
 class Service:
-    """A service that runs, with its settings in a file."""
+    """A running service with its settings in a file."""
 
     def __init__(self, process: Process, path: Path, systemd: Systemd, database: Database) -> None:
         self.process, self.path = process, path
         self.systemd, self.database = systemd, database
 
     def started(self) -> Service:
-        """Wait until it has said READY."""
+        """Wait until the service has sent READY."""
         wait_until(lambda: self.systemd.times("READY") or self._ended(), message=self._said)
         return self
 
@@ -130,23 +130,23 @@ class Service:
         return False
 
     def _said(self) -> str:
-        return f"what the service waits for; it said:\n{self.process.output}"
+        return f"a message of the service; its output:\n{self.process.output}"
 
     def change(self, **changes: Any) -> None:
-        """Write other settings into its file, at once for whoever reads it."""
+        """Replace the settings file atomically by one with changes."""
         new = self.path.with_suffix(".new")
         settings = changed(yaml.safe_load(self.path.read_text()), changes)
         new.write_text(yaml.safe_dump(settings))
         os.replace(new, self.path)
 
     def reload(self) -> None:
-        """SIGHUP, and wait until it has told the outcome."""
+        """Send SIGHUP and wait until the service is READY again."""
         before = len(self.systemd.times("READY"))
         self.process.send(signal.SIGHUP)
         wait_until(lambda: len(self.systemd.times("READY")) > before, message=self._said)
 
     def page(self, path: str) -> tuple[int, str]:
-        """A page of it, once it listens."""
+        """Return status and body of a page, waiting until the service listens."""
         host, port = yaml.safe_load(self.path.read_text())["health"]["bind"].split(":")
 
         def ask() -> tuple[int, str]:
@@ -164,7 +164,7 @@ class Service:
         return json.loads(self.page("/health")[1])["background_processor"]
 
     def effects(self) -> list[int]:
-        """What was committed to the table `effect`."""
+        """Return the numbers committed to the table `effect`."""
         return [row[0] for row in self.database.execute("select n from effect order by n")]
 
 
@@ -177,7 +177,7 @@ QUICK: dict[str, Any] = {
 
 
 def changed(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """The settings with changes, section by section."""
+    """Return the settings with changes, section by section."""
     return settings | {
         name: settings[name] | value if isinstance(settings.get(name), dict) else value
         for name, value in changes.items()
@@ -185,14 +185,14 @@ def changed(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]
 
 
 def settings_of(redis_url: str, dsn: str, changes: dict[str, Any]) -> dict[str, Any]:
-    """Quick settings for these servers, with changes."""
+    """Return quick settings for these servers, with changes."""
     servers = {"redis": {"url": redis_url}, "database": {"dsn": dsn}}
     return changed(changed(QUICK, servers), changes)
 
 
 @pytest.fixture
 def systemd() -> Iterator[Systemd]:
-    """What stands in for systemd."""
+    """A stand-in for systemd."""
     systemd = Systemd()
     yield systemd
     systemd.close()
@@ -202,7 +202,7 @@ def systemd() -> Iterator[Systemd]:
 def service(
     spawn: Spawn, systemd: Systemd, database: Database, redis_url: str, tmp_path: Path
 ) -> Callable[..., Service]:
-    """`service(hooks="", environ=None, **changes of the settings)`: start one."""
+    """`service(hooks="", environ=None, **changes of the settings)`: start a service."""
     database.execute("create table effect (n int)")
 
     def start(hooks: str = "", environ: dict[str, str] | None = None, **changes: Any) -> Service:
@@ -217,12 +217,12 @@ def service(
 
 @pytest.fixture
 def free_address() -> str:
-    """host:port where nobody listens."""
+    """host:port where nothing listens."""
     return f"{HOST}:{free_port()}"
 
 
 @pytest.fixture
 def taken_port() -> Iterator[socket.socket]:
-    """A socket that listens and answers nobody."""
+    """A socket that listens and never answers."""
     with socket.create_server((HOST, 0)) as listener:
         yield listener

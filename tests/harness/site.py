@@ -1,7 +1,7 @@
-"""A site to put into trouble: its buffer, its database with a tape, its processors and its load.
+"""A site for tests of failures: its buffer, its database with a tape, its processors, its load.
 
-The *tape* shows every effect: one row a commit of number `n`, in the order of execution, with no
-constraint that would hide a doubled one. `Site.whole` is what each test of an outage ends with.
+The *tape* records every effect: one row for each number `n`, in the order of execution, without a
+constraint that would hide a doubled row. Each test of an outage ends with `Site.whole`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ create table if not exists tape (
 create table if not exists account (id int primary key, balance bigint not null default 0);
 """
 
-#: Short deadlines, so that what has to time out does so while a test waits.
+#: Short deadlines, so that a test does not wait long for a time-out.
 SETTINGS: dict[str, Any] = {
     "redis": {"timeout": 0.5},
     "database": {
@@ -57,7 +57,8 @@ SETTINGS: dict[str, Any] = {
     "stop_timeout": 10.0,
 }  # fmt: skip
 
-#: Servers that all tests share are never away: no pause of the machine is to look like it.
+#: For the shared servers, which are always available: long deadlines, so that a pause of the
+#: machine is not taken for an outage.
 UNHURRIED: dict[str, dict[str, Any]] = {
     "redis": {"timeout": 10.0},
     "database": {"connect_timeout": 10.0, "call_timeout": 15.0, "takeover": 20.0},
@@ -78,9 +79,9 @@ sys.exit(0 if drain_thread.stop() else 1)
 
 
 class Load:
-    """A producer that submits tape numbers from 1 on, each again until it is accepted.
+    """A producer that submits the numbers 1, 2, ... and repeats each until it is accepted.
 
-    Every transaction has one attempt only: were an outage to spend it, it would be dead.
+    Every transaction has one attempt, so one that an outage spends becomes a dead letter.
     """
 
     def __init__(self, site: Site, pace: float, accepted: int) -> None:
@@ -103,7 +104,7 @@ class Load:
             try:
                 self._producer.submit(encoded)
             except (RedisUnavailable, BufferFull):
-                # Also when told to end: what was perhaps accepted has to be known.
+                # Repeated even while ending, since the first try may have been accepted.
                 self.refused += 1
                 time.sleep(0.05)
             else:
@@ -112,12 +113,12 @@ class Load:
                 return
 
     def grow(self, by: int = 5, timeout: float = 10.0) -> None:
-        """Wait until so many more are accepted."""
+        """Wait until `by` more transactions are accepted."""
         goal = self.accepted + by
         wait_until(lambda: self.accepted >= goal, timeout, "the load is accepted")
 
     def end(self, timeout: float = 10.0) -> int:
-        """No more; how many were accepted."""
+        """Stop submitting; return the number of accepted transactions."""
         self._ending.set()
         self._thread.join(timeout)
         self._giving_up = True
@@ -127,7 +128,7 @@ class Load:
 
 
 class Site:
-    """One buffer and one database. `redis` and `execute` look at them past all proxies."""
+    """One buffer and one database. `redis` and `execute` reach them directly, past all proxies."""
 
     def __init__(
         self, redis: RedisServer | Proxy, postgres: PostgresServer | Database | Proxy,
@@ -151,7 +152,7 @@ class Site:
     # What a test does.
 
     def changed(self, **settings: Any) -> Settings:
-        """The settings with some of them changed."""
+        """Return the settings with changes."""
         return loader.load(merged(self.mapping, settings), environ={})
 
     def start(self, settings: Settings | None = None) -> None:
@@ -160,7 +161,7 @@ class Site:
         wait_until(lambda: self.status == "running", message=lambda: str(drain_thread.state()))
 
     def run(self, *, wait: bool = True, **settings: Any) -> Process:
-        """Start a processor in a program of its own."""
+        """Start a processor as a separate program."""
         mapping = merged(self.mapping, settings)
         process = self._spawn(PROGRAM, json.dumps(mapping))
         if wait:
@@ -168,32 +169,32 @@ class Site:
         return process
 
     def drain(self, settings: Settings | None = None, instance: str = "stepped") -> Drain:
-        """A drain without a thread, for a test that makes its passes itself."""
+        """Make a drain without a thread, for a test that runs the passes itself."""
         statements.register((settings or self.settings).statements)
         drain = Drain(settings or self.settings, instance, Progress(), lambda: False)
         self._drains.append(drain)
         return drain
 
     def load(self, pace: float = 0.005, *, after: int = 0) -> Load:
-        """Start a producer of the numbers `after` this one; ended with the test."""
+        """Start a producer of the numbers behind `after`; it ends with the test."""
         self._loads.append(Load(self, pace, after))
         return self._loads[-1]
 
     def submit(self, *transactions: Transaction) -> list[Receipt]:
-        """Submit in one write, and wake the processor of this process."""
+        """Submit in one write and wake the processor of this process."""
         limit = self.settings.buffer.transaction_bytes
         receipts = self._producer.submit_many([t.encode(time.time(), limit) for t in transactions])
         drain_thread.singleton.event.set()
         return receipts
 
     def put(self, fields: Mapping[Any, Any], lane: str = "default:0") -> str:
-        """Put an entry into a lane past the producer, as anybody with a Redis client may."""
+        """Add an entry to a lane without a producer, as any Redis client can."""
         entry_id = self.redis.xadd(self.lane(lane).stream, dict(fields))
         drain_thread.singleton.event.set()
         return str(entry_id.decode())
 
     def ask(self, transaction_id: str, request: str, edited: Transaction | None = None) -> None:
-        """Ask for what an operator can ask of a dead letter."""
+        """Request a decision on a dead letter, as an operator does."""
         session = Session(self.settings.database, Progress(), application="operator")
         session.connect()
         with closing(session):
@@ -220,24 +221,24 @@ class Site:
         return execute(self.dsn, sql, parameters)
 
     def one(self, sql: str, parameters: Any = None) -> Any:
-        """The first column of the first row."""
+        """Return the first column of the first row."""
         return self.execute(sql, parameters)[0][0]
 
     def tape(self, scope: str | None = None) -> list[int]:
-        """The numbers in the order in which they were written."""
+        """Return the numbers in the order in which they were written."""
         where = "" if scope is None else "where scope = %s"
         rows = self.execute(f"select n from tape {where} order by place", (scope,))
         return [n for (n,) in rows]
 
     def dead(self) -> list[tuple[str, str, str]]:
-        """Id, SQLSTATE and reason of each dead letter, in accept order."""
+        """Return id, SQLSTATE and reason of each dead letter, in the order of acceptance."""
         return self.execute(
             "select id::text, sqlstate, reason from processor.dead_letter where outcome = 'dead'"
             " order by split_part(entry, '-', 1)::bigint, split_part(entry, '-', 2)::bigint"
         )
 
     def depth(self, lane: str = "default:0") -> int:
-        """Entries that lie in the stream of a lane."""
+        """Return the number of entries in the stream of a lane."""
         return int(self.redis.xlen(self.lane(lane).stream))
 
     def parked(self, lane: str = "default:0") -> int:
@@ -251,14 +252,14 @@ class Site:
         )
 
     def commits(self, *numbers: int, timeout: float = 10.0) -> None:
-        """Wait until the tape is exactly this."""
+        """Wait until the tape has exactly these numbers."""
         wait_until(lambda: self.tape() == list(numbers), timeout, lambda: self.tale())
 
     def parks(self, count: int, timeout: float = 10.0) -> None:
         wait_until(lambda: self.parked() == count, timeout, lambda: f"{count}: {self.tale()}")
 
     def resumes(self, within: float = 2.0, since: float | None = None) -> None:
-        """A batch that began after `since` (now) is committed in time."""
+        """Wait until a batch that began after `since` (default: now) is committed."""
         since = time.time() if since is None else since
         left = within - (time.time() - since)
         new = "select exists (select from processor.ledger where committed_at > to_timestamp(%s))"
@@ -268,11 +269,11 @@ class Site:
         )  # fmt: skip
 
     def empties(self, timeout: float = 20.0) -> None:
-        """Nothing lies in the stream and nothing is parked."""
+        """Wait until the stream is empty and nothing is parked."""
         wait_until(lambda: not self.depth() and not self.parked(), timeout, lambda: self.tale())
 
     def whole(self, accepted: int) -> None:
-        """Numbers 1 to `accepted` are committed once each and in order; nobody died for it."""
+        """Check that 1 to `accepted` are committed once each, in order, without a dead letter."""
         self.empties()
         tape = self.tape()
         assert tape == list(range(1, accepted + 1)), story(tape, accepted)
@@ -285,7 +286,7 @@ class Site:
         )
 
     def tale(self) -> str:
-        """What one wants to know when a wait was in vain."""
+        """Describe the state, for the message of a wait that timed out."""
         return f"depth {self.depth()}, parked {self.parked()}, {drain_thread.state()}"
 
     def close(self) -> None:
@@ -302,23 +303,22 @@ class Site:
         statements._statements.clear()
 
 
-#: A pass that is made so much later than the one before it looks for lanes again, and finds the
-#: gate ready for its probe.
+#: Seconds to add to the clock of each pass: it then looks for lanes again, and a shut gate probes.
 _later = itertools.count(2.0, 2.0)
 
 
 def step(drain: Drain, *, looks: bool = True) -> None:
-    """One pass; `looks`: at a time when lanes are looked for again."""
+    """Run one pass; with `looks` at a time at which the pass looks for lanes again."""
     drain.run(time.monotonic() + (next(_later) if looks else 0.0))
 
 
 def write(n: int, scope: str | None = None, **options: Any) -> Transaction:
-    """A transaction that writes one number to the tape."""
+    """Return a transaction that writes one number to the tape."""
     return Transaction(**options).insert("tape", {"n": n, "scope": scope})
 
 
 def story(tape: list[int], accepted: int) -> str:
-    """What is wrong with a tape, in a few words."""
+    """Describe what is wrong with a tape."""
     lost = set(range(1, accepted + 1)) - set(tape)
     doubled = {n for n in tape if tape.count(n) > 1} if len(tape) != len(set(tape)) else set()
     reordered = [n for n, after in itertools.pairwise(tape) if n > after]
@@ -329,7 +329,7 @@ def story(tape: list[int], accepted: int) -> str:
 
 
 def merged(*mappings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as mappings, the later ones above, section by section."""
+    """Merge settings section by section; later mappings override earlier ones."""
     result: dict[str, Any] = {}
     for mapping in mappings:
         for name, value in mapping.items():
@@ -340,7 +340,7 @@ def merged(*mappings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def counted(name: str, **labels: str) -> Callable[[], int]:
-    """How much a figure of this process grows from now on."""
+    """Return a function that returns by how much a metric has grown since this call."""
     before = metrics.value(name, **labels)
     return lambda: int(metrics.value(name, **labels) - before)
 
@@ -349,7 +349,7 @@ def counted(name: str, **labels: str) -> Callable[[], int]:
 def site_of(
     redis_server: RedisServer, redis_url: str, database: Database, spawn: Spawn
 ) -> Iterator[Callable[..., Site]]:
-    """`site_of(redis, postgres, **settings)`; without a server: the worker's own, emptied."""
+    """`site_of(redis, postgres, **settings)`; without a server, the worker's shared one, empty."""
     made: list[Site] = []
 
     def make(

@@ -1,4 +1,4 @@
-"""The checker finds each planted defect, and nothing where there is none."""
+"""The checker finds each planted defect, and reports nothing for a sound history."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.harness.checker import Dead, Effect, Findings, Known, Submitted, chec
 
 @dataclass
 class Run:
-    """A history that may be spoilt before it is checked."""
+    """A history that a test can spoil before it is checked."""
 
     history: list[Submitted] = field(default_factory=list)
     effects: list[Effect] = field(default_factory=list)
@@ -42,7 +42,7 @@ class Run:
 
 
 def sound() -> Run:
-    """Four that are applied in order, one poison with a follower that waits."""
+    """Four transactions applied in order, and a poison one with a follower that waits."""
     run = Run()
     for name, key in (("a", "k"), ("b", "k"), ("c", ""), ("d", "")):
         run.submit(name, *filter(None, [key]))
@@ -66,7 +66,7 @@ def lose_an_effect(run: Run) -> None:
     run.ledger = [k for k in run.ledger if k.id != "c"]
 
 
-def lose_what_was_parked(run: Run) -> None:
+def lose_a_parked_one(run: Run) -> None:
     run.waiting.clear()
 
 
@@ -74,7 +74,7 @@ def apply_twice(run: Run) -> None:
     run.effects += [replace(e, position=99) for e in run.effects if e.id == "d"]
 
 
-def apply_what_is_dead(run: Run) -> None:
+def apply_a_dead_one(run: Run) -> None:
     run.effects += [Effect("poison", part, 90 + part, 1) for part in (0, 1)]
 
 
@@ -88,12 +88,12 @@ def swap_two_of_a_lane(run: Run) -> None:
                    for e in run.effects]  # fmt: skip
 
 
-def pass_a_dead_letter_that_holds(run: Run) -> None:
+def overtake_a_dead_letter_that_holds(run: Run) -> None:
     run.waiting.clear()
     run.apply("follower")
 
 
-def pass_one_that_waits(run: Run) -> None:
+def overtake_a_parked_one(run: Run) -> None:
     run.submit("last", "p")
     run.apply("last")
 
@@ -135,13 +135,13 @@ def apply_a_stranger(run: Run) -> None:
     ("spoil", "expected"),
     [
         (lose_an_effect, {"lost": ["c"]}),
-        (lose_what_was_parked, {"lost": ["follower"]}),
+        (lose_a_parked_one, {"lost": ["follower"]}),
         (apply_twice, {"doubled": ["d"]}),
-        (apply_what_is_dead, {"doubled": ["poison"], "torn": ["poison"]}),
+        (apply_a_dead_one, {"doubled": ["poison"], "torn": ["poison"]}),
         (swap_two_of_a_key, {"reordered": [("a", "b"), ("a", "b")]}),
         (swap_two_of_a_lane, {"reordered": [("c", "d")]}),
-        (pass_a_dead_letter_that_holds, {"reordered": [("follower", "poison")]}),
-        (pass_one_that_waits, {"reordered": [("last", "poison")]}),
+        (overtake_a_dead_letter_that_holds, {"reordered": [("follower", "poison")]}),
+        (overtake_a_parked_one, {"reordered": [("last", "poison")]}),
         (keep_half, {"torn": ["b"]}),
         (commit_in_two_transactions, {"torn": ["b"]}),
         (commit_the_ledger_apart, {"torn": ["b"]}),
@@ -163,7 +163,7 @@ def test_a_planted_defect_is_found(
     assert {n: getattr(found, n) for n in Findings.__slots__ if getattr(found, n)} == expected
 
 
-def test_one_whose_acceptance_is_unknown_may_be_missing_but_not_doubled() -> None:
+def test_an_unacknowledged_transaction_may_be_missing_but_not_doubled() -> None:
     run = Run()
     run.submit("unknown", entry="", acked=False)
     assert not run.check()
@@ -175,7 +175,7 @@ def test_one_whose_acceptance_is_unknown_may_be_missing_but_not_doubled() -> Non
     assert run.check().doubled == ["unknown"]
 
 
-def test_a_retried_dead_letter_and_what_waited_behind_it_are_in_order() -> None:
+def test_a_retried_dead_letter_and_its_followers_are_in_order() -> None:
     run = sound()
     run.waiting.clear()
     run.dead = [Dead("poison", "applied", True)]
@@ -187,7 +187,7 @@ def test_a_retried_dead_letter_and_what_waited_behind_it_are_in_order() -> None:
     assert not run.check(), run.check()
 
 
-def test_lanes_order_nothing_among_each_other() -> None:
+def test_there_is_no_order_between_lanes() -> None:
     run = Run()
     run.submit("low", "k", lane="low:0")
     run.submit("high", "k", lane="high:0")
@@ -198,7 +198,7 @@ def test_lanes_order_nothing_among_each_other() -> None:
     assert not run.check()
 
 
-def test_a_delayed_one_takes_its_place_when_it_enters_the_lane() -> None:
+def test_a_delayed_transaction_takes_its_place_when_it_enters_the_lane() -> None:
     run = Run()
     run.submit("delayed", "k", entry="")
     run.submit("prompt", "k")
@@ -210,7 +210,7 @@ def test_a_delayed_one_takes_its_place_when_it_enters_the_lane() -> None:
 
 
 def random_run(seed: int) -> Run:
-    """A lane as it should be: held keys wait, everything else runs at once, in order."""
+    """A correct lane: transactions with held keys wait, all others run at once, in order."""
     chance, run = random.Random(seed), Run()
     blocked: dict[str, str] = {}
     for number in range(60):

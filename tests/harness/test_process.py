@@ -1,4 +1,4 @@
-"""The helper that other tests judge programs by."""
+"""The helper that starts programs for other tests."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tests.harness.process import Spawn
 from tests.harness.wait import wait_until
 
 
-def test_a_line_is_taken_when_it_is_whole(spawn: Spawn) -> None:
+def test_only_a_whole_line_is_read(spawn: Spawn) -> None:
     process = spawn("""
 import signal, sys
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])

@@ -1,6 +1,6 @@
-"""TLS before a server that has none: a certificate of our own, and a door that ends the encryption.
+"""TLS in front of a server without TLS: a self-signed certificate and a proxy that decrypts.
 
-The servers of the wheels speak no TLS, and what is under test is the client.
+The servers from the wheels have no TLS, and these tests are about the client.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ HOST = "127.0.0.1"
 
 
 def certificate(directory: Path, name: str = f"IP:{HOST}") -> tuple[Path, Path]:
-    """A certificate that is its own authority, valid for `name`; and its key."""
+    """Create a self-signed certificate for `name`; return the files of certificate and key."""
     openssl = shutil.which("openssl")
     if openssl is None:
         pytest.skip("no openssl to make a certificate with")
@@ -36,7 +36,7 @@ def certificate(directory: Path, name: str = f"IP:{HOST}") -> tuple[Path, Path]:
 
 
 class Door(socketserver.ThreadingTCPServer):
-    """Takes TLS and hands the plain bytes to `target`, (host, port)."""
+    """Accepts TLS and forwards the decrypted bytes to `target`, (host, port)."""
 
     daemon_threads = True
     allow_reuse_address = True
@@ -45,18 +45,18 @@ class Door(socketserver.ThreadingTCPServer):
         self.target = target
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.context.load_cert_chain(made, key)
-        #: TLS versions of the connections that were made.
+        #: TLS versions of the accepted connections.
         self.versions: list[str | None] = []
         super().__init__((HOST, 0), Visit)
         threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
     def url(self, **options: object) -> str:
-        """The Redis URL of the door; `options` are parameters of the URL."""
+        """Return the Redis URL of the door; `options` become its parameters."""
         query = "&".join(f"{name}={value}" for name, value in options.items())
         return f"rediss://{HOST}:{self.server_address[1]}/0?{query}"
 
     def handle_error(self, *_: object) -> None:
-        """A client that does not trust us goes away: that is its right."""
+        """Ignore errors: a client that does not trust the certificate disconnects."""
 
 
 class Visit(socketserver.BaseRequestHandler):
@@ -87,7 +87,7 @@ class Visit(socketserver.BaseRequestHandler):
 
 @pytest.fixture
 def door_to(tmp_path: Path) -> Iterator[Callable[..., Door]]:
-    """`door_to(port, name)`: TLS before a port, with a certificate for `name`."""
+    """`door_to(port, name)`: TLS in front of a port, with a certificate for `name`."""
     with ExitStack() as stack:
 
         def make(port: int, name: str = f"IP:{HOST}") -> Door:

@@ -1,4 +1,4 @@
-"""Waiting for a condition, in place of sleeping for luck."""
+"""Waits for a condition instead of sleeping for a fixed time."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ def wait_until(
     poll: float = 0.005,
     ignore: type[BaseException] | tuple[type[BaseException], ...] = (),
 ) -> T:
-    """Ask until the answer is true, and give that answer; fail with `message` after `timeout`.
+    """Call `condition` until its result is true and return the result.
 
-    `ignore`: exceptions that mean "not yet", such as a driver's while its server is away.
+    Fails with `message` after `timeout` seconds. `ignore`: exceptions that mean "not yet", such as
+    those of a driver while its server is unavailable.
     """
     deadline = time.monotonic() + timeout
     last: object = None
     while True:
-        # It looks once more when the time is over: a pause of the machine may have taken it all.
+        # Check once more after the time is over: a pause of the machine may have used it up.
         asked = time.monotonic()
         try:
             last = answer = condition()

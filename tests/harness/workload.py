@@ -1,7 +1,7 @@
-"""Work for a processor that is killed or disturbed, and the tables by which it is judged.
+"""Work for a processor that is killed or disturbed, and the tables that show the result.
 
-A `Site` is one buffer and the database that it drains into: it submits, remembers what it was told,
-starts processors as programs of their own, and hands `checker` everything that lies in the tables.
+A `Site` is one buffer and the database that it drains into. It submits, keeps the receipts, starts
+processors as separate programs, and passes the contents of the tables to `checker`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tests.harness.process import Process, Spawn
 from tests.harness.servers import Database
 from tests.harness.wait import wait_until
 
-# Nothing is unique here, so that whatever is done twice can be seen.
+# Nothing is unique here, so that a doubled effect is visible.
 TABLES = """
 CREATE TABLE effect (
     id uuid NOT NULL,
@@ -59,7 +59,7 @@ print("stopped" if processor.stop() else "stopped too late")
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """A transaction, and what is planned to become of it."""
+    """A transaction and its planned outcome."""
 
     transaction: Transaction
     keys: tuple[str, ...] = ()
@@ -69,38 +69,38 @@ class Work:
 
 
 def plain(*keys: str, **options: Any) -> Work:
-    """An effect of two rows with another table's row between them."""
+    """An effect of two rows."""
     return _work(keys, {}, **options)
 
 
 def poison(*keys: str) -> Work:
-    """Fails for good, after its first row."""
+    """Always fails, after its first row."""
     return _work(keys, {"amount": -1}, poison=True, fails=True)
 
 
 def nowhere() -> Work:
-    """Fails for good, before anything is sent."""
+    """Always fails, before anything is sent."""
     made = Transaction()
     made.insert("effect", {"id": made.id, "part": 0}).insert("nowhere", {"id": 1})
     return Work(made, poison=True, fails=True)
 
 
 def child(parent: int, *keys: str) -> Work:
-    """Fails until its parent is there."""
+    """Fails until its parent row exists."""
     work = _work(keys, {}, fails=True, attempts=20)
     work.transaction.insert("child", {"parent": parent})
     return work
 
 
 def orphan(*keys: str) -> Work:
-    """Fails, is tried once more, and dies: its parent never comes."""
+    """Fails, is retried once, and dies: its parent row never exists."""
     work = _work(keys, {}, poison=True, fails=True, attempts=2)
     work.transaction.insert("child", {"parent": ORPHANED})
     return work
 
 
 def parent(number: int) -> Work:
-    """What a child waits for."""
+    """Inserts the parent row that a child waits for."""
     work = plain()
     work.transaction.insert("parent", {"id": number})
     return work
@@ -117,10 +117,10 @@ def _work(
 
 
 def mixed(count: int) -> list[Work]:
-    """Twenty kinds over and over, so that every branch behind a batch is taken.
+    """Return `count` transactions of twenty kinds in turn, so that each branch of settling runs.
 
-    In each twenty: poison that holds a key, at once or after a retry, and such that holds none; a
-    child before its parent; what waits behind them by one key and by two; and a delayed one.
+    Each twenty has poison with a key, at once or after a retry, and poison without one; a child
+    before its parent; transactions that wait behind them by one key and by two; and a delayed one.
     """
     made: list[Work] = []
     for number in range(count):
@@ -148,7 +148,7 @@ def mixed(count: int) -> list[Work]:
 
 
 def held(work: Iterable[Work]) -> set[str]:
-    """Ids that wait behind poison, directly or not."""
+    """Return the ids that wait behind poison, directly or not."""
     keys: set[str] = set()
     found = set()
     for one in work:
@@ -160,11 +160,11 @@ def held(work: Iterable[Work]) -> set[str]:
 
 
 class Site:
-    """One buffer in a namespace of its own, and the database behind it."""
+    """One buffer with its own namespace, and its database."""
 
     def __init__(self, redis_url: str, tables: Database, /, **settings: Any) -> None:
         self.database = tables
-        # Waits are short so that tests are; the rest is as shipped.
+        # Short waits for short tests; everything else has its default.
         self.mapping: dict[str, Any] = {
             "namespace": f"test-{new_id()}",
             "redis": {"url": redis_url},
@@ -185,44 +185,44 @@ class Site:
     # What a producer does.
 
     def submit(self, work: Iterable[Work]) -> list[Receipt]:
-        """Submit in order and remember what was told."""
+        """Submit in order and keep the receipts."""
         work = list(work)
         encoded = [self.encoded(one) for one in work]
         receipts = []
         for start in range(0, len(encoded), 500):
             receipts += self.producer.submit_many(encoded[start : start + 500])
-        self.history += map(told, work, receipts)
+        self.history += map(acknowledged, work, receipts)
         return receipts
 
     def encoded(self, work: Work) -> Encoded:
-        """As it goes into the buffer."""
+        """Return the transaction as it is added to the buffer."""
         return work.transaction.encode(time.time(), self.settings.buffer.transaction_bytes)
 
     # Processors.
 
     def start(self, spawn: Spawn, **environ: str) -> Process:
-        """A processor, as a program of its own."""
+        """Start a processor as a separate program."""
         return spawn(PROCESSOR, json.dumps(self.mapping), **environ)
 
-    # What lies where.
+    # Where the transactions are.
 
     def decided(self) -> set[str]:
-        """Ids that have an outcome in PostgreSQL."""
+        """Return the ids that have an outcome in PostgreSQL."""
         return {row[0] for row in self.database.execute("SELECT id::text FROM processor.ledger")}
 
     def parked(self) -> set[str]:
-        """Ids that are held back in Redis."""
+        """Return the ids that are parked in Redis."""
         return {i.decode() for i in self.redis.hkeys(self.lane.parked)}
 
     def left(self) -> int:
-        """How much lies in this lane of the buffer, wherever."""
+        """Return the number of records of this lane in Redis."""
         keys = self.redis.pipeline(transaction=False)
         keys.xlen(self.lane.stream).zcard(self.lane.scheduled)
         keys.hlen(self.lane.parked).zcard(self.lane.blocked).zcard(self.lane.retry)
         return sum(keys.execute())
 
     def wait_decided(self, ids: Iterable[str], timeout: float = 20.0) -> None:
-        """Wait until all of these have an outcome."""
+        """Wait until all these ids have an outcome."""
         wanted = set(ids)
         wait_until(
             lambda: wanted <= self.decided(), timeout,
@@ -231,15 +231,15 @@ class Site:
         )  # fmt: skip
 
     def wait_empty(self, timeout: float = 20.0) -> None:
-        """Wait until nothing lies in the lane."""
+        """Wait until the lane is empty."""
         wait_until(lambda: self.left() == 0, timeout, lambda: f"{self.left()} left", poll=0.02)
 
     def findings(self, waiting: Iterable[str] = ()) -> Findings:
-        """Everything that was told against everything that is there."""
+        """Compare the receipts with the tables."""
         return findings(self.database, self.history, waiting)
 
     def ask(self, request: str, letters: Iterable[str]) -> None:
-        """What an operator does with dead letters."""
+        """Request a decision on dead letters, as an operator does."""
         session = Session(self.settings.database, Progress(), application="operator")
         session.connect()
         try:
@@ -250,14 +250,17 @@ class Site:
             session.close()
 
 
-def told(work: Work, receipt: Receipt) -> Submitted:
-    """What a producer knows after an acknowledged submit; a lane is one only in its buffer."""
+def acknowledged(work: Work, receipt: Receipt) -> Submitted:
+    """Return what a producer knows after an acknowledged submit.
+
+    The name of a lane is unique within its buffer only.
+    """
     lane = f"{receipt.lane} of {receipt.buffer}"
     return Submitted(receipt.id, work.keys, lane, receipt.entry_id, fails=work.fails)
 
 
 def findings(database: Database, history: list[Submitted], waiting: Iterable[str] = ()) -> Findings:
-    """A history against the tables of a database."""
+    """Compare a history with the tables of a database."""
     rows = database.execute
     return check(
         history,
@@ -271,20 +274,20 @@ def findings(database: Database, history: list[Submitted], waiting: Iterable[str
 
 
 def prepare(database: Database) -> Database:
-    """A database with the schema and the tables of the workload."""
+    """Create the schema and the tables of the workload; return the database."""
     database.execute(DDL + TABLES)
     return database
 
 
 def empty(database: Database) -> None:
-    """Take all rows away, and leave the tables as they are."""
+    """Delete all rows."""
     database.execute(
         "TRUNCATE effect, child, parent, processor.ledger, processor.dead_letter, processor.lane"
     )
 
 
 def sites(redis_url: str, tables: Database, /, **settings: Any) -> Iterator[Site]:
-    """A site that is closed at the end; for fixtures."""
+    """Yield a site and close it; for fixtures."""
     site = Site(redis_url, tables, **settings)
     yield site
     site.close()

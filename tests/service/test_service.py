@@ -67,7 +67,7 @@ def test_systemd_is_notified_once_of_readiness_and_gets_the_status(
     wait_until(lambda: running.systemd.status == "running: 1 committed, 0 waiting, 0 dead",
                message=lambda: f"{running.systemd.status}\n{running.process.output}")
     assert running.process.terminate() == 0
-    assert running.systemd.words == ["READY", "STOPPING"]
+    assert running.systemd.notifications == ["READY", "STOPPING"]
 
 
 @pytest.mark.parametrize("unreachable", ["postgresql", "redis"])
@@ -82,7 +82,7 @@ def test_the_service_is_ready_even_if_a_server_is_unreachable(
 
     assert running.systemd.status.startswith("outage")
     assert running.process.terminate() == 0
-    assert running.systemd.words == ["READY", "STOPPING"]
+    assert running.systemd.notifications == ["READY", "STOPPING"]
 
 
 def test_without_systemd_nothing_is_sent(service: Start, submit: Submit) -> None:
@@ -91,7 +91,7 @@ def test_without_systemd_nothing_is_sent(service: Start, submit: Submit) -> None
 
     wait_until(lambda: running.effects() == [1], ignore=Exception)
     assert running.process.terminate() == 0
-    assert running.systemd.heard == []
+    assert running.systemd.messages == []
 
 
 # The watchdog (rule 31).
@@ -174,7 +174,7 @@ def test_a_watchdog_shorter_than_a_permitted_call_is_refused_at_the_start(
 
     assert refused.process.wait() == 78
     assert "database.call_timeout = 30 s must be below WatchdogSec = 30 s" in refused.process.output
-    assert systemd.words == []
+    assert systemd.notifications == []
 
 
 def test_the_watchdog_of_another_process_is_not_fed(service: Start, systemd: Systemd) -> None:
@@ -200,7 +200,7 @@ def test_a_signal_ends_an_idle_service_at_once_with_exit_code_0(
 
     assert running.process.wait() == 0
     assert time.monotonic() - begun < 2.0
-    assert running.systemd.words == ["READY", "STOPPING"]
+    assert running.systemd.notifications == ["READY", "STOPPING"]
 
 
 def test_sigterm_finishes_and_settles_the_current_batch(
@@ -304,8 +304,8 @@ def test_sighup_applies_new_settings_and_logs_which_need_a_restart(
     submit(slow(7, 0.0))
 
     wait_until(lambda: running.effects() == [7])
-    assert systemd.words == ["READY", "RELOADING", "READY"]
-    assert re.fullmatch(r"\d+", next(m["MONOTONIC_USEC"] for _, m in systemd.heard
+    assert systemd.notifications == ["READY", "RELOADING", "READY"]
+    assert re.fullmatch(r"\d+", next(m["MONOTONIC_USEC"] for _, m in systemd.messages
                                      if "RELOADING" in m))  # fmt: skip
     kept = '"message": "these need a restart to take effect: namespace, redis.timeout"'
     assert kept in running.process.output
@@ -333,7 +333,7 @@ def test_sighup_with_wrong_settings_keeps_the_old_ones_and_logs_why(
 
     wait_until(lambda: running.effects() == [1])
     running.process.expect(message)
-    assert any("reload refused" in m.get("STATUS", "") for _, m in systemd.heard)
+    assert any("reload refused" in m.get("STATUS", "") for _, m in systemd.messages)
     assert running.process.terminate() == 0
 
 
@@ -358,7 +358,7 @@ drain_thread.hooks.before_pass.append(die)
     submit(insert(1))
 
     wait_until(lambda: running.effects() == [1])
-    assert running.systemd.words == ["READY"]
+    assert running.systemd.notifications == ["READY"]
 
 
 def test_a_thread_that_dies_several_times_in_a_row_ends_the_service_with_exit_code_1(
@@ -423,7 +423,7 @@ def test_pages_log_and_status_show_no_password_and_no_value(
     wait_until(lambda: running.health()["dead"] == 1)
 
     texts = [running.page(page)[1] for page in ("/health", "/health/live", "/metrics")]
-    texts += [running.process.output, str(running.systemd.heard)]
+    texts += [running.process.output, str(running.systemd.messages)]
 
     assert not [text for text in texts if "canary-word" in text or "4111" in text]
     assert "processor_committed_total 1.0" in texts[2]
