@@ -127,7 +127,7 @@ class Replicas:
     tracking: bool = setting(
         True, "follow each commit until the replicas have replayed it")
     interval: float = setting(
-        0.1, "each replica is asked this often while something is on its way to it",
+        0.1, "how often each replica is queried while it has not replayed all commits",
         unit="s", check=between(0.01, 60))
     timeout: float = setting(
         30.0, "a replica that has not replayed a commit after this time is lagging",

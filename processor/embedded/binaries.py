@@ -30,33 +30,35 @@ Given = str | os.PathLike[str] | None
 
 def redis_program(given: Given = None) -> Path:
     """The program of a Redis server (Redis or Valkey). Raises Unavailable."""
-    asked = os.fspath(given or os.environ.get(REDIS_VARIABLE, ""))
-    return _first("Redis server", REDIS_VARIABLE, asked, _redis_at, _redis_wheels, _redis_system)
+    requested = os.fspath(given or os.environ.get(REDIS_VARIABLE, ""))
+    return _first(
+        "Redis server", REDIS_VARIABLE, requested, _redis_at, _redis_wheels, _redis_system
+    )
 
 
 def postgres_bin(given: Given = None) -> Path:
     """The directory of PostgreSQL's programs. Raises Unavailable."""
-    asked = os.fspath(given or os.environ.get(POSTGRES_VARIABLE, ""))
+    requested = os.fspath(given or os.environ.get(POSTGRES_VARIABLE, ""))
     return _first(
-        "PostgreSQL", POSTGRES_VARIABLE, asked, _postgres_at, _postgres_wheels, _postgres_system
+        "PostgreSQL", POSTGRES_VARIABLE, requested, _postgres_at, _postgres_wheels, _postgres_system
     )
 
 
 def _first(
     what: str,
     variable: str,
-    asked: str,
+    requested: str,
     at: Callable[[Path], Iterable[Path]],
     wheels: Callable[[], Iterable[Path]],
     system: Callable[[], Iterable[Path]],
 ) -> Path:
-    if asked and asked != SYSTEM:
-        found = [*at(Path(asked))]
+    if requested and requested != SYSTEM:
+        found = [*at(Path(requested))]
     else:
-        found = [*([] if asked else wheels()), *system()]
+        found = [*([] if requested else wheels()), *system()]
     if found:
         return found[0]
-    where = f" at {asked}" if asked and asked != SYSTEM else ""
+    where = f" at {requested}" if requested and requested != SYSTEM else ""
     raise Unavailable(
         f"{what} not found{where}",
         hint=f"pip install 'pgprocessor[embedded]', or set {variable} to an installed one",

@@ -21,7 +21,7 @@ def described(error: BaseException, text: str = "") -> str:
     """
     lines = [f"{file}:{line} {function}" for file, line, function in _frames(error)]
     quoted = f": {text}" if text else ""
-    return f"{type(error).__name__}{quoted} at {_path(lines) or 'no place'}"
+    return f"{type(error).__name__}{quoted} at {_path(lines) or 'an unknown place'}"
 
 
 def _path(lines: list[str]) -> str:

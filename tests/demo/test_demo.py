@@ -97,7 +97,7 @@ def test_ctrl_c_ends_the_live_screen_and_leaves_nothing(spawn: Spawn, room: Path
     assert "╭─ processor demo" in terminal.output
     assert "Traceback" not in terminal.output
     assert terminal.output.rstrip().rpartition("\x1b[?25")[2].startswith("h"), "cursor is back"
-    wait_until(lambda: not spawn.left(), 5, "all its processes are gone")
+    wait_until(lambda: not spawn.left(), 5, "all its processes have ended")
     wait_until(lambda: not os.listdir(room), 5, "the directories are removed")
 
 

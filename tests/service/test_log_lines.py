@@ -120,7 +120,7 @@ def test_an_exception_without_a_traceback_is_named(
     to(log, pipe[1])
     log.error("no such file", exc_info=OSError("canary"))
 
-    assert read(pipe)[0].endswith("no such file [OSError at no place]")
+    assert read(pipe)[0].endswith("no such file [OSError at an unknown place]")
 
 
 def test_an_error_of_processor_is_quoted_since_it_holds_no_value(
