@@ -16,7 +16,7 @@ from processor.reads.merge import Line
 from processor.reads.relations import Relation
 from processor.reads.row_values import writer_of
 from processor.transaction.operations import Delete, Insert, Operation, Update, Upsert
-from processor.transaction.write_set import mark, touch
+from processor.transaction.write_set import row_digest, touch
 
 Where = Mapping[str, Any]
 
@@ -177,7 +177,7 @@ def _key(keys: Sequence[str], row: Where) -> Iterator[Where]:
 
 def by_mark(relation: Relation, where: Where) -> str | None:
     """The mark of the one row that a read is about; None if it is about more."""
-    return mark(tuple(where.get(column) for column in relation.keys))
+    return row_digest(tuple(where.get(column) for column in relation.keys))
 
 
 def _met(where: Where, start: int) -> str:

@@ -1,12 +1,12 @@
-"""What is submitted: transactions, operations, values, statements, entries.
+"""What is submitted: transactions, their operations and values.
 
-builder              The builder of transactions: what a producer makes, checked once on its way t
-decode_errors        What the decoder complains of, said as the door says it: the field, the probl
-entry                A transaction as it lies in a stream and as the drain works on it: decoded on
-ids                  The ids of transactions: made by the producer, sortable by time, decided by a
-operations           The operations of a transaction, and its JSON form: records that producer and
-options              The options of a transaction, each checked where it is given: id, texts, seco
-statements           The names that transactions may call: statements registered in configuration
-values               Plain values of a transaction: what a person may send, checked at the door an
-write_set            Which rows an operation touches, as far as its producer can tell without Post
+ids            the ids of transactions
+values         checks of values and names, and the form of values in JSON
+options        checks of the other options: id, strings, seconds, times
+operations     the records of operations, and the JSON form of a transaction
+decode_errors  the decoder's errors about a JSON form, as InvalidTransaction
+builder        `Transaction`, which a producer fills and submits
+entry          a transaction in a stream, decoded for the drain
+statements     the registered statements that transactions may call
+write_set      the rows that an operation touches, as far as the producer can tell
 """

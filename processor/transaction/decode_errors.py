@@ -1,7 +1,6 @@
-"""What the decoder complains of, said as the door says it: the field, the problem, the remedy.
+"""Turns the decoder's errors about a JSON form into InvalidTransaction: field, problem, remedy.
 
-`transaction` hands on the decoder's exceptions of a JSON form. Values are never repeated; a name
-that does not exist is, with the nearest one that does.
+Messages never repeat a value. They repeat an unknown name, with the most similar valid name.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from difflib import get_close_matches
 from typing import get_args
 
 from processor.errors import InvalidTransaction
-from processor.transaction.operations import Document, Operation, reason
+from processor.transaction.operations import JsonForm, Operation, decode_problem
 
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(.*)`")
@@ -21,35 +20,35 @@ _LONGEST = 80
 
 _KINDS = tuple(get_args(Operation))
 _OPERATIONS = sorted(str(kind.__struct_config__.tag) for kind in _KINDS)
-_NAMES = sorted({name for each in (Document, *_KINDS) for name in each.__struct_fields__} | {"op"})
-_FORM = 'write one JSON object, as {"operations": [{"op": "insert", ...}]}'
+_NAMES = sorted({name for each in (JsonForm, *_KINDS) for name in each.__struct_fields__} | {"op"})
+_FORM = 'write one JSON object, such as {"operations": [{"op": "insert", ...}]}'
 _REMEDIES = {
     "nested too deeply": "at most 64 levels",
-    "Integer value out of range": "send so long a number as a text",
+    "Integer value out of range": "send such a long number as a string",
 }
 _WORDS = {
-    "str": "a text", "array": "a list", "object": "an object", "int": "a whole number",
-    "float": "a number", "bool": "true or false", "null": "null",
+    "str": "a string", "array": "an array", "object": "an object", "int": "an integer",
+    "float": "a number", "bool": "a boolean", "null": "null",
 }  # fmt: skip
 
 
-def explained(error: Exception, within: str = "") -> InvalidTransaction:
-    """The error of the door for an exception of the decoder; `within` is the field it decoded."""
-    problem, _, path = reason(error).partition(" - at `$")
+def invalid_transaction(error: Exception, within: str = "") -> InvalidTransaction:
+    """Return the error for an exception of the decoder; `within` is the field it decoded."""
+    problem, _, path = decode_problem(error).partition(" - at `$")
     field = (within + path.rstrip("`")).lstrip(".")
     if found := _UNKNOWN.fullmatch(problem):
         name = found[1]
         near = get_close_matches(name, _NAMES, 1)
-        hint = f"did you mean {near[0]}?" if near else "take it out"
-        return _invalid(_below(field, name), "no such field", hint)
+        hint = f"did you mean {near[0]}?" if near else "remove it"
+        return _invalid(_below(field, name), "unknown field", hint)
     if found := _MISSING.fullmatch(problem):
-        hint = f"one of {', '.join(_OPERATIONS)}" if found[1] == "op" else "add it"
+        hint = f"use one of {', '.join(_OPERATIONS)}" if found[1] == "op" else "add it"
         return _invalid(_below(field, found[1]), "is missing", hint)
     if found := _CHOICE.fullmatch(problem):
-        hint = f"one of {', '.join(_OPERATIONS)}"
-        return _invalid(field, f"no operation {found[1][:40]!r}", hint)
+        hint = f"use one of {', '.join(_OPERATIONS)}"
+        return _invalid(field, f"unknown operation {found[1][:40]!r}", hint)
     if found := _KIND.fullmatch(problem):
-        return _invalid(field, f"is {_words(found[2])}", f"give {_words(found[1])}")
+        return _invalid(field, f"must be {_words(found[1])}, got {_words(found[2])}", "")
     return _invalid(field, problem, _REMEDIES.get(problem, _FORM))
 
 

@@ -1,4 +1,4 @@
-"""A transaction as it lies in a stream and as the drain works on it: decoded once, at the edge."""
+"""A transaction in a stream, as the drain works on it: decoded once, when it is read."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from processor.transaction.operations import (
     Insert,
     Operation,
     Update,
-    documents,
-    operations,
-    reason,
+    decode_problem,
+    form_decoder,
+    operations_decoder,
 )
 
 #: Version of the envelope that this release writes and reads.
@@ -24,7 +24,7 @@ VERSION = b"1"
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
-    """A transaction as the drain works on it: decoded once, never changed."""
+    """A decoded transaction; never changed."""
 
     entry_id: str
     id: str
@@ -36,63 +36,63 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     timeout: float | None = None
     attempt: int = 0
     trace: str | None = None
-    #: Nobody knows under which entry id it came (see `notes`).
+    #: It had a due time, so its receipt does not know its entry id (see `commit_notes`).
     delayed: bool = False
 
 
-_STRANGE = re.compile(r"(unknown field|Invalid (?:enum )?value) (['`]).*?\2(?= - at `\$|$)", re.S)
-#: Not the text backslash-u0000, whose backslash is escaped.
+_QUOTED = re.compile(r"(unknown field|Invalid (?:enum )?value) (['`]).*?\2(?= - at `\$|$)", re.S)
+#: Does not match an escaped backslash followed by u0000.
 _NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000").search
 
 
 class Unreadable(Exception):
-    """The bytes are not a transaction; they go to the dead letters as they are (rule 10)."""
+    """The bytes are not a transaction; the dead letter stores them unchanged (rule 10)."""
 
 
 class UnknownVersion(Exception):
-    """The envelope is of a later release; it stays in the stream (rule 10)."""
+    """The envelope belongs to a later release; the entry stays in the stream (rule 10)."""
 
 
 def decode(entry_id: str, version: bytes | None, body: bytes | None, attempt: int = 0) -> Entry:
-    """The record of one entry. Raises Unreadable or UnknownVersion."""
+    """Decode one entry. Raises Unreadable and UnknownVersion."""
     if version is None or body is None:
         raise Unreadable("the fields v and tx are missing")
     if version != VERSION:
         if version.isdigit() and len(version) < 10 and int(version) > int(VERSION):
             raise UnknownVersion(version.decode())
-        raise Unreadable("envelope version is not a number of a release")
+        raise Unreadable("invalid envelope version")
     if b"\\u0000" in body and _NUL(body):
-        raise Unreadable("text with a NUL character, which PostgreSQL does not store")
+        raise Unreadable("text contains NUL (\\0), which PostgreSQL cannot store")
     try:
-        document = documents.decode(body)
-        decoded = operations.decode(document.operations)
+        form = form_decoder.decode(body)
+        decoded = operations_decoder.decode(form.operations)
         _check(decoded)
-        keys = (document.key,) if document.key is not None else tuple(document.keys or ())
+        keys = (form.key,) if form.key is not None else tuple(form.keys or ())
         if any(not key or "\0" in key for key in keys):
-            raise InvalidTransaction("key", "is empty or has a NUL")
-        identity = canonical_id("id", document.id)
+            raise InvalidTransaction("key", "is empty or contains NUL")
+        identity = canonical_id("id", form.id)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        # The parser quotes what it did not expect, and that can be a value (rule 19).
-        raise Unreadable(_STRANGE.sub(r"\1", reason(error))) from None
+        # The decoder quotes what it did not expect, which can be a value (rule 19).
+        raise Unreadable(_QUOTED.sub(r"\1", decode_problem(error))) from None
     return Entry(
         entry_id,
         identity,
-        blake2b(document.operations, digest_size=16).hexdigest(),
+        blake2b(form.operations, digest_size=16).hexdigest(),
         decoded,
         keys,
         body,
-        document.attempts,
-        document.timeout,
+        form.attempts,
+        form.timeout,
         attempt,
-        document.trace,
-        document.delay is not None or document.due is not None,
+        form.trace,
+        form.delay is not None or form.due is not None,
     )
 
 
 def _check(decoded: tuple[Operation, ...]) -> None:
-    # Anyone with the right to XADD can write here: what the door would refuse is refused again.
+    # Anyone who may XADD can write entries: what the builder refuses must be refused here, too.
     if not decoded:
-        raise InvalidTransaction("operations", "none given")
+        raise InvalidTransaction("operations", "must not be empty")
     for number, operation in enumerate(decoded):
         kind = type(operation)
         if kind is Insert:
@@ -103,5 +103,5 @@ def _check(decoded: tuple[Operation, ...]) -> None:
         elif kind is Update and not operation.set and not operation.add:  # type: ignore[union-attr]
             raise InvalidTransaction(f"operations[{number}]", "update needs set or add")
         if (kind is Update or kind is Delete) and not operation.where:  # type: ignore[union-attr]
-            # It would be every row.
+            # It would match every row.
             raise InvalidTransaction(f"operations[{number}].where", "is empty")

@@ -1,4 +1,4 @@
-"""The ids of transactions: made by the producer, sortable by time, decided by a key if wanted."""
+"""The ids of transactions: made by the producer, sortable by time, or derived from a key."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ _KEYS = uuid.UUID("6e6f7374-6f72-5d61-8e64-666f72776172")
 
 
 def new_id() -> str:
-    """A UUIDv7 (RFC 9562): milliseconds, 12 bits of the fraction, 62 random bits.
+    """Return a UUIDv7 (RFC 9562): milliseconds, 12 bits of the fraction, 62 random bits.
 
-    Randomness comes from the system at each call, so a forked child never repeats its parent.
+    The random bits come from the operating system at each call, so a forked child never repeats its
+    parent's ids.
     """
     nanoseconds = time.time_ns()
     milliseconds, rest = divmod(nanoseconds, 1_000_000)
@@ -27,17 +28,18 @@ def new_id() -> str:
 
 
 def id_of_key(idempotency_key: str) -> str:
-    """The id that an idempotency key decides, equal in every process and release."""
+    """Return the id derived from an idempotency key; the same in every process and release."""
     return str(uuid.uuid5(_KEYS, idempotency_key))
 
 
 def canonical_id(field: str, value: object) -> str:
-    """The id in the form in which PostgreSQL prints it. Raises InvalidTransaction."""
+    """Return an id in the form that PostgreSQL prints. Raises InvalidTransaction."""
     if isinstance(value, str) and _CANONICAL(value):
         return value
     try:
         return str(value if isinstance(value, uuid.UUID) else uuid.UUID(str(value)))
     except ValueError:
         raise InvalidTransaction(
-            field, "not a UUID", hint="use processor.new_id(), or idempotency_key for other texts"
-        ) from None
+            field, "is not a UUID",
+            hint="use processor.new_id(), or idempotency_key for any other string",
+        ) from None  # fmt: skip

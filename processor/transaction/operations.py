@@ -1,4 +1,4 @@
-"""The operations of a transaction, and its JSON form: records that producer and drain share."""
+"""The operations of a transaction and its JSON form, which producer and drain share."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import msgspec
 
 class Insert(msgspec.Struct, frozen=True, gc=False, tag_field="op", tag="insert",
              omit_defaults=True, forbid_unknown_fields=True):  # fmt: skip
-    """Insert one row (`values`) or several of the same columns (`rows`)."""
+    """Insert one row (`values`) or several with the same columns (`rows`)."""
 
     table: str
     values: dict[str, Any] | None = None
@@ -19,7 +19,7 @@ class Insert(msgspec.Struct, frozen=True, gc=False, tag_field="op", tag="insert"
 
 class Upsert(msgspec.Struct, frozen=True, gc=False, tag_field="op", tag="upsert",
              omit_defaults=True, forbid_unknown_fields=True):  # fmt: skip
-    """Insert a row, or set its other columns where the `conflict` columns are taken."""
+    """Insert a row, or update it if a row with the same `conflict` columns exists."""
 
     table: str
     values: dict[str, Any]
@@ -48,7 +48,7 @@ class Delete(msgspec.Struct, frozen=True, gc=False, tag_field="op", tag="delete"
 
 class Statement(msgspec.Struct, frozen=True, gc=False, tag_field="op", tag="statement",
                 omit_defaults=True, forbid_unknown_fields=True):  # fmt: skip
-    """Run a registered statement by its name."""
+    """Run a registered statement."""
 
     name: str
     params: dict[str, Any] = {}
@@ -57,8 +57,8 @@ class Statement(msgspec.Struct, frozen=True, gc=False, tag_field="op", tag="stat
 Operation = Insert | Upsert | Update | Delete | Statement
 
 
-class Document(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    """The JSON form, as `processor submit` reads it and as it lies in the stream."""
+class JsonForm(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """A transaction as JSON: what `processor submit` reads and the stream stores."""
 
     id: str | None = None
     idempotency_key: str | None = None
@@ -71,20 +71,20 @@ class Document(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_f
     timeout: float | None = None
     batch: str | None = None
     trace: str | None = None
-    #: Of the form that is submitted; what lies in the stream has none.
+    #: Only in submitted transactions; the stream does not store it.
     cache: dict[str, Any] | None = None
     operations: msgspec.Raw = msgspec.Raw(b"[]")
 
 
 encoder = msgspec.json.Encoder(decimal_format="number", order="deterministic")
-documents = msgspec.json.Decoder(Document, float_hook=Decimal)
-operations = msgspec.json.Decoder(tuple[Operation, ...], float_hook=Decimal)
+form_decoder = msgspec.json.Decoder(JsonForm, float_hook=Decimal)
+operations_decoder = msgspec.json.Decoder(tuple[Operation, ...], float_hook=Decimal)
 
 
-def reason(error: Exception) -> str:
-    """Words for why bytes could not be decoded."""
+def decode_problem(error: Exception) -> str:
+    """Say why bytes could not be decoded."""
     if isinstance(error, RecursionError):
         return "nested too deeply"
     if isinstance(error, UnicodeError):
-        return "text that is not UTF-8"
+        return "text is not UTF-8"
     return str(error)

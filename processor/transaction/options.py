@@ -1,4 +1,4 @@
-"""The options of a transaction, each checked where it is given: id, texts, seconds, times."""
+"""Checks of the options of a transaction: id, strings, seconds, integers, times."""
 
 from __future__ import annotations
 
@@ -12,66 +12,73 @@ from processor.errors import InvalidTransaction
 from processor.transaction.ids import canonical_id, id_of_key, new_id
 from processor.transaction.values import key_text, plain
 
-_MOMENT = "write 2026-11-21T06:00:00Z, or an aware datetime"
+_TIME = "write 2026-11-21T06:00:00Z, or pass an aware datetime"
+
+
+def both_given(field: str, other: str) -> InvalidTransaction:
+    """Return the error for two options that exclude each other."""
+    return InvalidTransaction(
+        field, f"cannot be given together with {other}", hint="give one of them"
+    )
 
 
 def decided_id(given: str | uuid.UUID | None, idempotency_key: str | None) -> str:
-    """The id that was given or that the key decides; else a new one. Raises InvalidTransaction."""
+    """Return the given id, that derived from the key, or a new one. Raises InvalidTransaction."""
     if given is not None and idempotency_key is not None:
-        raise InvalidTransaction(
-            "id", "given together with idempotency_key", hint="give one of them"
-        )
+        raise both_given("id", "idempotency_key")
     if idempotency_key is not None:
         return id_of_key(key_text("idempotency_key", idempotency_key))
     return new_id() if given is None else canonical_id("id", given)
 
 
 def text(field: str, value: str | None) -> str | None:
-    """A short text, if one is given. Raises InvalidTransaction."""
+    """Check a short string, or None. Raises InvalidTransaction."""
     return None if value is None else key_text(field, value)
 
 
-def seconds(field: str, value: float | None, least: float = 0) -> float | None:
-    """Seconds, if any are given. Raises InvalidTransaction."""
+def seconds(field: str, value: float | None, minimum: float = 0) -> float | None:
+    """Check a number of seconds, or None. Raises InvalidTransaction."""
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float, Decimal)):
-        raise InvalidTransaction(field, f"is a {type(value).__name__}", hint="give seconds")
-    if not least <= value <= 3_155_760_000:
-        raise InvalidTransaction(field, f"must be between {least:g} and 100 years, in seconds")
+        raise InvalidTransaction(field, f"must be a number of seconds, got {type(value).__name__}")
+    if not minimum <= value <= 3_155_760_000:
+        raise InvalidTransaction(field, f"must be between {minimum:g} and 100 years, in seconds")
     return float(value)
 
 
-def whole(field: str, value: int | None, least: int) -> int | None:
-    """A whole number, if one is given. Raises InvalidTransaction."""
+def integer(field: str, value: int | None, minimum: int) -> int | None:
+    """Check an integer, or None. Raises InvalidTransaction."""
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InvalidTransaction(field, f"must be a whole number of at least {least}")
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise InvalidTransaction(field, f"must be an integer of at least {minimum}")
     return value
 
 
 def due_text(value: datetime.datetime | str | None) -> str | None:
-    """When it is due, as ISO 8601 in UTC, if it is given. Raises InvalidTransaction."""
+    """Return a due time as ISO 8601 in UTC, or None. Raises InvalidTransaction."""
     if value is None:
         return None
     try:
-        moment = datetime.datetime.fromisoformat(value) if isinstance(value, str) else value
-        there = moment.astimezone(datetime.UTC) if moment.tzinfo else None
+        given = datetime.datetime.fromisoformat(value) if isinstance(value, str) else value
+        in_utc = given.astimezone(datetime.UTC) if given.tzinfo else None
     except (ValueError, AttributeError, OverflowError):
-        raise InvalidTransaction("due", "not a date and time", hint=_MOMENT) from None
-    if there is None:
-        raise InvalidTransaction("due", "has no time zone", hint=_MOMENT)
-    return there.isoformat()
+        raise InvalidTransaction("due", "is not a valid time", hint=_TIME) from None
+    if in_utc is None:
+        raise InvalidTransaction("due", "has no time zone", hint=_TIME)
+    return in_utc.isoformat()
 
 
-def instant(due: str | None) -> float | None:
-    """A text made by `due_text` as Unix seconds."""
+def unix_seconds(due: str | None) -> float | None:
+    """Return a time made by `due_text` as Unix seconds."""
     return None if due is None else datetime.datetime.fromisoformat(due).timestamp()
 
 
 def cache_values(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Names and the values to be kept under them. Raises InvalidTransaction."""
+    """Check the names and values of a cache. Raises InvalidTransaction."""
     if not isinstance(given, Mapping):
-        raise InvalidTransaction("cache", "is no mapping", hint='write {"name": value}')
+        raise InvalidTransaction(
+            "cache", f"must be a mapping, got {type(given).__name__}", hint='write {"name": value}'
+        )
     return {key_text("cache", name): plain(f"cache.{name}", each) for name, each in given.items()}

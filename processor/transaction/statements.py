@@ -1,8 +1,8 @@
-"""The names that transactions may call: statements registered in configuration or code.
+"""The registered statements, which transactions may call by name.
 
-SQL text comes only from here, never from an entry. Each text is checked once, when it is
-registered: one statement, with named places, and none that would leave the batch's transaction
-(rule 12). `render` fills the places; tasks will find their place beside statements.
+SQL text comes only from the configuration or from code, never from an entry. It is checked once,
+when it is registered: one statement, with named parameters, that does not leave the batch's
+transaction (rule 12). `sql.renderer` fills in the parameters.
 """
 
 from __future__ import annotations
@@ -14,20 +14,22 @@ from typing import Any
 
 from processor.errors import ConfigError
 
-_PLACE = re.compile(r"%(?:\((?P<name>[A-Za-z_][A-Za-z0-9_]*)\)s|(?P<percent>%)|(?P<bad>.|$))", re.S)
+_PARAMETER = re.compile(
+    r"%(?:\((?P<name>[A-Za-z_][A-Za-z0-9_]*)\)s|(?P<percent>%)|(?P<bad>.|$))", re.S
+)
 _ALLOWED = frozenset({"SELECT", "INSERT", "UPDATE", "DELETE", "MERGE", "WITH", "CALL", "VALUES"})
 
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """A registered statement: literal pieces with the name of a parameter between each two."""
+    """A registered statement: pieces of SQL text, with a parameter between every two."""
 
     name: str
     pieces: tuple[str, ...]
     names: tuple[str, ...]
 
     def fill(self, literals: Mapping[str, str]) -> str:
-        """The SQL text with each place filled by its literal."""
+        """Return the SQL text with a literal for each parameter."""
         parts = [self.pieces[0]]
         for name, piece in zip(self.names, self.pieces[1:], strict=True):
             parts += (literals[name], piece)
@@ -38,9 +40,9 @@ _statements: dict[str, Statement] = {}
 
 
 def statement(name: str, sql: str) -> None:
-    """Register a statement under a name; places are written %(name)s, a percent sign %%.
+    """Register a statement under a name. Write parameters as %(name)s, a percent sign as %%.
 
-    Raises ConfigError if the text is not one plain statement.
+    Raises ConfigError if the text is not a single statement of an allowed kind.
     """
     try:
         _statements[name] = _compile(name, sql)
@@ -49,38 +51,38 @@ def statement(name: str, sql: str) -> None:
 
 
 def check(sql: str) -> None:
-    """See that it could be registered. Raises ConfigError, which leaves the name to the caller."""
+    """Check that a text could be registered. Raises ConfigError without the statement's name."""
     _compile("", sql)
 
 
 def register(statements: Mapping[str, str]) -> None:
-    """Register all statements of a configuration."""
+    """Register the statements of a configuration."""
     for name, sql in statements.items():
         statement(name, sql)
 
 
 def find(name: str) -> Statement | None:
-    """The statement of that name, or None."""
+    """Return the statement with that name, or None."""
     return _statements.get(name)
 
 
 def names() -> Iterable[str]:
-    """The names of all registered statements."""
+    """Return the names of all registered statements, sorted."""
     return sorted(_statements)
 
 
 def _compile(name: str, sql: str) -> Statement:
     _check(sql)
-    pieces, places, end = [], [], 0
+    pieces, parameters, end = [], [], 0
     text = ""
-    for match in _PLACE.finditer(sql):
+    for match in _PARAMETER.finditer(sql):
         text += sql[end : match.start()]
         end = match.end()
         if match["percent"]:
             text += "%"
         elif match["name"]:
             pieces.append(text)
-            places.append(match["name"])
+            parameters.append(match["name"])
             text = ""
         else:
             raise ConfigError(
@@ -88,11 +90,11 @@ def _compile(name: str, sql: str) -> Statement:
                 hint="write %(name)s for a parameter and %% for a percent sign",
             )
     pieces.append(text + sql[end:])
-    return Statement(name, tuple(pieces), tuple(places))
+    return Statement(name, tuple(pieces), tuple(parameters))
 
 
 def _check(sql: str) -> None:
-    # Loaded only where statements are registered: most processors have none.
+    # Imported only if a statement is registered: most processors have none.
     import sqlparse
 
     parsed: list[Any] = list(sqlparse.parse(sql))
@@ -106,10 +108,10 @@ def _check(sql: str) -> None:
     if first not in _ALLOWED:
         raise ConfigError(
             f"begins with {first}",
-            hint=f"use one of {', '.join(sorted(_ALLOWED))}; SET, DDL and COMMIT would reach "
-            "beyond this transaction",
+            hint=f"use one of {', '.join(sorted(_ALLOWED))}; SET, DDL and COMMIT would affect "
+            "more than this transaction",
         )
     if ";" in (str(t) for t in parsed[0].flatten() if not t.is_whitespace) and not (
         sql.rstrip().endswith(";")
     ):
-        raise ConfigError("text after a semicolon", hint="remove it")
+        raise ConfigError("has text after a semicolon", hint="remove that text")

@@ -1,9 +1,10 @@
-"""Which rows an operation touches, as far as its producer can tell without PostgreSQL.
+"""The rows that an operation touches, as far as its producer can tell without PostgreSQL.
 
-A row is known by its *mark*, made of the values of its key columns. The producer does not know
-their types, so values that could be equal in any column fit for a key have one mark: 7, "7" and
-7.0; the spellings of a UUID; texts that differ in blanks at their ends. Two rows may share a mark,
-one row never has two. Where that cannot be promised the operation is *wide*.
+A row is identified by a digest of the values in its key columns. The producer does not know the
+types of the columns, so values that could be equal in any type suitable for a key have the same
+digest: 7, "7" and 7.0; the spellings of a UUID; texts that differ in spaces at their ends. Two rows
+may share a digest, but one row never has two. Where that cannot be guaranteed, the operation is
+*wide*: it may touch any row of the table.
 """
 
 from __future__ import annotations
@@ -21,15 +22,15 @@ _NUMBER = re.compile(r"[+-]?(?:[0-9.]|nan|inf)", re.I).match
 _RADIX = re.compile(r"([+-]?)0[xob][0-9a-f_]+", re.I).fullmatch
 _HEX = re.compile(r"[0-9a-f]{32}", re.I).fullmatch
 _PUNCTUATION = str.maketrans("", "", "-{}")
-#: Whole numbers up to here are written out, larger ones by their exponent.
-_WRITTEN_OUT = 400
+#: Integers up to this exponent are written in full, larger ones with an exponent.
+_FULL_EXPONENT = 400
 
 
 class Touch(NamedTuple):
     """What an operation touches in one table.
 
-    `rows` are the marks of the rows that it names, each with the values that named it. `wide`: it
-    may touch rows that it does not name.
+    `rows` are the digests of the rows that it names, each with the key values that name the row.
+    `wide`: it may touch rows that it does not name.
     """
 
     rows: dict[str, list[tuple[Any, ...]]]
@@ -37,7 +38,7 @@ class Touch(NamedTuple):
 
 
 class Declared:
-    """The tables of `overlay.tables`, found by any name under which an operation may mean them."""
+    """The tables of `overlay.tables`, by any name that an operation may use for them."""
 
     def __init__(self, tables: Mapping[str, Sequence[str]], search_path: str) -> None:
         self.keys = {name: tuple(columns) for name, columns in tables.items()}
@@ -45,7 +46,7 @@ class Declared:
         self._found: dict[str, tuple[str, ...]] = {}
 
     def names(self, table: str) -> tuple[str, ...]:
-        """The declared tables that `table` may be."""
+        """Return the declared tables that `table` may refer to."""
         found = self._found.get(table)
         if found is None:
             found = tuple(name for name in self.keys if name == table or self._same(name, table))
@@ -54,7 +55,7 @@ class Declared:
         return found
 
     def _same(self, one: str, other: str) -> bool:
-        """Whether names may be of one table. Who knows better, on a session, looks at its oid."""
+        """Whether two names may refer to one table; only its oid, on a session, is certain."""
         schema, _, last = one.rpartition(".")
         other_schema, _, other_last = other.rpartition(".")
         if last != other_last or (schema and other_schema):
@@ -63,10 +64,10 @@ class Declared:
 
 
 def decides(keys: Sequence[str], operation: Operation) -> bool:
-    """Whether what an operation finds decides about its whole transaction."""
+    """Whether the whole transaction fails or succeeds with the rows that the operation finds."""
     if isinstance(operation, Update):
         given, added = operation.set or {}, operation.add or {}
-        # NULL is perhaps refused, if there is a row to set it in; a key that changes may be taken.
+        # NULL may be refused, if there is a row to set it in; a changed key may already exist.
         return (
             operation.expect is not None
             or None in (*given.values(), *added.values())
@@ -78,7 +79,7 @@ def decides(keys: Sequence[str], operation: Operation) -> bool:
 
 
 def touch(keys: Sequence[str], operation: Operation) -> Touch:
-    """What an operation touches in the table whose key columns are `keys`."""
+    """Return what an operation touches in the table with the key columns `keys`."""
     if isinstance(operation, Insert):
         return _rows(keys, operation.rows or [operation.values or {}])
     if isinstance(operation, Upsert):
@@ -98,18 +99,18 @@ def _rows(keys: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> Touch:
     for row in rows:
         values = tuple(row.get(column) for column in keys)
         if None in values:
-            continue  # No key yet: nobody can name this row.
-        made = mark(values)
-        if made is None:
+            continue  # The row has no key yet: no other operation can name it.
+        digest = row_digest(values)
+        if digest is None:
             return Touch({}, wide=True)
-        named.setdefault(made, []).append(values)
+        named.setdefault(digest, []).append(values)
     return Touch(named, wide=False)
 
 
 def _where(keys: Sequence[str], where: Mapping[str, Any]) -> Touch:
     values = tuple(where.get(column) for column in keys)
-    made = mark(values)
-    return Touch({}, wide=True) if made is None else Touch({made: [values]}, wide=False)
+    digest = row_digest(values)
+    return Touch({}, wide=True) if digest is None else Touch({digest: [values]}, wide=False)
 
 
 def _update(keys: Sequence[str], operation: Update) -> Touch:
@@ -117,28 +118,29 @@ def _update(keys: Sequence[str], operation: Update) -> Touch:
     given, added = operation.set or {}, operation.add or {}
     if not any(column in given or column in added for column in keys):
         return named
-    # The key changes: it leaves one row and may meet another.
+    # The key changes, so the operation touches the row with the old key and that with the new key.
     values = tuple((operation.where | given).get(column) for column in keys)
-    there = mark(values)
-    if named.wide or there is None or any(column in added for column in keys):
+    changed = row_digest(values)
+    if named.wide or changed is None or any(column in added for column in keys):
         return Touch({}, wide=True)
     rows = dict(named.rows)
-    rows[there] = [*rows.get(there, []), values]
+    rows[changed] = [*rows.get(changed, []), values]
     return Touch(rows, wide=False)
 
 
-def mark(values: Sequence[Any]) -> str | None:
-    """The mark of the row with these values in its key columns; None: it cannot be told."""
+def row_digest(values: Sequence[Any]) -> str | None:
+    """Return the digest of the row with these values in its key columns, None if unknown."""
     parts = [canonical(value) for value in values]
     if None in parts:
         return None
     text = "\0".join(part or "" for part in parts)
-    # A digest: names of keys stand in Redis's own logs and refusals, and values must not.
+    # A digest, because Redis writes names of keys into its logs and errors, where values must not
+    # appear.
     return blake2b(text.encode(errors="surrogatepass"), digest_size=12).hexdigest()
 
 
 def canonical(value: Any) -> str | None:
-    """One text for all values that may be equal in a key column; None: it cannot be told."""
+    """Return one text for all values that may be equal in a key column, None if unknown."""
     kind = type(value)
     if kind is str:
         return _text(value)
@@ -160,7 +162,7 @@ def _text(value: str) -> str | None:
         if bare.isdigit():
             return _number(Decimal(bare))
         if re.fullmatch("[0-9]+[eE][0-9]+", bare):
-            return None  # A UUID or a number.
+            return None  # It may be a UUID or a number.
         return bare.lower()
     if not _NUMBER(text):
         return text
@@ -176,6 +178,6 @@ def _number(value: Decimal) -> str:
         return str(value).lower().lstrip("-s") if value.is_nan() else str(value).lower()
     whole = value.normalize(_EXACT)
     exponent = whole.as_tuple().exponent
-    if isinstance(exponent, int) and exponent >= 0 and whole.adjusted() <= _WRITTEN_OUT:
+    if isinstance(exponent, int) and exponent >= 0 and whole.adjusted() <= _FULL_EXPONENT:
         return str(int(whole))
     return str(whole)

@@ -239,7 +239,7 @@ def copied(transaction: Transaction) -> Transaction:
     """The same operations under an id of its own: hypothesis plays a history more than once."""
     made = Transaction(attempts=1)
     for operation in transaction.operations:
-        made._replay(operation)
+        made._add_checked(operation)
     return made
 
 

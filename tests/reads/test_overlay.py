@@ -193,7 +193,7 @@ def test_what_one_row_refuses_is_no_effect_on_another(shown: Site, refused: Tran
     shown.execute("insert into item (id) values (1)")
     both = t(attempts=1).insert("part", {"site": "a", "no": 1})
     for operation in refused.operations:
-        both._replay(operation)
+        both._add_checked(operation)
     shown.submit(both)
     assert processor.read("part", {"site": "a", "no": 1}) == []
     assert processor.read("part") == []

@@ -311,7 +311,7 @@ def test_with_submits_at_a_clean_exit_and_not_at_another(configured: Site) -> No
     never = processor.Transaction()
     with pytest.raises(ZeroDivisionError), never:
         never.insert("orders", {"id": 1 // 0})
-    with pytest.raises(InvalidTransaction, match="none given"), processor.Transaction():
+    with pytest.raises(InvalidTransaction, match="must not be empty"), processor.Transaction():
         pass
     processor.submit({"operations": [{"op": "insert", "table": "orders", "values": {"id": 3}}]})
 
