@@ -1,11 +1,12 @@
 """How far a write got, and where it can be read.
 
-ledger_sessions      Sessions for questions to the ledgers of the primary and of the replicas.
-note_listener        Hears on behalf of all waiters of a process: one thread, one connection.
-receipt              Receipts: what submit returns, and how far the write got since - by asking or
-replica_progress     Which replicas have a commit, by what the replication watch tells in Redis (s
-routing              Where to read one's own write: a server that has it, for a receipt or the tex
-status               How far a transaction got: what Redis tells, and what a ledger tells (P8).
-tracker              How far transactions got, for all receipts of a process: Redis, ledgers and n
-waiters              Those who wait for transactions of one lane, so kept that what is heard finds
+status            the answer to a question about a transaction, and what the question names
+replica_progress  which replicas have a commit, as the replication watch publishes it in Redis
+redis_lookup      what Redis knows of a transaction: commit notes, where it waits
+ledger_sessions   what the ledgers of the primary and the replicas know of it
+waiters           the waiters of one lane, found by the notes that concern them
+note_listener     one thread that reads notes and replica progress for all waiters of a process
+tracker           puts Redis, ledgers and notes together, for all receipts of a process
+receipt           what submit returns
+routing           a server to read one's own write from
 """

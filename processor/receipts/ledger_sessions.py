@@ -1,7 +1,7 @@
-"""Sessions for questions to the ledgers of the primary and of the replicas.
+"""What the ledgers know of a transaction, asked over one session for each server.
 
-Opened when there is a question and shared by all threads of a process, one for each server. What no
-note tells any more is asked here; so is whether a write has come to a replica that nobody follows.
+Asked when no commit note answers any more, and whether a replica that no watch follows has a write.
+The sessions are opened with the first question and shared by all threads of a process.
 """
 
 from __future__ import annotations
@@ -12,40 +12,43 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
 
-from processor.config.settings import Database as Section
+from processor.config.settings import Database as DatabaseSettings
 from processor.config.settings import Settings
 from processor.connections.postgres_session import PostgresSession
 from processor.connections.wal_position import Position, is_superseded
 from processor.connections.wal_queries import insert_position
 from processor.errors import DatabaseError, DatabaseUnavailable
-from processor.ledger import outcomes
+from processor.ledger import dead_letters, outcomes
+from processor.receipts.status import StatusLookup
 from processor.telemetry.progress import Progress
 
 T = TypeVar("T")
 
-#: A server that gave no answer is left alone for so long, or for twice as long as it took; seconds.
-_AWAY = 1.0
+#: A server that did not answer is not asked again for so many seconds, or twice as long as it took.
+_UNREACHABLE = 1.0
 
 
 class LedgerSessions:
-    """All ledgers that can tell of a transaction."""
+    """The sessions for the ledgers of the primary and of the replicas."""
 
     def __init__(self, settings: Settings) -> None:
         servers = settings.replicas.servers
-        # Whoever asks waits for the answer, and others behind it.
+        # The caller waits for the answer, and other callers for the session.
         section = replace(settings.database, call_timeout=settings.database.connect_timeout)
-        self._primary = _Ledger(section, writes=True)
+        self._primary = _LedgerSession(section, writes=True)
         self._replicas = {
-            name: _Ledger(replace(section, dsn=dsn), writes=False) for name, dsn in servers.items()
+            name: _LedgerSession(replace(section, dsn=dsn), writes=False)
+            for name, dsn in servers.items()
         }
 
     def on_primary(
         self, question: Callable[[PostgresSession], T], written_to: tuple[str, int] | None
     ) -> tuple[T, Position]:
-        """The primary's answer, and a position up to which there is nothing that it did not see.
+        """Return the primary's answer, and a position behind everything that the answer covers.
 
-        `written_to` is the server and timeline that the drain writes to. Raises DatabaseUnavailable
-        also if only a primary of before a failover can be asked: it knows what was lost with it.
+        `written_to` is the system identifier and timeline that the drain writes to. Raises
+        DatabaseUnavailable, also if only a primary from before a failover can be asked: its ledger
+        still has what the failover lost.
         """
         return self._primary.ask(
             lambda database: (question(database), insert_position(database)), newest=written_to
@@ -59,7 +62,7 @@ class LedgerSessions:
             return None
 
     def close(self) -> None:
-        """End the sessions."""
+        """Close the sessions."""
         for each in (self._primary, *self._replicas.values()):
             each.close()
 
@@ -69,17 +72,30 @@ class LedgerSessions:
             each.drop()
 
 
-class _Ledger:
+def in_ledger(database: PostgresSession, transaction_id: str) -> StatusLookup | None:
+    """Return what a ledger knows. Raises DatabaseUnavailable and DatabaseError."""
+    row = outcomes.row(database, transaction_id)
+    if row is None:
+        return None
+    if row.outcome != "dead":
+        state = "committed" if row.outcome == "applied" else row.outcome
+        return StatusLookup(state, None, row.committed_at.timestamp())
+    letters = dead_letters.found(database, transaction_id)
+    reason = next((letter.reason for letter in letters), "")
+    return StatusLookup("dead", None, row.committed_at.timestamp(), reason)
+
+
+class _LedgerSession:
     """The session with one server."""
 
-    def __init__(self, settings: Section, *, writes: bool) -> None:
+    def __init__(self, settings: DatabaseSettings, *, writes: bool) -> None:
         self._settings = settings
         self._writes = writes
         self._begin()
 
     def _begin(self) -> None:
         self._lock = threading.Lock()
-        self._until, self._why = float("-inf"), ""
+        self._unreachable_until, self._why = float("-inf"), ""
         self._database = PostgresSession(
             self._settings, Progress(), application="processor receipts", writes=self._writes
         )
@@ -87,20 +103,22 @@ class _Ledger:
     def ask(
         self, question: Callable[[PostgresSession], T], *, newest: tuple[str, int] | None = None
     ) -> T:
+        """Return the answer to a question; `newest` is the primary last written to, if known."""
         with self._lock:
             begun = time.monotonic()
-            if begun < self._until:
+            if begun < self._unreachable_until:
                 raise DatabaseUnavailable(self._why)
-            self._leave_behind(newest)
+            self._refuse_older(newest)
             try:
                 return self._ask(question)
             except DatabaseUnavailable as error:
                 took = time.monotonic() - begun
-                self._until, self._why = begun + took + max(_AWAY, 2 * took), str(error)
+                self._unreachable_until = begun + took + max(_UNREACHABLE, 2 * took)
+                self._why = str(error)
                 raise
 
-    def _leave_behind(self, newest: tuple[str, int] | None) -> None:
-        """A session may outlive a failover; no other one with such a server is opened."""
+    def _refuse_older(self, newest: tuple[str, int] | None) -> None:
+        """Close a session that outlived a failover, and open none with such a server again."""
         database = self._database
         database.newest = newest
         if database.alive and is_superseded((database.system, database.timeline), newest):
@@ -113,11 +131,11 @@ class _Ledger:
             try:
                 return question(self._database)
             except DatabaseUnavailable:
-                # An idle session is ended by the server; one question on a new one.
+                # The server may have ended an idle session: ask once more on a new one.
                 if fresh:
                     raise
             except DatabaseError as error:
-                raise DatabaseUnavailable(f"the ledger cannot be read: {error}") from None
+                raise DatabaseUnavailable(f"cannot read the ledger: {error}") from None
         raise AssertionError
 
     def close(self) -> None:

@@ -1,8 +1,8 @@
-"""Hears on behalf of all waiters of a process: one thread, one connection.
+"""One thread and one connection that read notes for all waiters of a process.
 
-A thousand waiters cost one blocking read. It reads commit notes and, while somebody waits for
-replicas, what rings when one of them got further. The thread starts with the first waiter and ends
-some seconds after the last; a fork leaves it behind.
+A thousand waiters cost one blocking read. The thread reads the commit notes of their lanes and,
+while any of them waits for replicas, the stream of replica progress. It starts with the first
+waiter and ends some seconds after the last. A forked child starts its own.
 """
 
 from __future__ import annotations
@@ -23,141 +23,148 @@ from processor.receipts.status import StatusLookup
 from processor.receipts.waiters import Waiter, Waiters
 
 _BLOCK = 1.0
-_AWAY = 0.2
-#: Whoever waits again within this time finds its lane still being read.
+_UNREACHABLE_PAUSE = 0.2
+#: A lane is still read for so many seconds after its last waiter left, in case another comes.
 _LINGER = 5.0
 
 
 class NoteListener:
-    """Reads the notes of all lanes on which somebody waits."""
+    """Reads the notes of all lanes that have waiters."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._ring = f"{settings.namespace}:replayed"
+        self._progress_stream = f"{settings.namespace}:replayed"
         self._redis: RedisConnection | None = None
         self._pause = threading.Event()
-        self._left = 0.0
+        self._last_left = 0.0
         self._begin()
 
     def _begin(self) -> None:
         self._lock = threading.Lock()
-        self._crowds: dict[Lane, Waiters] = {}
+        self._waiters: dict[Lane, Waiters] = {}
         self._cursors: dict[Lane, str] = {}
-        self._rung = ""
-        self._followed: set[Lane] = set()
+        self._progress_cursor = ""
+        #: The lanes in which waiters wait for replicas.
+        self._with_progress: set[Lane] = set()
         self._thread: threading.Thread | None = None
-        self._joined = False
+        self._interrupted = False
 
     @contextmanager
     def waiting(self, waiter: Waiter, newest: Callable[[Lane], str]) -> Iterator[Waiter]:
-        """Let a waiter hear every note from now on; `newest` asks for the last one of a lane."""
+        """Pass every note from now on to a waiter; `newest` finds the id of a lane's last note."""
         self._join(waiter, newest)
         try:
             yield waiter
         finally:
             with self._lock:
-                self._crowds[waiter.sought.lane].remove(waiter)
-                self._left = time.monotonic()
+                self._waiters[waiter.target.lane].remove(waiter)
+                self._last_left = time.monotonic()
 
-    def committed(
-        self, waiter: Waiter, reached: StatusLookup, servers: Mapping[str, str]
+    def record_commit(
+        self, waiter: Waiter, status: StatusLookup, servers: Mapping[str, str]
     ) -> None:
-        """A waiter found out itself how far its transaction is: from here on it hears the rest.
+        """Record the status that a waiter looked up itself; reports of the rest still reach it.
 
-        `servers` are those that it was told to be replicas.
+        `servers` are the servers of the replicas at the time of the look-up.
         """
         with self._lock:
-            told = self._crowds[waiter.sought.lane].commit(waiter, reached, servers=servers)
-        if told is not None:
-            waiter.tell(told)
+            result = self._waiters[waiter.target.lane].record_commit(
+                waiter, status, servers=servers
+            )
+        if result is not None:
+            waiter.finish(result)
 
     def _join(self, waiter: Waiter, newest: Callable[[Lane], str]) -> None:
-        lane, cursor = waiter.sought.lane, ""
-        while not self._joins(waiter, cursor):
+        lane, cursor = waiter.target.lane, ""
+        while not self._add(waiter, cursor):
             cursor = newest(lane)
 
-    def _joins(self, waiter: Waiter, cursor: str) -> bool:
-        lane = waiter.sought.lane
+    def _add(self, waiter: Waiter, cursor: str) -> bool:
+        """Add a waiter; False if its lane is not being read, so that a cursor is needed first."""
+        lane = waiter.target.lane
         with self._lock:
             new = lane not in self._cursors
             if new and not cursor:
                 return False
-            self._crowds.setdefault(lane, Waiters()).add(waiter)
+            self._waiters.setdefault(lane, Waiters()).add(waiter)
             self._cursors.setdefault(lane, cursor)
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(
                     target=self._run, name="processor-watcher", daemon=True
                 )
                 self._thread.start()
-            elif (new or self._unfollowed(waiter)) and self._redis is not None:
-                # It blocks on the streams of before; let it look at this one too.
-                self._joined = True
+            elif (new or self._needs_progress(waiter)) and self._redis is not None:
+                # The thread blocks on the previous streams; make it include this one.
+                self._interrupted = True
                 self._redis.abort()
         return True
 
-    def _unfollowed(self, waiter: Waiter) -> bool:
-        return waiter.enough is not None and waiter.sought.lane not in self._followed
+    def _needs_progress(self, waiter: Waiter) -> bool:
+        return waiter.enough is not None and waiter.target.lane not in self._with_progress
 
     def _run(self) -> None:
         redis = self._redis = RedisConnection(
             self._settings.redis.url, self._settings.redis.timeout
         )
         try:
-            while cursors := self._wanted():
+            while cursors := self._next_cursors():
                 try:
-                    if self._followed:
-                        self._look(redis, list(self._followed))
-                    self._listen(redis, cursors)
+                    if self._with_progress:
+                        self._read_progress(redis, list(self._with_progress))
+                    self._read_notes(redis, cursors)
                 except ProcessorError:
-                    if not self._joined:
-                        self._pause.wait(_AWAY)
-                    self._joined = False
+                    if not self._interrupted:
+                        self._pause.wait(_UNREACHABLE_PAUSE)
+                    self._interrupted = False
         finally:
             redis.close()
 
-    def _wanted(self) -> dict[Lane, str]:
+    def _next_cursors(self) -> dict[Lane, str]:
+        """Return where to read on in each lane; empty when the thread is to end."""
         with self._lock:
-            idle = not any(self._crowds.values())
-            if idle and time.monotonic() - self._left > _LINGER:
-                self._crowds.clear()
+            idle = not any(self._waiters.values())
+            if idle and time.monotonic() - self._last_left > _LINGER:
+                self._waiters.clear()
                 self._cursors.clear()
                 self._thread = None
-            # Waits for replicas often follow each other; each would cut the connection.
-            lasting = self._followed if time.monotonic() - self._left <= _LINGER else set()
-            self._followed = {
-                lane for lane, crowd in self._crowds.items() if crowd.patient or lane in lasting
-            }
-            for lane, crowd in self._crowds.items():
-                if lane not in self._followed:
-                    crowd.forget()
-            if not self._followed:
-                self._rung = ""
+            # Waits for replicas often follow each other; each would interrupt the connection.
+            linger = time.monotonic() - self._last_left <= _LINGER
+            lasting = self._with_progress if linger else set()
+            self._with_progress = {
+                lane for lane, waiters in self._waiters.items()
+                if waiters.for_replicas or lane in lasting
+            }  # fmt: skip
+            for lane, waiters in self._waiters.items():
+                if lane not in self._with_progress:
+                    waiters.forget_progress()
+            if not self._with_progress:
+                self._progress_cursor = ""
             return dict(self._cursors)
 
-    def _look(self, redis: RedisConnection, lanes: list[Lane]) -> None:
-        """See what is told of the replicas: what was told before the last ring, all of it."""
+    def _read_progress(self, redis: RedisConnection, lanes: list[Lane]) -> None:
+        """Read how far the replicas are: everything published before the last entry read."""
         last: list[Command] = []
-        if not self._rung:
-            last.append(("XREVRANGE", self._ring, "+", "-", "COUNT", 1))
+        if not self._progress_cursor:
+            last.append(("XREVRANGE", self._progress_stream, "+", "-", "COUNT", 1))
         asked = [*last, *replica_progress.ask(self._settings.namespace, lanes)]
         replies = checked(redis.calls(asked))
         if last:
-            rung = replies.pop(0)
-            self._rung = rung[0][0].decode() if rung else "0-0"
-        told = list(replica_progress.told(self._settings.replicas, replies))
+            entries = replies.pop(0)
+            self._progress_cursor = entries[0][0].decode() if entries else "0-0"
+        progress = list(replica_progress.parse(self._settings.replicas, replies))
         with self._lock:
-            crowds = [self._crowds.get(lane) for lane in lanes]
-            heard = [
-                each for crowd, found in zip(crowds, told, strict=True) if crowd
-                for each in crowd.confirm(found)
+            of_lanes = [self._waiters.get(lane) for lane in lanes]
+            finished = [
+                each for waiters, found in zip(of_lanes, progress, strict=True) if waiters
+                for each in waiters.record_progress(found)
             ]  # fmt: skip
-        for waiter, reached in heard:
-            waiter.tell(reached)
+        for waiter, result in finished:
+            waiter.finish(result)
 
-    def _listen(self, redis: RedisConnection, cursors: dict[Lane, str]) -> None:
+    def _read_notes(self, redis: RedisConnection, cursors: dict[Lane, str]) -> None:
         after = {lane.commits: cursor for lane, cursor in cursors.items()}
-        if self._followed:
-            after[self._ring] = self._rung
+        if self._with_progress:
+            after[self._progress_stream] = self._progress_cursor
         reply = redis.calls(
             [("XREAD", "COUNT", 500, "BLOCK", int(_BLOCK * 1000), "STREAMS", *after,
               *after.values())],
@@ -169,38 +176,38 @@ class NoteListener:
         for name, entries in reply or ():
             lane = lanes.get(name.decode())
             if lane is None:
-                self._rung = entries[-1][0].decode()
+                self._progress_cursor = entries[-1][0].decode()
             else:
-                self._hear(lane, entries)
+                self._pass_on(lane, entries)
 
-    def _hear(self, lane: Lane, entries: list[Any]) -> None:
-        found = []
+    def _pass_on(self, lane: Lane, entries: list[Any]) -> None:
+        notes = []
         for _, fields in entries:
             try:
-                found.append(commit_notes.read(fields))
+                notes.append(commit_notes.read(fields))
             except (KeyError, ValueError):
                 continue
         with self._lock:
             if lane in self._cursors:
                 self._cursors[lane] = entries[-1][0].decode()
-            crowd = self._crowds.get(lane)
-            heard = [each for note in found for each in (crowd.hear(note) if crowd else ())]
-        for waiter, told in heard:
-            waiter.tell(told)
+            waiters = self._waiters.get(lane)
+            finished = [each for note in notes for each in (waiters.read(note) if waiters else ())]
+        for waiter, result in finished:
+            waiter.finish(result)
 
     def close(self) -> None:
-        """End the thread if nobody waits; it would end by itself some seconds later."""
+        """End the thread now if it has no waiters; otherwise it ends seconds after the last."""
         with self._lock:
-            self._left = float("-inf")
+            self._last_left = float("-inf")
             thread, redis = self._thread, self._redis
-            if any(self._crowds.values()) or thread is None or redis is None:
+            if any(self._waiters.values()) or thread is None or redis is None:
                 return
-            self._joined = True
+            self._interrupted = True
             redis.abort()
         thread.join(1.0)
 
-    def forget(self) -> None:
-        """In a forked child: the parent's thread and connection are not ours."""
+    def drop(self) -> None:
+        """Forget the thread, its waiters and its connection, in a forked child."""
         self._begin()
         if self._redis is not None:
             self._redis.drop()

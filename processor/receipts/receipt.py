@@ -2,15 +2,17 @@
 
 A receipt works in any process that reaches the same Redis; its text form travels in an HTTP header
 or a cookie. Waiting costs the drain one note a batch and this process one blocking read, however
-many wait.
+many threads wait.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from importlib import import_module
 from math import inf, isnan, nan
 from numbers import Real
+from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 from uuid import UUID
 
@@ -18,15 +20,16 @@ from processor.buffer.entry_ids import sortable
 from processor.buffer.lane import Lane
 from processor.config.settings import NAME
 from processor.errors import InvalidTransaction, TransactionDead, TransactionLost, WaitTimeout
-from processor.receipts import tracker
-from processor.receipts.status import Sought, StatusLookup
-from processor.receipts.tracker import everywhere
+from processor.receipts.status import StatusLookup, Target
 from processor.transaction.ids import canonical_id
+
+if TYPE_CHECKING:
+    from processor.receipts.tracker import Tracker
 
 _UNTIL = ("committed", "replicated")
 _ORDER = re.compile("([0-9]{16})-([0-9]{20})").fullmatch
 _LANE = re.compile(f"{NAME}:(?:0|[1-9][0-9]{{0,3}})", re.ASCII).fullmatch
-_WHOLE = "give the text that str(receipt) gave, whole and unchanged"
+_UNCHANGED = "give the complete, unchanged text that str(receipt) returned"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,35 +45,34 @@ class Receipt:
     buffer: str
 
     def status(self) -> StatusLookup:
-        """How far it got. Raises RedisUnavailable, or DatabaseUnavailable if only it would know."""
-        asked = tracker.current()
-        return asked.status(self.sought(asked.settings.namespace))
+        """Return how far it got.
+
+        Raises RedisUnavailable, or DatabaseUnavailable if only the ledger could tell.
+        """
+        tracker = _tracker()
+        return tracker.status(self.target(tracker.settings.namespace))
 
     def wait(self, until: str = "committed", timeout: float | None = None) -> StatusLookup:
-        """Wait at most `timeout` seconds until it is committed, or replicated; the status reached.
+        """Wait at most `timeout` seconds until it is committed or replicated; return its status.
 
         A wait also ends if it is dead, discarded or lost, and a wait until it is replicated if all
-        replicas are lost. Raises as `status`, and InvalidTransaction if there are no replicas to
-        wait for, or `timeout` is no number; a time-out is no error.
+        replicas are lost. A timeout is not an error. Raises as `status`, and InvalidTransaction if
+        there are no replicas to wait for or `timeout` is not a number.
         """
         if until not in _UNTIL:
             raise InvalidTransaction("until", f"{until!r} is not one of {', '.join(_UNTIL)}")
         timeout = None if timeout is None else seconds("timeout", timeout)
-        asked = tracker.current()
-        sought = self.sought(asked.settings.namespace)
+        tracker = _tracker()
+        target = self.target(tracker.settings.namespace)
         if until == "committed":
-            return asked.wait(sought, timeout)
-        if not asked.settings.replicas.tracking:
-            raise InvalidTransaction(
-                "until", "replicas are not followed", hint="set replicas.tracking to true"
-            )
-        return asked.wait(sought, timeout, everywhere)
+            return tracker.wait(target, timeout)
+        return tracker.wait_replicated(target, timeout)
 
     def result(self, timeout: float | None = None) -> StatusLookup:
         """Wait until it is committed.
 
-        Raises TransactionDead, TransactionLost, WaitTimeout, InvalidTransaction if `timeout` is no
-        number, and as `status`.
+        Raises TransactionDead, TransactionLost, WaitTimeout, InvalidTransaction if `timeout` is not
+        a number, and as `status`.
         """
         reached = self.wait("committed", timeout)
         if reached.state in ("dead", "discarded"):
@@ -81,19 +83,19 @@ class Receipt:
             raise WaitTimeout(f"transaction {self.id} is {reached.state} after {timeout} s")
         return reached
 
-    def sought(self, namespace: str) -> Sought:
-        """What to ask for in the buffer of a namespace."""
-        return Sought(self.id, Lane(namespace, self.lane), self.entry_id, self.buffer)
+    def target(self, namespace: str) -> Target:
+        """Return what to look up in the buffer of a namespace."""
+        return Target(self.id, Lane(namespace, self.lane), self.entry_id, self.buffer)
 
     def __str__(self) -> str:
-        """An opaque text for a header or cookie; texts of one lane sort as its entries do."""
+        """Return an opaque text for a header or cookie; texts of a lane sort as its entries do."""
         order = sortable(self.entry_id).decode() if self.entry_id else ""
         ids = (UUID(self.id).hex, UUID(self.buffer).hex)
         return "~".join((order, *ids, quote(self.lane, safe="")))
 
     @classmethod
     def parse(cls, text: str) -> Receipt:
-        """The receipt of a text made by `str`. Raises InvalidTransaction."""
+        """Return the receipt of a text made by `str`. Raises InvalidTransaction."""
         try:
             order, transaction, buffer_id, quoted = text.split("~")
             entry_id = _entry_id(order) if order else ""
@@ -101,40 +103,52 @@ class Receipt:
             found = cls(ids[0], _lane(unquote(quoted)), entry_id, ids[1])
         except (ValueError, AttributeError, TypeError):
             found = None
-        # A damaged text would be asked for all the same, and a write that is safe be unknown.
+        # A damaged text would otherwise be looked up, and a write that is safe reported as unknown.
         if found is None or str(found) != text:
-            raise InvalidTransaction("receipt", "is not the text of a receipt", hint=_WHOLE)
+            raise InvalidTransaction("receipt", "is not the text of a receipt", hint=_UNCHANGED)
         return found
 
 
 def of(given: object) -> Receipt:
-    """The receipt that somebody gave as `after`, itself or its text. Raises InvalidTransaction."""
+    """Return the receipt that a caller gave as `after`, itself or as text.
+
+    Raises InvalidTransaction.
+    """
     if isinstance(given, Receipt):
         return given
     if isinstance(given, str):
         return Receipt.parse(given)
     raise InvalidTransaction(
-        "after", f"is a {type(given).__name__}, no receipt",
+        "after", f"must be a receipt or its text, got {type(given).__name__}",
         hint="give what submit returned, or the text of it",
     )  # fmt: skip
 
 
 def seconds(field: str, given: object) -> float:
-    """How long somebody waits; for ever is a number, too. Raises InvalidTransaction."""
+    """Return a number of seconds to wait; infinity is allowed. Raises InvalidTransaction."""
     try:
         found = float(given) if isinstance(given, Real) else nan
     except OverflowError:
         found = nan
-    # A clock is never past nan: the wait would not end.
+    # No time is ever past nan: the wait would not end.
     if isnan(found) or found == -inf:
         raise InvalidTransaction(
-            field, f"{given!r:.40} is no number of seconds", hint="give a number such as 1.5"
+            field, f"must be a number of seconds, got {given!r:.40}", hint="give e.g. 1.5"
         )
     return found
 
 
+def _tracker() -> Tracker:
+    """Return the tracker of this process.
+
+    Its modules are loaded with the first question: a producer that never asks does without them.
+    """
+    found: Tracker = import_module("processor.receipts.tracker").current()
+    return found
+
+
 def _entry_id(order: str) -> str:
-    """The entry id of a text made by `sortable`. Raises ValueError; Redis would, too."""
+    """Return the entry id of a text made by `sortable`. Raises ValueError where Redis would."""
     found = _ORDER(order)
     if found is None or int(found[2]) >= 1 << 64:
         raise ValueError(order)
@@ -142,10 +156,7 @@ def _entry_id(order: str) -> str:
 
 
 def _lane(name: str) -> str:
-    """The name of a lane, as `lane_name` makes them. Raises ValueError."""
+    """Return the name of a lane if `buffer.lane` makes such names. Raises ValueError."""
     if not _LANE(name):
         raise ValueError(name)
     return name
-
-
-close = tracker.close

@@ -1,7 +1,8 @@
-"""Which replicas have a commit, by what the replication watch tells in Redis (see `replication`).
+"""Which replicas have a commit, as the replication watch publishes it in Redis.
 
-Read in one go by whoever asks how far a write got, for one lane. Only replicas that count are in
-it: those of `replicas.servers` or, where none are named, all that are still told of.
+Asked in one go, for one or more lanes. Only replicas that count are included: those of
+`replicas.servers` or, where none is configured, all that are still reported. The keys are those of
+`buffer.replica_status`.
 """
 
 from __future__ import annotations
@@ -20,12 +21,11 @@ from processor.telemetry.status import Replica, is_current
 
 @dataclass(frozen=True, slots=True)
 class ReplicaProgress:
-    """What is told of the replicas.
+    """How far the replicas are in one lane.
 
-    `primary` is the server and timeline that are written to; `replicas` are those that count, the
-    nearest first, None for one that was never told of; `positions` are how far each has the lane,
-    told of the server that has the name now, which
-    `servers` tells.
+    `primary` is the system identifier and timeline that are written to. `replicas` are those that
+    count, nearest first; None for a replica that was never reported. `positions` are how far each
+    has the lane, as shown by the server that has its name now; `servers` identifies that server.
     """
 
     primary: tuple[str, int] | None
@@ -35,35 +35,36 @@ class ReplicaProgress:
 
     @property
     def awaited(self) -> list[str]:
-        """The replicas that one waits for: all but those that are lost (rule 33)."""
+        """The replicas that a wait waits for: all but the lost ones (rule 33)."""
         return [n for n, found in self.replicas.items() if not found or found.state != "lost"]
 
     def readable(self, now: float) -> list[str]:
-        """The replicas that can be read from, as far as is told at `now` (Unix seconds)."""
+        """Return the replicas that may be read from, as reported at `now` (Unix seconds)."""
         watched = self.watched(now)
-        # Away is old news where nobody follows; lost is for a watch to take back.
-        passed = {
+        # An old report of `away` proves nothing any more; `lost` stays until a watch revokes it.
+        barred = {
             name for name, found in self.replicas.items()
             if found and (found.state == "lost" or (found.state == "away" and name in watched))
         }  # fmt: skip
-        return [name for name in self.replicas if name not in passed]
+        return [name for name in self.replicas if name not in barred]
 
     def watched(self, now: float) -> set[str]:
-        """The replicas that somebody follows at `now` (Unix seconds)."""
+        """Return the replicas that some watch follows at `now` (Unix seconds)."""
         return {n for n, found in self.replicas.items() if found and is_current(found.told, now)}
 
     def having(self, position: Position | None) -> dict[str, bool]:
-        """Which replicas are told to have a commit."""
-        told = self.positions
+        """Return for each replica whether it is reported to have a commit."""
+        positions = self.positions
         return {
-            name: position is not None and name in told and told[name].reaches(position)
+            name: position is not None and name in positions and positions[name].reaches(position)
             for name in self.replicas
         }
 
-    def left_behind(self, position: Position | None) -> bool:
-        """Whether a commit is of before a failover: whatever is told of it may be lost.
+    def predates_failover(self, position: Position | None) -> bool:
+        """Whether a commit was made before a failover, which may have lost it.
 
-        One of a later timeline is not: the drain comes to a new primary before it can tell of it.
+        A commit of a later timeline does not: the drain publishes a new primary before it commits
+        there.
         """
         if position is None or self.primary is None:
             return False
@@ -72,7 +73,7 @@ class ReplicaProgress:
 
 
 def ask(namespace: str, lanes: Sequence[Lane]) -> list[Command]:
-    """Ask for what is told of the replicas; `told` reads the replies."""
+    """Return the commands whose replies `parse` reads."""
     return [
         ("GET", f"{namespace}:primary"), ("HGETALL", f"{namespace}:replicas"),
         ("HGETALL", f"{namespace}:servers"),
@@ -80,19 +81,19 @@ def ask(namespace: str, lanes: Sequence[Lane]) -> list[Command]:
     ]  # fmt: skip
 
 
-def told(settings: Replicas, replies: Sequence[Any]) -> Iterator[ReplicaProgress]:
-    """The replies to `ask`: what is told, for one lane after the other."""
+def parse(settings: Replicas, replies: Sequence[Any]) -> Iterator[ReplicaProgress]:
+    """Yield the progress in each lane from the replies to `ask`."""
     primary = replica_status.parse_primary(replies[0])
-    known = replica_status.parse_replicas(replies[1])
-    counting = {name: known.get(name) for name in settings.servers or _recent(settings, known)}
-    servers = replica_status.parse_servers(replies[2])
-    named = {name: found.server for name, found in servers.items()}
+    reported = replica_status.parse_replicas(replies[1])
+    counting = {n: reported.get(n) for n in settings.servers or _recent(settings, reported)}
+    named = replica_status.parse_servers(replies[2])
+    servers = {name: found.server for name, found in named.items()}
     for reply in replies[3:]:
-        positions = replica_status.parse_positions(reply, servers)
-        yield ReplicaProgress(primary, counting, positions, named)
+        positions = replica_status.parse_positions(reply, named)
+        yield ReplicaProgress(primary, counting, positions, servers)
 
 
-def _recent(settings: Replicas, known: Mapping[str, Replica]) -> list[str]:
-    # One that was taken away while no watch ran is told of no more, and will never be lost.
-    newest = max((found.told for found in known.values()), default=0.0)
-    return sorted(n for n, found in known.items() if newest - found.told <= settings.lost_after)
+def _recent(settings: Replicas, reported: Mapping[str, Replica]) -> list[str]:
+    # A replica removed while no watch ran is never updated again, nor ever lost: ignore it.
+    newest = max((found.told for found in reported.values()), default=0.0)
+    return sorted(n for n, found in reported.items() if newest - found.told <= settings.lost_after)

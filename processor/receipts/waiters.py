@@ -1,7 +1,7 @@
-"""Those who wait for transactions of one lane, so kept that what is heard finds its own (P8).
+"""The waiters for transactions of one lane, indexed by transaction id and entry id (P8).
 
-A note concerns those whom it names and those whose entries lie in its range. Whoever waits for more
-than the commit stays until the replicas told of have enough.
+A note concerns the waiters that it names and those whose entries lie in its range. A waiter that
+wants more than the commit stays until enough replicas have it.
 """
 
 from __future__ import annotations
@@ -14,93 +14,96 @@ from collections.abc import Callable, Mapping
 from processor.buffer.commit_notes import Note
 from processor.buffer.entry_ids import sortable
 from processor.connections.wal_position import Position
+from processor.receipts.redis_lookup import from_note
 from processor.receipts.replica_progress import ReplicaProgress
-from processor.receipts.status import Sought, StatusLookup, from_told, on_replicas
+from processor.receipts.status import StatusLookup, Target, on_replicas
 
-#: Whether a commit has come far enough, given on which replicas it is and what is told of them.
+#: Whether a commit has come far enough, given its status and how far the replicas are.
 Enough = Callable[[StatusLookup, ReplicaProgress], bool]
 
 
 class Waiter:
-    """Somebody who waits for a transaction: until it is committed, or until there is `enough`."""
+    """Waits for a transaction until it is committed, or until `enough` replicas have it."""
 
-    __slots__ = ("_event", "enough", "order", "reached", "sought", "told")
+    __slots__ = ("_event", "commit", "enough", "order", "result", "target")
 
-    def __init__(self, sought: Sought, enough: Enough | None = None) -> None:
-        self.sought = sought
+    def __init__(self, target: Target, enough: Enough | None = None) -> None:
+        self.target = target
         self.enough = enough
-        self.order = sortable(sought.entry_id) if sought.entry_id else b""
-        #: The commit from which on replicas count.
-        self.reached: StatusLookup | None = None
-        self.told: StatusLookup | None = None
+        self.order = sortable(target.entry_id) if target.entry_id else b""
+        #: The status of the commit that the replicas must have.
+        self.commit: StatusLookup | None = None
+        #: The status that ended the wait.
+        self.result: StatusLookup | None = None
         self._event = threading.Event()
 
-    def hear(self, note: Note) -> StatusLookup | None:
-        """What a note says to this waiter."""
-        if note.buffer != self.sought.buffer:
+    def read(self, note: Note) -> StatusLookup | None:
+        """Return what a note says of this waiter's transaction."""
+        if note.buffer != self.target.buffer:
             return None
-        told = note.tells(self.sought.id, self.sought.entry_id)
-        return from_told(told) if told else None
+        told = note.tells(self.target.id, self.target.entry_id)
+        return from_note(told) if told else None
 
-    def tell(self, told: StatusLookup) -> None:
-        """This is what it waited for."""
-        self.told = told
+    def finish(self, result: StatusLookup) -> None:
+        """End the wait with a status."""
+        self.result = result
         self._event.set()
 
-    def rouse(self) -> None:
-        """It had better look for itself."""
+    def wake(self) -> None:
+        """Wake the waiter, so that it queries the status itself."""
         self._event.set()
 
     def wait(self, timeout: float | None) -> StatusLookup | None:
-        """What was told within `timeout` seconds; None also if it was roused."""
+        """Wait at most `timeout` seconds; None after a timeout, or if the waiter was only woken."""
         self._event.wait(timeout)
         self._event.clear()
-        return self.told
+        return self.result
 
 
 class Waiters:
-    """The waiters of one lane. Its user sees to it that one thread at a time is in it."""
+    """The waiters of one lane. The caller makes sure that one thread at a time uses it."""
 
     def __init__(self) -> None:
         self._by_id: dict[str, list[Waiter]] = {}
         self._in_order: list[tuple[bytes, int, Waiter]] = []
         self._committed: dict[int, Waiter] = {}
-        self._confirmation: ReplicaProgress | None = None
-        self.patient = 0
+        self._progress: ReplicaProgress | None = None
+        #: How many of them wait for replicas.
+        self.for_replicas = 0
 
     def __bool__(self) -> bool:
         return bool(self._by_id)
 
     def add(self, waiter: Waiter) -> None:
-        """Let a waiter hear."""
-        self.patient += waiter.enough is not None
-        self._by_id.setdefault(waiter.sought.id, []).append(waiter)
+        """Add a waiter; from now on notes reach it."""
+        self.for_replicas += waiter.enough is not None
+        self._by_id.setdefault(waiter.target.id, []).append(waiter)
         if waiter.order:
             bisect.insort(self._in_order, (waiter.order, id(waiter), waiter))
 
     def remove(self, waiter: Waiter) -> None:
-        """It heard, or waits no longer."""
-        self.patient -= waiter.enough is not None
+        """Remove a waiter that is finished or gave up."""
+        self.for_replicas -= waiter.enough is not None
         self._committed.pop(id(waiter), None)
-        same = self._by_id[waiter.sought.id]
+        same = self._by_id[waiter.target.id]
         same.remove(waiter)
         if not same:
-            del self._by_id[waiter.sought.id]
+            del self._by_id[waiter.target.id]
         if waiter.order:
             del self._in_order[bisect.bisect_left(self._in_order, (waiter.order, id(waiter)))]
 
-    def hear(self, note: Note) -> list[tuple[Waiter, StatusLookup]]:
-        """A note is there: whom to tell what."""
-        heard = []
+    def read(self, note: Note) -> list[tuple[Waiter, StatusLookup]]:
+        """Return the waiters that a note finishes, each with its result."""
+        finished = []
         for waiter in self.concerned(note):
-            told = waiter.hear(note)
-            if told is not None:
-                reached = self.commit(waiter, told, newest=True)
-                heard += [(waiter, reached)] if reached else []
-        return heard
+            status = waiter.read(note)
+            if status is not None:
+                result = self.record_commit(waiter, status, newest=True)
+                finished += [(waiter, result)] if result else []
+        return finished
 
     def concerned(self, note: Note) -> list[Waiter]:
-        """Those for whom a note may answer."""
+        """Return the waiters for which a note may have an answer."""
         named = (*note.also, *note.dead, *note.discarded)
         found = [waiter for i in named for waiter in self._by_id.get(i, ())]
         span = note.entries.span
@@ -111,66 +114,71 @@ class Waiters:
             found += [waiter for _, _, waiter in self._in_order[start:end]]
         return found
 
-    def commit(
-        self, waiter: Waiter, told: StatusLookup, *, newest: bool = False,
+    def record_commit(
+        self, waiter: Waiter, status: StatusLookup, *, newest: bool = False,
         servers: Mapping[str, str] | None = None,
     ) -> StatusLookup | None:  # fmt: skip
-        """What is known of a waiter's transaction; what to tell it, None while there is not enough.
+        """Record the status of a waiter's transaction; return its result once it has one.
 
-        A commit that was looked up may be older than one that was heard, on another timeline.
-        `servers` are those that were told of then.
+        `newest` marks the status of a note. A status that was looked up may be older than a note
+        that was read, and on another timeline. `servers` are the servers of the replicas at the
+        time of the look-up.
         """
-        if servers is not None and self._confirmation and self._confirmation.servers != servers:
-            # A name was given to another server, and the ring for it is not heard yet.
-            self._confirmation = None
-        if waiter.enough is None or told.state not in ("committed", "replicated"):
-            return told
-        if newest or told.position is None or not _same_log(waiter.reached, told.position):
-            waiter.reached = told
+        if servers is not None and self._progress and self._progress.servers != servers:
+            # A name was given to another server, and the report of that has not been read yet.
+            self._progress = None
+        if waiter.enough is None or status.state not in ("committed", "replicated"):
+            return status
+        if newest or status.position is None or not _same_log(waiter.commit, status.position):
+            waiter.commit = status
         self._committed[id(waiter)] = waiter
-        found = self._confirmation
-        if found is not None and newest and not found.watched(time.time()):
-            # Nobody would tell; it finds that out, and asks now and then.
-            waiter.rouse()
-        return self._enough(waiter, {})
+        progress = self._progress
+        if progress is not None and newest and not progress.watched(time.time()):
+            # No watch would report the rest; the waiter will notice, and query now and then.
+            waiter.wake()
+        return self._result(waiter, {})
 
-    def confirm(self, found: ReplicaProgress) -> list[tuple[Waiter, StatusLookup]]:
-        """This is told of the replicas by now: whom to tell what."""
-        before, self._confirmation = self._confirmation, found
-        if before is not None and before.primary != found.primary:
+    def record_progress(self, progress: ReplicaProgress) -> list[tuple[Waiter, StatusLookup]]:
+        """Record how far the replicas are; return the waiters finished by it, with results."""
+        before, self._progress = self._progress, progress
+        if before is not None and before.primary != progress.primary:
             for waiter in self._committed.values():
-                waiter.rouse()
-        if before == found:
+                waiter.wake()
+        if before == progress:
             return []
-        furthest = max((position.lsn for position in found.positions.values()), default=0)
-        heard, known = [], dict[Position, dict[str, bool]]()
+        furthest = max((position.lsn for position in progress.positions.values()), default=0)
+        finished, having = [], dict[Position, dict[str, bool]]()
         for waiter in self._committed.values():
-            if _lsn(waiter) <= furthest or not found.awaited:
-                told = self._enough(waiter, known)
-                heard += [(waiter, told)] if told else []
-        return heard
+            if _lsn(waiter) <= furthest or not progress.awaited:
+                result = self._result(waiter, having)
+                finished += [(waiter, result)] if result else []
+        return finished
 
-    def forget(self) -> None:
-        """Nobody reads any more what is told of the replicas."""
-        self._confirmation = None
+    def forget_progress(self) -> None:
+        """Forget how far the replicas are: from now on it is not read."""
+        self._progress = None
 
-    def _enough(
-        self, waiter: Waiter, known: dict[Position, dict[str, bool]]
+    def _result(
+        self, waiter: Waiter, having: dict[Position, dict[str, bool]]
     ) -> StatusLookup | None:
-        found, reached = self._confirmation, waiter.reached
-        if found is None or reached is None or reached.position is None or waiter.enough is None:
+        """Return the result of a waiter if enough replicas have its commit.
+
+        `having` keeps which replicas have which position, for many waiters in a row.
+        """
+        progress, commit = self._progress, waiter.commit
+        if progress is None or commit is None or commit.position is None or waiter.enough is None:
             return None
-        having = known.get(reached.position)
-        if having is None:
-            having = known[reached.position] = found.having(reached.position)
-        now = on_replicas(reached, having, found.awaited)
-        return now if waiter.enough(now, found) else None
+        replicas = having.get(commit.position)
+        if replicas is None:
+            replicas = having[commit.position] = progress.having(commit.position)
+        status = on_replicas(commit, replicas, progress.awaited)
+        return status if waiter.enough(status, progress) else None
 
 
 def _lsn(waiter: Waiter) -> int:
-    reached = waiter.reached
-    return reached.position.lsn if reached and reached.position else 0
+    commit = waiter.commit
+    return commit.position.lsn if commit and commit.position else 0
 
 
-def _same_log(reached: StatusLookup | None, position: Position) -> bool:
-    return bool(reached and reached.position and reached.position.comparable(position))
+def _same_log(commit: StatusLookup | None, position: Position) -> bool:
+    return bool(commit and commit.position and commit.position.comparable(position))

@@ -135,7 +135,7 @@ def test_the_printed_users_have_the_very_commands_that_the_code_sends() -> None:
     assert {name.partition("|")[0] for name in redis_acl.OPERATOR} == sent["operator"]
     assert {name.partition("|")[0] for name in redis_acl.PROCESSOR} == sent["processor"]
     asking = ("producer/writer", "buffer/partitions", "receipts/tracker",
-              "receipts/replica_progress", "receipts/status", "receipts/note_listener",
+              "receipts/replica_progress", "receipts/redis_lookup", "receipts/note_listener",
               "reads/pending", "reads/reader")
     produced = set().union(*(commands_in(ROOT / "processor" / f"{name}.py") for name in asking))
     # What `buffer`, `due` and `overlay` say for the producer.

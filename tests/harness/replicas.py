@@ -18,7 +18,7 @@ import pytest
 
 from processor.config import loader
 from processor.embedded import PostgresServer, Standby
-from processor.receipts import receipt as receipt_module
+from processor.receipts import tracker
 from processor.receipts.receipt import Receipt
 from tests.harness.servers import FAST, execute
 from tests.harness.site import Site, merged, write
@@ -113,7 +113,7 @@ def configured() -> Iterator[Callable[[Site], Site]]:
 
     yield configure
     with contextlib.suppress(Exception):
-        receipt_module.close()
+        tracker.close()
     loader.configure({})
 
 

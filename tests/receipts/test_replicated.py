@@ -1,4 +1,4 @@
-"""Receipts that wait for replicas, on real ones: nothing is replicated that a replica hides."""
+"""Receipts that wait for real replicas: no write is replicated that a replica does not show."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from tests.harness.site import Site, write
 from tests.harness.wait import wait_until
 
 THREADS, ROUNDS, EACH = 50, 4, 5
-#: So late does a replica replay what it has received.
+#: How long the replicas delay the replay of what they have received.
 DELAY = "60ms"
 
 
 def hidden(site: Site, replicas: Replicas) -> list[int]:
-    """Write a thousand rows, many at a time, each waited for until it is replicated: those that a
-    replica did not show at that moment, asked on the replica itself."""
+    """Write a thousand rows, and wait until each is replicated; return those that a replica did not
+    show at that moment."""
     numbers = itertools.count(1)
     found: list[int] = []
 
@@ -89,7 +89,7 @@ def test_no_write_is_replicated_that_a_replica_does_not_show(
     assert hidden(late(synchronous, servers=servers), replicas) == []
 
 
-def test_a_watch_that_took_the_received_for_the_replayed_would_be_found_out(
+def test_the_check_detects_a_watch_that_confuses_received_with_replayed(
     late: Callable[..., Site], replicas: Replicas, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     received = queries.STREAMING_REPLICAS.replace("replay_lsn", "flush_lsn")
@@ -97,10 +97,10 @@ def test_a_watch_that_took_the_received_for_the_replayed_would_be_found_out(
     assert len(hidden(late("on", servers=False), replicas)) > 100
 
 
-def test_a_commit_that_was_placed_before_its_own_end_would_be_found_out(
+def test_the_check_detects_a_position_before_the_end_of_its_commit(
     late: Callable[..., Site], replicas: Replicas, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rule 34: with synchronous_commit off the written position is not that of the commit."""
+    """Rule 34: with synchronous_commit off the written position lags behind the commit."""
     monkeypatch.setattr(committer, "after_commit", lambda current, *_: number(current))
     assert hidden(late("off", servers=False), replicas)
 
@@ -115,7 +115,7 @@ def site(followed: Callable[..., Site]) -> Site:
     return made
 
 
-def test_a_status_climbs_and_tells_which_replica_has_it(site: Site, replicas: Replicas) -> None:
+def test_a_status_says_which_replica_has_the_write(site: Site, replicas: Replicas) -> None:
     replicas.pause("far")
     receipt = committed(site)
     wait_until(lambda: receipt.status().replicas == {"near": True, "far": False})
@@ -128,14 +128,14 @@ def test_a_status_climbs_and_tells_which_replica_has_it(site: Site, replicas: Re
     assert receipt.status() == reached
 
 
-def test_waits_are_woken_by_what_is_told_and_not_by_looking(site: Site) -> None:
+def test_waits_end_by_reports_and_not_by_querying(site: Site) -> None:
     begun = time.monotonic()
     for n in range(20):
         assert site.submit(write(n))[0].wait("replicated", 10).state == "replicated"
     assert time.monotonic() - begun < 6.0
 
 
-def test_a_dead_write_is_not_waited_for_any_longer(site: Site) -> None:
+def test_the_wait_for_a_dead_write_ends(site: Site) -> None:
     (receipt,) = site.submit(processor.Transaction().insert("tape", {"n": "poison"}))
     assert receipt.wait("replicated", 10).state == "dead"
 
@@ -180,33 +180,33 @@ def test_nothing_waits_for_a_replica_that_is_lost(
     wait_until(lambda: receipt.status().state == "committed")
     begun = time.monotonic()
     assert receipt.wait("replicated", 10).state == "committed"
-    assert time.monotonic() - begun < 5, "all are lost, there is nothing to wait for"
+    assert time.monotonic() - begun < 5, "waited although all replicas are lost"
 
 
-def test_what_cannot_be_waited_for_is_refused_with_the_setting_that_would_help(
-    told: Site, configured: Callable[[Site], Site]
+def test_a_wait_without_replicas_is_refused_and_names_the_setting(
+    alone: Site, configured: Callable[[Site], Site]
 ) -> None:
-    told.start()
-    receipt = committed(told)
+    alone.start()
+    receipt = committed(alone)
     with pytest.raises(processor.InvalidTransaction, match=r"replicas\.servers"):
         receipt.wait("replicated", 10)
-    configure(told.changed(replicas={"tracking": False}))
+    configure(alone.changed(replicas={"tracking": False}))
     with pytest.raises(processor.InvalidTransaction, match=r"replicas\.tracking"):
         receipt.wait("replicated", 10)
     assert receipt.status().state == "committed"
 
 
 @pytest.fixture
-def told(site_of: Callable[..., Site], configured: Callable[[Site], Site]) -> Site:
+def alone(site_of: Callable[..., Site], configured: Callable[[Site], Site]) -> Site:
     """A site without replicas."""
     return configured(site_of())
 
 
-# When no note is left, or nobody follows.
+# Without a note, or without a watch.
 
 
 @pytest.mark.parametrize("servers", [True, False], ids=["servers", "pg_stat_replication"])
-def test_without_a_note_the_ledgers_tell(
+def test_without_a_note_the_ledgers_are_asked(
     followed: Callable[..., Site], replicas: Replicas, servers: bool
 ) -> None:
     site = followed(servers=servers)
@@ -221,7 +221,7 @@ def test_without_a_note_the_ledgers_tell(
     assert replicas.shows("far", 1)
 
 
-def test_when_nobody_follows_the_replicas_are_asked_themselves(
+def test_without_a_watch_the_replicas_are_asked_directly(
     site: Site, replicas: Replicas, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     replicas.pause("far")
@@ -233,7 +233,7 @@ def test_when_nobody_follows_the_replicas_are_asked_themselves(
     assert receipt.wait("replicated", 10).state == "replicated"
 
 
-def test_what_is_withheld_for_replicas_is_committed_also_when_its_note_is_gone(
+def test_an_entry_that_awaits_replicas_is_committed_although_its_note_is_gone(
     followed: Callable[..., Site], replicas: Replicas, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site = followed(settle="replicated")
@@ -244,7 +244,7 @@ def test_what_is_withheld_for_replicas_is_committed_also_when_its_note_is_gone(
     assert site.depth() == 1
     assert receipt.status().state == "committed"
     configure(site.changed(database={"dsn": "host=/nowhere dbname=none"}))
-    assert receipt.status().state == "accepted", "that is all that Redis knows"
+    assert receipt.status().state == "accepted", "Redis knows no more than that"
     configure(site.settings)
     replicas.resume("far")
     assert receipt.wait("replicated", 10).state == "replicated"
@@ -257,7 +257,7 @@ print(processor.Receipt.parse(sys.argv[2]).wait("replicated", timeout=20).state)
 """
 
 
-def test_a_producer_with_least_privilege_hears_of_replicas_by_redis_alone(
+def test_a_producer_with_least_privilege_waits_for_replicas_through_redis_alone(
     site_of: Callable[..., Site], replicas: Replicas, own_redis: Factory, spawn: Spawn
 ) -> None:
     server = own_redis()
@@ -301,7 +301,7 @@ def both(pair: Any) -> str:
 def failing(
     site_of: Callable[..., Site], pair: Any, configured: Callable[[Site], Site]
 ) -> Callable[..., tuple[Site, Receipt, Receipt]]:
-    """A started site with a write that its replica has, and one that never gets there."""
+    """A started site with one write that its replica has, and one that never reaches it."""
 
     def make(**settings: Any) -> tuple[Site, Receipt, Receipt]:
         primary, standby, link = pair
@@ -332,7 +332,7 @@ def test_a_commit_that_a_failover_lost_is_lost_and_never_replicated(
     failing: Callable[..., Any], pair: Any
 ) -> None:
     site, kept, lost = failing()
-    # So that its note is not the newest that the waiter has looked at.
+    # Its note must not be the newest that the waiter has read.
     committed(site, 99)
     found: list[Any] = []
     waiter = threading.Thread(target=lambda: found.append(lost.wait("replicated", 30)))
@@ -344,7 +344,7 @@ def test_a_commit_that_a_failover_lost_is_lost_and_never_replicated(
         site.submit(write(n))
     reached = lost.status()
     assert (reached.state, reached.replicas) == ("lost", {})
-    assert "timeline 1, which a failover left behind" in reached.reason
+    assert "timeline 1, lost in a failover" in reached.reason
     with pytest.raises(processor.TransactionLost, match="timeline 1"):
         lost.result(timeout=5)
     waiter.join(10)
@@ -353,7 +353,7 @@ def test_a_commit_that_a_failover_lost_is_lost_and_never_replicated(
     assert kept.wait("replicated", 5).state == "replicated"
 
 
-def test_without_a_ledger_a_commit_of_before_a_failover_is_not_called_replicated(
+def test_without_a_ledger_a_commit_from_before_a_failover_is_not_replicated(
     failing: Callable[..., Any], pair: Any
 ) -> None:
     site, _, lost = failing()
@@ -372,7 +372,7 @@ def test_without_a_ledger_a_commit_of_before_a_failover_is_not_called_replicated
         lost.status()
 
 
-def test_a_wait_outlives_a_failover_that_applies_it_again(
+def test_a_wait_outlives_a_failover_after_which_the_write_is_applied_again(
     failing: Callable[..., Any], pair: Any
 ) -> None:
     site, _, missed = failing(settle="replicated")

@@ -1,4 +1,4 @@
-"""Reading one's own write: a server that has it, or a clear word that none has."""
+"""Reading one's own write: a server that has it, or an error that says when one will."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def has(replicas: Replicas, name: str, n: int) -> None:
     wait_until(lambda: replicas.shows(name, n))
 
 
-def test_the_nearest_replica_that_has_it_is_taken(site: Site, replicas: Replicas) -> None:
+def test_the_nearest_replica_that_has_the_write_is_chosen(site: Site, replicas: Replicas) -> None:
     receipt = committed(site, 1)
     has(replicas, "near", 1)
     found = processor.route(receipt)
@@ -53,12 +53,12 @@ def test_the_nearest_replica_that_has_it_is_taken(site: Site, replicas: Replicas
     assert (found.name, found.dsn) == ("primary", site.settings.database.dsn)
 
 
-def test_an_address_is_not_shown(site: Site, replicas: Replicas) -> None:
+def test_a_server_does_not_show_its_address(site: Site, replicas: Replicas) -> None:
     receipt = committed(site)
     assert repr(processor.route(receipt, wait=5)) == "Server(name='near')"
 
 
-def test_where_the_primary_will_not_do_it_is_said_how_long_it_will_take(
+def test_without_the_primary_the_error_says_when_to_ask_again(
     site: Site, replicas: Replicas
 ) -> None:
     replicas.pause("near")
@@ -77,7 +77,7 @@ def _behind(receipt: Receipt, **options: float) -> processor.ReplicaBehind:
     return raised.value
 
 
-def test_a_wait_ends_when_the_first_replica_has_it(site: Site, replicas: Replicas) -> None:
+def test_a_wait_ends_when_the_first_replica_has_the_write(site: Site, replicas: Replicas) -> None:
     replicas.pause("near")
     replicas.pause("far")
     receipt = committed(site)
@@ -90,7 +90,7 @@ def test_a_wait_ends_when_the_first_replica_has_it(site: Site, replicas: Replica
     assert time.monotonic() - begun < 1.3
 
 
-def test_a_write_that_is_not_committed_is_waited_for_as_well(
+def test_a_wait_covers_a_write_that_is_not_committed_yet(
     followed: Callable[..., Site], replicas: Replicas
 ) -> None:
     site = followed()
@@ -102,7 +102,7 @@ def test_a_write_that_is_not_committed_is_waited_for_as_well(
     assert processor.route(receipt, wait=10, primary=False).name in ("near", "far")
 
 
-def test_a_replica_that_is_lost_is_passed_over(
+def test_a_lost_replica_is_not_chosen(
     followed: Callable[..., Site], replicas: Replicas
 ) -> None:
     site = followed(replicas={"timeout": 0.3, "lost_after": 1.0})
@@ -112,12 +112,12 @@ def test_a_replica_that_is_lost_is_passed_over(
     replicas.pause("near")
     committed(site, 2)
     wait_until(lambda: drain_thread.state()["replicas"]["near"]["status"] == "lost")
-    assert replicas.shows("near", 1), "it has it, and is lost all the same"
+    assert replicas.shows("near", 1), "near must have the write although it is lost"
     has(replicas, "far", 1)
     assert processor.route(receipt).name == "far"
 
 
-def test_a_replica_that_is_back_is_read_from_as_soon_as_it_is_told_to_have_a_write(
+def test_a_replica_that_is_back_is_chosen_as_soon_as_it_is_reported_to_have_a_write(
     followed: Callable[..., Site], replicas: Replicas, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     near = replicas.standbys["near"]
@@ -126,7 +126,7 @@ def test_a_replica_that_is_back_is_read_from_as_soon_as_it_is_told_to_have_a_wri
         site = followed(replicas={"servers": {"near": proxy.dsn_of()}})
         proxy.off()
         site.start()
-        wait_until(lambda: _told(site)["near"].state == "away")
+        wait_until(lambda: _published(site)["near"].state == "away")
         receipt = committed(site)
         states = replica_status.replicas
 
@@ -142,8 +142,8 @@ def test_a_replica_that_is_back_is_read_from_as_soon_as_it_is_told_to_have_a_wri
         proxy.close()
 
 
-def _told(site: Site) -> dict[str, Any]:
-    """What everybody can hear of the replicas."""
+def _published(site: Site) -> dict[str, Any]:
+    """The published status of the replicas."""
     reply = site.redis.hgetall(f"{site.settings.namespace}:replicas")
     return replica_status.parse_replicas([part for pair in reply.items() for part in pair])
 
@@ -204,7 +204,7 @@ def test_a_server_is_found_while_the_primary_is_down(
         processor.route(waiting, wait=0.2)
 
 
-def test_without_replicas_it_is_the_primary_once_it_is_committed(
+def test_without_replicas_the_primary_is_chosen_once_the_write_is_committed(
     site_of: Callable[..., Site], configured: Callable[[Site], Site]
 ) -> None:
     site = configured(site_of())
@@ -215,7 +215,7 @@ def test_without_replicas_it_is_the_primary_once_it_is_committed(
         processor.route(receipt, primary=False)
 
 
-def test_replicas_that_nobody_may_follow_are_asked_themselves(
+def test_with_tracking_off_the_replicas_are_asked_directly(
     followed: Callable[..., Site], replicas: Replicas
 ) -> None:
     site = followed()
@@ -227,14 +227,14 @@ def test_replicas_that_nobody_may_follow_are_asked_themselves(
 
 
 @pytest.mark.parametrize("text", ["", "near", "~~~"])
-def test_what_is_no_receipt_is_refused(text: str) -> None:
+def test_a_text_that_is_not_a_receipt_is_refused(text: str) -> None:
     with pytest.raises(processor.InvalidTransaction, match="receipt"):
         processor.route(text)
 
 
 @pytest.mark.parametrize("given", [None, b"text", 5, ["text"]])
-def test_what_is_not_even_a_text_is_refused_alike(given: Any) -> None:
-    said = f"after: is a {type(given).__name__}, no receipt .give what submit returned"
+def test_anything_but_a_receipt_or_text_is_refused(given: Any) -> None:
+    said = f"after: must be a receipt or its text, got {type(given).__name__} .give what submit"
     with pytest.raises(processor.InvalidTransaction, match=said):
         processor.route(given)
     if given is not None:
@@ -243,13 +243,13 @@ def test_what_is_not_even_a_text_is_refused_alike(given: Any) -> None:
 
 
 @pytest.mark.parametrize("wait", NO_SECONDS)
-def test_a_wait_that_is_no_number_of_seconds_is_refused(wait: Any) -> None:
+def test_a_wait_must_be_a_number_of_seconds(wait: Any) -> None:
     receipt = Receipt(processor.new_id(), "default:0", "1-1", processor.new_id())
-    with pytest.raises(processor.InvalidTransaction, match=r"wait: .* is no number of seconds"):
+    with pytest.raises(processor.InvalidTransaction, match=r"wait: must be a number of seconds"):
         processor.route(receipt, wait=wait)
 
 
-# A name for another server.
+# A name that is given to another server.
 
 
 def exchanged(replicas: Replicas) -> dict[str, str]:
@@ -258,12 +258,12 @@ def exchanged(replicas: Replicas) -> dict[str, str]:
 
 
 def server_of(site: Site, name: str) -> bytes:
-    """Which server a name stands for, as is told."""
-    told = site.redis.hget(f"{site.settings.namespace}:servers", name) or b""
-    return bytes(told.partition(b" ")[0])
+    """The published server of a name."""
+    published = site.redis.hget(f"{site.settings.namespace}:servers", name) or b""
+    return bytes(published.partition(b" ")[0])
 
 
-def test_a_name_that_is_given_to_another_server_counts_by_what_that_one_shows(
+def test_after_a_name_is_given_to_another_server_its_progress_is_that_servers(
     site: Site, replicas: Replicas
 ) -> None:
     replicas.pause("far")
@@ -280,7 +280,7 @@ def test_a_name_that_is_given_to_another_server_counts_by_what_that_one_shows(
     assert replicas.shows("far", 1)
 
 
-def test_what_is_told_of_a_name_is_not_believed_against_its_server_when_nobody_follows(
+def test_without_a_watch_the_server_of_a_name_is_believed_not_an_old_report(
     site: Site, replicas: Replicas, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     replicas.pause("far")
@@ -293,10 +293,10 @@ def test_what_is_told_of_a_name_is_not_believed_against_its_server_when_nobody_f
     assert processor.route(receipt).name == "far"
     nowhere = dict.fromkeys(replicas.servers, "host=/nowhere dbname=none")
     configure(site.changed(replicas={"servers": nowhere}))
-    assert receipt.status().replicas == {"near": True, "far": False}, "nobody can be asked"
+    assert receipt.status().replicas == {"near": True, "far": False}, "no server can be asked"
 
 
-def test_what_was_told_of_another_server_is_taken_back_also_while_redis_is_full(
+def test_reports_on_the_previous_server_are_withdrawn_even_while_redis_is_full(
     site_of: Callable[..., Site], configured: Callable[[Site], Site], replicas: Replicas,
     own_redis: Factory,
 ) -> None:  # fmt: skip
@@ -316,15 +316,15 @@ def test_what_was_told_of_another_server_is_taken_back_also_while_redis_is_full(
     wait_until(lambda: receipt.status().replicas == {"near": False, "far": True})
 
 
-def test_of_two_processors_that_mean_two_servers_by_one_name_one_is_believed(
+def test_if_two_processors_use_a_name_for_two_servers_the_most_recent_change_wins(
     site: Site, replicas: Replicas, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     replicas.pause("far")
     receipt = committed(site, 1)
     wait_until(lambda: receipt.status().replicas["near"])
-    meant = server_of(site, "near")
+    ours = server_of(site, "near")
     other = site.run(replicas={"servers": exchanged(replicas)})
-    wait_until(lambda: server_of(site, "far") == meant != server_of(site, "near"))
+    wait_until(lambda: server_of(site, "far") == ours != server_of(site, "near"))
     for n in range(2, 20):
         receipt = committed(site, n)
         has(replicas, "near", n)
@@ -334,7 +334,7 @@ def test_of_two_processors_that_mean_two_servers_by_one_name_one_is_believed(
     wait_until(lambda: receipt.status().replicas == {"near": True, "far": False})
 
 
-def test_a_replica_that_is_built_anew_from_an_older_copy_has_what_it_shows(
+def test_the_progress_of_a_replica_rebuilt_from_an_older_copy_is_what_it_shows(
     site_of: Callable[..., Site], configured: Callable[[Site], Site], own_postgres: Factory,
     own_standby: Factory, proxy_to: Callable[..., Proxy],
     caplog: pytest.LogCaptureFixture,
