@@ -229,7 +229,7 @@ def _lane(found: Found, known: _Redis, otherwise: str) -> tuple[str, str]:
     if keeper["status"] == "paused":
         return f"the lane is paused: {keeper['reason']}", f"the end of the pause, or {resume}"
     size = known.seen.lanes[found.lane]
-    return (f"{otherwise}: the lane has {size.depth} entries, the oldest is"
+    return (f"{otherwise}: the lane has {count(size.depth, 'entry')}, the oldest is"
             f" {seconds(size.oldest_age)} old", _IN_TURN)
 
 

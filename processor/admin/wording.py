@@ -9,8 +9,10 @@ _SMALLER = {"d": "h", "h": "m", "m": "s"}
 
 
 def count(number: int, noun: str) -> str:
-    """A number with its noun, in the plural unless it is one."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+    """A number with its noun, in the plural unless the number is 1."""
+    if number == 1:
+        return f"{number} {noun}"
+    return f"{number} {noun[:-1]}ies" if noun.endswith("y") else f"{number} {noun}s"
 
 
 def seconds(value: float | None) -> str:

@@ -36,7 +36,7 @@ SECTIONS: dict[str, dict[str, Place]] = {
         "demo": Place("demo", "demo", "Watch it survive kills, on temporary servers."),
     },
     "Work": {
-        "submit": Place("submit", "submit", "Submit transactions, one JSON object a line."),
+        "submit": Place("submit", "submit", "Submit transactions, one JSON object per line."),
         "status": Place("status", "status", "Show processors, lanes, dead letters."),
         "queues": Place("queues", "queues", "List, pause and resume queues."),
         "dead": Place("dead", "dead", "Show, retry, edit and discard dead letters."),

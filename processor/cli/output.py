@@ -36,7 +36,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def json_option(function: F) -> F:
     """The option --json of commands that print data; its argument is `as_json`."""
-    return click.option("--json", "as_json", is_flag=True, help="Print JSON, one object a line.")(
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON, one object per line.")(
         function
     )
 

@@ -1,7 +1,8 @@
-"""Dead letters of another buffer: told apart, left alone, and taken over if that one is gone.
+"""Dead letters of another buffer: shown as such, left unchanged, and adopted if it is gone.
 
-A buffer is gone when Redis was rebuilt empty or lost its identity: what it left in the dead letters
-is asked for by no processor any more (rule 1). A second site's buffer looks the same from here.
+A buffer is gone when Redis was rebuilt empty or lost its identity: no processor carries out
+requests for its dead letters any more (rule 1). The buffer of a second site looks the same from
+here.
 """
 
 from __future__ import annotations
@@ -36,12 +37,12 @@ def flushed(site: Site) -> None:
 
 
 def nameless(site: Site) -> None:
-    """Only the identity is gone; all that waits is there."""
+    """Only the identity is lost; all waiting entries remain."""
     site.redis.delete("processor:buffer")
 
 
-def anew(site: Site, lose: Callable[[Site], None]) -> str:
-    """Lose the buffer and wait for its successor; the identity that is gone."""
+def replaced(site: Site, lose: Callable[[Site], None]) -> str:
+    """Lose the buffer and wait for its successor; returns the identity that is gone."""
     gone = identity(site)
     lose(site)
     drain_thread.singleton.event.set()
@@ -51,8 +52,8 @@ def anew(site: Site, lose: Callable[[Site], None]) -> str:
     return gone
 
 
-def mendable(site: Site, **options: Any) -> Transaction:
-    """A transaction that died for want of a table, which is there now."""
+def retriable(site: Site, **options: Any) -> Transaction:
+    """A transaction that is dead because of a missing table, which exists now."""
     dead = Transaction(attempts=1, **options).insert("later", {"n": 1})
     site.submit(dead)
     wait_until(site.dead, message=site.tale)
@@ -60,13 +61,13 @@ def mendable(site: Site, **options: Any) -> Transaction:
     return dead
 
 
-def holds(cli: Cli) -> None:
-    """Redis and PostgreSQL tell the same story, once what was decided is settled."""
+def agree(cli: Cli) -> None:
+    """Redis and PostgreSQL agree, once the decided transactions are settled."""
     wait_until(lambda: cli("verify").code == 0, message=lambda: cli("verify").out)
 
 
 def pass_until(condition: Callable[[], Any], *drains: Drain) -> None:
-    """Let these make passes until it is so; requests are asked for now and then."""
+    """Run passes of these drains until the condition holds; only some passes look for requests."""
     def passed() -> Any:
         for drain in drains:
             step(drain)
@@ -75,31 +76,31 @@ def pass_until(condition: Callable[[], Any], *drains: Drain) -> None:
     wait_until(passed)
 
 
-# Told apart.
+# Shown as belonging to another buffer.
 
 
-def test_the_list_tells_which_dead_letters_are_of_another_buffer(
+def test_the_list_names_the_buffer_of_dead_letters_of_other_buffers(
     at_site: Cli, dead_site: Site
 ) -> None:
     (old,) = poison(dead_site)
     assert "BUFFER" not in at_site("dead", "list").lines[0]
-    gone = anew(dead_site, flushed)
+    gone = replaced(dead_site, flushed)
     (new,) = poison(dead_site)
-    told = {row["id"]: (row["buffer"], row["of_this_buffer"])
+    listed = {row["id"]: (row["buffer"], row["of_this_buffer"])
             for row in at_site.json("dead", "list")}  # fmt: skip
-    assert told == {old: (gone, False), new: (identity(dead_site), True)}
+    assert listed == {old: (gone, False), new: (identity(dead_site), True)}
     head, first, second = at_site("dead", "list").lines
     assert "BUFFER" in head
     assert gone in first
     assert "this one" in second
 
 
-def test_what_is_shown_of_a_dead_letter_says_whether_it_is_of_this_buffer(
+def test_a_dead_letter_is_shown_with_whether_it_belongs_to_this_buffer(
     at_site: Cli, dead_site: Site
 ) -> None:
     (old,) = poison(dead_site)
     assert at_site.json("dead", "show", old)[0]["of_this_buffer"] is True
-    gone = anew(dead_site, flushed)
+    gone = replaced(dead_site, flushed)
     (shown,) = at_site.json("dead", "show", old)
     assert (shown["buffer"], shown["of_this_buffer"]) == (gone, False)
     rows = [row.split() for row in at_site("dead", "show", old).lines]
@@ -109,38 +110,39 @@ def test_what_is_shown_of_a_dead_letter_says_whether_it_is_of_this_buffer(
     )
 
 
-def test_a_processor_says_once_what_other_buffers_left(
+def test_a_processor_logs_the_dead_letters_of_other_buffers_once(
     dead_site: Site, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     poison(dead_site, 2)
 
-    def told() -> list[str]:
+    def messages() -> list[str]:
         return [text for each in caplog.records if "other buffers" in (text := each.getMessage())]
 
-    assert told() == []
-    gone = anew(dead_site, flushed)
-    wait_until(told)
+    assert messages() == []
+    gone = replaced(dead_site, flushed)
+    wait_until(messages)
     assert drain_thread.stop()
     dead_site.start()
-    wait_until(lambda: len(told()) == 2)
+    wait_until(lambda: len(messages()) == 2)
     dead_site.submit(write(1))
     dead_site.commits(1)
-    assert told() == ["open dead letters of other buffers, which this processor does not decide:"
-                      f" 2 of {gone}: see `processor dead list`"] * 2  # fmt: skip
+    expected = ("open dead letters of other buffers, which this processor does not decide:"
+                f" 2 of {gone}: see `processor dead list`")  # fmt: skip
+    assert messages() == [expected] * 2
 
 
-# Left alone.
+# Left unchanged.
 
 
 @pytest.mark.parametrize(
     "verb", [("retry",), ("discard", "--yes"), ("edit", "--file", "/dev/null")]
 )
-def test_a_request_that_nobody_would_carry_out_is_refused_and_says_what_to_do(
+def test_a_request_for_another_buffer_is_refused_with_a_remedy(
     at_site: Cli, dead_site: Site, verb: tuple[str, ...]
 ) -> None:
     (dead,) = poison(dead_site)
-    gone = anew(dead_site, flushed)
+    gone = replaced(dead_site, flushed)
     said = at_site("dead", *verb, dead)
     assert said.code == 1
     assert said.error.startswith(f"{dead} belongs to buffer {gone} (site main, last seen 2")
@@ -153,7 +155,7 @@ def test_a_request_that_nobody_would_carry_out_is_refused_and_says_what_to_do(
     assert at_site.json("dead", "list")[0]["request"] is None
 
 
-def test_a_filter_means_the_dead_letters_of_this_buffer_alone(
+def test_a_filter_selects_dead_letters_of_this_buffer_only(
     cli: Cli, site_of: Callable[..., Site], own_redis: Callable[..., Any]
 ) -> None:
     here, there = site_of(), site_of(own_redis())
@@ -174,10 +176,10 @@ def test_a_filter_means_the_dead_letters_of_this_buffer_alone(
     pass_until(lambda: here.dead() == [], *drains)
 
 
-def test_what_a_processor_drains_is_not_gone(
+def test_a_buffer_that_a_processor_drains_cannot_be_adopted(
     cli: Cli, site_of: Callable[..., Site], own_redis: Callable[..., Any]
 ) -> None:
-    """Behind its dead letter others wait in its own Redis, and nobody would release them."""
+    """The transactions behind its dead letter wait in its own Redis and would never be released."""
     here, there = site_of(), site_of(own_redis())
     drains = [each.drain() for each in (here, there)]
     bad = Transaction(key="k").insert("account", {"id": 7, "balance": "x"})
@@ -185,19 +187,19 @@ def test_what_a_processor_drains_is_not_gone(
     for drain in drains:
         step(drain)
     cli.use(here.mapping)
-    asked = ["dead", "discard", bad.id, "--yes", "--adopt", identity(there)]
-    said = cli(*asked)
+    command = ["dead", "discard", bad.id, "--yes", "--adopt", identity(there)]
+    said = cli(*command)
     assert (said.code, said.error) == (
         1, f"buffer {identity(there)} still exists: a processor is draining it:"
         " use the settings of its site",
     )
     assert here.one("select request from processor.dead_letter") is None
     drains[1].leave()
-    assert cli(*asked).code == 0
+    assert cli(*command).code == 0
     pass_until(lambda: not here.dead(), drains[0])
 
 
-def test_without_redis_dead_letters_are_shown_and_none_is_decided(
+def test_without_redis_dead_letters_are_shown_but_not_decided(
     cli: Cli, site_of: Callable[..., Site], own_redis: Callable[..., Any]
 ) -> None:
     server = own_redis()
@@ -219,7 +221,7 @@ def test_without_redis_dead_letters_are_shown_and_none_is_decided(
     assert site.one("select request from processor.dead_letter") is None
 
 
-def test_a_redis_that_knows_no_buffer_takes_nothing_over(at_site: Cli, dead_site: Site) -> None:
+def test_a_redis_without_a_buffer_adopts_nothing(at_site: Cli, dead_site: Site) -> None:
     (dead,) = poison(dead_site)
     gone = identity(dead_site)
     assert drain_thread.stop()
@@ -231,110 +233,114 @@ def test_a_redis_that_knows_no_buffer_takes_nothing_over(at_site: Cli, dead_site
     assert dead_site.redis.keys("*") == []
 
 
-def test_what_is_no_buffer_is_refused_by_name(at_site: Cli, dead_site: Site) -> None:
+def test_a_value_that_is_not_a_buffer_id_is_refused(at_site: Cli, dead_site: Site) -> None:
     said = at_site("dead", "retry", new_id(), "--adopt", "this one")
     assert said.code == 2
     assert "'this one' is not a buffer id" in said.error
 
 
-# Taken over.
+# Adopted.
 
 
 @pytest.mark.parametrize("lose", [flushed, nameless])
-def test_a_dead_letter_that_is_taken_over_is_applied_once_by_this_buffers_owner(
+def test_an_adopted_dead_letter_is_applied_once_by_the_owner_of_this_buffer(
     at_site: Cli, dead_site: Site, lose: Callable[[Site], None]
 ) -> None:
-    dead = mendable(dead_site, key="order-1")
-    gone = anew(dead_site, lose)
+    dead = retriable(dead_site, key="order-1")
+    gone = replaced(dead_site, lose)
     said = at_site("dead", "retry", dead.id, "--adopt", gone, "--wait", "20s")
     assert (said.code, said.out) == (0, f"{dead.id}  applied\n")
     assert dead_site.one("select count(*) from later") == 1
     assert dead_site.execute("select outcome, buffer::text from processor.ledger") == [
         ("applied", identity(dead_site))
     ]
-    holds(at_site)
+    agree(at_site)
     again = at_site("dead", "retry", dead.id, "--adopt", gone)
     assert again.error == f"{dead.id} is already applied"
 
 
 @pytest.mark.parametrize("verb", ["retry", "discard"])
-def test_what_waits_behind_it_in_redis_goes_on(at_site: Cli, dead_site: Site, verb: str) -> None:
-    dead = mendable(dead_site, key="order-1")
+def test_the_transactions_behind_an_adopted_dead_letter_are_released(
+    at_site: Cli, dead_site: Site, verb: str
+) -> None:
+    dead = retriable(dead_site, key="order-1")
     dead_site.submit(write(1, key="order-1"), write(2, key="order-1"))
     dead_site.parks(2)
-    gone = anew(dead_site, nameless)
+    gone = replaced(dead_site, nameless)
     dead_site.submit(write(3, key="order-1"), write(4))
     dead_site.commits(4)
     more = ["--yes"] if verb == "discard" else []
     assert at_site("dead", verb, dead.id, "--adopt", gone, "--wait", "20s", *more).code == 0
     dead_site.commits(4, 1, 2, 3)
     dead_site.empties()
-    holds(at_site)
+    agree(at_site)
 
 
-def test_an_edit_is_applied_in_place_of_what_died(
+def test_an_edited_payload_is_applied_in_place_of_the_adopted_one(
     at_site: Cli, dead_site: Site, tmp_path: Path
 ) -> None:
     (dead,) = poison(dead_site)
-    gone = anew(dead_site, flushed)
-    mended = tmp_path / "mended.json"
-    mended.write_text(json.dumps({"id": dead, "operations": json.loads(line(5))["operations"]}))
-    said = at_site("dead", "edit", dead, "--file", str(mended), "--adopt", gone, "--wait", "20s")
+    gone = replaced(dead_site, flushed)
+    edited = tmp_path / "edited.json"
+    edited.write_text(json.dumps({"id": dead, "operations": json.loads(line(5))["operations"]}))
+    said = at_site("dead", "edit", dead, "--file", str(edited), "--adopt", gone, "--wait", "20s")
     assert said.code == 0, said
     assert dead_site.tape() == [5]
-    holds(at_site)
+    agree(at_site)
 
 
-def test_one_that_fails_again_holds_its_key_in_this_buffer(at_site: Cli, dead_site: Site) -> None:
+def test_an_adopted_dead_letter_that_fails_again_holds_its_key_in_this_buffer(
+    at_site: Cli, dead_site: Site
+) -> None:
     (dead,) = poison(dead_site, key="order-1")
-    gone = anew(dead_site, flushed)
+    gone = replaced(dead_site, flushed)
     dead_site.submit(write(1, key="order-1"))
     dead_site.commits(1)
     said = at_site("dead", "retry", dead, "--adopt", gone, "--wait", "20s")
     assert said.code == 1
     assert "failed again" in said.out
-    holds(at_site)
+    agree(at_site)
     dead_site.submit(write(2, key="order-1"))
     dead_site.parks(1)
     assert at_site("dead", "discard", dead, "--yes", "--wait", "20s").code == 0
     dead_site.commits(1, 2)
-    holds(at_site)
+    agree(at_site)
 
 
-def test_a_filter_takes_over_what_one_buffer_left_and_nothing_else(
+def test_a_filter_adopts_the_dead_letters_of_one_buffer_only(
     at_site: Cli, dead_site: Site
 ) -> None:
     first = poison(dead_site, 2)
-    gone = anew(dead_site, flushed)
+    gone = replaced(dead_site, flushed)
     second = poison(dead_site, 1)
-    anew(dead_site, flushed)
+    replaced(dead_site, flushed)
     third = poison(dead_site, 1)
     said = at_site("dead", "discard", "--all", "--adopt", gone, "--yes", "--wait", "20s")
     assert said.lines == [f"{each}  discarded" for each in sorted(first)]
     assert [row[0] for row in dead_site.dead()] == second + third
-    holds(at_site)
+    agree(at_site)
 
 
-def test_a_lane_that_this_buffer_does_not_have_is_drained_for_it(
+def test_the_lane_of_an_adopted_dead_letter_is_drained_even_if_it_is_new_here(
     at_site: Cli, dead_site: Site
 ) -> None:
     (dead,) = poison(dead_site)
-    gone = anew(dead_site, flushed)
+    gone = replaced(dead_site, flushed)
     dead_site.execute("update processor.dead_letter set lane = 'former:0'")
     dead_site.execute("update processor.ledger set lane = 'former:0'")
     said = at_site("dead", "discard", dead, "--adopt", gone, "--yes", "--wait", "20s")
     assert (said.code, said.out) == (0, f"{dead}  discarded\n")
     assert dead_site.redis.sismember("processor:lanes", "former:0")
-    holds(at_site)
+    agree(at_site)
 
 
-def test_an_owner_that_still_lives_does_not_decide_what_was_taken_from_it(
+def test_the_former_owner_does_not_decide_an_adopted_dead_letter(
     cli: Cli, site_of: Callable[..., Site], own_redis: Callable[..., Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It has read the request already when its dead letter goes to another buffer.
+    """It has already read a request when its dead letter is adopted.
 
-    By another namespace nobody can tell that it lives.
+    It uses another namespace, so the adopting side cannot see that it is alive.
     """
     here, there = site_of(namespace="other"), site_of(own_redis())
     drains = [each.drain() for each in (here, there)]
@@ -346,20 +352,20 @@ def test_an_owner_that_still_lives_does_not_decide_what_was_taken_from_it(
     step(drains[1])
     there.execute("alter table tape drop constraint narrow")
     there.ask(bad.id, "retry")
-    asked, taken = dead_letters.requests, []
+    requests, codes = dead_letters.requests, []
     cli.use(here.mapping)
 
     def read_too_early(*arguments: Any) -> list[dead_letters.DeadLetter]:
-        found = asked(*arguments)
+        found = requests(*arguments)
         if found:
             said = cli("dead", "discard", bad.id, "--adopt", identity(there), "--yes")
-            taken.append(said.code)
+            codes.append(said.code)
         return found
 
     monkeypatch.setattr(dead_letters, "requests", read_too_early)
-    pass_until(lambda: taken, drains[1])
+    pass_until(lambda: codes, drains[1])
     monkeypatch.undo()
-    assert taken == [0]
+    assert codes == [0]
     assert here.tape() == []
     assert here.execute("select outcome, request from processor.dead_letter") == [
         ("dead", "discard")

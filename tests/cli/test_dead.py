@@ -1,8 +1,7 @@
-"""`processor dead`: looked at without values, decided by the owner of the lane."""
+"""`processor dead`: shown without values, decided by the owner of the lane."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import pty
@@ -15,7 +14,7 @@ import pytest
 
 from processor.runtime import drain_thread
 from processor.transaction.builder import Transaction
-from tests.harness.cli import UNKNOWN, Cli, Role, line, poison
+from tests.harness.cli import UNKNOWN, Cli, Role, line, on_terminal, poison
 from tests.harness.process import ROOT
 from tests.harness.site import Site, merged, write
 from tests.harness.wait import wait_until
@@ -40,7 +39,7 @@ def test_dead_letters_are_listed_by_lane_sqlstate_and_time(at_site: Cli, dead_si
     assert said.error == "1 of 2 dead letters: see --limit"
 
 
-def test_what_is_dead_is_shown_without_its_values_unless_they_are_asked_for(
+def test_a_dead_letter_is_shown_with_its_values_only_on_request(
     at_site: Cli, dead_site: Site
 ) -> None:
     (dead,) = poison(dead_site, key="order-1")
@@ -52,43 +51,28 @@ def test_what_is_dead_is_shown_without_its_values_unless_they_are_asked_for(
         assert "canary" in at_site("dead", "show", dead, "--values", *form).out
 
 
-def on_a_terminal(cli: Cli, columns: int, *arguments: str) -> str:
-    """What the command line prints on a terminal that is so wide."""
-    here, there = pty.openpty()
-    environ = {"PROCESSOR_CONFIG": cli.head[1], "COLUMNS": str(columns), "TERM": "dumb"}
-    done = subprocess.Popen(
-        [sys.executable, "-m", "processor", *arguments], cwd=ROOT, stdin=subprocess.DEVNULL,
-        stdout=there, env=os.environ | environ,
-    )
-    os.close(there)
-    said = b""
-    with contextlib.suppress(OSError):  # the terminal's other side is closed
-        while chunk := os.read(here, 65536):
-            said += chunk
-    os.close(here)
-    done.wait(20)
-    return said.decode()
-
-
 @pytest.mark.parametrize("columns", [150, 80, 50])
 def test_nothing_is_cut_off_on_a_narrow_terminal(
     at_site: Cli, dead_site: Site, columns: int
 ) -> None:
     dead = poison(dead_site, 2)
     wait_until(lambda: dead_site.redis.keys("processor:state:*"))
-    listed = on_a_terminal(at_site, columns, "dead", "list")
-    stand = on_a_terminal(at_site, columns, "status")
-    assert max(map(len, (listed + stand).splitlines())) <= columns
-    # To be copied in one piece, where there is room for one.
+    environ = {"PROCESSOR_CONFIG": at_site.head[1], "COLUMNS": str(columns), "TERM": "dumb"}
+    listed, status = (
+        on_terminal(*command, stderr=subprocess.DEVNULL, **environ)
+        for command in (["dead", "list"], ["status"])
+    )
+    assert max(map(len, (listed + status).splitlines())) <= columns
+    # An id is in one piece, so that it can be copied.
     assert all(each in listed for each in dead)
-    assert re.search(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d", stand)
+    assert re.search(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d", status)
     assert "reason" in listed
-    assert "reason" in stand
+    assert "reason" in status
     assert dead_site.dead()[0][2] in " ".join(listed.split())
 
 
 def test_a_retry_is_carried_out_by_the_owner(at_site: Cli, dead_site: Site) -> None:
-    # It takes a table that is not there yet: mended by an operator.
+    # It fails because of a missing table, which the operator then creates.
     lost = Transaction().insert("later", {"n": 1})
     dead_site.submit(lost)
     wait_until(dead_site.dead)
@@ -105,37 +89,39 @@ def test_a_retry_is_carried_out_by_the_owner(at_site: Cli, dead_site: Site) -> N
     assert again.error == f"{lost.id} is already applied"
 
 
-def test_a_discard_frees_what_waits_behind(at_site: Cli, dead_site: Site) -> None:
+def test_a_discard_releases_the_transactions_behind_the_dead_letter(
+    at_site: Cli, dead_site: Site
+) -> None:
     (dead,) = poison(dead_site, key="order-1")
     dead_site.submit(write(1, key="order-1"))
     wait_until(lambda: dead_site.parked() == 1)
-    asked = at_site("dead", "discard", dead)
-    assert asked.code == 2
-    assert "--yes" in asked.error
+    unconfirmed = at_site("dead", "discard", dead)
+    assert unconfirmed.code == 2
+    assert "--yes" in unconfirmed.error
     assert dead_site.parked() == 1
     said = at_site("dead", "discard", dead, "--yes", "--wait", "20")
     assert (said.code, said.out) == (0, f"{dead}  discarded\n")
     dead_site.commits(1)
 
 
-def test_an_edit_mends_the_payload_and_keeps_the_id(
+def test_an_edit_replaces_the_payload_and_must_keep_the_id(
     at_site: Cli, dead_site: Site, tmp_path: Path
 ) -> None:
     (dead,) = poison(dead_site)
-    mended = tmp_path / "mended.json"
-    mended.write_text(json.dumps({"id": UNKNOWN, "operations": json.loads(line(5))["operations"]}))
-    said = at_site("dead", "edit", dead, "--file", str(mended))
+    edited = tmp_path / "edited.json"
+    edited.write_text(json.dumps({"id": UNKNOWN, "operations": json.loads(line(5))["operations"]}))
+    said = at_site("dead", "edit", dead, "--file", str(edited))
     assert (said.code, said.error) == (
         1, f"id: differs from that of the dead letter: write {dead}"
     )
-    mended.write_text(mended.read_text().replace(UNKNOWN, dead))
-    said = at_site("dead", "edit", dead, "--file", str(mended), "--wait", "20s")
+    edited.write_text(edited.read_text().replace(UNKNOWN, dead))
+    said = at_site("dead", "edit", dead, "--file", str(edited), "--wait", "20s")
     assert said.code == 0, said
     assert dead_site.tape() == [5]
     assert at_site("explain", dead, "--json").records[0]["place"] == "applied"
 
 
-def test_the_editor_gets_the_payload_and_what_it_leaves_is_applied(
+def test_the_payload_opens_in_an_editor_and_the_result_is_applied(
     at_site: Cli, dead_site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (dead,) = poison(dead_site)
@@ -154,7 +140,7 @@ def test_the_editor_gets_the_payload_and_what_it_leaves_is_applied(
     assert dead_site.one("select balance from account where id = 7") == 12
 
 
-def test_many_are_named_by_a_filter_counted_first_and_asked_about(
+def test_a_request_by_filter_is_counted_and_confirmed(
     at_site: Cli, dead_site: Site
 ) -> None:
     ids = poison(dead_site, 3) + poison(dead_site, 1, queue="high")
@@ -173,7 +159,7 @@ def test_many_are_named_by_a_filter_counted_first_and_asked_about(
     assert len(at_site.json("dead", "list", "--all")) == 4
 
 
-def test_a_request_waits_for_a_processor_to_come(at_site: Cli, dead_site: Site) -> None:
+def test_a_request_waits_for_the_next_processor(at_site: Cli, dead_site: Site) -> None:
     (dead,) = poison(dead_site)
     assert drain_thread.stop()
     said = at_site("dead", "discard", dead, "--yes", "--wait", "1")
@@ -186,26 +172,28 @@ def test_a_request_waits_for_a_processor_to_come(at_site: Cli, dead_site: Site) 
     wait_until(lambda: not dead_site.dead())
 
 
-ASKED = (["list"], ["show", UNKNOWN], ["retry", UNKNOWN], ["discard", "--all", "--yes"],
+VERBS = (["list"], ["show", UNKNOWN], ["retry", UNKNOWN], ["discard", "--all", "--yes"],
          ["edit", UNKNOWN, "--file", "/dev/null"])  # fmt: skip
 
 
-def test_before_init_db_each_names_it(cli: Cli, site: Site) -> None:
+def test_before_init_db_each_command_suggests_it(cli: Cli, site: Site) -> None:
     site.execute("drop schema processor cascade")
     cli.use(site.mapping)
-    for each in (["verify"], *(["dead", *verb] for verb in ASKED)):
+    for each in (["verify"], *(["dead", *verb] for verb in VERBS)):
         said = cli(*each)
         assert said.code == 69, each
         assert re.fullmatch("schema processor at [^ ]+ is not usable: SQLSTATE 3F000: run "
                             "`processor init-db` .*", said.error), each
 
 
-def test_a_role_without_rights_is_told_what_to_grant(cli: Cli, site: Site, lowly: Role) -> None:
+def test_a_role_without_privileges_gets_the_grants_it_needs(
+    cli: Cli, site: Site, lowly: Role
+) -> None:
     cli.use(merged(site.mapping, {"database": {"dsn": lowly.dsn}}))
-    for rights in ("", f"grant usage on schema processor to {lowly.name}",
+    for grant in ("", f"grant usage on schema processor to {lowly.name}",
                    f"grant select on processor.meta to {lowly.name}"):  # fmt: skip
-        site.execute(rights or "select 1")
-        for each in (["verify"], *(["dead", *verb] for verb in ASKED)):
+        site.execute(grant or "select 1")
+        for each in (["verify"], *(["dead", *verb] for verb in VERBS)):
             said = cli(*each)
             assert said.code == 69, each
             assert re.match("the role lacks privileges on schema processor at [^ ]+: "
@@ -213,7 +201,7 @@ def test_a_role_without_rights_is_told_what_to_grant(cli: Cli, site: Site, lowly
             assert "`processor print schema`" in said.error, each
 
 
-def test_an_unknown_dead_letter_is_an_error_with_the_next_step(
+def test_an_unknown_dead_letter_is_an_error_with_a_remedy(
     at_site: Cli, dead_site: Site
 ) -> None:
     for verb in (["show"], ["retry"], ["discard", "--yes"], ["edit", "--file", "/dev/null"]):

@@ -1,4 +1,4 @@
-"""`processor doctor`: every check against a server on which it fails."""
+"""`processor doctor`: each check on a server for which it fails."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def diagnosis(cli: Cli, section: str, check: str) -> dict[str, str]:
     return next(r for r in said.records if (r["section"], r["check"]) == (section, check))
 
 
-def test_the_doctor_looks_at_everything_and_goes_through_the_checklist(
+def test_doctor_runs_all_checks_and_the_checklist(
     at_site: Cli, site: Site
 ) -> None:
     site.start()
@@ -65,7 +65,7 @@ def test_the_doctor_looks_at_everything_and_goes_through_the_checklist(
         ({"maxmemory": "4gb"}, "memory", "ok", "in use"),
     ],
 )
-def test_the_doctor_judges_what_redis_does_with_what_is_accepted(
+def test_doctor_judges_durability_and_memory_of_redis(
     cli: Cli, site: Site, own_redis: Any, settings: dict[str, str], check: str, level: str,
     words: str,
 ) -> None:
@@ -79,7 +79,7 @@ def test_the_doctor_judges_what_redis_does_with_what_is_accepted(
     assert words in found["found"]
 
 
-def test_the_doctor_sees_less_through_a_user_of_few_rights_and_says_so(
+def test_doctor_reports_what_a_least_privilege_user_cannot_check(
     cli: Cli, site: Site, own_redis: Any
 ) -> None:
     server = own_redis()
@@ -91,7 +91,7 @@ def test_the_doctor_sees_less_through_a_user_of_few_rights_and_says_so(
     assert cli("doctor").code in (0, 1)
 
 
-def test_the_doctor_judges_the_role_and_what_a_commit_is_worth(cli: Cli, site: Site) -> None:
+def test_doctor_judges_the_role_and_the_durability_of_a_commit(cli: Cli, site: Site) -> None:
     cli.use(site.mapping)
     found = diagnosis(cli, "postgresql", "role")
     assert (found["level"], "superuser" in found["found"]) == ("warn", True)
@@ -114,39 +114,39 @@ def test_the_doctor_judges_the_role_and_what_a_commit_is_worth(cli: Cli, site: S
         site.execute(f"drop owned by {name}; drop role {name}")
 
 
-def test_the_doctor_tells_a_role_without_rights_from_a_server_that_is_away(
+def test_doctor_does_not_report_missing_privileges_as_an_unavailable_server(
     cli: Cli, site: Site, lowly: Role
 ) -> None:
     site.start()
     cli.use(merged(site.mapping, {"database": {"dsn": lowly.dsn}}))
-    for rights, what in (
+    for grant, found in (
         ("select 1", "privileges on schema processor at "),
         (f"grant usage on schema processor to {lowly.name}", "SQLSTATE 42501"),
         (f"grant select on processor.meta to {lowly.name}", "on processor.lane, processor."),
     ):
-        site.execute(rights)
+        site.execute(grant)
         said = cli("doctor", "--json")
         assert said.code == 1
         failed = {r["check"]: r for r in said.records
                   if (r["section"], r["level"]) == ("postgresql", "fail")
                   and r["check"] != "fsync"}  # fmt: skip
         assert list(failed) == ["rights"]
-        assert what in failed["rights"]["found"]
+        assert found in failed["rights"]["found"]
         assert "`processor print schema`" in failed["rights"]["remedy"]
         assert diagnosis(cli, "postgresql", "connections")["level"] == "ok"
 
 
-def test_the_doctor_sends_nobody_to_start_a_server_that_answered(
+def test_doctor_does_not_suggest_to_start_a_server_that_responded(
     cli: Cli, site: Site, postgres_server: Any
 ) -> None:
-    away = {"database": {"dsn": postgres_server.dsn_of("nowhere")},
-            "replicas": {"servers": {"near": postgres_server.dsn_of("nowhere")}}}  # fmt: skip
-    cli.use(merged(site.mapping, away))
+    missing = {"database": {"dsn": postgres_server.dsn_of("nowhere")},
+               "replicas": {"servers": {"near": postgres_server.dsn_of("nowhere")}}}  # fmt: skip
+    cli.use(merged(site.mapping, missing))
     found = diagnosis(cli, "postgresql", "server")
     assert found["found"].endswith('FATAL:  database "nowhere" does not exist')
     assert found["remedy"] == "check database.dsn"
 
-    cli.use(merged(site.mapping, {"replicas": away["replicas"]}))
+    cli.use(merged(site.mapping, {"replicas": missing["replicas"]}))
     found = next(r for r in cli("doctor", "--json").records if r["check"] == "near")
     assert found["found"].endswith('FATAL:  database "nowhere" does not exist')
     assert found["remedy"] == "check replicas.servers"
@@ -155,7 +155,7 @@ def test_the_doctor_sends_nobody_to_start_a_server_that_answered(
     assert diagnosis(cli, "postgresql", "server")["remedy"] == "start it, or check database.dsn"
 
 
-def test_an_outage_for_want_of_rights_names_tables_and_remedy(
+def test_an_outage_by_missing_privileges_names_tables_and_remedy(
     site: Site, lowly: Role
 ) -> None:
     drain = site.drain(site.changed(database={"dsn": lowly.dsn}))
@@ -174,7 +174,7 @@ def test_an_outage_for_want_of_rights_names_tables_and_remedy(
     assert not drain.gate.is_shut
 
 
-def test_the_doctor_judges_schema_retention_pauses_and_dead_letters(cli: Cli, site: Site) -> None:
+def test_doctor_judges_schema_retention_pauses_and_dead_letters(cli: Cli, site: Site) -> None:
     cli.use(merged(site.mapping, {"ledger": {"retention": 7200.0}}))
     site.start()
     poison(site)
@@ -189,7 +189,7 @@ def test_the_doctor_judges_schema_retention_pauses_and_dead_letters(cli: Cli, si
     assert diagnosis(cli, "postgresql", "schema")["level"] == "fail"
 
 
-def test_the_doctor_goes_on_without_a_server_and_says_which_is_away(cli: Cli, site: Site) -> None:
+def test_doctor_checks_the_other_server_if_one_is_unavailable(cli: Cli, site: Site) -> None:
     cli.use(merged(site.mapping, {"redis": {"url": "redis://127.0.0.1:1/0"}}))
     said = cli("doctor", "--json")
     assert said.code == 69
@@ -208,13 +208,13 @@ def test_the_doctor_goes_on_without_a_server_and_says_which_is_away(cli: Cli, si
     ("apart", "level", "word"),
     [(0.0, "ok", ""), (5.0, "warn", "ahead"), (-5.0, "warn", "behind"), (60.0, "fail", "ahead")],
 )
-def test_clocks_that_differ_are_told(apart: float, level: str, word: str) -> None:
+def test_doctor_reports_clocks_that_differ(apart: float, level: str, word: str) -> None:
     found = host.clock("Redis", lambda: time.time() + apart)
     assert found.level == level
     assert word in found.found
 
 
-def test_a_password_that_everybody_may_read_is_told(tmp_path: Path) -> None:
+def test_doctor_reports_a_password_that_every_user_can_read(tmp_path: Path) -> None:
     path = tmp_path / "p.yml"
     path.write_text("database: {dsn: 'host=x password=y'}")
     path.chmod(0o644)

@@ -1,4 +1,4 @@
-"""`processor queues` and `processor status`: what holds a queue back, and who drains it."""
+"""`processor queues` and `processor status`: pauses, lanes and their owners."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.harness.wait import wait_until
 MakeSite = Callable[..., Site]
 
 
-def test_a_paused_queue_takes_entries_and_applies_none_until_it_is_resumed(
+def test_a_paused_queue_accepts_entries_and_applies_them_after_resume(
     at_site: Cli, site: Site
 ) -> None:
     site.start()
@@ -33,7 +33,7 @@ def test_a_paused_queue_takes_entries_and_applies_none_until_it_is_resumed(
     site.commits(2, 1)
 
 
-def test_a_pause_with_an_end_lifts_itself(at_site: Cli, site: Site) -> None:
+def test_a_pause_with_an_end_expires(at_site: Cli, site: Site) -> None:
     said = at_site("queues", "pause", "default", "--for", "3s")
     assert said.code == 0
     until = said.error.removeprefix("default is paused until ")
@@ -44,13 +44,13 @@ def test_a_pause_with_an_end_lifts_itself(at_site: Cli, site: Site) -> None:
     assert not any(r["paused"] for r in at_site.json("queues", "list"))
 
 
-def test_when_a_pause_will_end_is_listed(at_site: Cli) -> None:
+def test_the_end_of_a_pause_is_listed(at_site: Cli) -> None:
     said = at_site("queues", "pause", "default", "--for", "1h")
     (row,) = (r for r in at_site.json("queues", "list") if r["queue"] == "default")
     assert said.error == f"default is paused until {row['paused_until']}"
 
 
-def test_a_pause_that_a_full_redis_refuses_says_what_to_do(
+def test_a_pause_that_a_full_redis_rejects_has_a_remedy(
     cli: Cli, site_of: MakeSite, own_redis: Any
 ) -> None:
     site = site_of(redis=own_redis())
@@ -63,14 +63,14 @@ def test_a_pause_that_a_full_redis_refuses_says_what_to_do(
     )  # fmt: skip
 
 
-def test_lanes_that_left_the_settings_are_still_listed(at_site: Cli, site: Site) -> None:
+def test_lanes_removed_from_the_settings_are_still_listed(at_site: Cli, site: Site) -> None:
     site.redis.sadd("processor:lanes", "old:0")
     row = next(r for r in at_site.json("queues", "list") if r["queue"] == "old")
     assert row["configured"] is False
     assert "old:0" in at_site("queues", "list").out
 
 
-def test_a_queue_is_resumed_also_while_redis_is_full(
+def test_a_queue_can_be_resumed_while_redis_is_full(
     cli: Cli, site_of: MakeSite, own_redis: Any
 ) -> None:
     site = site_of(redis=own_redis())
@@ -91,7 +91,7 @@ def test_a_queue_is_resumed_also_while_redis_is_full(
 # status
 
 
-def test_a_full_redis_is_told_by_health_and_not_taken_for_a_missing_processor(
+def test_a_full_redis_is_not_mistaken_for_a_missing_processor(
     cli: Cli, site_of: MakeSite, own_redis: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     site = site_of(redis=own_redis())
@@ -116,7 +116,9 @@ def test_a_full_redis_is_told_by_health_and_not_taken_for_a_missing_processor(
     ]
 
 
-def test_status_tells_who_drains_what_and_fails_if_nobody_does(at_site: Cli, site: Site) -> None:
+def test_status_shows_the_owner_of_each_lane_and_fails_without_a_processor(
+    at_site: Cli, site: Site
+) -> None:
     said = at_site("status")
     assert said.code == 1
     assert "start one with `processor run`" in said.err
@@ -124,11 +126,11 @@ def test_status_tells_who_drains_what_and_fails_if_nobody_does(at_site: Cli, sit
     site.submit(write(1))
     site.commits(1)
 
-    def told() -> Any:
+    def owned() -> Any:
         summary = at_site("status", "--json").records[0]
         return summary if summary["lanes"]["default:0"]["owner"] else None
 
-    summary = wait_until(told)
+    summary = wait_until(owned)
     (only,) = summary["processors"]
     assert only["background_processor"]["status"] == "running"
     assert summary["lanes"]["default:0"]["owner"] == only["instance"]
@@ -137,8 +139,8 @@ def test_status_tells_who_drains_what_and_fails_if_nobody_does(at_site: Cli, sit
     assert only["instance"] in said.out
 
 
-def test_status_works_while_postgresql_is_away(cli: Cli, site: Site) -> None:
+def test_status_works_while_postgresql_is_unavailable(cli: Cli, site: Site) -> None:
     site.start()
     wait_until(lambda: site.redis.keys("processor:state:*"))
-    away = {"database": {"dsn": "host=127.0.0.1 port=1 dbname=x"}}
-    assert cli.use(merged(site.mapping, away))("status").code == 0
+    unavailable = {"database": {"dsn": "host=127.0.0.1 port=1 dbname=x"}}
+    assert cli.use(merged(site.mapping, unavailable))("status").code == 0

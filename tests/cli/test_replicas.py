@@ -1,4 +1,4 @@
-"""What the command line tells of replicas: how far they are, and what is wrong with them."""
+"""The command line on replicas: how far they are, and what is wrong with them."""
 
 from __future__ import annotations
 
@@ -19,18 +19,6 @@ from tests.harness.site import Site, write
 from tests.harness.wait import wait_until
 
 
-@pytest.fixture
-def primary(own_postgres: Factory) -> PostgresServer:
-    server: PostgresServer = own_postgres()
-    return server
-
-
-@pytest.fixture
-def standby(own_standby: Factory, primary: PostgresServer) -> Standby:
-    made: Standby = own_standby(primary, name="near")
-    return made
-
-
 def checked(cli: Cli, site: Site) -> dict[str, tuple[str, str]]:
     """Level and finding of each check of replicas."""
     rows = cli.use(site.mapping)("doctor", "--json").records
@@ -47,14 +35,14 @@ def test_status_shows_how_far_each_replica_is(
     wait_until(lambda: drain_thread.state()["replicas"]["near"]["lag"] == 0.0)
 
     at_site = cli.use(site.mapping)
-    (told,) = at_site("status", "--json").records
+    (record,) = at_site("status", "--json").records
     shown = at_site("status")
 
-    near = told["replicas"]["near"]
+    near = record["replicas"]["near"]
     assert near["status"] == "following"
     assert near["heard"]
     assert any(line.split()[:2] == ["near", "following"] for line in shown.lines)
-    assert standby.dsn not in str(told)
+    assert standby.dsn not in str(record)
 
 
 @pytest.mark.parametrize(
@@ -68,11 +56,11 @@ def test_status_shows_how_far_each_replica_is(
         ("following", 105, 20.0, ("unheard", None)),
     ],
 )
-def test_status_shows_that_nobody_tells_of_a_replica_any_more(
+def test_status_shows_a_replica_without_recent_progress_as_unheard(
     cli: Cli, site_of: Callable[..., Site], state: str, ago: int, interval: float,
     shown: tuple[str, float | None],
 ) -> None:  # fmt: skip
-    """It was taken out of the settings; what was told of it last stays in Redis."""
+    """It was removed from the settings; its last progress stays in Redis."""
     site = site_of(replicas={"interval": interval})
     then = time.time() - ago
     replica = Replica(state, at=then, lsn="0/3000000", lag=0.0, told=then)
@@ -88,7 +76,7 @@ def test_status_shows_that_nobody_tells_of_a_replica_any_more(
     assert ("0.0s" in line) is (shown[1] is not None)
 
 
-def test_status_names_the_commits_that_a_failover_left_behind(cli: Cli, site: Site) -> None:
+def test_status_names_the_commits_that_a_failover_lost(cli: Cli, site: Site) -> None:
     site.start()
     redis = RedisConnection(site.settings.redis.url, 1.0)
     redis.calls(
@@ -104,11 +92,11 @@ def test_status_names_the_commits_that_a_failover_left_behind(cli: Cli, site: Si
     assert "2 commits of timeline 1 of 7 lost in a failover" in at_site("status").error
 
 
-def test_the_doctor_finds_a_good_replica_good(
+def test_doctor_finds_no_problem_with_a_usable_replica(
     cli: Cli, site_of: Callable[..., Site], primary: PostgresServer, standby: Standby
 ) -> None:
     site = site_of(postgres=primary, replicas={"servers": {"near": standby.dsn}})
-    # The replica has the database, and then its schema, a moment later.
+    # The database, and then the schema, reach the replica with a delay.
     wait_until(lambda: checked(cli, site)["near"][0] == "ok", message=lambda: checked(cli, site))
 
 
@@ -120,7 +108,7 @@ def test_the_doctor_finds_a_good_replica_good(
         ("nobody", "fail", "cannot connect to PostgreSQL"),
     ],
 )
-def test_the_doctor_finds_what_is_no_replica(
+def test_doctor_reports_a_server_that_is_not_a_replica(
     cli: Cli, site_of: Callable[..., Site], primary: PostgresServer, own_postgres: Factory,
     server: str, level: str, words: str,
 ) -> None:  # fmt: skip
@@ -137,7 +125,7 @@ def test_the_doctor_finds_what_is_no_replica(
     assert words in found[1]
 
 
-def test_the_doctor_misses_a_replica_that_settling_would_wait_for(
+def test_doctor_reports_a_missing_replica_that_settling_waits_for(
     cli: Cli, site_of: Callable[..., Site], primary: PostgresServer, standby: Standby
 ) -> None:
     site = site_of(
@@ -151,7 +139,7 @@ def test_the_doctor_misses_a_replica_that_settling_would_wait_for(
     assert "near" not in found
 
 
-def test_what_waits_for_a_replica_is_explained_and_no_problem(
+def test_an_entry_that_waits_for_a_replica_is_explained_and_passes_verify(
     cli: Cli, site_of: Callable[..., Site], primary: PostgresServer, standby: Standby
 ) -> None:
     replicas = {"servers": {"near": standby.dsn, "gone": "host=127.0.0.1 port=1"}}
@@ -162,11 +150,11 @@ def test_what_waits_for_a_replica_is_explained_and_no_problem(
     wait_until(lambda: drain_thread.state()["replicas"]["near"]["lag"] == 0.0)
     at_site = cli.use(site.mapping)
 
-    told = at_site("explain", receipt.id, "--json").records[0]
+    answer = at_site("explain", receipt.id, "--json").records[0]
 
-    assert told["place"] == "applied"
-    assert told["replicas"] == {"near": True, "gone": None}
-    assert "until the replicas have it" in told["why"]
+    assert answer["place"] == "applied"
+    assert answer["replicas"] == {"near": True, "gone": None}
+    assert "until the replicas have it" in answer["why"]
     assert "gone: unreachable, near: yes" in str(at_site("explain", receipt.id).lines)
     assert at_site("verify").code == 0
     wait_until(lambda: "1 committed entries wait" in site.reason)

@@ -1,16 +1,12 @@
-"""`processor submit`: lines that are accepted or refused, and where to go on."""
+"""`processor submit`: which lines are accepted or refused, and where to resume."""
 
 from __future__ import annotations
 
 import os
-import pty
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-from tests.harness.cli import Cli, Program, line, lines
-from tests.harness.process import ROOT
+from tests.harness.cli import Cli, Program, line, lines, on_terminal
 from tests.harness.site import Site, merged
 from tests.harness.wait import wait_until
 
@@ -29,7 +25,7 @@ def test_a_file_is_submitted_in_order_and_its_ids_are_printed(
     assert said.lines == [row[0] for row in ledger]
 
 
-def test_a_receipt_tells_line_lane_and_entry(at_site: Cli, site: Site) -> None:
+def test_the_json_of_a_receipt_has_line_lane_and_entry(at_site: Cli, site: Site) -> None:
     first, second = at_site("submit", "--json", stdin=lines(1) + lines(2, delay=60)).records
     assert (first["line"], first["lane"]) == (1, "default:0")
     assert site.redis.xrange(site.lane().stream)[0][0].decode() == first["entry"]
@@ -37,7 +33,7 @@ def test_a_receipt_tells_line_lane_and_entry(at_site: Cli, site: Site) -> None:
     assert (second["line"], second["entry"]) == (2, "")
 
 
-def test_a_pipe_is_heard_while_it_stays_open(program: Program, site: Site) -> None:
+def test_the_lines_of_an_open_pipe_are_submitted_at_once(program: Program, site: Site) -> None:
     environ = os.environ | {"PROCESSOR_REDIS_URL": site.mapping["redis"]["url"]}
     process = program("submit", env=environ)
     assert process.stdin is not None
@@ -51,7 +47,9 @@ def test_a_pipe_is_heard_while_it_stays_open(program: Program, site: Site) -> No
     assert process.wait(20) == 0
 
 
-def test_a_bad_line_is_named_and_all_before_it_are_accepted(at_site: Cli, site: Site) -> None:
+def test_an_invalid_line_is_named_and_all_lines_before_it_are_accepted(
+    at_site: Cli, site: Site
+) -> None:
     bad = '{"operations": [{"op": "insert", "table": "", "values": {"n": 3}}]}\n'
     said = at_site("submit", stdin=lines(1, 2) + bad + lines(4))
     assert said.code == 1
@@ -64,14 +62,14 @@ def test_a_bad_line_is_named_and_all_before_it_are_accepted(at_site: Cli, site: 
     assert site.depth() == 3
 
 
-def test_a_line_that_only_the_producer_refuses_is_named_too(at_site: Cli, site: Site) -> None:
+def test_a_line_that_the_producer_refuses_is_named(at_site: Cli, site: Site) -> None:
     said = at_site("submit", stdin=lines(1) + lines(2, queue="hihg") + lines(3))
     assert said.code == 1
     assert said.err.startswith("processor: line 2: queue: 'hihg' is not configured: one of ")
     assert len(said.lines) == site.depth() == 1
 
 
-def test_keep_going_passes_over_bad_lines_and_says_how_many(at_site: Cli, site: Site) -> None:
+def test_keep_going_skips_invalid_lines_and_counts_them(at_site: Cli, site: Site) -> None:
     content = lines(1) + "{\n" + lines(2) + lines(3, queue="none") + "[]\n" + lines(4)
     said = at_site("submit", "--keep-going", stdin=content)
     assert said.code == 1
@@ -81,7 +79,7 @@ def test_keep_going_passes_over_bad_lines_and_says_how_many(at_site: Cli, site: 
     assert len(said.lines) == site.depth() == 3
 
 
-def test_a_full_buffer_says_at_which_line_and_may_be_waited_for(cli: Cli, site_of: Any) -> None:
+def test_a_full_buffer_names_the_line_and_wait_waits_for_room(cli: Cli, site_of: Any) -> None:
     site = site_of(buffer={"limit": 400})
     cli.use(site.mapping)
     said = cli("submit", stdin=lines(*range(1, 701)))
@@ -94,38 +92,21 @@ def test_a_full_buffer_says_at_which_line_and_may_be_waited_for(cli: Cli, site_o
     wait_until(lambda: site.tape() == list(range(1, 1501)), message=lambda: site.tale())
 
 
-def test_a_redis_that_is_away_says_at_which_line(cli: Cli) -> None:
+def test_an_unavailable_redis_names_the_line(cli: Cli) -> None:
     said = cli.use({"redis": {"url": "redis://127.0.0.1:1/0"}})("submit", stdin=lines(1))
     assert said.code == 69
     expected = "processor: line 1: Redis at 127.0.0.1:1 is unavailable"
     assert said.err.splitlines()[0].startswith(expected)
 
 
-def test_a_file_without_line_ends_is_not_read_into_memory(cli: Cli, site: Site) -> None:
+def test_a_file_without_line_ends_is_refused_before_it_fills_the_memory(
+    cli: Cli, site: Site
+) -> None:
     cli.use(merged(site.mapping, {"buffer": {"transaction_bytes": 1024}}))
     said = cli("submit", stdin=lines(1) + "x" * 600_000)
     assert said.code == 2
     assert "line 2 is longer than" in said.error
     assert "one transaction a line" in said.error
-
-
-def on_a_terminal(arguments: list[str], stdout: int | None, **environ: str) -> bytes:
-    """What the command line says on stderr when that is a terminal."""
-    here, there = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "processor", *arguments], cwd=ROOT, stdin=subprocess.DEVNULL,
-        stdout=there if stdout is None else stdout, stderr=there, env=os.environ | environ,
-    )
-    os.close(there)
-    said = b""
-    try:
-        while chunk := os.read(here, 65536):
-            said += chunk
-    except OSError:  # the terminal's other side is closed
-        pass
-    os.close(here)
-    assert process.wait(20) == 0
-    return said
 
 
 def test_a_large_file_has_a_progress_bar_on_a_terminal_and_none_in_a_pipe(
@@ -135,8 +116,8 @@ def test_a_large_file_has_a_progress_bar_on_a_terminal_and_none_in_a_pipe(
     path.write_text(lines(*range(3000)))
     environ = {"PROCESSOR_REDIS_URL": site.mapping["redis"]["url"], "TERM": "xterm"}
     with open(tmp_path / "ids", "wb") as ids:
-        bar = on_a_terminal(["submit", str(path)], ids.fileno(), **environ)
-    assert "━".encode() in bar
+        bar = on_terminal("submit", str(path), stdout=ids.fileno(), **environ)
+    assert "━" in bar
     assert len((tmp_path / "ids").read_text().splitlines()) == 3000
     process = program("submit", str(path), env=os.environ | environ)
     out, err = process.communicate(timeout=20)

@@ -1,4 +1,4 @@
-"""`processor verify`: a broken invariant is found, and work in hand is none."""
+"""`processor verify`: it finds a broken invariant, and ignores work in progress."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_after_work_with_failures_every_invariant_holds(at_site: Cli, dead_site:
 
 
 def tamper(at_site: Cli, site: Site, how: Callable[[], Any]) -> Said:
-    """Do something by hand that must not be, while nobody works."""
+    """Change a server by hand while no processor runs, and verify."""
     poison(site, 1, key="k")
     site.submit(write(1, key="k"), write(2))
     site.commits(2)
@@ -39,32 +39,32 @@ def tamper(at_site: Cli, site: Site, how: Callable[[], Any]) -> Said:
 
 
 TAMPERED: dict[str, tuple[str, Callable[[Site], Any]]] = {
-    "a parked one without its line": (
+    "a parked transaction without its line": (
         "lines", lambda s: s.redis.zrem(
             s.lane().blocked, *(m for m in s.redis.zrange(s.lane().blocked, 0, -1)
                                 if s.redis.hkeys(s.lane().parked)[0] in m))),
-    "one that stands first and has no turn": (
+    "a parked transaction that is first in its line and has no retry": (
         "lines", lambda s: (s.redis.zremrangebyrank(s.lane().blocked, 0, 0),
                             s.redis.delete(s.lane().retry))),
-    "a line that nobody stands for": (
+    "a line whose first transaction does not exist": (
         "holders", lambda s: s.redis.zadd(
             s.lane().blocked, {f"x\0{1:016d}-{0:020d}\0{UNKNOWN}".encode(): 0})),
-    "a dead letter that holds nothing any more": (
+    "a dead letter that is missing from its line": (
         "holds", lambda s: s.redis.zremrangebyrank(s.lane().blocked, 0, 0)),
     "a dead letter that was deleted": (
         "outcomes", lambda s: s.execute("delete from processor.dead_letter")),
     "a ledger row that was deleted": (
         "counters", lambda s: s.execute("delete from processor.ledger where outcome = 'applied'")),
-    "a counter that was turned back": (
+    "a counter that was set back": (
         "counters", lambda s: s.execute("update processor.lane set applied = 0")),
-    "a Redis that went back": (
+    "a Redis that lost its last entries": (
         "loss", lambda s: s.execute(
             "update processor.lane set last_entry = '9999999999999-0' where lane = 'default:0'")),
 }
 
 
 @pytest.mark.parametrize("case", TAMPERED)
-def test_a_broken_invariant_is_found_and_named(at_site: Cli, dead_site: Site, case: str) -> None:
+def test_a_broken_invariant_is_found(at_site: Cli, dead_site: Site, case: str) -> None:
     check, how = TAMPERED[case]
     said = tamper(at_site, dead_site, lambda: how(dead_site))
     assert said.code == 1
@@ -72,7 +72,7 @@ def test_a_broken_invariant_is_found_and_named(at_site: Cli, dead_site: Site, ca
     assert all(row["remedy"] for row in said.records if row["level"] == "fail")
 
 
-def test_entries_left_by_a_killed_processor_are_a_warning_until_one_comes(
+def test_entries_left_by_a_killed_processor_are_a_warning_until_the_next_one(
     at_site: Cli, site: Site
 ) -> None:
     site.start()
@@ -91,7 +91,9 @@ def test_entries_left_by_a_killed_processor_are_a_warning_until_one_comes(
     assert levels(at_site("verify", "--json"))["settled"] == "ok"
 
 
-def test_a_buffer_that_lost_everything_is_told_from_a_new_one(at_site: Cli, site: Site) -> None:
+def test_a_buffer_that_lost_everything_is_distinguished_from_a_new_one(
+    at_site: Cli, site: Site
+) -> None:
     said = at_site("verify")
     assert said.code == 0
     assert "nothing was ever submitted" in said.out

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
+import pty
 import re
 import subprocess
 import sys
@@ -191,3 +193,23 @@ def program(tmp_path: Path) -> Iterator[Program]:
         for pipe in (process.stdin, process.stdout, process.stderr):
             if pipe is not None:
                 pipe.close()
+
+
+def on_terminal(
+    *arguments: str, stdout: int | None = None, stderr: int | None = None, **environ: str
+) -> str:
+    """What the command line prints to a terminal; `stdout` or `stderr` may go elsewhere."""
+    here, there = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "processor", *arguments], cwd=ROOT, stdin=subprocess.DEVNULL,
+        stdout=there if stdout is None else stdout, stderr=there if stderr is None else stderr,
+        env=os.environ | environ,
+    )
+    os.close(there)
+    printed = b""
+    with contextlib.suppress(OSError):  # The program has closed the terminal.
+        while chunk := os.read(here, 65536):
+            printed += chunk
+    os.close(here)
+    assert process.wait(20) == 0
+    return printed.decode()

@@ -166,3 +166,17 @@ def own_standby() -> Iterator[Factory]:
             return standby.start() if start else standby
 
         yield make
+
+
+@pytest.fixture
+def primary(own_postgres: Factory) -> PostgresServer:
+    """A PostgreSQL of the test's own, to have replicas."""
+    server: PostgresServer = own_postgres()
+    return server
+
+
+@pytest.fixture
+def standby(own_standby: Factory, primary: PostgresServer) -> Standby:
+    """A replica of `primary` whose name is `near`."""
+    server: Standby = own_standby(primary, name="near")
+    return server

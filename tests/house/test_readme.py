@@ -185,12 +185,6 @@ def test_a_receipt_reports_how_far_the_write_got(reader: Reader):
 
 
 @pytest.fixture
-def primary(own_postgres: Factory) -> PostgresServer:
-    server: PostgresServer = own_postgres()
-    return server
-
-
-@pytest.fixture
 def near(own_standby: Factory, primary: PostgresServer) -> Standby:
     made: Standby = own_standby(primary, name="site")
     return made

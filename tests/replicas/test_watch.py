@@ -184,18 +184,6 @@ def test_progress_is_reset_when_a_server_went_back_or_was_replaced() -> None:
 # Real servers.
 
 
-@pytest.fixture
-def primary(own_postgres: Factory) -> PostgresServer:
-    server: PostgresServer = own_postgres()
-    return server
-
-
-@pytest.fixture
-def standby(own_standby: Factory, primary: PostgresServer) -> Standby:
-    made: Standby = own_standby(primary, name="near")
-    return made
-
-
 def published(site: Site) -> dict[str, str]:
     redis = RedisConnection(site.settings.redis.url, 1.0)
     try:

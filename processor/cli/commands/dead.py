@@ -47,7 +47,7 @@ filters = _options(
     click.option("--lane", metavar="LANE", help="Of this lane: default:0."),
     click.option("--sqlstate", metavar="STATE", help="With this SQLSTATE, or its class: 23."),
     click.option("--since", metavar="TIME", callback=past_time,
-                 help="Dead since this time: 2h (ago), or 2026-11-21T06:00:00Z."),
+                 help="Died in the last 2h, or since 2026-11-21T06:00:00Z."),
 )
 requesting = _options(
     click.option("--adopt", "adopted", metavar="BUFFER", callback=buffer_id,

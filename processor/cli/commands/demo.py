@@ -18,7 +18,7 @@ from processor.demo.screen import screen
 @click.command()
 @click.option("--seconds", type=click.FloatRange(5, 600), default=30.0, show_default=True,
               metavar="N",
-              help="Run for about N seconds, 5 to 600.")  # fmt: skip
+              help="Run for about N seconds.")  # fmt: skip
 @output.json_option
 def demo(seconds: float, as_json: bool) -> int:
     """Submit transactions while PostgreSQL and the processor are killed.

@@ -1,4 +1,4 @@
-"""`processor submit`: submits transactions from a file or a pipe, one JSON object a line.
+"""`processor submit`: submits transactions from a file or a pipe, one JSON object per line.
 
 Whatever one read returns is one chunk, so a file is submitted in large chunks and the lines of a
 slow pipe at once. A line is accepted or refused as a whole. The ids of accepted lines are printed
@@ -46,7 +46,7 @@ def submit(
     sessions: OperatorSessions, file: BinaryIO, keep_going: bool, first: int, wait: bool,
     as_json: bool
 ) -> int:
-    """Submit the transactions in FILE, one JSON object a line, and print their ids.
+    """Submit the transactions in FILE, one JSON object per line, and print their ids.
 
     Without FILE, or if it is -, reads standard input.
     """

@@ -45,8 +45,8 @@ def _messages(settings: Settings, average: float | None) -> Finding:
     if average is not None and average > _SMALL:
         return _line("small messages", WARN, f"entries have {average / 1024:.0f} KiB on average",
                      "store large content elsewhere and submit a reference")
-    limit = f"at most {settings.buffer.transaction_bytes / 1024:.0f} KiB each"
-    seen = "" if average is None else f"entries have {average:.0f} bytes on average, "
+    seen = "" if average is None else f"entries have {average:.0f} bytes on average; "
+    limit = f"the limit is {settings.buffer.transaction_bytes / 1024:.0f} KiB"
     return _line("small messages", OK, f"{seen}{limit}")
 
 

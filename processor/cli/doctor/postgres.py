@@ -47,7 +47,7 @@ def _schema(database: PostgresSession) -> Iterator[Finding]:
         schema.check(database)
         yield _finding("schema", OK, f"version {schema.VERSION}")
         schema.check_rights(database)
-        yield _finding("rights", OK, "the role has the privileges on the schema processor")
+        yield _finding("rights", OK, "the role has all privileges that it needs")
     except SchemaMissing as error:
         yield _finding("schema", FAIL, str(error.args[0]), error.hint)
     except RightsMissing as error:

@@ -182,4 +182,4 @@ def _lanes(settings: Settings, seen: Overview) -> Iterator[Finding]:
         yield _finding("lanes", WARN, f"nearly full: {', '.join(full)}",
                        "see `processor status`; raise buffer.limit if Redis has the memory")
     else:
-        yield _finding("lanes", OK, f"{count(len(seen.lanes), 'lane')}, {entries} entries")
+        yield _finding("lanes", OK, f"{count(len(seen.lanes), 'lane')}, {count(entries, 'entry')}")
