@@ -16,6 +16,7 @@ certainly not committed (rule 13).
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import select
@@ -34,6 +35,8 @@ from processor.connections.fork_guard import resolving
 from processor.connections.wal_position import is_superseded
 from processor.errors import DatabaseError, DatabaseUnavailable, PoolerDetected
 from processor.telemetry.progress import Progress
+
+log = logging.getLogger("processor.connections")
 
 Row = tuple[Any, ...]
 
@@ -115,6 +118,7 @@ class PostgresSession:
                     raise
         self.generation += 1
         self._end_previous()
+        log.debug("connected to PostgreSQL at %s as %s", self.address, self._application)
 
     def _open(self, host: dict[str, Any]) -> None:
         self.address = addresses.host_port(self._settings.dsn, host)

@@ -15,6 +15,7 @@ import contextlib
 # during an import leaves the lock of that module held in the child indefinitely.
 import email.parser  # noqa: F401
 import encodings.idna  # noqa: F401
+import logging
 import socket
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -31,6 +32,8 @@ from processor.connections.fork_guard import resolving
 from processor.errors import ConfigError, RedisRefused, RedisUnavailable
 
 _pack = cast(Callable[[tuple[Any, ...]], bytes], hiredis.pack_command)
+
+log = logging.getLogger("processor.connections")
 
 Command = Sequence[bytes | str | int | float]
 Reply = Any
@@ -140,6 +143,7 @@ class RedisConnection:
             self._connection = connection
             self.generation += 1
             self.memory = {}
+            log.debug("connected to Redis at %s", self._address)
         return self._connection
 
 

@@ -93,6 +93,8 @@ class Drain:
         crashpoint.reach("pass-start")
         if self.gate.wait(now) > 0:
             return self.gate.wait(now)
+        if self.gate.is_shut:
+            log.debug("outage: probing the servers")
         try:
             if self._connecting.connect(now):
                 self._attempts.answered = True
@@ -128,6 +130,8 @@ class Drain:
         if self.gate.shut(now, str(error), jitter=random.random(), stale=stale):
             metrics.count("outages")
             log.warning("outage: %s", error)
+        else:
+            log.debug("outage continues: %s", error)
         if isinstance(error, RedisUnavailable):
             self.redis.close()
         elif self.database.alive and not self.database.idle:

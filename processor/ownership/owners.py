@@ -96,10 +96,10 @@ class Owners:
                 site=self._settings.site, instance=self._instance,
             )  # fmt: skip
         except DatabaseError as error:
-            if judge(ErrorReply(error.sqlstate)) is Verdict.CONTENTION:
-                return
-            raise
+            if judge(ErrorReply(error.sqlstate)) is not Verdict.CONTENTION:
+                raise
         if lane.owner is None:
+            log.debug("lane %s: another processor owns it", lane.name)
             return
         lane.check_again()
         metrics.count("takeovers")

@@ -67,6 +67,7 @@ class Run:
         self.instance = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
         self._singleton = singleton
         self._hooks = hooks
+        self._counted = _counted()
         self._side_threads = self._new_side_threads()
         self.drain = self._new_drain()
         self.thread = threading.Thread(target=self._live, name="processor", daemon=True)
@@ -138,9 +139,14 @@ class Run:
             self.drain.leave(ends=False)
             return max(1.0, self.settings.interval)
         if log.isEnabledFor(logging.DEBUG):
-            took = time.monotonic() - started
-            log.debug("pass took %.1f ms, the next one is due in %.3f s", 1000 * took, delay)
+            self._log_pass(time.monotonic() - started, delay)
         return delay
+
+    def _log_pass(self, took: float, delay: float) -> None:
+        before, self._counted = self._counted, _counted()
+        committed, batches = (b - a for a, b in zip(before, self._counted, strict=True))
+        log.debug("pass: %d committed in %d batches, %.1f ms, next in %.3f s",
+                  committed, batches, 1000 * took, delay)  # fmt: skip
 
     def _reload(self, settings: Settings) -> None:
         self.settings, self.next_settings = settings, None
@@ -151,6 +157,10 @@ class Run:
         self.drain = self._new_drain()
         self._side_threads.start()
         log.debug("the reloaded settings are used from this pass on")
+
+
+def _counted() -> tuple[int, int]:
+    return int(metrics.value("committed")), int(metrics.value("batches"))
 
 
 def _call(functions: list[Hook]) -> None:
