@@ -63,7 +63,7 @@ CHECKS = {
 
 
 def verify(sessions: OperatorSessions) -> list[Finding]:
-    """One finding a check; takes about two seconds if the first comparison finds a problem.
+    """One finding per check; takes about two seconds if the first comparison finds a problem.
 
     Raises Unavailable, RedisRefused and DatabaseError.
     """

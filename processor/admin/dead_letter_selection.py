@@ -61,7 +61,7 @@ class Selection:
 class Listing:
     """Dead letters, and how many there are in all.
 
-    `buffer` is the identity of the settings' buffer; `problem` is why Redis did not tell it.
+    `buffer` is the identity of the settings' buffer; `problem` is why Redis did not return it.
     """
 
     letters: Sequence[DeadLetter]

@@ -35,7 +35,7 @@ _PASSWORD = "CHANGE-ME"
 
 
 def lines(namespace: str, url: str = "") -> list[str]:
-    """One line a user. Each may SELECT only if `url` names another database than the first."""
+    """One line per user. Each may SELECT only if `url` names another database than the first."""
     select = ("select",) if _database(url) else ()
     produced = [f"{namespace}:{part}" for part in _PRODUCED]
     every = [f"{namespace}:*"]

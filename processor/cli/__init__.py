@@ -5,7 +5,7 @@ shadow         finds a file of the user's that shadows this package
 shipped        the files that are installed with the program: sample settings, systemd units
 unit           compares the time limits of the systemd unit with the settings
 output         what all commands print: tables, JSON, messages, errors and their exit codes
-findings       prints findings, one line a check
+findings       prints findings, one line per check
 group          a group of commands that suggests the nearest name
 config_option  the option -c, before or behind a command
 options        what operators write: durations, times, ids; and the sessions that a command needs

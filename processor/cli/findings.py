@@ -1,4 +1,4 @@
-"""Prints findings, one line a check: level, subject, what was found, what to do about it."""
+"""Prints findings, one line per check: level, subject, what was found, what to do about it."""
 
 from __future__ import annotations
 

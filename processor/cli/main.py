@@ -29,7 +29,7 @@ class Place(NamedTuple):
     summary: str
 
 
-#: One line a command. Modules are named, not imported, so that `status` does not wait until
+#: One line per command. Modules are named, not imported, so that `status` does not wait until
 #: everything that `run` needs is imported.
 SECTIONS: dict[str, dict[str, Place]] = {
     "Try it": {
@@ -45,7 +45,7 @@ SECTIONS: dict[str, dict[str, Place]] = {
     },
     "Service": {
         "run": Place("run", "run", "Run in the foreground, for systemd."),
-        "start": Place("run", "start", "Start a daemon, where there is no systemd."),
+        "start": Place("run", "start", "Start a daemon, on machines without systemd."),
         "stop": Place("run", "stop", "Stop the daemon after its current batch."),
         "reload": Place("run", "reload", "Make the daemon reload its settings."),
     },

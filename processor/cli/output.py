@@ -1,4 +1,4 @@
-"""What all commands print: data on stdout, messages for people on stderr, one line an error.
+"""What all commands print: data on stdout, messages for people on stderr, one line per error.
 
 It has the exit codes and turns an error into its line and its code. Commands pass records; here
 they become a table, aligned text or JSON.
@@ -28,36 +28,36 @@ INTERRUPTED = 130
 PIPE_CLOSED = 141
 
 #: Only the last column of a table folds, and not below this width. A terminal too narrow for that
-#: gets one line a value, since an id that is cut or folded cannot be copied into the next command.
+#: gets one line per value, since a cut or folded id cannot be copied into the next command.
 _ROOM_TO_FOLD = 20
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def json_option(function: F) -> F:
-    """The option --json of commands that print data; its argument is `as_json`."""
+    """Add the option --json to a command; its argument is `as_json`."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON, one object per line.")(
         function
     )
 
 
 def line(text: str) -> None:
-    """One line of data."""
+    """Print one line of data."""
     print(clean(text))
 
 
 def text(content: str) -> None:
-    """Data as it is, such as a file. It must come from this program, as nothing is escaped."""
+    """Print a text as it is, such as a file of this program. Nothing is escaped."""
     print(content, end="" if content.endswith("\n") else "\n")
 
 
 def record(values: Mapping[str, Any]) -> None:
-    """One object of JSON on a line of its own."""
+    """Print one JSON object as a line."""
     print(json.dumps(values, ensure_ascii=True, default=_plain))
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Rows under their columns; on a terminal folded to its width, in a pipe never cut off."""
+    """Print rows under their columns, folded to the width of a terminal; in a pipe never cut."""
     cells = [[clean(cell(value)) for value in row] for row in rows]
     if terminal(sys.stdout):
         _rich_table(columns, cells)
@@ -96,7 +96,7 @@ def _rich_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def cell(value: Any) -> str:
-    """A value as text for people."""
+    """Return a value as text for people."""
     if value is None or value == "":
         return "-"
     if isinstance(value, bool):
@@ -109,19 +109,19 @@ def cell(value: Any) -> str:
 
 
 def message(text: str) -> None:
-    """A line for people."""
+    """Print a message for people, to stderr."""
     print(f"processor: {clean(text)}", file=sys.stderr)
 
 
 def clean(text: str) -> str:
-    """Text without line ends and terminal control sequences, wherever it comes from."""
+    """Escape line ends and terminal control sequences, since the text may come from anywhere."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def terminal(stream: Any) -> bool:
-    """Whether a stream is a terminal; a closed standard stream is None."""
+    """Whether a stream is a terminal. A closed standard stream is None."""
     try:
         return stream is not None and stream.isatty()
     except ValueError:
@@ -146,14 +146,14 @@ class Declined(ProcessorError):
 
 
 def report(error: BaseException, at: str = "") -> int:
-    """Print an error, with where it occurred, one line a problem; returns the exit code."""
+    """Print an error and where it occurred, one line per problem; return the exit code."""
     for each in _sentences(error):
         message(f"{at}: {each}" if at else each)
     return code_of(error)
 
 
 def code_of(error: BaseException) -> int:
-    """The exit code for an error."""
+    """Return the exit code for an error."""
     if isinstance(error, ConfigError):
         return CONFIGURATION
     if isinstance(error, (Unavailable, RedisRefused, BufferFull)):

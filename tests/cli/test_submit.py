@@ -106,7 +106,7 @@ def test_a_file_without_line_ends_is_refused_before_it_fills_the_memory(
     said = cli("submit", stdin=lines(1) + "x" * 600_000)
     assert said.code == 2
     assert "line 2 is longer than" in said.error
-    assert "one transaction a line" in said.error
+    assert "one transaction per line" in said.error
 
 
 def test_a_large_file_has_a_progress_bar_on_a_terminal_and_none_in_a_pipe(

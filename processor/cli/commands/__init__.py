@@ -1,4 +1,4 @@
-"""The commands, one module a noun; `cli.main` names them.
+"""The commands, one module per noun; `cli.main` names them.
 
 check_config  reports what a start would refuse, without contacting a server
 init_db       creates the schema in PostgreSQL, or prints the SQL for it

@@ -34,7 +34,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _options(*options: Callable[[F], F]) -> Callable[[F], F]:
-    """Several options as one decorator."""
+    """Combine options into one decorator."""
     def decorate(function: F) -> F:
         for option in reversed(options):
             function = option(function)
@@ -206,7 +206,7 @@ def _request_selected(
     if wait is not None:
         outcomes = dead_letter_requests.request(membership, verb, letters, wait)
         return _print_outcomes(outcomes, as_json)
-    # A dead letter that was decided meanwhile is no failure here, as none was named.
+    # A dead letter that was decided meanwhile is not a failure, since no id was given.
     _print_outcomes(
         dead_letter_requests.request_selected(membership, verb, scope.selection), as_json
     )

@@ -81,7 +81,7 @@ def _print_lanes(found: Status) -> None:
 
 def _print_replicas(found: Status) -> None:
     output.table(
-        ("replica", "status", "lag", "replayed", "heard"),
+        ("replica", "status", "lag", "replayed", "last seen"),
         [(name, each.state, seconds(each.lag), each.lsn, timestamp(each.at))
          for name, each in found.replicas.items()],
     )

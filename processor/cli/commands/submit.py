@@ -26,7 +26,7 @@ from processor.receipts.receipt import Receipt
 from processor.transaction.builder import Transaction
 
 _READ = 256 * 1024
-#: Transactions a write. All are checked before the write, so that a refusal sends none of them.
+#: Transactions per write. All are checked before the write, so that a refusal sends none of them.
 _AT_ONCE = 500
 #: A line with spaces and escapes may be this many times as long as the transaction it encodes.
 _LOOSE = 8
@@ -174,13 +174,14 @@ class Submission:
 
 
 def _chunks(file: BinaryIO, longest: int) -> Iterator[tuple[list[Line], int]]:
-    """The numbered lines of each read, and how many bytes it returned."""
+    """Yield the numbered lines of each read, and how many bytes it returned."""
     number, rest = 1, b""
     while data := _read(file):
         *whole, rest = (rest + data).split(b"\n")
         if len(rest) > longest:
             problem = f"line {number + len(whole)} is longer than {longest} bytes"
-            raise click.BadParameter(f"{problem} (write one transaction a line)", param_hint="FILE")
+            raise click.BadParameter(f"{problem} (write one transaction per line)",
+                                     param_hint="FILE")
         yield list(enumerate(whole, number)), len(data)
         number += len(whole)
     if rest:
@@ -194,7 +195,7 @@ def _read(file: BinaryIO) -> bytes:
 
 @contextlib.contextmanager
 def _bar(file: BinaryIO) -> Iterator[Callable[[int], object]]:
-    """A progress bar on stderr by bytes read; none if stderr is no terminal or the input is one."""
+    """Show the bytes read in a progress bar on stderr, if that is a terminal and `file` is not."""
     if not output.terminal(sys.stderr) or output.terminal(file):
         yield lambda size: None
         return

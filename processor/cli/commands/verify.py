@@ -1,4 +1,4 @@
-"""`processor verify`: whether Redis and PostgreSQL agree, one finding a check."""
+"""`processor verify`: whether Redis and PostgreSQL agree, one finding per check."""
 
 from __future__ import annotations
 
