@@ -8,7 +8,7 @@ from importlib import import_module
 from tests.benchmarks.options import Options
 from tests.benchmarks.result import Result
 
-# The module of each; "import" is a word of the language.
+# The module of each benchmark; "import" is a keyword.
 MODULES = {
     "drain": "drain",
     "latency": "latency",

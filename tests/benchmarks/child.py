@@ -1,4 +1,4 @@
-"""Starts processors in processes of their own: `program`, or the real `processor run`."""
+"""Starts processors as separate processes: `program`, or the real `processor run`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.harness.process import ROOT, Process
 
 
 class Child(Process):
-    """One such process; its configuration and its output lie in `directory`."""
+    """One process; its settings and its output are files in `directory`."""
 
     def __init__(self, directory: Path, settings: dict[str, Any], *flags: str) -> None:
         self._start(directory, settings, "-m", "tests.benchmarks.program", "{config}", *flags)
@@ -28,7 +28,7 @@ class Child(Process):
 
     @property
     def commits(self) -> list[float]:
-        """Times of its commits so far (monotonic), where it was told to print them."""
+        """Times of its commits so far (monotonic), if it was started to print them."""
         return [float(line.split()[1]) for line in self.lines if line.startswith("commit ")]
 
 

@@ -1,4 +1,4 @@
-"""CPU time that another process has used or was kept from, by the kernel's own account."""
+"""CPU time that another process has used or waited for, as the kernel counts it."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Account:
-    """Seconds on a core, and seconds in which it could have run and there was none."""
+    """Seconds on a core, and seconds in which the process was runnable without a core."""
 
     used: float = 0.0
     waited: float = 0.0
 
 
 def account(pid: int) -> Account:
-    """The main thread of `pid`; zeros where the kernel does not tell."""
+    """Return the account of the main thread of `pid`; zeros if the kernel has none."""
     try:
         used, waited, _ = Path(f"/proc/{pid}/schedstat").read_text().split()
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""A processor in this process, made to drain what lies in the buffer while somebody looks on."""
+"""A processor in this process that drains the buffer while the benchmark measures it."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from tests.benchmarks.result import Run
 from tests.benchmarks.stage import Stage
 
 PATIENCE = 600.0
-# As coarse as can be borne: the look takes the interpreter from the drain thread.
+# As coarse as acceptable: each check takes the interpreter from the drain thread.
 LOOK = 0.005
 
 
 @dataclass
 class Meter:
-    """CPU seconds that the drain thread used; noted by itself as it leaves."""
+    """CPU seconds that the drain thread used; it records them when it stops."""
 
     used: float = 0.0
     profile: cProfile.Profile | None = None
@@ -39,7 +39,7 @@ class Meter:
 
     @contextlib.contextmanager
     def on(self) -> Iterator[None]:
-        """Hang it into the drain thread."""
+        """Add it to the hooks of the drain thread."""
         processor.hooks.on_start.append(self.begin)
         processor.hooks.on_stop.append(self.end)
         try:
@@ -47,18 +47,18 @@ class Meter:
         finally:
             processor.hooks.on_start.remove(self.begin)
             processor.hooks.on_stop.remove(self.end)
-            self._tell()
+            self._print_profile()
 
-    def _tell(self) -> None:
+    def _print_profile(self) -> None:
         if self.profile:
             stats = pstats.Stats(self.profile, stream=sys.stderr)
             stats.sort_stats("tottime").print_stats(45)
 
 
 def drain(stage: Stage, count: int, *, profile: bool = False) -> Run:
-    """Drain the `count` entries that lie in the buffer; from the wake to all settled.
+    """Drain the `count` entries in the buffer; measure from the wake-up until all are settled.
 
-    Opening the sessions is part of it, as it is after a crash.
+    This includes opening the sessions, as after a crash.
     """
     meter = Meter(profile=cProfile.Profile() if profile else None)
     with meter.on():
@@ -75,12 +75,12 @@ def drain(stage: Stage, count: int, *, profile: bool = False) -> Run:
 
 
 def wait_until_empty(stage: Stage) -> None:
-    """Until no entry is in the stream: each is committed, parked or a dead letter."""
+    """Wait until the stream is empty: each entry is committed, parked or a dead letter."""
     _wait(lambda: stage.depth, "entries are left")
 
 
 def wait_until_decided(stage: Stage) -> None:
-    """Until none is parked either: what failed is a dead letter."""
+    """Wait until nothing is parked either: each failed transaction is a dead letter."""
     _wait(lambda: stage.depth + stage.parked, "entries are undecided")
 
 
@@ -93,7 +93,7 @@ def _wait(left: Callable[[], int], what: str) -> None:
 
 
 def backend(stage: Stage) -> int:
-    """The server process that serves the processor; 0 if there is none."""
+    """Return the pid of the backend that serves the processor; 0 if there is none."""
     rows = stage.execute(
         "SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'processor %'"
     )

@@ -1,4 +1,4 @@
-"""What the command line of a benchmark can say; `note` for what people read."""
+"""Options of the command line of a benchmark; `note` prints progress for people."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Options:
-    """None: the benchmark's own default."""
+    """None means the default of the benchmark."""
 
     n: int | None = None
     rounds: int | None = None
@@ -23,5 +23,5 @@ class Options:
 
 
 def note(text: str) -> None:
-    """Words for people go to stderr, the line of JSON alone to stdout."""
+    """Print to stderr; only the line of JSON goes to stdout."""
     print(text, file=sys.stderr, flush=True)

@@ -23,7 +23,7 @@ Order = tuple[str, int, int]
 
 
 def orders(count: int, *, poison: float = 0.0, seed: int = 1) -> Iterator[Order]:
-    """(id, account, amount); a share of `poison` breaks the check on its own row."""
+    """Return (id, account, amount) of orders; a share of `poison` violates the CHECK."""
     chance = random.Random(seed)
     for _ in range(count):
         bad = poison and chance.random() < poison
@@ -31,7 +31,7 @@ def orders(count: int, *, poison: float = 0.0, seed: int = 1) -> Iterator[Order]
 
 
 def transaction(order: Order) -> processor.Transaction:
-    """An order as a producer submits it."""
+    """Return an order as a producer submits it."""
     id, account, amount = order
     return (
         processor.Transaction()

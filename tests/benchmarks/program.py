@@ -1,8 +1,8 @@
-"""A processor in a process of its own, as `processor run` is one but for the service around it.
+"""A processor as a separate process: `processor run` without the service around it.
 
-`python -m tests.benchmarks.program CONFIG [--commits]` drains until SIGTERM, or until nobody waits
-for it any more; with --commits it prints the time of each commit. It loads no more than it needs,
-since `recovery` looks at its start.
+`python -m tests.benchmarks.program CONFIG [--commits]` drains until SIGTERM, or until its parent
+has ended; with --commits it prints the time of each commit. It loads only what it needs, since
+`recovery` measures its start.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The limit of a drain: ready-made batches of EXECUTE, one psycopg2 connection, nothing else.
 
-No Redis, no JSON, no ledger: what PostgreSQL and its driver take when all the work of the processor
-costs nothing.
+Without Redis, JSON and ledger: the time of PostgreSQL and its driver if the work of the processor
+cost nothing.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def replay(stage: Stage, count: int) -> Run:
 
 
 def batches(all_orders: list[Order]) -> list[str]:
-    """Ready-made strings, one round trip and one commit each."""
+    """Return ready-made strings, each one round trip and one commit."""
     return [
         "BEGIN;" + "".join(map(_executes, all_orders[start : start + BATCH])) + "COMMIT"
         for start in range(0, len(all_orders), BATCH)

@@ -1,4 +1,4 @@
-"""What a benchmark found: a figure beside its limit, printed as one line of JSON."""
+"""The result of a benchmark: a figure beside its limit, printed as one line of JSON."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Result:
         return self.figure / self.limit if self.limit else float("nan")
 
     def line(self) -> str:
-        """One line of JSON."""
+        """Return the result as one line of JSON."""
         shown = {"figure": rounded(self.figure), "unit": self.unit, "limit": rounded(self.limit),
                  "ratio": rounded(self.ratio)}  # fmt: skip
         load = [round(each, 2) for each in os.getloadavg()]
@@ -32,12 +32,12 @@ class Result:
 
 
 def rounded(value: float) -> float:
-    """Four figures: more would claim what a shared machine cannot tell."""
+    """Round to four digits: a shared machine does not justify more."""
     return float(f"{value:.4g}")
 
 
 def spread(values: Sequence[float]) -> str:
-    """How far the rounds lay from their median."""
+    """Return how far the rounds are from their median."""
     middle = median(values)
     if not middle:
         return "-"
@@ -46,11 +46,11 @@ def spread(values: Sequence[float]) -> str:
 
 @dataclass(frozen=True)
 class Run:
-    """How one drain went.
+    """The measurements of one drain.
 
-    `client` and `server` are CPU microseconds a transaction: of the thread that sends, of the
-    PostgreSQL process that it sends to. `waited` is the share of the time in which that process
-    could have run and had no core: what others on the machine took away.
+    `client` and `server` are CPU microseconds per transaction of the drain thread and of its
+    PostgreSQL backend. `waited` is the share of the time in which the backend was runnable without
+    a core, because other processes used it.
     """
 
     rate: float
@@ -60,7 +60,7 @@ class Run:
 
 
 def compared(figures: Sequence[Run], limits: Sequence[Run], **extra: Any) -> Result:
-    """The median rates of runs that took turns; `best_ratio` is that of the best of each."""
+    """Return the median rates of runs that took turns; `best_ratio` compares the best of each."""
     rates, most = [each.rate for each in figures], [each.rate for each in limits]
     more = {
         "best_ratio": rounded(max(rates) / max(most)),

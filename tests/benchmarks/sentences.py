@@ -1,4 +1,4 @@
-"""Which strings the processor sends to PostgreSQL, and how often: where round trips come from."""
+"""Counts the strings that the processor sends to PostgreSQL: where round trips come from."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from processor.connections.postgres_session import PostgresSession
 from tests.benchmarks.options import note
 
 WIDTH = 90
-# Values differ from one call to the next, what is asked does not.
+# Values differ from call to call; the kind of string does not.
 VALUES = re.compile(r"'[^']*(?:'|$)|\d+")
 
 
 @contextlib.contextmanager
 def counted(wanted: bool, title: str) -> Iterator[None]:
-    """If wanted, tell at the end how often each kind of string was sent."""
+    """If `wanted`, print at the end how often each kind of string was sent."""
     counts: Counter[str] = Counter()
     send = PostgresSession.send
 

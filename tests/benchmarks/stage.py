@@ -1,4 +1,4 @@
-"""The servers of a benchmark, as durable as a careful user sets them, and gone afterwards."""
+"""The servers of a benchmark, with durable settings, removed afterwards."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import processor
 from processor.embedded import PostgresServer, RedisServer
 from tests.benchmarks import orders
 
-# Both are also what the servers do by default, save the AOF.
+# Both are also the defaults of the servers, except for the AOF.
 REDIS = {"appendonly": True, "appendfsync": "everysec"}
 POSTGRES = {"fsync": True, "synchronous_commit": "on"}
 STREAM = "processor:{default:0}:stream"
@@ -44,20 +44,20 @@ class Stage:
         self._stack.close()
 
     def connect(self, dsn: str = "") -> Any:
-        """A connection in autocommit."""
+        """Open a connection in autocommit."""
         connection = psycopg2.connect(dsn or self.dsn)
         self._stack.callback(connection.close)
         connection.autocommit = True
         return connection
 
     def execute(self, sql: str) -> list[tuple[Any, ...]]:
-        """Run it by the benchmark's own connection."""
+        """Run `sql` on the benchmark's own connection; return the rows."""
         with self.admin.cursor() as cursor:
             cursor.execute(sql)
             return cursor.fetchall() if cursor.description else []
 
     def settings(self, **sections: Any) -> dict[str, Any]:
-        """A configuration for these servers; all else is the default."""
+        """Return settings for these servers; everything else has its default."""
         known: dict[str, Any] = {
             "redis": {"url": self.redis_url},
             "database": {"dsn": self.dsn, "init": True},
@@ -69,11 +69,11 @@ class Stage:
         return known
 
     def configure(self, **sections: Any) -> None:
-        """Make them the settings of this process."""
+        """Make these the settings of this process."""
         processor.configure(self.settings(**sections))
 
     def empty(self) -> None:
-        """Tables as new, and no checkpoint that begins in the middle of a round."""
+        """Empty the tables, and run a checkpoint so that none begins during a round."""
         self.execute(orders.EMPTY)
         self.redis.delete(*self.redis.keys("processor:state:*"), "nothing")
         if self.execute("SELECT to_regclass('processor.ledger')")[0][0]:
@@ -82,13 +82,13 @@ class Stage:
             self.execute(statement)
 
     def fill(self, count: int, *, poison: float = 0.0) -> None:
-        """Submit `count` orders, as a producer does, in chunks so that none of them is kept."""
+        """Submit `count` orders as a producer does, in chunks to keep memory flat."""
         for start in range(0, count, FILL):
             chunk = orders.orders(min(FILL, count - start), poison=poison, seed=start)
             processor.submit_many(map(orders.transaction, chunk))
 
     def see_all(self, count: int) -> None:
-        """Every order is there, once, and the balances agree: else the figure is worth nothing."""
+        """Check that every order is there once and the balances agree, or the figure is void."""
         found, amount = self.execute("SELECT count(*), coalesce(sum(amount), 0) FROM orders")[0]
         balance = self.execute("SELECT sum(balance) FROM account")[0][0]
         if (found, amount) != (count, balance):
@@ -98,31 +98,31 @@ class Stage:
 
     @property
     def depth(self) -> int:
-        """Entries in the buffer."""
+        """The number of entries in the stream."""
         return int(self.redis.xlen(STREAM))
 
     @property
     def parked(self) -> int:
-        """Entries that wait for a retry."""
+        """The number of parked entries."""
         return int(self.redis.hlen(PARKED))
 
     def pause(self) -> None:
-        """Hold all entries back, as `processor queues pause default` does; see `resume`."""
+        """Pause the queue, as `processor queues pause default` does; see `resume`."""
         self.redis.hset("processor:paused", "default", 0)
 
     def resume(self) -> None:
         self.redis.hdel("processor:paused", "default")
 
     def lane_status(self) -> str:
-        """What the processor that was heard of last says of the lane; empty if none was."""
+        """Return the last published status of the lane; empty if there is none."""
         for key in self.redis.scan_iter("processor:state:*"):
-            told = json.loads(self.redis.get(key) or b"{}")
-            return str(told.get("lanes", {}).get("default:0", {}).get("status", ""))
+            state = json.loads(self.redis.get(key) or b"{}")
+            return str(state.get("lanes", {}).get("default:0", {}).get("status", ""))
         return ""
 
     @property
     def programs(self) -> dict[str, str]:
-        """What ran, for the line."""
+        """Return the versions of the programs, for the line."""
         return {"redis": _short(self.redis_server.version),
                 "postgres": _short(self.postgres_server.version)}  # fmt: skip
 

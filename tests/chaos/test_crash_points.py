@@ -1,8 +1,8 @@
-"""A processor is killed with -9 at every named point between reading and settling; nothing shows.
+"""A processor is killed with -9 at every crash point between reading and settling, without harm.
 
-Each run: a mixed load, a processor that is armed and dies at the point, a second one that finds the
-work as the first left it, and the checker over the tables - while dead letters still hold their
-followers, and again when an operator has decided them.
+Each run has a mixed load, a processor that dies at the point, and a second one that continues. The
+checker compares the tables with the receipts while dead letters still hold their followers, and
+again after an operator has decided them.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from tests.harness.servers import Database, execute
 from tests.harness.wait import wait_until
 from tests.harness.workload import Site, Work, child, held, mixed, parent, plain, poison
 
-#: Batch size, and how many transactions make it worth while.
+#: Batch size, and a number of transactions that fills several batches.
 SIZES = {1: 40, 7: 60, 100: 220}
-#: At which visit to a point the process dies; later visits find more lying about.
+#: The visit to a point at which the process dies; at later visits more work is in progress.
 VISITS = {1: 3, 7: 2, 100: 1}
 PRODUCER_POINTS = ("submit-before-add", "submit-after-add")
 #: All delayed work is moved at once, and a processor stops once.
 ONCE = ("move-added", "move-removed", "stop-seen")
-#: One for each of three lanes, whatever there is to do.
+#: Reached once for each of three lanes, however much there is to do.
 THRICE = ("lane-owned",)
 POINTS = [name for name in crashpoint.NAMES if name not in PRODUCER_POINTS]
 
@@ -49,7 +49,7 @@ for text in json.loads(sys.argv[2]):
 
 @pytest.fixture(scope="module")
 def tables(postgres_server: PostgresServer) -> Iterator[Database]:
-    """One database for all runs: each has a buffer, and so lanes, of its own."""
+    """One database for all runs, since each run has its own buffer and lanes."""
     execute(postgres_server.dsn, "create database crash_points strategy file_copy")
     yield workload.prepare(Database(postgres_server, "crash_points"))
     execute(postgres_server.dsn, "drop database crash_points with (force)")
@@ -60,12 +60,12 @@ def armed(point: str, visit: int = 1) -> dict[str, str]:
 
 
 def dies(process: Process, point: str) -> None:
-    """It was really killed there: nothing else sends SIGKILL."""
+    """Check that the crash point killed the process: nothing else sends SIGKILL."""
     assert process.wait(20) == -signal.SIGKILL, f"{point} was not reached:\n{process.output}"
 
 
 def kill_and_recover(spawn: Spawn, site: Site, point: str, size: int, visit: int) -> None:
-    # A later visit needs more to do.
+    # A later visit needs more work.
     work = mixed(SIZES[size] * (1 + visit // 4))
     site.submit(work)
     first = site.start(spawn, **armed(point, visit))
@@ -76,12 +76,12 @@ def kill_and_recover(spawn: Spawn, site: Site, point: str, size: int, visit: int
     dies(first, point)
 
     second = site.start(spawn)
-    # The first may have left nothing to do: then it is not to be told to end before it listens.
+    # The first may have left no work; SIGTERM must not come before the second one blocks it.
     second.expect("started")
     waiting = held(work)
     site.wait_decided({one.transaction.id for one in work} - waiting)
     wait_until(lambda: site.redis.xlen(site.lane.stream) == 0, message="an empty stream")
-    # One that was retried with success lies there until it is settled.
+    # A transaction whose retry succeeded stays parked until it is settled.
     wait_until(lambda: site.parked() == waiting)
     assert not site.findings(waiting), site.findings(waiting)
 
@@ -92,7 +92,7 @@ def kill_and_recover(spawn: Spawn, site: Site, point: str, size: int, visit: int
 
 
 def decide_dead_letters(site: Site, work: list[Work]) -> None:
-    """Discard one half, and retry the other when its cause is away."""
+    """Discard one half, and retry the other after its cause is removed."""
     holding = [one.transaction.id for one in work if one.poison and one.keys]
     site.ask("discard", holding[::2])
     site.database.execute(
@@ -111,7 +111,7 @@ def decide_dead_letters(site: Site, work: list[Work]) -> None:
 
 @pytest.fixture
 def site(request: pytest.FixtureRequest, tables: Database, redis_url: str) -> Iterator[Site]:
-    """A buffer whose processors commit batches of as many entries as the test's `size` says."""
+    """A buffer whose processors commit batches of the test's `size`."""
     workload.empty(tables)
     yield from workload.sites(redis_url, tables, batch={"entries": request.getfixturevalue("size")})
 
@@ -130,7 +130,7 @@ def test_a_processor_killed_at_any_point_loses_doubles_and_reorders_nothing(
 @pytest.mark.parametrize("visit", [1, 2, 4])
 @pytest.mark.parametrize("size", [1, 7])
 @pytest.mark.parametrize("point", [name for name in POINTS if name not in (*ONCE, *THRICE)])
-def test_so_does_one_killed_at_a_later_visit(
+def test_a_processor_killed_at_a_later_visit_loses_doubles_and_reorders_nothing(
     point: str, size: int, visit: int, spawn: Spawn, site: Site
 ) -> None:
     kill_and_recover(spawn, site, point, size, visit)
@@ -138,7 +138,7 @@ def test_so_does_one_killed_at_a_later_visit(
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("point", PRODUCER_POINTS)
-def test_a_producer_killed_while_it_submits_may_submit_all_again(
+def test_a_producer_killed_while_submitting_may_submit_everything_again(
     point: str, size: int, spawn: Spawn, site: Site
 ) -> None:
     work = [plain(f"k{n % 3}") for n in range(size)]
@@ -158,14 +158,14 @@ def test_a_producer_killed_while_it_submits_may_submit_all_again(
 
 
 def json_form(work: Work) -> str:
-    """As a producer in another language would write it."""
+    """Return the JSON that a producer in another language would write."""
     made = work.transaction
     whole = {"id": made.id, "keys": work.keys, "operations": made.operations}
     return encoder.encode(whole).decode()
 
 
 def accepted(producer: Process, work: list[Work]) -> Iterator[Submitted]:
-    """What a producer was told before it died."""
+    """Return what a producer had acknowledged before it died."""
     keys = {one.transaction.id: one.keys for one in work}
     for line in producer.lines:
         _, transaction, entry = line.split()
@@ -173,7 +173,7 @@ def accepted(producer: Process, work: list[Work]) -> Iterator[Submitted]:
 
 
 @pytest.mark.parametrize("size", [7])
-def test_a_dead_letter_that_holds_nothing_blocks_nothing_after_a_crash(
+def test_a_dead_letter_without_hold_blocks_nothing_after_a_crash(
     spawn: Spawn, tables: Database, redis_url: str, size: int
 ) -> None:
     workload.empty(tables)
@@ -214,7 +214,7 @@ def test_crash_points_are_inert_unless_armed_in_the_environment(spawn: Spawn) ->
     assert dead.wait() == -signal.SIGKILL
 
 
-def test_every_point_that_the_code_reaches_is_named_and_every_named_one_is_reached() -> None:
+def test_every_crash_point_in_the_code_is_named_and_every_named_one_is_reached() -> None:
     sources = (Path(crashpoint.__file__).parent).glob("**/*.py")
     reached = {
         name

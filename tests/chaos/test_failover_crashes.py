@@ -1,6 +1,6 @@
-"""A processor is killed with -9 and the primary with it, where a replica lacks the last commits.
+"""Processor and primary are killed with -9 while the replica lacks the last commits.
 
-With `settle: replicated` a second processor on the promoted replica brings all to its end: every
+With `settle: replicated` a second processor completes the work on the promoted replica: every
 transaction once, those that share a key in order, the same ones dead.
 """
 
@@ -22,18 +22,21 @@ from tests.harness.site import PROGRAM, Site, write
 from tests.harness.wait import wait_until
 
 NAMES = [n for n in crashpoint.NAMES if not n.startswith(("submit", "move", "stop", "lane"))]
-#: Where something is committed that is not yet kept, parked, or let go.
+#: Points at which something is committed that is not yet parked, kept or released.
 WORST = (
     ("batch-committed", 7), ("isolate-after", 100), ("dead-after", 7), ("settle-before", 7),
     ("release-before", 1), ("release-after", 1),
 )  # fmt: skip
 KEYS = 5
-#: Batch size, and at which visit to a point the process dies.
+#: Batch size, and the visit to a point at which the process dies.
 VISITS = {1: 3, 7: 2, 100: 1}
 
 
 def mixed(count: int) -> tuple[list[Transaction], int]:
-    """A load, and how many of it are to die; an orphan's parent comes later, under its number."""
+    """Return a load and the number of its transactions that die.
+
+    Each orphan's parent row, with the same number, comes later.
+    """
     load: list[Transaction] = []
     dying = 0
     for n in range(count):
@@ -61,7 +64,7 @@ def kill_and_fail(spawn: Spawn, site: Site, pair: Pair, point: str, size: int) -
     assert drain_thread.stop()
     pair.link.hold()
     load, dying = mixed(count)
-    # A copy of each fifth: its reply was lost.
+    # Every fifth is submitted twice, as after a lost reply.
     site.submit(*(t for n, one in enumerate(load) for t in ([one, one] if n % 5 == 0 else [one])))
     armed = {"PROCESSOR_CRASHPOINTS": "armed", "PROCESSOR_CRASHPOINT": f"{point}:{VISITS[size]}"}
     process = spawn(PROGRAM, json.dumps(site.mapping), **armed)
@@ -84,7 +87,7 @@ def kill_and_fail(spawn: Spawn, site: Site, pair: Pair, point: str, size: int) -
 
 
 @pytest.mark.parametrize(("point", "size"), WORST)
-def test_what_a_killed_processor_had_in_hand_survives_a_failover(
+def test_the_batch_of_a_killed_processor_survives_a_failover(
     point: str, size: int, spawn: Spawn, site_at: Callable[..., Site], pair: Pair
 ) -> None:
     settings = {"attempts": 30, "delay": 0.1}
@@ -95,7 +98,7 @@ def test_what_a_killed_processor_had_in_hand_survives_a_failover(
 @pytest.mark.soak
 @pytest.mark.parametrize("size", [1, 7, 100])
 @pytest.mark.parametrize("point", NAMES)
-def test_so_does_what_one_killed_at_any_other_point_had(
+def test_the_batch_of_a_processor_killed_at_any_point_survives_a_failover(
     point: str, size: int, spawn: Spawn, site_at: Callable[..., Site], pair: Pair
 ) -> None:
     settings = {"attempts": 30, "delay": 0.1}

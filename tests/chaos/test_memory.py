@@ -1,4 +1,4 @@
-"""A million buffered entries: the processor's memory stays flat while it drains them (P12)."""
+"""The memory of a processor stays flat while it drains a million buffered entries (P12)."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ MEGABYTE = 1 << 20
 
 
 def resident(process: Process) -> int:
-    """Resident memory in bytes."""
+    """Return the resident memory of a process in bytes."""
     status = Path(f"/proc/{process.pid}/status").read_text()
     line = next(line for line in status.splitlines() if line.startswith("VmRSS"))
     return int(line.split()[1]) * 1024
 
 
 def paused(site: Site, process: Process) -> bool:
-    """Whether it says so, having drained what it had in hand."""
-    told = [
+    """Whether the processor reports its lane as paused, with no batch in progress."""
+    states = [
         site.redis.get(key) for key in site.redis.scan_iter(f"processor:state:*:{process.pid}:*")
     ]
-    lanes = [json.loads(each)["lanes"]["default:0"] for each in told if each]
+    lanes = [json.loads(each)["lanes"]["default:0"] for each in states if each]
     return any(lane["status"] == "paused" for lane in lanes)
 
 
 def drained(site: Site, count: int, timeout: float) -> tuple[int, int]:
-    """Resident memory of a processor before and at its most while it drains so many entries."""
+    """Drain entries; return the resident memory before it and the highest during it, in bytes."""
     process = site.run()
     site.submit(write(0))
     wait_until(lambda: site.depth() == 0)
@@ -69,8 +69,8 @@ def test_memory_is_flat_whatever_the_backlog(count: int, limit: int, site_of) ->
     assert (most - before) / MEGABYTE < limit
 
 
-def test_memory_is_flat_while_a_server_is_away(site_of, proxy_to, postgres_server) -> None:
-    """P4: nothing grows with an outage's length, and nothing with the number of probes."""
+def test_memory_is_flat_while_a_server_is_unavailable(site_of, proxy_to, postgres_server) -> None:
+    """P4: nothing grows with the length of an outage or the number of probes."""
     proxy = proxy_to(postgres_server)
     site = site_of(postgres=proxy)
     process = site.run()
@@ -89,6 +89,6 @@ def test_memory_is_flat_while_a_server_is_away(site_of, proxy_to, postgres_serve
     process.expect("outage over")
 
     assert (most - before) / MEGABYTE < 2
-    # Said once at each end, however many probes there were.
+    # One log line at each end, however many probes there were.
     assert process.output.count("outage:") == 1
     assert process.output.count("outage over") == 1

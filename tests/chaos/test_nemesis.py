@@ -1,7 +1,7 @@
-"""Everything goes wrong in turn, and often two things at once: nothing shows of it in the tables.
+"""Faults of all kinds follow each other and overlap, and the tables show no trace of them.
 
 Two processors share a lane behind a proxy to each server. Producers repeat a submit with the same
-ids until it is accepted. A seed repeats the order of the faults, though not their exact moments.
+ids until it is accepted. A seed reproduces the order of the faults, though not their exact times.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import redis as redis_driver
 from processor.config import loader
 from processor.embedded import PostgresServer, RedisServer
 from processor.errors import BufferFull, RedisUnavailable
-from processor.producer import submit
+from processor.producer import writer
 from tests.chaos.test_random_kills import Load, discarded_until_empty
 from tests.harness import workload
 from tests.harness.checker import Submitted
@@ -37,7 +37,7 @@ AWAY = (psycopg2.Error, redis_driver.RedisError, RedisUnavailable, BufferFull)
 
 
 class Persistent(Load):
-    """Producers that do not give up: what is refused or unknown is submitted again as it is."""
+    """Producers that submit the same transactions again after a refusal or an unknown outcome."""
 
     def _run(self, number: int, chance: random.Random) -> None:
         for turn in itertools.count():
@@ -54,12 +54,12 @@ class Persistent(Load):
             try:
                 receipts = self.site.producer.submit_many(encoded)
             except (RedisUnavailable, BufferFull):
-                # What was accepted of it lies in the stream before what is told next.
+                # Some may have been accepted, with other entry ids than the next receipts have.
                 certain = False
                 time.sleep(0.05)
             else:
-                told = map(workload.acknowledged, some, receipts)
-                return [each if certain else replace(each, entry="") for each in told]
+                submitted = map(workload.acknowledged, some, receipts)
+                return [one if certain else replace(one, entry="") for one in submitted]
 
 
 class World:
@@ -70,7 +70,7 @@ class World:
     ) -> None:
         self.site, self.spawn, self.redis, self.postgres = site, spawn, redis, postgres
         self.chance = chance
-        self.told: list[str] = []
+        self.faults: list[str] = []
         self.processors = [self._start(), self._start()]
 
     def _start(self) -> Process:
@@ -82,10 +82,10 @@ class World:
         threading.Event().wait(self.chance.uniform(0.05, longest))
 
     def fault(self) -> None:
-        """One fault, chosen and lived through."""
+        """Choose a fault and run it from its beginning to its end."""
         faults = [name for name in dir(self) if name.startswith("fault_")]
         name = self.chance.choice(faults)
-        self.told.append(name)
+        self.faults.append(name)
         getattr(self, name)()
 
     # The network.
@@ -210,7 +210,7 @@ class World:
         self.last(3.0)
         process.thaw()
 
-    # Who is meant.
+    # The servers.
 
     @property
     def _postgres(self) -> PostgresServer:
@@ -227,10 +227,10 @@ class World:
             self.site.database.execute(sql)
 
     def output(self) -> str:
-        """What the processors said of late, and what they tell in Redis."""
+        """Return the last output of the processors and their published states."""
         keys = self.site.redis.scan_iter(f"{self.site.settings.namespace}:state:*")
-        told = [str(self.site.redis.get(key)) for key in keys]
-        return "\n".join([*(process.output[-3000:] for process in self.processors), *told])
+        states = [str(self.site.redis.get(key)) for key in keys]
+        return "\n".join([*(process.output[-3000:] for process in self.processors), *states])
 
 
 @pytest.fixture
@@ -266,11 +266,11 @@ def world_of(
           for seed in range(2, 8)),
     ],
 )  # fmt: skip
-def test_nothing_shows_of_whatever_goes_wrong(
+def test_no_fault_leaves_a_trace_in_the_tables(
     seed: int, faults: int, world_of: Callable[[int], World], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Repeated in silence, an entry would be told the place of its copy.
-    monkeypatch.setattr(submit, "_TRIES", 1)
+    # With retries inside `submit` the receipt could have the entry id of a copy.
+    monkeypatch.setattr(writer, "_TRIES", 1)
     world = world_of(seed)
     site = world.site
     load = Persistent(site, seed)
@@ -281,7 +281,7 @@ def test_nothing_shows_of_whatever_goes_wrong(
     load.end()
 
     def story() -> str:
-        return f"{world.told}\n{site.findings(site.parked())}\n{world.output()}"
+        return f"{world.faults}\n{site.findings(site.parked())}\n{world.output()}"
 
     everything = {one.id for one in site.history}
     wait_until(lambda: everything - site.decided() == site.parked(), 60, story, poll=0.05,

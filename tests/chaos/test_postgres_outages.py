@@ -1,7 +1,7 @@
-"""PostgreSQL goes away in every way it can: nothing is lost or doubled, no attempt is spent (P4).
+"""PostgreSQL fails in every way it can: nothing is lost or doubled, no attempt is spent (P4).
 
-A producer submits all the while. Each of its transactions has one attempt, so that one spent on an
-outage would show as a dead letter. Limits of two and five seconds are those of the promise.
+A producer submits throughout. Each of its transactions has one attempt, so an attempt spent on an
+outage would show as a dead letter. The promise allows two seconds to resume, five after a crash.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ AWAY = psycopg2.Error
 
 
 def session(site: Site) -> int:
-    """The backend of the processor that writes."""
+    """Return the pid of the backend of the processor's writing session."""
     found = "select pid from pg_stat_activity where application_name like 'processor %'"
     return int(site.one(found))
 
@@ -37,7 +37,7 @@ def session(site: Site) -> int:
 
 
 @pytest.mark.parametrize("how", ["stopped", "stopped at once", "killed"])
-def test_postgres_is_away_and_comes_back(how: str, own_postgres, site_of) -> None:
+def test_postgres_is_unavailable_and_comes_back(how: str, own_postgres, site_of) -> None:
     server = own_postgres()
     site = site_of(postgres=server)
     site.start()
@@ -100,7 +100,7 @@ def test_a_frozen_postgres_is_an_outage_until_it_is_thawed(
     ended = session(site)
     server.freeze(children=children)
     if not children:
-        # Sessions go on; only who has none finds nobody.
+        # Open sessions still work; only a new connection fails.
         os.kill(ended, signal.SIGTERM)
     site.shows("outage")
     load.grow(20)
@@ -113,7 +113,7 @@ def test_a_frozen_postgres_is_an_outage_until_it_is_thawed(
 # The network.
 
 
-def test_a_black_hole_swallows_postgres(proxy_to, postgres_server, site_of) -> None:
+def test_postgres_is_behind_a_black_hole(proxy_to, postgres_server, site_of) -> None:
     proxy = proxy_to(postgres_server)
     site = site_of(postgres=proxy)
     site.start()
@@ -129,10 +129,10 @@ def test_a_black_hole_swallows_postgres(proxy_to, postgres_server, site_of) -> N
     site.whole(load.end())
 
 
-def test_a_black_hole_one_way_lets_work_through_and_no_answer_back(
+def test_a_black_hole_lets_requests_to_postgres_through_and_no_reply_back(
     proxy_to, postgres_server, site_of
 ) -> None:
-    """Rules 13 and 18: what was committed unheard is found, and its session is no hindrance."""
+    """Rules 13 and 18: the ledger has the commit, and the old session blocks nothing."""
     proxy = proxy_to(postgres_server)
     site = site_of(postgres=proxy)
     site.start()
@@ -166,7 +166,7 @@ def test_the_host_of_postgres_is_off_and_on_again(proxy_to, postgres_server, sit
 
 
 @pytest.mark.parametrize("ending", ["reset", "cut"])
-def test_connections_to_postgres_are_ended_again_and_again(
+def test_connections_to_postgres_are_closed_repeatedly(
     ending: str, proxy_to, postgres_server, site_of
 ) -> None:
     proxy = proxy_to(postgres_server)
@@ -185,10 +185,10 @@ def test_connections_to_postgres_are_ended_again_and_again(
 
 @pytest.mark.parametrize("executed", [True, False], ids=["executed", "not executed"])
 @pytest.mark.parametrize("ending", ["cut", "reset", "hold"])
-def test_the_answer_to_a_commit_is_lost(
+def test_the_reply_to_a_commit_is_lost(
     ending: str, executed: bool, proxy_to, postgres_server, site_of
 ) -> None:
-    """Rule 13: the ledger tells whether it was committed; nobody guesses."""
+    """Rule 13: the ledger decides whether the batch was committed."""
     proxy = proxy_to(postgres_server)
     site = site_of(postgres=proxy, database={"takeover": 20.0})
     site.start()
@@ -198,17 +198,17 @@ def test_the_answer_to_a_commit_is_lost(
 
     lost = proxy.swallow(b"COMMIT;", ending, executed=executed)
     lost.wait()
-    # Held, the call has to time out first; then the old session is ended from the new one.
+    # If held, the call must time out first; the new session then terminates the old one.
     site.resumes(within=2.0 + (1.5 if ending == "hold" else 0.0))
 
     site.whole(load.end())
     assert (known() > 0) == executed
 
 
-# A server that answers and takes no work.
+# A server that replies and does no work.
 
 
-def test_postgres_that_only_reads_is_an_outage(own_postgres, site_of) -> None:
+def test_a_read_only_postgres_is_an_outage(own_postgres, site_of) -> None:
     server = own_postgres()
     site = site_of(postgres=server)
     site.start()
@@ -234,7 +234,7 @@ def test_postgres_has_no_connection_left(own_postgres, proxy_to, site_of) -> Non
     load.grow(20)
 
     with ExitStack() as stack:
-        # Off, so that it is not the processor who gets the last one.
+        # Off, so that the processor does not get the last connection.
         proxy.off()
         wait_until(lambda: taken(server, stack))
         proxy.on()
@@ -246,7 +246,7 @@ def test_postgres_has_no_connection_left(own_postgres, proxy_to, site_of) -> Non
 
 
 def taken(server: PostgresServer, stack: ExitStack) -> bool:
-    """Take every connection that is left; true once the server has refused one."""
+    """Take every free connection; return True once the server has refused one."""
     try:
         while True:
             stack.callback(psycopg2.connect(server.dsn).close)
@@ -267,7 +267,7 @@ create trigger refuse before insert on tape for each row execute function refuse
 """
 
 
-def test_a_full_disk_is_waited_for(site: Site) -> None:
+def test_work_resumes_after_a_full_disk(site: Site) -> None:
     site.execute(FULL)
     site.start()
     load = site.load()
@@ -283,8 +283,8 @@ def test_a_full_disk_is_waited_for(site: Site) -> None:
     site.whole(load.end())
 
 
-def test_a_disk_that_stays_full_condemns_nobody(site: Site) -> None:
-    """The server ends no session, it takes no work: that is not the doing of whoever is first."""
+def test_a_disk_that_stays_full_makes_no_dead_letter(site: Site) -> None:
+    """The server ends no session: the first entry of the batch is not to blame."""
     site.execute(FULL + "insert into full_disk values (true)")
     drain = site.drain()
     site.submit(write(1, attempts=1))
@@ -300,13 +300,13 @@ def test_a_disk_that_stays_full_condemns_nobody(site: Site) -> None:
 
 @contextmanager
 def small_disk(path: Path) -> Iterator[None]:
-    """A file system of 12 MB at `path`, or the test is skipped."""
+    """Mount a file system of 12 MB at `path`, or skip the test."""
     path.mkdir()
     owner = path.parent.stat()
     options = f"size=12m,uid={owner.st_uid},gid={owner.st_gid}"
     command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(path)]
     if os.geteuid() or subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("no right to mount a small file system; the test before this one stands in")
+        pytest.skip("no privilege to mount a small file system; the test above covers most of this")
     try:
         yield
     finally:
@@ -319,7 +319,7 @@ def fill(path: Path) -> None:
             ballast.write(bytes(8192))
 
 
-def test_a_really_full_disk_is_waited_for(own_postgres, site_of) -> None:
+def test_work_resumes_after_a_file_system_was_full(own_postgres, site_of) -> None:
     server = own_postgres()
     path = server.directory / "small"
     with small_disk(path):
@@ -341,7 +341,7 @@ def test_a_really_full_disk_is_waited_for(own_postgres, site_of) -> None:
         server.stop()
 
 
-def test_an_outage_at_the_start_is_no_failure_to_start(own_postgres, site_of) -> None:
+def test_a_processor_starts_during_an_outage(own_postgres, site_of) -> None:
     server = own_postgres()
     site = site_of(postgres=server)
     server.stop()
@@ -384,7 +384,7 @@ def test_a_schema_of_a_later_release_is_an_outage_and_stays_as_it_is(init: bool,
     site.commits(1)
 
 
-def test_a_transaction_in_hand_when_the_server_ends_is_not_condemned_where_one_attempt_is_all(
+def test_a_transaction_in_progress_when_the_server_crashes_keeps_its_only_attempt(
     site_of: Callable[..., Site], own_postgres: Factory
 ) -> None:
     postgres = own_postgres()

@@ -1,4 +1,4 @@
-"""Processors are killed with -9 at random moments while producers go on; nothing shows of it."""
+"""Processors are killed with -9 at random moments while producers submit, without harm."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from tests.harness.wait import wait_until
 from tests.harness.workload import Site, Work, child, parent, plain, poison
 
 PRODUCERS = 3
-#: The longest life of a processor, seconds; starting takes a good part of it.
+#: The longest life of a processor in seconds; much of it is the start.
 LONGEST = 0.9
 
 
 class Load:
-    """Producers in threads that submit some at a time, and now and then the same once more."""
+    """Producers in threads that submit a few at a time, and sometimes the same ones twice."""
 
     def __init__(self, site: Site, seed: int) -> None:
         self.site = site
@@ -43,7 +43,7 @@ class Load:
             self.history[number] += map(workload.acknowledged, some, receipts)
             self.work[number] += some
             if chance.random() < 0.1:
-                # A reply that got lost on the way: all of them once more.
+                # As after a lost reply: all of them again.
                 self.site.producer.submit_many([self.site.encoded(one) for one in some])
 
     @staticmethod
@@ -69,12 +69,12 @@ class Load:
 @pytest.fixture
 def site(database: Database, redis_url: str) -> Iterator[Site]:
     workload.prepare(database)
-    # Those that wait for a parent do so for most of the run.
+    # Transactions that wait for a parent row do so for most of the run.
     yield from workload.sites(redis_url, database, retry={"delay": 0.1, "max_delay": 0.5})
 
 
 def discarded_until_empty(site: Site) -> bool:
-    """Discard what is dead; who waited behind it may die in turn."""
+    """Discard the dead letters; return whether the lane is empty. Followers may die in turn."""
     asked = "SELECT id::text FROM processor.dead_letter WHERE outcome = 'dead' AND request IS NULL"
     site.ask("discard", [row[0] for row in site.database.execute(asked)])
     return site.left() == 0
@@ -98,7 +98,7 @@ def kill_at_random(site: Site, spawn: Spawn, seed: int, kills: int) -> None:
     wait_until(lambda: everything - site.decided() == site.parked(), 30 + 3 * kills, poll=0.1)
     assert not site.findings(site.parked()), site.findings(site.parked())
 
-    # What waits by two keys at once is let go a few at a time.
+    # Transactions that wait for two keys are released a few at a time.
     wait_until(lambda: discarded_until_empty(site), 30 + 6 * kills, poll=0.1)
     assert last.terminate() == 0
     assert not site.findings(), site.findings()

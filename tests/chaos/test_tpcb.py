@@ -1,7 +1,7 @@
-"""Tellers at work while the processor is killed: balances agree with the history (P2, P5).
+"""The TPC-B load while the processor is killed: balances agree with the history (P2, P5).
 
-As pgbench does it: three balances are added to and one row of history is written, without keys. One
-transaction in a hundred is submitted twice, one in a thousand violates a CHECK with its own row.
+As in pgbench, each transaction adds to three balances and writes one row of history, without keys.
+One in a hundred is submitted twice, one in a thousand violates a CHECK with its own row.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ insert into accounts select g, g % {BRANCHES} + 1 from generate_series(1, {ACCOU
 
 
 def deposit(choice: random.Random, *, poison: bool) -> Transaction:
-    """One visit to a teller; the history's row comes last, so poison has the balances undone."""
+    """Return one deposit. Its row of history comes last, so poison must undo the balances."""
     tid, aid = choice.randint(1, TELLERS), choice.randint(1, ACCOUNTS)
     bid = tid % BRANCHES + 1
     delta = 9999 if poison else choice.randint(-5000, 5000)
@@ -43,7 +43,7 @@ def deposit(choice: random.Random, *, poison: bool) -> Transaction:
 
 
 def work(count: int, choice: random.Random) -> tuple[list[Transaction], set[str]]:
-    """What is submitted, copies among it, and the ids of the poison."""
+    """Return the transactions to submit, copies included, and the ids of the poison ones."""
     bad = set(choice.sample(range(count), count // 1000))
     made = [deposit(choice, poison=n in bad) for n in range(count)]
     submitted = list(made)

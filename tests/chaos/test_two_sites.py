@@ -1,7 +1,7 @@
-"""Two buffers configured alike drain into one database; neither notices when the other dies.
+"""Two buffers with equal settings drain into one database; neither is disturbed by the other.
 
-Site name, namespace, queues and lanes are the same on both: only the identity that each buffer has
-written into its own Redis tells them apart (rule 1).
+Site name, namespace, queues and lanes are the same on both. Only the identity that each buffer has
+in its own Redis distinguishes them (rule 1).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tests.harness.servers import Database
 from tests.harness.wait import wait_until
 from tests.harness.workload import Site, plain
 
-#: What survives kill -9 of Redis.
+#: Redis keeps its data through a kill.
 DURABLE = {"appendonly": True, "appendfsync": "everysec"}
 
 WATCHED = """
@@ -42,7 +42,7 @@ print(json.dumps({"seen": sorted(seen), **figures}))
 
 
 class Load:
-    """A producer of one site that goes on whatever happens, and submits again what was refused."""
+    """A producer of one site that submits throughout, and again after a refusal."""
 
     def __init__(self, site: Site) -> None:
         self.site = site
@@ -75,7 +75,7 @@ class Station:
 
     def __init__(self, redis: RedisServer, database: Database, spawn: Spawn) -> None:
         self.redis = redis
-        # So long that no pause of the machine is taken for the end of a server or an owner.
+        # Long enough that a pause of the machine is not taken for the end of a server or an owner.
         self.site = Site(
             redis.url, database, namespace="processor",
             redis={"url": redis.url, "timeout": 10.0},
@@ -85,7 +85,7 @@ class Station:
         self.load = Load(self.site)
 
     def commits_at_once(self) -> None:
-        """What is accepted now is committed within a second, ten times over."""
+        """Check ten times that accepted transactions are committed within a second."""
         for _ in range(10):
             before = self.load.accepted
             wait_until(lambda b=before: self.load.accepted > b + 3, 2, "a site accepts")
@@ -100,7 +100,7 @@ class Station:
 def stations(
     own_redis: Callable[..., RedisServer], database: Database, spawn: Spawn
 ) -> Iterator[list[Station]]:
-    """Two sites that are configured alike, but for the address of their Redis."""
+    """Two sites with equal settings except the address of their Redis."""
     workload.prepare(database)
     made = [Station(own_redis(DURABLE), database, spawn) for _ in range(2)]
     yield made
@@ -108,7 +108,7 @@ def stations(
         station.close()
 
 
-def test_two_sites_drain_into_one_database_and_neither_notices_when_the_other_dies(
+def test_two_sites_drain_into_one_database_and_neither_is_disturbed_when_the_other_dies(
     stations: list[Station], database: Database
 ) -> None:
     for station in stations:
@@ -128,7 +128,7 @@ def test_two_sites_drain_into_one_database_and_neither_notices_when_the_other_di
         station.site.wait_empty()
         assert station.processor.terminate() == 0
         seen = json.loads(station.processor.lines[-1])
-        # Its own Redis died once; that the other's did is nowhere to be seen.
+        # One outage, of its own Redis; none because of the other site's.
         assert (seen["outages"], seen["takeovers"], seen["fenced"]) == (1, 3, 0)
         assert seen["seen"] == ["outage", "running"]
     history = [one for station in stations for one in station.site.history]

@@ -3,12 +3,14 @@
 A *station* of a walk is a module of `processor` in which a function runs that has the transaction
 in hand - as an argument, in any of its forms, from the builder's values to the SQL text - or that
 is called, directly or not, by such a function. The ground (errors, crash points, telemetry,
-settings), the opening of a session and the command line are not stations. A walk ends when the
-COMMIT that contains the effect has returned, a read when it returns.
+settings), the opening of a session and the command line are not stations. While PostgreSQL works on
+a batch the drain thread turns to other batches, which is not part of the walk either. A walk ends
+when the COMMIT that contains the effect has returned, a read when it returns.
 
-`python -m tests.house.walks` prints the walks; `processor/README.rst` lists them, and
-`tests/house/test_walks.py` compares the two. The process that is measured has one processor on
-real servers and has done the same before, so that nothing is opened, compiled or registered.
+`python -m tests.house.walks` prints the walks, with the functions that ran in each module;
+`processor/README.rst` lists their stations, and `tests/house/test_walks.py` compares the two. The
+process that is measured has one processor on real servers and has done the same before, so that
+nothing is opened, compiled or registered.
 """
 
 from __future__ import annotations
@@ -45,8 +47,9 @@ GROUND = ("errors", "version", "crashpoint", "telemetry", "config", "cli")
 OPENING = ("admin.sessions", "connections.fork_guard", "connections.session_settings",
            "ledger.schema")  # fmt: skip
 
-#: The crash point behind the COMMIT of a batch, and of what an operator asked for.
-COMMITTED = "batch-committed"
+#: The crash points behind the sending of a batch and behind its COMMIT; a decision on a dead letter
+#: passes them too.
+SENT, COMMITTED = "batch-sent", "batch-committed"
 
 #: A value in each transaction that is followed, by which its forms are recognised.
 MARK = "walked-by-the-house-test"
@@ -62,18 +65,25 @@ DEPTH = 5
 
 @dataclass
 class Walk:
-    """The modules that were passed, in the order of their first function."""
+    """The modules that were passed with their functions, in the order of the first call."""
 
-    modules: list[str] = field(default_factory=list)
+    functions: dict[str, list[str]] = field(default_factory=dict)
+    sent: bool = False
     ended: bool = False
 
-    def pass_through(self, module: str) -> None:
-        if not self.ended and module not in self.modules:
-            self.modules.append(module)
+    def pass_through(self, module: str, function: str) -> None:
+        names = self.functions.setdefault(module, [])
+        if function not in names:
+            names.append(function)
+
+    def reach(self, point: str) -> None:
+        self.sent |= point == SENT
+        self.ended |= point == COMMITTED
 
     @property
-    def stations(self) -> list[str]:
-        return [name for name in self.modules if not _within(name, (*GROUND, *OPENING))]
+    def stations(self) -> dict[str, list[str]]:
+        return {module: names for module, names in self.functions.items()
+                if not _within(module, (*GROUND, *OPENING))}  # fmt: skip
 
 
 class Tracer:
@@ -125,12 +135,13 @@ class Tracer:
             return False
         names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
         values = frame.f_locals
-        in_hand = inherited or any(_is_marked(values.get(name)) for name in names)
-        if in_hand and module == "crashpoint":
-            walk.ended |= values.get("name") == COMMITTED
-        elif in_hand:
-            walk.pass_through(module)
-        return in_hand
+        if inherited and module == "crashpoint":
+            walk.reach(values["name"])
+            return False
+        in_hand = (inherited and not walk.sent) or any(_is_marked(values.get(n)) for n in names)
+        if in_hand and not walk.ended:
+            walk.pass_through(module, code.co_qualname)
+        return in_hand or inherited
 
 
 def _is_marked(value: Any, depth: int = DEPTH) -> bool:
@@ -241,7 +252,7 @@ class Scene:
         return walk
 
     def ends(self, walk: Walk) -> None:
-        wait_until(lambda: walk.ended, 20, lambda: f"{walk.modules}: {processor.state()}")
+        wait_until(lambda: walk.ended, 20, lambda: f"{walk.functions}: {processor.state()}")
 
     @staticmethod
     def rests() -> None:
@@ -249,7 +260,7 @@ class Scene:
         time.sleep(1.5)
 
 
-def measure(settings: Mapping[str, Any], file: Path) -> dict[str, list[str]]:
+def measure(settings: Mapping[str, Any], file: Path) -> dict[str, dict[str, list[str]]]:
     """The stations of the three walks, the second time that each is gone."""
     scene = Scene(settings, file)
     try:
@@ -283,12 +294,12 @@ def main() -> None:
     print(json.dumps(found, indent=2))
 
 
-def walked() -> dict[str, list[str]]:
-    """The walks, measured in a process of their own."""
+def walked() -> dict[str, dict[str, list[str]]]:
+    """Measure the walks in a process of their own; functions by module, by walk."""
     done = subprocess.run([sys.executable, "-m", __name__], cwd=ROOT, text=True, timeout=100,
                           capture_output=True, check=False)  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    found: dict[str, list[str]] = json.loads(done.stdout[done.stdout.index("{") :])
+    found: dict[str, dict[str, list[str]]] = json.loads(done.stdout[done.stdout.index("{") :])
     return found
 
 

@@ -1,1 +1,1 @@
-"""One file a benchmark; each has `run(options)`, which gives a `Result`."""
+"""One file for each benchmark, with `run(options)`, which returns a `Result`."""

@@ -1,4 +1,4 @@
-"""`drain`: how fast a full buffer gets into PostgreSQL, next to the prepared replay of its work."""
+"""`drain`: how fast a full buffer is drained, beside the prepared replay of the same work."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DEFAULT = 100_000
 
 
 def run(options: Options) -> Result:
-    """Transactions a second, with ledger and settling."""
+    """Return transactions per second, with ledger and settling."""
     count = options.many(DEFAULT)
     limits, figures = [], []
     with Stage() as stage:

@@ -1,7 +1,7 @@
 """`import`: what `import processor` adds to the start of a program.
 
-Names are loaded when they are used; `all_names` is with every public name touched. The limit is
-what loading the two drivers takes, which the first submit or start cannot do without.
+Names are loaded when they are used; `all_names` includes the use of every public name. The limit is
+the time to load the two drivers, which the first submit or start needs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ DRIVERS = "import psycopg2, redis"
 
 
 def run(options: Options) -> Result:
-    """Milliseconds, median of fresh interpreters."""
+    """Return milliseconds, the median of fresh interpreters."""
     codes = (BARE, PLAIN, NAMES, DRIVERS)
     times: dict[str, list[float]] = {code: [] for code in codes}
     for code in codes:

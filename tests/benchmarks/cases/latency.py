@@ -1,7 +1,7 @@
-"""`latency`: submit to committed, one every 50 ms, next to the same statements committed directly.
+"""`latency`: submit to committed, one every 50 ms, beside the same statements committed directly.
 
-The figure is that of a processor in the same process; `doorbell` is that of one in another process.
-Each takes its turn, as the direct commits do, so that the processor of neither disturbs the others.
+The figure is for a processor in the same process; `doorbell` is for one in another process. They
+and the direct commits take turns, so that neither processor disturbs the others.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ UPDATE = "UPDATE account SET balance = balance + %s WHERE id = %s"
 
 
 def run(options: Options) -> Result:
-    """Milliseconds, p50 of all samples of all rounds."""
+    """Return milliseconds, the median of all samples of all rounds."""
     count, turns = options.many(40), options.turns(5)
     direct, near, far = [], [], []
     points: dict[str, list[float]] = defaultdict(list)
@@ -42,7 +42,7 @@ def run(options: Options) -> Result:
                 direct += _direct(stage, count)
                 near += _near(stage, count, commits)
                 if options.profile:
-                    _tell(points)
+                    _print_points(points)
                 far += _submitted(stage, "far", count, lambda: child.commits)
                 note(f"round {turn + 1} of {turns}: p50 {1e3 * median(direct):.2f} ms direct,"
                      f" {1e3 * median(near):.2f} near, {1e3 * median(far):.2f} far")  # fmt: skip
@@ -56,8 +56,8 @@ def run(options: Options) -> Result:
     )  # fmt: skip
 
 
-def _tell(points: dict[str, list[float]]) -> None:
-    """When a transaction passed the crash points, counted from the one before its XADD."""
+def _print_points(points: dict[str, list[float]]) -> None:
+    """Print when a transaction passed the crash points, from the one before its XADD on."""
     begun = points["submit-before-add"]
     for name, at in points.items():
         if name.startswith(("submit-after", "pass", "batch", "settle")):
@@ -65,7 +65,7 @@ def _tell(points: dict[str, list[float]]) -> None:
 
 
 def _direct(stage: Stage, count: int) -> list[float]:
-    """As a request handler does it: two statements and a commit on a connection that is open."""
+    """Commit two statements on an open connection, as a request handler does."""
     connection = stage.connect()
     connection.autocommit = False
     took: list[float] = []
@@ -113,7 +113,7 @@ def _submitted(
 
 
 def _paced(count: int, act: Callable[[Order], Any]) -> None:
-    """One every 50 ms by the clock, however long each took."""
+    """Yield every 50 ms by the clock, however long each took."""
     begun = time.monotonic()
     for number, order in enumerate(orders(count)):
         time.sleep(max(0.0, begun + number * PACE - time.monotonic()))

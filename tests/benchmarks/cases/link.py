@@ -1,7 +1,7 @@
 """`link`: how often a batch crosses a link of 200 ms, clean and with 1 % poison.
 
-Counted by a proxy before PostgreSQL, from the first settled batch to the last: all that the
-processor asks is in it, retries and dead letters too, save what opening the session takes.
+A proxy in front of PostgreSQL counts from the first settled batch to the last. The count includes
+everything, retries and dead letters too, except the opening of the session.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from tests.harness.wait import wait_until
 
 ROUND_TRIP = 0.2
 POISON = 0.01
-# Short, so that the retries fall into the time that is looked at.
+# Short, so that the retries fall into the measured time.
 DELAY = 1.0
 
 
 def run(options: Options) -> Result:
-    """Round trips a batch; the limit is what ready-made batches need through the same proxy."""
+    """Return round trips per batch; the limit is that of ready-made batches on the same link."""
     count = options.many(20_000)
     with Stage() as stage:
         port = stage.postgres_server.port
@@ -65,14 +65,14 @@ def _replayed(stage: Stage, proxy: Proxy) -> float:
         before = proxy.round_trips
         for batch in ready:
             cursor.execute(batch)
-        # Before the goodbye, which is a burst too.
+        # Before the session closes, which is a burst too.
         trips = proxy.round_trips - before
     connection.close()
     return trips / len(ready)
 
 
 def _drained(stage: Stage, proxy: Proxy, count: int, poison: float) -> tuple[float, float]:
-    """Round trips a batch, transactions a second."""
+    """Return round trips per batch and transactions per second."""
     stage.empty()
     stage.fill(count, poison=poison)
     processor.start()

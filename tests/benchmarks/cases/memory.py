@@ -1,6 +1,6 @@
-"""`memory`: resident memory that draining a long backlog adds to a processor that stood idle.
+"""`memory`: resident memory that draining a long backlog adds to an idle processor.
 
-The limit is what a tenth of the backlog adds: a ratio near one says that memory is flat.
+The limit is what a tenth of the backlog adds: a ratio near one means that memory is flat.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tests.harness.wait import wait_until
 
 
 def run(options: Options) -> Result:
-    """MB: the peak while it drains, less what it held while it was idle."""
+    """Return MB: the peak while draining, less the memory while idle."""
     count = options.many(200_000)
     with Stage() as stage:
         short, _ = added(stage, max(1, count // 10))
@@ -26,7 +26,7 @@ def run(options: Options) -> Result:
 
 
 def added(stage: Stage, count: int, **settings: Any) -> tuple[float, float]:
-    """MB added by draining `count` entries; MB before, sessions open and waiting for work."""
+    """Return the MB added by draining `count` entries, and the MB before, idle and connected."""
     stage.empty()
     stage.pause()
     child = Child(stage.redis_server.directory, stage.settings(**settings))

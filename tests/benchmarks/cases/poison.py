@@ -1,8 +1,7 @@
 """`poison`: what 1 % of failing transactions costs the others.
 
-Each breaks a CHECK on its own row and names no key. Where the policy retries such a failure, it
-does so at once, so that all of it falls into the time that is measured; that ends when every one is
-a dead letter.
+Each violates a CHECK on its own row and has no key. Retries, if there are any, follow at once, so
+that they fall into the measured time, which ends when all of them are dead letters.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ DELAY = 0.05
 
 
 def run(options: Options) -> Result:
-    """Transactions a second with poison; the limit is the rate without."""
+    """Return transactions per second with poison; the limit is the rate without."""
     count = options.many(100_000)
     clean, poisoned = [], []
     with Stage() as stage:

@@ -1,13 +1,13 @@
-"""`read`: a row by its key through the overlay, next to a plain SELECT of the same row.
+"""`read`: a row by its key through the overlay, beside a plain SELECT of the same row.
 
-10,000 operations are pending, and nobody drains. Figure: reads of rows of which each has a pending
-addition, merged. Limit: the SELECT of the same row as an application makes it, by psycopg2 with
-parameters and rows as dicts. In turns, row by row; all on one host.
+10,000 operations are pending, and no processor drains. The figure is for reads of rows with one
+pending addition each. The limit is the SELECT of the same row by an application, with psycopg2,
+parameters and rows as dicts. They take turns, row by row, on one host.
 
-`many`: ten pending additions a row; `orders`: each addition came with an order, whose key decides
-whether it counts, so that this key is looked at, too; `idle`: rows with nothing pending. `session`
-is the ratio of the figure to the SELECT written out over a session of the reader's own kind. `far`
-has the ratios with PostgreSQL one millisecond away, as in the next rack, and Redis here.
+`many`: ten pending additions per row. `orders`: each addition comes with an order whose key decides
+whether it counts, so this key is read too. `idle`: rows without pending writes. `session` is the
+ratio of the figure to the SELECT over a session like that of `processor.read`. `far` has the ratios
+with PostgreSQL one millisecond away, as in the next rack, and Redis on this host.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ ROUND_TRIP = 0.001
 WARM = 100
 TABLES = {"account": "id", "orders": "id"}
 
-#: A session of the reader's kind, and a cursor as applications have.
+#: A session like that of `processor.read`, and a cursor like that of an application.
 Plain = tuple[PostgresSession, Any]
-#: Of the reads, of the plain SELECTs, of those over a session of the reader's kind.
+#: Times of reads, of plain SELECTs, and of SELECTs over a session like that of `processor.read`.
 Times = tuple[list[float], list[float], list[float]]
 
 
 def run(options: Options) -> Result:
-    """Microseconds, p50."""
+    """Return microseconds, the median."""
     count = options.many(1000)
     with Stage() as stage:
         server = stage.postgres_server
@@ -71,7 +71,7 @@ def run(options: Options) -> Result:
 
 
 def _prepare(stage: Stage) -> None:
-    """Tables with rows, and a ledger that knows as many transactions as are pending."""
+    """Create tables with rows, and a ledger with as many transactions as are pending."""
     stage.configure(overlay={"tables": TABLES})
     stage.empty()
     stage.execute(f"INSERT INTO account (id) SELECT generate_series({ACCOUNTS} + 1, 30000)")

@@ -1,12 +1,12 @@
-"""`receipt`: from commit to a waiter's return, next to a bare XADD heard by a blocked XREAD.
+"""`receipt`: from commit to a waiter's return, beside a bare XADD received by a blocked XREAD.
 
-The figure is the p50 of a waiter among a thousand: the others, each in a thread of its own in the
-same process, wait for transactions that are not due. All is in one process, the processor too.
+The figure is the median of a waiter among a thousand. The others, each in its own thread of the
+same process, wait for transactions that are not due. The processor is in this process too.
 
-`alone` is that without the others. `together` is a thousand waiters whose transactions are
-committed at the same moment: they return one after the other, as the interpreter lets them.
-`replicated` is from commit to the return of a wait until it is replicated, on a standby next to it:
-replay and the question to the standby are in it, whose pace begins at 5 ms.
+`alone` is the same without the others. `together` is a thousand waiters whose transactions are
+committed at the same moment: they return one after the other, as the interpreter allows.
+`replicated` is from commit to the return of a wait for "replicated", on a standby on this host. It
+includes the replay and the queries to the standby, which start at an interval of 5 ms.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from tests.benchmarks.result import Result, rounded
 from tests.benchmarks.stage import Stage
 
 PACE = 0.01
-#: How long the others wait.
+#: Seconds for which the others wait.
 SETTLING = 20.0
 CROWD = 1000
 
 
 def run(options: Options) -> Result:
-    """Milliseconds, p50 of all samples."""
+    """Return milliseconds, the median of all samples."""
     count = options.many(300)
     points: dict[str, list[float]] = defaultdict(list)
     note_points(lambda name, at: points[name].append(at))
@@ -73,7 +73,7 @@ def _single(count: int, points: dict[str, list[float]], until: str = "committed"
 
 
 def _together(points: dict[str, list[float]]) -> list[float]:
-    """Waiters for a backlog, which is committed in a few batches."""
+    """Start waiters for a backlog that is committed in a few batches."""
     receipts = processor.submit_many([transaction(order) for order in orders(CROWD)])
     returned: list[tuple[int, float]] = []
 
@@ -106,7 +106,7 @@ def _replicated(stage: Stage, count: int, points: dict[str, list[float]]) -> lis
 
 @contextmanager
 def _others(count: int) -> Iterator[None]:
-    """Waiters for transactions that are due long after the benchmark."""
+    """Start waiters for transactions that are due long after the benchmark."""
     late = [processor.Transaction(delay=86_400.0).delete("orders", {"id": processor.new_id()})
             for _ in range(count)]  # fmt: skip
     receipts = processor.submit_many(late)
@@ -125,27 +125,27 @@ def _others(count: int) -> Iterator[None]:
 
 
 def _bare(stage: Stage, count: int) -> list[float]:
-    """How long an entry takes from XADD to a thread that is blocked on its stream."""
-    heard: list[float] = []
+    """Measure the time from an XADD to a thread that is blocked on the stream."""
+    received: list[float] = []
     listener = redis.Redis.from_url(stage.redis_url)
 
     def listen() -> None:
         last = b"0-0"
-        while len(heard) < count:
+        while len(received) < count:
             reply = listener.xread({"bare": last}, count=1, block=1000)
             if reply:
                 last = reply[0][1][0][0]
-                heard.append(time.monotonic())
+                received.append(time.monotonic())
 
     thread = threading.Thread(target=listen)
     thread.start()
     sent = []
     for number in range(count):
-        while len(heard) < number:
+        while len(received) < number:
             time.sleep(0)
         time.sleep(PACE)
         sent.append(time.monotonic())
         stage.redis.xadd("bare", {"n": number})
     thread.join()
     listener.close()
-    return [at - before for at, before in zip(heard, sent, strict=True)]
+    return [at - before for at, before in zip(received, sent, strict=True)]

@@ -1,6 +1,6 @@
 """`recovery`: from kill -9 in the middle of a drain to the next commit, restarted at once.
 
-The limit is a program that does the least: load both drivers, open both connections, commit once.
+The limit is a minimal program: it loads both drivers, opens both connections, and commits once.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tests.benchmarks.result import Result, rounded, spread
 from tests.benchmarks.stage import Stage
 from tests.harness.wait import wait_until
 
-# Entries that a process has drained before it is killed, at least.
+# Minimum number of entries that a process drains before it is killed.
 IN_THE_MIDDLE = 2000
 LEAST = """
 import sys, time, psycopg2, redis
@@ -30,7 +30,7 @@ print(time.monotonic())
 
 
 def run(options: Options) -> Result:
-    """Seconds, median of the kills."""
+    """Return seconds, the median of the kills."""
     count = options.many(100_000)
     figures, limits = [], []
     with Stage() as stage:
@@ -67,7 +67,10 @@ def _drained(stage: Stage, service: Service, depth: int) -> None:
 
 
 def _next_commit(stage: Stage, epoch: int, applied: int) -> float:
-    """When the new owner committed. The killed one may yet have, with what it had sent before."""
+    """Return the time of the new owner's first commit.
+
+    A batch that the killed owner had sent may still be committed before.
+    """
 
     def committed() -> float:
         nonlocal applied
@@ -80,7 +83,7 @@ def _next_commit(stage: Stage, epoch: int, applied: int) -> float:
 
 
 def _lane(stage: Stage) -> tuple[int, int]:
-    """Epoch of the owner, and how many transactions were committed by all of them."""
+    """Return the epoch of the owner and the number of transactions committed by all owners."""
     rows = stage.execute("SELECT epoch, applied FROM processor.lane WHERE lane = 'default:0'")
     return rows[0] if rows else (0, 0)
 

@@ -1,7 +1,7 @@
-"""`replica`: how fast the buffer drains while the replicas are down, next to a drain without any.
+"""`replica`: how fast the buffer drains while the replicas are down, beside a drain without any.
 
-One replica refuses connections, another takes them and never answers. The limit is the rate with
-nothing to follow. What they add to the memory of a long drain stands beside it.
+One replica refuses connections, another accepts them and never replies. The limit is the rate
+without replicas. The line also has the memory that they add to a long drain.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ DEFAULT = 100_000
 
 
 def run(options: Options) -> Result:
-    """Transactions a second, with ledger and settling, and every commit unconfirmed."""
+    """Return transactions per second, with ledger and settling, and no commit confirmed."""
     count = options.many(DEFAULT)
     limits, figures = [], []
     with Stage() as stage, closing(_deaf()) as silent, closing(_deaf()) as refusing:
         replicas = {"servers": {"silent": _dsn(silent), "gone": _dsn(refusing)}}
         refusing.close()
-        # Which of the two comes first changes sides: the machine is not the same all the time.
+        # The order of the two alternates, since the speed of the machine varies.
         for turn in range(options.turns(4)):
             for down in (turn % 2 == 0, turn % 2 == 1):
                 stage.configure(replicas=replicas if down else {"tracking": False})
@@ -43,7 +43,7 @@ def run(options: Options) -> Result:
 
 
 def _deaf() -> socket.socket:
-    """A port that the kernel takes connections for, and nobody else."""
+    """Open a port where the kernel accepts connections and no program does."""
     return socket.create_server(("127.0.0.1", 0))
 
 

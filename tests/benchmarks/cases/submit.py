@@ -1,6 +1,6 @@
-"""`submit`: what it takes to accept a transaction, next to a bare XADD of the same bytes.
+"""`submit`: the time to accept a transaction, beside a bare XADD of the same bytes.
 
-Taken in turns, call by call. The transactions are built before; `built` is with building them.
+They take turns, call by call. The transactions are built before; `built` includes building them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ WARM = 200
 
 
 def run(options: Options) -> Result:
-    """Microseconds, p50; and how many a second `submit_many` accepts."""
+    """Return microseconds, the median; and how many per second `submit_many` accepts."""
     count = options.many(5000)
     with Stage() as stage:
         bare, plain, built = _one_by_one(stage, count)
@@ -51,14 +51,14 @@ def _one_by_one(stage: Stage, count: int) -> tuple[list[float], list[float], lis
 
 
 def _body(stage: Stage) -> bytes:
-    """The bytes that an order takes in the stream."""
+    """Return the body of an order as in the stream."""
     processor.submit(transaction(next(orders(1))))
     fields = stage.redis.xrange(STREAM, count=1)[0][1]
     return bytes(fields[b"tx"])
 
 
 def _many(stage: Stage, count: int) -> tuple[float, float, float]:
-    """Per second: ready-made, built on the way, and bare XADDs in pipelines of as many."""
+    """Return rates per second: built before, built in between, and bare XADDs in pipelines."""
     ready = list(map(transaction, orders(count)))
     plain = _timed(lambda: processor.submit_many(ready))
     raw: list[Order] = list(orders(count))
