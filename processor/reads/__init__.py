@@ -1,12 +1,12 @@
 """Rows of PostgreSQL merged with writes that are still pending.
 
-merge                Pending writes applied to rows in memory, as PostgreSQL will apply them (P9).
-merged_read          One read: what is pending, then rows and ledger in one statement, then both m
-pending              What is pending for a read: taken from Redis before the rows are, and never a
-reader               `processor.read`: rows as they will be, merged from a server and what is stil
-relations            A table as those see it who merge pending writes into its rows: its columns,
-row_values           Values of a transaction as the driver would give them, had they been written
-sessions             Sessions that only read, on the primary and on the replicas, shared by the th
-snapshot             What a read asks of a server: rows, and which pending transactions its ledger
-typed_changes        Pending transactions as changes of typed values, for `merging`.
+row_values     the values of a transaction as they would be read after it was applied
+relations      a declared table on one server: columns, key, constraints, constant defaults
+merge          pending writes applied to rows in memory
+pending        the pending writes that a read needs, taken from Redis before the rows are read
+snapshot       the statement that reads rows and ledger at one moment, and its answer
+typed_changes  pending transactions as changes whose values have the types of their columns
+sessions       read-only sessions, shared by the threads of a process
+merged_read    one read on one session
+reader         the public functions `read` and `cached`, and the choice of a server
 """

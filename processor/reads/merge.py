@@ -1,9 +1,9 @@
 """Pending writes applied to rows in memory, as PostgreSQL will apply them (P9).
 
-Pure: rows as they were read and changes of which every value has its column's type go in, the rows
-as they will be come out. A change that cannot succeed on what it meets - a key that is taken - has
-no effect as a whole. One of which only PostgreSQL can tell, or of which a later try may be another
-matter, is left out, and the answer says so.
+Pure: the input is rows as they were read, and changes whose values all have the types of their
+columns; the output is the rows as they will be. A change that cannot succeed on these rows, because
+a key is taken, has no effect as a whole. A change is left out, and the result says so, if only
+PostgreSQL can tell its effect, or if a later attempt may have another one.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ Adder = Callable[[Sum], Any]
 
 
 class Fails(Exception):
-    """The change cannot succeed; it will be a dead letter, and has no effect."""
+    """The change cannot succeed; it will become a dead letter and has no effect."""
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One operation: kind is insert, upsert, update or delete; `set` also has what is inserted."""
+    """One operation; `kind` is insert, upsert, update or delete, `set` includes inserted values."""
 
     kind: str
     table: str
@@ -39,7 +39,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A pending transaction; without steps it fails, or is not `decided`."""
+    """A pending transaction. Without steps it fails or, unless `decided`, its effect is unknown."""
 
     id: str
     steps: tuple[Step, ...] = ()
@@ -47,45 +47,48 @@ class Change:
 
 
 @dataclass(slots=True, eq=False)
-class Line:
-    """A row; `written`: columns that a change wrote; `matched`: what the server said of the row."""
+class MergedRow:
+    """A row with the columns that changes wrote.
+
+    `matched` is whether the server found that the row meets the read's condition.
+    """
 
     values: dict[str, Any]
     matched: bool | None = None
     written: frozenset[str] = frozenset()
 
 
-class Rows:
-    """The rows of one table, as far as they are needed, found by key."""
+class TableRows:
+    """The rows of one table that a read needs, indexed by key."""
 
-    def __init__(self, relation: Relation, lines: Iterable[Line]) -> None:
+    def __init__(self, relation: Relation, rows: Iterable[MergedRow]) -> None:
         self.relation = relation
-        self._lines: dict[int, Line] = {}
-        self._keys: dict[tuple[Any, ...], Line] = {}
+        self._rows: dict[int, MergedRow] = {}
+        self._by_key: dict[tuple[Any, ...], MergedRow] = {}
         self._undo: list[Callable[[], Any]] = []
         self._exact = all(relation.comparable(column) for column in relation.keys)
-        for line in lines:
-            self._put(line)
+        for row in rows:
+            self._put(row)
         self._undo.clear()
 
     @property
-    def lines(self) -> list[Line]:
-        """The rows, in no order that counts."""
-        return list(self._lines.values())
+    def rows(self) -> list[MergedRow]:
+        """The rows, in no particular order."""
+        return list(self._rows.values())
 
     def keep(self) -> None:
-        """What was done since the last call stays."""
+        """Keep what was changed since the last call."""
         self._undo.clear()
 
     def revert(self) -> None:
-        """What was done since the last `keep` is undone."""
+        """Undo what was changed since the last `keep`."""
         while self._undo:
             self._undo.pop()()
 
     # Steps.
 
     def apply(self, step: Step, adder: Adder) -> None:
-        """Take one step. Raises Fails, Unfit and Undecided; `revert` after that."""
+        """Take one step. Raises Fails, Unfit and Undecided; the caller then calls `revert`."""
         if step.kind == "insert":
             self._insert(step.set)
         elif step.kind == "upsert":
@@ -93,147 +96,144 @@ class Rows:
         else:
             found = self.find(step.where)
             if step.kind == "update":
-                self._write(found, step.set, step.add, adder)
+                self._update(found, step.set, step.add, adder)
             else:
-                for line in found:
-                    self._take(line)
+                for row in found:
+                    self._delete(row)
             if step.expect is not None and len(found) != step.expect:
-                # It is tried again, and may meet them then.
+                # The transaction is retried, and may then meet the expected number.
                 raise Undecided
 
-    def find(self, where: Mapping[str, Any]) -> list[Line]:
-        """The rows whose columns equal `where`, where None is NULL. Raises Undecided."""
+    def find(self, where: Mapping[str, Any]) -> list[MergedRow]:
+        """Return the rows whose columns equal `where`, where None is NULL. Raises Undecided."""
         forms = {}
         for column, value in where.items():
             if value is not None and not self.relation.comparable(column):
                 raise Undecided
             forms[column] = self._form(column, value)
-        candidates: Iterable[Line] = self._lines.values()
+        candidates: Iterable[MergedRow] = self._rows.values()
         if all(forms.get(column) is not None for column in self.relation.keys):
-            one = self._keys.get(tuple(forms[column] for column in self.relation.keys))
-            candidates = [] if one is None else [one]
-        return [line for line in candidates if self._meets(line, forms)]
+            row = self._by_key.get(tuple(forms[column] for column in self.relation.keys))
+            candidates = [] if row is None else [row]
+        return [row for row in candidates if self._meets(row, forms)]
 
-    def _meets(self, line: Line, forms: Mapping[str, Any]) -> bool:
-        return all(self._form(c, line.values[c]) == form for c, form in forms.items())
+    def _meets(self, row: MergedRow, forms: Mapping[str, Any]) -> bool:
+        return all(self._form(c, row.values[c]) == form for c, form in forms.items())
 
     def _form(self, column: str, value: Any) -> Any:
         return None if value is None else same_form(self.relation.columns[column], value)
 
     def _insert(self, given: Mapping[str, Any]) -> None:
-        filled = self.relation.filled
-        values = {n: given[n] if n in given else filled.get(n) for n in self.relation.names}
-        line = Line(values, written=frozenset(self.relation.names))
-        key = self._key(line)
+        defaults = self.relation.defaults
+        values = {n: given[n] if n in given else defaults.get(n) for n in self.relation.names}
+        row = MergedRow(values, written=frozenset(self.relation.names))
+        key = self._key(row.values)
         if key is not None and not self._exact:
             raise Undecided
-        if key in self._keys:
+        if key in self._by_key:
             raise Fails
-        self._put(line)
+        self._put(row)
 
     def _upsert(self, step: Step, adder: Adder) -> None:
         given = step.set
-        there = {column: given[column] for column in step.conflict}
-        found = [] if None in there.values() else self.find(there)
+        conflict = {column: given[column] for column in step.conflict}
+        found = [] if None in conflict.values() else self.find(conflict)
         if found:
-            rest = {name: value for name, value in given.items() if name not in there}
-            self._write(found, rest, {}, adder)
+            rest = {name: value for name, value in given.items() if name not in conflict}
+            self._update(found, rest, {}, adder)
         else:
             self._insert(given)
 
-    def _write(
-        self, found: Sequence[Line], given: Mapping[str, Any], added: Mapping[str, Any],
+    def _update(
+        self, found: Sequence[MergedRow], given: Mapping[str, Any], added: Mapping[str, Any],
         adder: Adder,
     ) -> None:  # fmt: skip
-        fresh = [(line, self._new(line, given, added, adder)) for line in found]
+        updated = [(row, self._updated(row, given, added, adder)) for row in found]
         columns = given.keys() | added.keys()
         moves = not columns.isdisjoint(self.relation.keys)
         if moves:
-            self._see_free(fresh)
-        for line, _ in fresh:
+            self._check_keys_free(updated)
+        for row, _ in updated:
             if moves:
-                self._forget(line)
-        for line, values in fresh:
-            self._undo.append(_restoring(line))
-            line.values = values
-            line.written |= columns
+                self._unindex(row)
+        for row, values in updated:
+            self._undo.append(_restoring(row))
+            row.values = values
+            row.written |= columns
             if moves:
-                self._remember(line)
+                self._index(row)
 
-    def _new(
-        self, line: Line, given: Mapping[str, Any], added: Mapping[str, Any], adder: Adder
+    def _updated(
+        self, row: MergedRow, given: Mapping[str, Any], added: Mapping[str, Any], adder: Adder
     ) -> dict[str, Any]:
-        values = {**line.values, **given}
+        values = {**row.values, **given}
         for column, value in added.items():
-            made = total(self.relation.columns[column], line.values[column], value)
+            made = total(self.relation.columns[column], row.values[column], value)
             values[column] = adder(made) if isinstance(made, Sum) else made
-        if any(values[c] is None for c in self.relation.needed & (given.keys() | added.keys())):
+        if any(values[c] is None for c in self.relation.not_null & (given.keys() | added.keys())):
             raise Fails
         return values
 
-    def _see_free(self, fresh: Sequence[tuple[Line, dict[str, Any]]]) -> None:
-        """Rows get other keys: nobody may have them."""
+    def _check_keys_free(self, updated: Sequence[tuple[MergedRow, dict[str, Any]]]) -> None:
+        """Check that no row has a key that an update gives to another. Raises Fails, Undecided."""
         if not self._exact:
             raise Undecided
-        moved = {id(line) for line, _ in fresh}
+        moved = {id(row) for row, _ in updated}
         taken: set[tuple[Any, ...]] = set()
-        for line, values in fresh:
-            key = self._key_of(values)
+        for row, values in updated:
+            key = self._key(values)
             if key is None:
                 continue
-            there = self._keys.get(key)
-            if key in taken or (there is not None and id(there) not in moved):
+            holder = self._by_key.get(key)
+            if key in taken or (holder is not None and id(holder) not in moved):
                 raise Fails
-            if there is not None and there is not line:
-                # Whether it meets the other before that moves is up to where they lie on disk.
+            if holder is not None and holder is not row:
+                # Whether the holder moves first depends on where the rows lie on disk.
                 raise Undecided
             taken.add(key)
 
     # The index, and how to undo.
 
-    def _key(self, line: Line) -> tuple[Any, ...] | None:
-        return self._key_of(line.values)
-
-    def _key_of(self, values: Mapping[str, Any]) -> tuple[Any, ...] | None:
+    def _key(self, values: Mapping[str, Any]) -> tuple[Any, ...] | None:
         key = tuple(self._form(column, values[column]) for column in self.relation.keys)
         if not self._exact:
             key = tuple(map(repr, key))
         return None if any(values[column] is None for column in self.relation.keys) else key
 
-    def _put(self, line: Line) -> None:
-        self._lines[id(line)] = line
-        self._undo.append(lambda: self._lines.pop(id(line)))
-        self._remember(line)
+    def _put(self, row: MergedRow) -> None:
+        self._rows[id(row)] = row
+        self._undo.append(lambda: self._rows.pop(id(row)))
+        self._index(row)
 
-    def _take(self, line: Line) -> None:
-        del self._lines[id(line)]
-        self._undo.append(lambda: self._lines.__setitem__(id(line), line))
-        self._forget(line)
+    def _delete(self, row: MergedRow) -> None:
+        del self._rows[id(row)]
+        self._undo.append(lambda: self._rows.__setitem__(id(row), row))
+        self._unindex(row)
 
-    def _remember(self, line: Line) -> None:
-        key = self._key(line)
+    def _index(self, row: MergedRow) -> None:
+        key = self._key(row.values)
         if key is not None:
-            self._keys[key] = line
-            self._undo.append(lambda: self._keys.pop(key))
+            self._by_key[key] = row
+            self._undo.append(lambda: self._by_key.pop(key))
 
-    def _forget(self, line: Line) -> None:
-        key = self._key(line)
-        if key is not None and self._keys.get(key) is line:
-            del self._keys[key]
-            self._undo.append(lambda: self._keys.__setitem__(key, line))
+    def _unindex(self, row: MergedRow) -> None:
+        key = self._key(row.values)
+        if key is not None and self._by_key.get(key) is row:
+            del self._by_key[key]
+            self._undo.append(lambda: self._by_key.__setitem__(key, row))
 
 
-def _restoring(line: Line) -> Callable[[], None]:
-    values, written = line.values, line.written
+def _restoring(row: MergedRow) -> Callable[[], None]:
+    values, written = row.values, row.written
 
     def restore() -> None:
-        line.values, line.written = values, written
+        row.values, row.written = values, written
 
     return restore
 
 
-def replay(tables: Mapping[str, Rows], changes: Iterable[Change], adder: Adder) -> bool:
-    """Apply changes in order; whether it is known of all of them what they do."""
+def replay(tables: Mapping[str, TableRows], changes: Iterable[Change], adder: Adder) -> bool:
+    """Apply changes in order; return whether the effect of all of them is known."""
     complete = True
     for change in changes:
         complete = complete and change.decided

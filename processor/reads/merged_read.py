@@ -1,8 +1,8 @@
 """One read: what is pending, then rows and ledger in one statement, then both merged (rule 32).
 
-The pending writes come from Redis first; then one statement on the server gives the rows and which
-of those writes its ledger holds; the others are applied in memory. Nothing pending: the SELECT
-alone.
+The pending writes come from Redis first. Then one statement on the server reads the rows and which
+of those writes are in its ledger; the others are applied in memory. If nothing is pending, the
+rows are read alone.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from processor.errors import (
     SchemaMissing,
 )
 from processor.reads import snapshot
-from processor.reads.merge import Change, Line, Rows, replay
-from processor.reads.pending import Decoded, Gathered, PendingWrites
+from processor.reads.merge import Change, MergedRow, TableRows, replay
+from processor.reads.pending import PendingSet, PendingWrites, RecordCache
 from processor.reads.relations import Relation
 from processor.reads.row_values import Undecided
 from processor.reads.sessions import ReadSession
 from processor.reads.snapshot import Changed, Snapshot
-from processor.reads.typed_changes import Unnamed, met
+from processor.reads.typed_changes import UnknownName, typed_where
 from processor.sql.column_types import Unfit
 
-#: Errors of what was prepared before the table changed: look it up anew and ask again.
-_RENEW = ("0A000", "26000", "42P05", "42703", "42P01", "42804")
-#: A standby cancels what stands in the way of replaying.
+#: Errors of statements prepared before the table changed: look the table up and ask again.
+_REFRESH = ("0A000", "26000", "42P05", "42703", "42P01", "42804")
+#: A standby cancels queries that conflict with its replay.
 _CONTENTION = "40"
 
 
 class Row(dict[str, Any]):
-    """A row by its columns; `source` is the server it was read from, or "buffer" if pending writes
-    made or changed it, `complete` as of all the rows."""
+    """A row, by column. `source` is the server it was read from, or "buffer" if pending writes
+    made or changed it; `complete` is that of all the rows."""
 
     __slots__ = ("complete", "source")
 
@@ -52,8 +52,8 @@ class Row(dict[str, Any]):
 
 
 class RowList(list[Row]):
-    """Rows and the server they were read from. `complete` is False while something is pending that
-    could touch the table and of which only PostgreSQL knows what it does."""
+    """Rows, and the server they were read from. `complete` is False while a write is pending that
+    could touch the table and whose effect only PostgreSQL can tell."""
 
     __slots__ = ("complete", "source")
 
@@ -64,12 +64,12 @@ class RowList(list[Row]):
 
 
 class NotShown(Exception):
-    """This server does not have the write that was asked for, and the overlay neither."""
+    """Neither this server nor the overlay has the write that the read must include."""
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """One read."""
+class Query:
+    """What a read asks for; `after` is the id of a write that it must include."""
 
     table: str
     where: dict[str, Any]
@@ -77,110 +77,120 @@ class Question:
 
 
 class MergedRead:
-    """One read on one session."""
+    """One read on one session.
+
+    `choosing` is whether another server can be chosen if this one may be out of date.
+    """
 
     def __init__(
-        self, keys: Overlay, decoded: Decoded, redis: RedisConnection, session: ReadSession,
-        asked: Question, choosing: bool,
+        self, keys: Overlay, cache: RecordCache, redis: RedisConnection, session: ReadSession,
+        query: Query, choosing: bool,
     ) -> None:  # fmt: skip
         self._keys = keys
-        self._decoded = decoded
+        self._cache = cache
         self._redis = redis
         self._session = session
-        self._asked = asked
+        self._query = query
         self._choosing = choosing
 
     def run(self) -> RowList:
-        """Ask; and once more if the tables are not what they were."""
-        session, anew = self._session, self._session.stale()
-        if anew:
-            session.renew()
+        """Return the rows; ask again if the tables changed since they were looked up."""
+        session, refreshed = self._session, self._session.is_stale()
+        if refreshed:
+            session.refresh()
         for last in (False, False, True):
             try:
-                return self._ask(anew or last)
-            except Unnamed as unknown:
-                session.renew(str(unknown))
-                anew = True
+                return self._ask(refreshed or last)
+            except UnknownName as unknown:
+                session.refresh(str(unknown))
+                refreshed = True
             except Changed:
-                session.renew()
+                session.refresh()
             except DatabaseError as error:
-                if last or not error.sqlstate.startswith((*_RENEW, _CONTENTION)):
+                if last or not error.sqlstate.startswith((*_REFRESH, _CONTENTION)):
                     raise self._refused(error) from None
-                session.renew()
+                session.refresh()
             except Unfit as error:
                 raise InvalidRead(f"where: {error}") from None
-        raise DatabaseUnavailable(f"table {self._asked.table} changes all the time")
+        raise DatabaseUnavailable(f"table {self._query.table} changed during each attempt to read")
 
     def _refused(self, error: DatabaseError) -> Exception:
         if error.sqlstate in ("42P01", "3F000"):
-            # The declared table is there, or it would have been refused before.
+            # The declared table exists, or the read would have been refused before.
             return SchemaMissing(f"{self._session.server} has no ledger: {error}")
         if error.sqlstate.startswith("22"):
             return InvalidRead(f"where: a value does not fit its column: {error}")
         return error
 
-    def _ask(self, anew: bool) -> RowList:
-        relation = self._session.relation(self._asked.table)
-        typed = self._typed(relation, anew)
-        mark = snapshot.by_mark(relation, self._asked.where) if relation.marked else None
-        gathering = PendingWrites(self._redis, self._keys, self._decoded, self._session.marked)
-        gathered = gathering.gather(self._asked.table, mark, self._asked.after)
-        self._see_usable(gathered)
-        ids = [each.id for each in gathered.pending] + gathered.statements
-        if self._asked.after:
-            ids.append(self._asked.after)
+    def _ask(self, refreshed: bool) -> RowList:
+        relation = self._session.relation(self._query.table)
+        typed = self._typed(relation, refreshed)
+        digest = None
+        if relation.has_digests:
+            digest = snapshot.digest_of(relation, self._query.where)
+        writes = PendingWrites(self._redis, self._keys, self._cache, self._session.has_digests)
+        pending = writes.gather(self._query.table, digest, self._query.after)
+        self._check_usable(pending)
+        ids = [each.id for each in pending.pending] + pending.statements
+        if self._query.after:
+            ids.append(self._query.after)
         if not ids:
             return self._plain(relation)
         try:
-            return self._merged(relation, typed, gathered, ids, anew)
+            return self._merged(relation, typed, pending, ids, refreshed)
         finally:
-            self._session.casting.forget(gathered.large)
+            self._session.typed.forget(pending.uncached)
 
-    def _typed(self, relation: Relation, anew: bool) -> Mapping[str, Any]:
+    def _typed(self, relation: Relation, refreshed: bool) -> Mapping[str, Any]:
+        """Return the values of the read's condition; fewer if some are undecided."""
         try:
-            return self._session.casting.values(met(relation, self._asked.where))
+            return self._session.typed.values(typed_where(relation, self._query.where))
         except Undecided:
             return {}
-        except Unnamed:
-            if not anew:
+        except UnknownName:
+            if not refreshed:
                 raise
-            strange = sorted(self._asked.where.keys() - relation.columns.keys())
+            unknown = sorted(self._query.where.keys() - relation.columns.keys())
             raise InvalidRead(
-                f"where: table {relation.name} has no column {strange[0]}"
+                f"where: table {relation.name} has no column {unknown[0]}"
             ) from None
 
-    def _see_usable(self, gathered: Gathered) -> None:
+    def _check_usable(self, pending: PendingSet) -> None:
+        """Check that the server may be read from. Raises DatabaseUnavailable and ReplicaLost."""
         server = self._session.server
         if server == PRIMARY:
             database = self._session.database
-            if is_superseded((database.system, database.timeline), gathered.primary):
+            if is_superseded((database.system, database.timeline), pending.primary):
                 database.close()
-                raise DatabaseUnavailable("this primary was left behind by a failover")
+                raise DatabaseUnavailable("this primary was superseded in a failover")
             return
-        if gathered.primary and self._session.database.system != gathered.primary[0]:
+        if pending.primary and self._session.database.system != pending.primary[0]:
             raise ReplicaLost(
                 f"replica {server} belongs to another cluster than the primary",
                 hint=f"see replicas.servers.{server}",
             )
-        state = gathered.replicas[server].state if server in gathered.replicas else ""
+        state = pending.replicas[server].state if server in pending.replicas else ""
         if state == "lost" or (state == "away" and self._choosing):
             raise ReplicaLost(f"replica {server} is {state}")
-        missed = gathered.missed.get(server)
-        if missed is not None and not self._replayed(missed):
-            raise ReplicaLost(f"replica {server} was lost and is not back yet")
+        missed = pending.missed.get(server)
+        if missed is not None and not self._has_replayed(missed):
+            raise ReplicaLost(f"replica {server} was lost and has not caught up yet")
 
-    def _replayed(self, missed: str) -> bool:
-        """Whether it has what was taken out of the overlay while it was lost."""
+    def _has_replayed(self, missed: str) -> bool:
+        """Whether the replica has what left the overlay while it was lost."""
         try:
-            at = Position.parse(missed)
+            position = Position.parse(missed)
         except ValueError:
-            return False  # Damaged; the clearing puts a position in its place.
+            return False  # Damaged; the overlay cleaner will replace it by a position.
         database = self._session.database
         replayed = replayed_lsn(database)
-        return replayed is not None and database.system == at.system and replayed >= at.lsn
+        return (
+            replayed is not None and database.system == position.system
+            and replayed >= position.lsn
+        )  # fmt: skip
 
     def _plain(self, relation: Relation) -> RowList:
-        where, server, run = self._asked.where, self._session.server, self._run
+        where, server, run = self._query.where, self._session.server, self._run
         if where.keys() >= set(relation.keys) and None not in where.values():
             prepared = self._session.prepared(relation, where)
             rows = prepared.rows(run(prepared.plain(where)))
@@ -189,43 +199,45 @@ class MergedRead:
         return RowList([Row(each, server, True) for each in rows], server, True)
 
     def _merged(
-        self, relation: Relation, typed: Mapping[str, Any], gathered: Gathered,
-        ids: Sequence[str], anew: bool,
+        self, relation: Relation, typed: Mapping[str, Any], pending: PendingSet,
+        ids: Sequence[str], refreshed: bool,
     ) -> RowList:  # fmt: skip
         session = self._session
-        scope = gathered.tables | gathered.rows.keys()
-        changes = session.casting.changes(gathered.pending, session.means, scope, anew=anew)
-        able = [
-            pending for pending, change in zip(gathered.pending, changes, strict=True)
-            if change.steps
+        scope = pending.tables | pending.rows.keys()
+        changes = session.typed.changes(
+            pending.pending, session.resolve, scope, refreshed=refreshed
+        )
+        effective = [
+            each for each, change in zip(pending.pending, changes, strict=True) if change.steps
         ]
-        shown = self._shown(relation, typed, gathered, able, ids)
-        if self._asked.after and not gathered.there and self._asked.after not in shown.known:
+        shown = self._snapshot(relation, typed, pending, effective, ids)
+        required = self._query.after
+        if required and not pending.has_required and required not in shown.applied:
             raise NotShown
-        complete = not gathered.unsure and shown.known.issuperset(gathered.statements)
-        left = [change for change in changes if change.id not in shown.known]
-        complete = complete and not _overtaken(changes, shown.known)
+        complete = not pending.unsure and shown.applied.issuperset(pending.statements)
+        left = [change for change in changes if change.id not in shown.applied]
+        complete = complete and not _overtaken(changes, shown.applied)
         tables = {
-            name: Rows(session.relation(name), lines) for name, lines in shown.lines.items()
+            name: TableRows(session.relation(name), rows) for name, rows in shown.rows.items()
         }
-        complete = replay(tables, left, session.casting.add) and complete
-        return self._rows(tables[relation.name], typed, complete)
+        complete = replay(tables, left, session.typed.add) and complete
+        return self._result(tables[relation.name], typed, complete)
 
-    def _shown(
-        self, relation: Relation, typed: Mapping[str, Any], gathered: Gathered,
-        able: Sequence[Pending], ids: Sequence[str],
+    def _snapshot(
+        self, relation: Relation, typed: Mapping[str, Any], pending: PendingSet,
+        effective: Sequence[Pending], ids: Sequence[str],
     ) -> Snapshot:  # fmt: skip
-        """The rows that are needed, and what the ledger knows, at one moment."""
-        where, run = self._asked.where, self._run
-        single = not gathered.tables and gathered.rows.keys() == {relation.name}
-        if single and len(gathered.rows[relation.name]) == 1 and _told(relation, where, typed):
+        """Read the needed rows, and which ids are in the ledger, at one moment."""
+        where, run = self._query.where, self._run
+        single = not pending.tables and pending.rows.keys() == {relation.name}
+        if single and len(pending.rows[relation.name]) == 1 and _decidable(relation, where, typed):
             key = {column: where[column] for column in relation.keys}
             prepared = self._session.prepared(relation, key)
             return prepared.read(run(prepared.merged(key, ids)))
-        wanted = [(relation, self._conditions(relation, gathered, able))]
-        for name in sorted((gathered.tables | gathered.rows.keys()) - {relation.name}):
+        wanted = [(relation, self._conditions(relation, pending, effective))]
+        for name in sorted((pending.tables | pending.rows.keys()) - {relation.name}):
             other = self._session.relation(name)
-            wanted.append((other, self._conditions(other, gathered, able)))
+            wanted.append((other, self._conditions(other, pending, effective)))
         answer = run(snapshot.whole(wanted, where, ids))
         return snapshot.read([each for each, _ in wanted], answer)
 
@@ -234,60 +246,62 @@ class MergedRead:
             return self._session.database.run(sql)
         except (ValueError, OverflowError):
             raise InvalidRead(
-                f"a row of {self._asked.table} holds a date that Python does not have",
-                hint="Python has the years 1 to 9999; read that row as text, by a session of yours",
+                f"a row of {self._query.table} holds a date outside the range of Python",
+                hint="Python has the years 1 to 9999; read the row as text, in your own session",
             ) from None
 
     def _conditions(
-        self, relation: Relation, gathered: Gathered, able: Sequence[Pending]
+        self, relation: Relation, pending: PendingSet, effective: Sequence[Pending]
     ) -> list[Mapping[str, Any]] | None:
-        """Whatever of a table the read or a pending write may meet; None: all of it."""
-        own = relation.name == self._asked.table
-        if own and not self._asked.where:
+        """Return conditions for the rows that the read or a pending write may touch; None: all."""
+        own = relation.name == self._query.table
+        if own and not self._query.where:
             return None
-        marks = gathered.rows.get(relation.name)
-        found: list[Mapping[str, Any]] = [self._asked.where] if own else []
-        for pending in able:
-            for operation in pending.operations:
-                if relation in self._session.means(operation.table):  # type: ignore[union-attr]
-                    found += snapshot.conditions(relation, operation, marks)
+        digests = pending.rows.get(relation.name)
+        found: list[Mapping[str, Any]] = [self._query.where] if own else []
+        for each in effective:
+            for operation in each.operations:
+                if relation in self._session.resolve(operation.table):  # type: ignore[union-attr]
+                    found += snapshot.conditions(relation, operation, digests)
         return found
 
-    def _rows(self, rows: Rows, typed: Mapping[str, Any], complete: bool) -> RowList:
-        """The rows that the read is about, after all that is pending."""
+    def _result(self, rows: TableRows, typed: Mapping[str, Any], complete: bool) -> RowList:
+        """Return the rows that the read is about, after all pending writes."""
         server = self._session.server
-        meets: Callable[[Line], bool | None]
-        if self._asked.where and not _told(rows.relation, self._asked.where, typed):
-            # Only the server can compare: it did so, with the columns as they were.
-            columns = self._asked.where.keys()
-            meets = lambda line: None if line.written & columns else line.matched  # noqa: E731
+        meets: Callable[[MergedRow], bool | None]
+        if self._query.where and not _decidable(rows.relation, self._query.where, typed):
+            # Only the server can compare, and it did so with the columns as they were.
+            columns = self._query.where.keys()
+            meets = lambda row: None if row.written & columns else row.matched  # noqa: E731
         else:
-            found = {id(line) for line in rows.find(typed)} if typed else None
-            meets = lambda line: found is None or id(line) in found  # noqa: E731
-        met_lines = [(line, meets(line)) for line in rows.lines]
-        complete = complete and all(answer is not None for _, answer in met_lines)
+            found = {id(row) for row in rows.find(typed)} if typed else None
+            meets = lambda row: found is None or id(row) in found  # noqa: E731
+        judged = [(row, meets(row)) for row in rows.rows]
+        complete = complete and all(answer is not None for _, answer in judged)
         return RowList(
             [
-                Row(line.values, "buffer" if line.written else server, complete)
-                for line, answer in met_lines if answer
+                Row(row.values, "buffer" if row.written else server, complete)
+                for row, answer in judged if answer
             ],
             server, complete,
         )  # fmt: skip
 
 
-def _overtaken(changes: Sequence[Change], known: Collection[str]) -> bool:
-    """Whether something is left that came before what is committed: it failed in its turn, and
-    nobody knows whether it will again."""
+def _overtaken(changes: Sequence[Change], applied: Collection[str]) -> bool:
+    """Whether a change is left that came before an applied one.
+
+    Its first attempt failed, so its effect on the next attempt is unknown.
+    """
     left = False
     for change in changes:
-        if left and change.id in known:
+        if left and change.id in applied:
             return True
-        left = left or (bool(change.steps) and change.id not in known)
+        left = left or (bool(change.steps) and change.id not in applied)
     return False
 
 
-def _told(relation: Relation, where: Mapping[str, Any], typed: Mapping[str, Any]) -> bool:
-    """Whether Python can say which rows meet the read's condition."""
+def _decidable(relation: Relation, where: Mapping[str, Any], typed: Mapping[str, Any]) -> bool:
+    """Whether Python can tell which rows meet the read's condition."""
     return len(typed) == len(where) and all(
         value is None or relation.comparable(name) for name, value in where.items()
     )

@@ -1,11 +1,11 @@
-"""`processor.read`: rows as they will be, merged from a server and what is still on its way to it.
+"""`processor.read`: rows as they will be, merged from a server and the writes pending for it.
 
-Which server is asked is chosen here, what it is asked in `reading`. It does not matter how far a
-server is, nor whether the primary is up.
+This module chooses the server; `merged_read` asks it. The result does not depend on how far behind
+the server is, nor on whether the primary is up.
 
-What is not shown: defaults that are no constants, generated columns, triggers, rules, foreign keys
-that cascade, and writes by the name of another relation (a view, a partition). A write that some
-other constraint will refuse is seen until it is dead.
+Not merged: defaults that are not constant, generated columns, triggers, rules, cascading foreign
+keys, and writes through another relation (a view, a partition). A write that another constraint
+will refuse is shown until it is dead.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from processor.errors import (
     RedisUnavailable,
     ReplicaLost,
 )
-from processor.reads.merged_read import MergedRead, NotShown, Question, RowList
-from processor.reads.pending import Decoded
+from processor.reads.merged_read import MergedRead, NotShown, Query, RowList
+from processor.reads.pending import RecordCache
 from processor.reads.sessions import ReadPool, ReadSession
 from processor.receipts import receipt as receipts
 from processor.receipts import routing
@@ -41,7 +41,7 @@ class Reader:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._overlay = Overlay(settings)
-        self._decoded = Decoded(self._overlay)
+        self._cache = RecordCache(self._overlay)
         self._redis = RedisPool(settings.redis.url, settings.redis.timeout)
         self._pool = ReadPool(settings, self._overlay.declared)
 
@@ -49,27 +49,27 @@ class Reader:
         self, table: str, where: Mapping[str, Any] | None, after: Receipt | None,
         server: str | None,
     ) -> RowList:  # fmt: skip
-        """The rows. Raises as `processor.read` says."""
-        asked = Question(
-            self._declared(table), _carried(plain_mapping("where", where)) if where else {},
+        """Return the rows, as `processor.read`."""
+        query = Query(
+            self._declared(table), _as_carried(plain_mapping("where", where)) if where else {},
             after.id if after else None,
         )  # fmt: skip
         if server is not None:
-            self._see_server(server)
+            self._check_server(server)
             try:
-                return self._read_on(server, asked)
+                return self._read_on(server, query)
             except NotShown:
                 raise self._behind(after) from None
-        return self._anywhere(asked, after)
+        return self._anywhere(query, after)
 
-    def _anywhere(self, asked: Question, after: Receipt | None) -> RowList:
-        """From the nearest server that can answer; the primary is the last of them."""
+    def _anywhere(self, query: Query, after: Receipt | None) -> RowList:
+        """Read from the nearest server that can answer; the primary comes last."""
         servers = [*self.settings.replicas.servers, PRIMARY]
-        near = [server for server in servers if not self._pool.away(server)]
+        reachable = [server for server in servers if not self._pool.is_unreachable(server)]
         failure: Exception | None = None
-        for server in near or servers:
+        for server in reachable or servers:
             try:
-                return self._read_on(server, asked, choosing=True)
+                return self._read_on(server, query, choosing=True)
             except (DatabaseUnavailable, NotShown) as error:
                 failure = error if not isinstance(failure, NotShown) else failure
         if isinstance(failure, NotShown):
@@ -78,13 +78,13 @@ class Reader:
         raise failure
 
     def _behind(self, after: Receipt | None) -> Exception:
-        """Why the write cannot be shown, in how many seconds it might be."""
+        """Return the error for a write that cannot be shown, with the seconds until it may be."""
         assert after is not None
         try:
             routing.server_for(after)
         except Exception as error:
             return error
-        return DatabaseUnavailable("the server that was asked does not show the write yet")
+        return DatabaseUnavailable("the server does not show the write yet")
 
     def _declared(self, table: str) -> str:
         names = self._overlay.declared.names(table) if isinstance(table, str) else ()
@@ -95,57 +95,57 @@ class Reader:
             )
         return names[0]
 
-    def _see_server(self, server: str) -> None:
+    def _check_server(self, server: str) -> None:
         known = [*self.settings.replicas.servers, PRIMARY]
-        # A mapping could not even be asked for what is no text.
+        # Only text may be looked up in a mapping: other values may not be hashable.
         if not isinstance(server, str) or server not in known:
             raise InvalidRead(f"replica {server!r} is not in replicas.servers",
                               hint=f"one of {', '.join(known)}")  # fmt: skip
 
-    def _read_on(self, server: str, asked: Question, *, choosing: bool = False) -> RowList:
-        """Read on one server, twice if the session that was kept for it has ended."""
+    def _read_on(self, server: str, query: Query, *, choosing: bool = False) -> RowList:
+        """Read on one server; once more if its idle session turns out to have ended."""
         session = self._pool.take(server)
-        kept = session.database.last_call
+        was_used = session.database.last_call
         try:
-            return self._on_session(session, asked, choosing)
+            return self._on_session(session, query, choosing)
         except ReplicaLost:
             raise
         except DatabaseUnavailable:
-            if session.database.alive or not kept:
+            if session.database.alive or not was_used:
                 raise
             self._pool.forget(server)
         finally:
             self._pool.give(session)
         session = self._pool.fresh(server)
         try:
-            return self._on_session(session, asked, choosing)
+            return self._on_session(session, query, choosing)
         finally:
             self._pool.give(session)
 
-    def _on_session(self, session: ReadSession, asked: Question, choosing: bool) -> RowList:
+    def _on_session(self, session: ReadSession, query: Query, choosing: bool) -> RowList:
         redis = self._redis.take()
         try:
             return MergedRead(
-                self._overlay, self._decoded, redis, session, asked, choosing
+                self._overlay, self._cache, redis, session, query, choosing
             ).run()
         except RedisRefused as refused:
-            raise RedisUnavailable(f"pending writes cannot be read: {refused}") from None
+            raise RedisUnavailable(f"cannot read pending writes: {refused}") from None
         finally:
             self._redis.give(redis)
 
     def cached(self, name: str) -> Any:
-        """The newest value that a pending transaction brought for a name."""
+        """Return the newest value that a pending transaction gives for a name."""
         redis = self._redis.take()
         try:
             found = redis.call("LRANGE", self._overlay.cache(name), -1, -1)
         except RedisRefused as refused:
-            raise RedisUnavailable(f"pending writes cannot be read: {refused}") from None
+            raise RedisUnavailable(f"cannot read pending writes: {refused}") from None
         finally:
             self._redis.give(redis)
         return overlay.value(found[0]) if found else None
 
     def close(self) -> None:
-        """Close what nobody uses at the moment."""
+        """Close the connections that are not in use; the next read opens others."""
         self._redis.close()
         self._pool.close()
 
@@ -155,13 +155,13 @@ class Reader:
         self._pool.drop()
 
 
-def _carried(value: Any) -> Any:
-    """A value as a transaction would carry it: a number with a fraction is a decimal there."""
+def _as_carried(value: Any) -> Any:
+    """Return a value as a transaction carries it: a number with a fraction is a decimal there."""
     if isinstance(value, float):
         return Decimal(repr(value))
     if isinstance(value, dict):
-        return {name: _carried(each) for name, each in value.items()}
-    return [_carried(each) for each in value] if isinstance(value, list) else value
+        return {name: _as_carried(each) for name, each in value.items()}
+    return [_as_carried(each) for each in value] if isinstance(value, list) else value
 
 
 _reader = Shared(Reader)
@@ -175,21 +175,25 @@ def read(
     after: Receipt | str | None = None,
     replica: str | None = None,
 ) -> RowList:
-    """The rows of a table of `overlay.tables` whose columns equal `where`, pending writes included.
+    """Return the rows of a table whose columns equal `where`, with pending writes merged in.
 
-    None in `where` is NULL. Without `replica` the nearest of `replicas.servers` that can answer is
-    asked, else the primary; with it that one, or "primary". `after` is the receipt (or the text of
-    one) of a write that has to be in. The rows are dicts, and they and the list have `.source` and
-    `.complete`.
+    The table is one of `overlay.tables`. None in `where` is NULL. `replica` names the server to
+    read from, one of `replicas.servers` or "primary"; by default the nearest that can answer, the
+    primary last. `after` is the receipt, or the text of one, of a write that the rows must include.
+    The rows are dicts; they and the list have `.source` and `.complete`.
 
-    Raises InvalidRead, InvalidTransaction (a `where` or receipt that is none), RedisUnavailable,
-    DatabaseUnavailable, ReplicaLost, and ReplicaBehind if no server shows the write of `after`.
+    Raises InvalidRead, InvalidTransaction (a `where` or receipt that is not valid),
+    RedisUnavailable, DatabaseUnavailable, ReplicaLost, and ReplicaBehind if no server shows the
+    write of `after`.
     """
     receipt = None if after is None else receipts.of(after)
     return _reader.current().read(table, where, receipt, replica)
 
 
 def cached(name: str) -> Any:
-    """The value that the newest pending transaction gave for `name` by its `cache`; None if none
-    did. It is there until all servers that are read from have the transaction."""
+    """Return the value that the newest pending transaction gives for `name` in its `cache`.
+
+    None if there is none. The value stays until all servers that are read from have the
+    transaction. Raises RedisUnavailable.
+    """
     return _reader.current().cached(name)

@@ -1,8 +1,7 @@
-"""A table as those see it who merge pending writes into its rows: its columns, its key, its rules.
+"""A declared table on one server, with all that a merge of pending writes needs to know.
 
-`catalog` tells of types; this adds what decides whether a row can be written - columns that refuse
-NULL, defaults that are constants - and whether two values of a column are equal where Python can
-say so.
+`sql.catalog` has the types. This adds what decides whether a row can be written - NOT NULL columns,
+constant defaults - and for which columns Python can tell that two values are equal.
 """
 
 from __future__ import annotations
@@ -40,10 +39,10 @@ _EQUAL = frozenset({
     *WHOLE, *_TEXTS, BOOL, OID, UUID, NUMERIC, FLOAT4, FLOAT8, DATE, TIME, TIMESTAMP, TIMESTAMPTZ,
     BYTEA,
 })  # fmt: skip
-#: Types of which equal values have equal marks (`footprint`), whatever form they are sent in: no
-#: name, which is cut off silently, no oid, of which -1 is 4294967295.
-_MARKED = frozenset({*WHOLE, TEXT, VARCHAR, BPCHAR, UUID, NUMERIC})
-#: A default that is the same for every row and needs no function.
+#: Types whose equal values have equal row digests (`write_set`), in whatever form they are sent:
+#: not name, which is cut off silently, and not oid, for which -1 is 4294967295.
+_WITH_DIGEST = frozenset({*WHOLE, TEXT, VARCHAR, BPCHAR, UUID, NUMERIC})
+#: A default that is the same for every row and calls no function.
 _CONSTANT = re.compile(r"-?[0-9.]+|true|false|'(?:[^']|'')*'::[a-z][a-z0-9_ ]*(?:\[\])?").fullmatch
 
 
@@ -51,9 +50,10 @@ _CONSTANT = re.compile(r"-?[0-9.]+|true|false|'(?:[^']|'')*'::[a-z][a-z0-9_ ]*(?
 class Relation:
     """A declared table on one server.
 
-    `names` are its columns in order; `needed` those that refuse NULL, `open` those of them that
-    nothing fills; `filled` what constant defaults give; `labels` the columns of an enumerated type;
-    `unique` the sets of columns that tell rows apart.
+    `keys` are the declared key columns, `names` all columns in order. `not_null` are the columns
+    that refuse NULL, `required` those of them that have no default. `defaults` are the values of
+    constant defaults. `labels` are the columns of an enumerated type, `unique` the sets of columns
+    with a unique index.
     """
 
     name: str
@@ -61,22 +61,22 @@ class Relation:
     keys: tuple[str, ...]
     names: tuple[str, ...]
     columns: Mapping[str, Column]
-    needed: frozenset[str]
-    open: frozenset[str]
-    filled: Mapping[str, Any]
+    not_null: frozenset[str]
+    required: frozenset[str]
+    defaults: Mapping[str, Any]
     labels: frozenset[str]
     unique: frozenset[frozenset[str]]
 
     @property
-    def marked(self) -> bool:
-        """Whether a row may be found by its mark."""
-        return all(self._among(column, _MARKED) for column in self.keys)
+    def has_digests(self) -> bool:
+        """Whether the pending writes of a row can be found by its row digest."""
+        return all(self._is_of(column, _WITH_DIGEST) for column in self.keys)
 
     def comparable(self, column: str) -> bool:
-        """Whether Python can say that two values of a column are equal."""
-        return self._among(column, _EQUAL)
+        """Whether Python can tell that two values of a column are equal."""
+        return self._is_of(column, _EQUAL)
 
-    def _among(self, name: str, bases: frozenset[int]) -> bool:
+    def _is_of(self, name: str, bases: frozenset[int]) -> bool:
         column = self.columns[name]
         if not column.deterministic or column.element:
             return False
@@ -86,7 +86,7 @@ class Relation:
 def load(
     database: PostgresSession, declared: Mapping[str, Sequence[str]]
 ) -> dict[str, Relation | Refused | None]:
-    """The declared tables on this server; None for those that are not there.
+    """Return the declared tables on this server; None for a table that does not exist.
 
     Raises DatabaseError and DatabaseUnavailable.
     """
@@ -94,16 +94,16 @@ def load(
     catalog.load(database, set(declared))
     found = {name: catalog.find(name) for name in declared}
     tables = [each for each in found.values() if isinstance(each, Table)]
-    rules = _rules(database, tables)
+    columns = _columns(database, tables)
     return {
-        name: _relation(database, each, tuple(declared[name]), rules.get(each.oid, []))
+        name: _relation(database, each, tuple(declared[name]), columns.get(each.oid, []))
         if isinstance(each, Table) else each
         for name, each in found.items()
     }  # fmt: skip
 
 
-def same(database: PostgresSession, names: Sequence[str]) -> dict[str, int]:
-    """The oids of tables, by the names that operations gave them."""
+def oids(database: PostgresSession, names: Sequence[str]) -> dict[str, int]:
+    """Return the oids of tables, by the names that operations give them; 0 if there is none."""
     asked = ",".join(f"({quoted(name)},{quoted(table(name))})" for name in names)
     rows = database.run(
         f"SELECT name, to_regclass(quoted)::oid::bigint FROM (VALUES {asked}) AS a (name, quoted)"
@@ -111,49 +111,53 @@ def same(database: PostgresSession, names: Sequence[str]) -> dict[str, int]:
     return {name: oid or 0 for name, oid in rows}
 
 
-_Rule = tuple[str, bool, bool, str | None, bool, list[list[str]] | None]
+#: A row of the answer to _COLUMNS: name, NOT NULL, has a default, its text, is an enumerated type,
+#: and in the first row of a table the columns of its unique indexes.
+_Column = tuple[str, bool, bool, str | None, bool, list[list[str]] | None]
 
 
-def _rules(database: PostgresSession, tables: Sequence[Table]) -> dict[int, list[_Rule]]:
+def _columns(database: PostgresSession, tables: Sequence[Table]) -> dict[int, list[_Column]]:
     if not tables:
         return {}
-    oids = ",".join(str(each.oid) for each in tables)
-    found: dict[int, list[_Rule]] = {}
-    for oid, *rule in database.run(_RULES.format(oids)):
-        found.setdefault(oid, []).append((*rule,))
+    table_oids = ",".join(str(each.oid) for each in tables)
+    found: dict[int, list[_Column]] = {}
+    for oid, *column in database.run(_COLUMNS.format(table_oids)):
+        found.setdefault(oid, []).append((*column,))
     return found
 
 
 def _relation(
-    database: PostgresSession, found: Table, keys: tuple[str, ...], rules: Sequence[_Rule]
+    database: PostgresSession, found: Table, keys: tuple[str, ...], columns: Sequence[_Column]
 ) -> Relation:
-    unique = frozenset(frozenset(columns) for columns in (rules[0][5] if rules else None) or ())
+    unique = frozenset(frozenset(names) for names in (columns[0][5] if columns else None) or ())
     return Relation(
-        found.name, found.oid, keys, tuple(name for name, *_ in rules), found.columns,
-        frozenset(name for name, needed, *_ in rules if needed),
-        frozenset(name for name, needed, filled, *_ in rules if needed and not filled),
-        _constants(database, found, rules),
-        frozenset(name for name, _, _, _, label, _ in rules if label),
+        found.name, found.oid, keys, tuple(name for name, *_ in columns), found.columns,
+        frozenset(name for name, not_null, *_ in columns if not_null),
+        frozenset(name for name, not_null, default, *_ in columns if not_null and not default),
+        _constants(database, found, columns),
+        frozenset(name for name, _, _, _, label, _ in columns if label),
         unique,
     )  # fmt: skip
 
 
-def _constants(database: PostgresSession, found: Table, rules: Sequence[_Rule]) -> dict[str, Any]:
-    """What defaults that are constants give; others are the server's to know."""
-    texts = {name: text for name, _, _, text, *_ in rules if text and _CONSTANT(text)}
+def _constants(
+    database: PostgresSession, found: Table, columns: Sequence[_Column]
+) -> dict[str, Any]:
+    """Return the values of constant defaults; other defaults only the server can compute."""
+    texts = {name: text for name, _, _, text, *_ in columns if text and _CONSTANT(text)}
     if not texts:
         return {}
-    columns = {name: found.columns[name] for name in texts}
-    casts = [f"({text})::{columns[n].domain or columns[n].type}" for n, text in texts.items()]
+    types = {name: found.columns[name] for name in texts}
+    casts = [f"({text})::{types[n].domain or types[n].type}" for n, text in texts.items()]
     values = database.run(f"SELECT {', '.join(casts)}")[0]
     return {
         name: read_as(column, value)
         if column.base in (VARCHAR, BPCHAR) and not column.domain else value
-        for (name, column), value in zip(columns.items(), values, strict=True)
+        for (name, column), value in zip(types.items(), values, strict=True)
     }  # fmt: skip
 
 
-_RULES = """
+_COLUMNS = """
 SELECT a.attrelid::bigint, a.attname, a.attnotnull,
        coalesce(d.adbin, t.typdefaultbin) IS NOT NULL OR a.attidentity <> ''
        OR a.attgenerated <> '',

@@ -1,7 +1,8 @@
-"""Values of a transaction as the driver would give them, had they been written and read again.
+"""The values of a transaction as the driver would return them after they were written.
 
-What is simple is done here, and exactly as PostgreSQL and the driver do it; for the rest `read_as`
-answers a `Cast`, which the server has to make. Where neither can tell, `Undecided` is raised.
+Simple conversions are made here, exactly as PostgreSQL and the driver make them. For others
+`read_as` returns a `Cast`, which the server has to make. Where neither can tell, `Undecided` is
+raised.
 """
 
 from __future__ import annotations
@@ -41,25 +42,25 @@ from processor.sql.column_types import (
 
 
 class Undecided(Exception):
-    """Only PostgreSQL knows what becomes of this."""
+    """Only PostgreSQL can tell the result."""
 
 
 class Cast(NamedTuple):
-    """A literal that the server has to read."""
+    """A literal that the server has to convert."""
 
     type: str
     text: str
 
 
 class Sum(NamedTuple):
-    """An addition that the server has to make: (old + added), as the column's type."""
+    """An addition that the server has to make: old + added, converted to the column's type."""
 
     type: str
     old: str
     added: Cast
 
 
-#: Sums of decimals are exact; PostgreSQL holds 131072 digits before the point.
+#: Sums of decimals are exact; PostgreSQL stores up to 131072 digits before the decimal point.
 _EXACT = Context(prec=200_000, Emin=-999_999, Emax=999_999, traps=[])
 _INTEGER = re.compile(r"\s*[+-]?[0-9]{1,30}\s*").fullmatch
 _DECIMAL = re.compile(
@@ -67,34 +68,38 @@ _DECIMAL = re.compile(
 ).fullmatch
 _UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}").fullmatch
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}").fullmatch
-_MOMENT = re.compile(
+_TIMESTAMP = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,6})?"
     r"(Z|[+-][0-9]{2}:[0-9]{2})?"
 ).fullmatch
-#: Words that mean another moment each time they are read.
-_MOVING = re.compile(r"now|today|tomorrow|yesterday", re.I).search
+#: Words that mean another time whenever they are converted.
+_RELATIVE = re.compile(r"now|today|tomorrow|yesterday", re.I).search
 _SPECIAL = {"nan": float("nan"), "infinity": float("inf"), "-infinity": float("-inf")}
 _NOT_NUMBER = "NaN"
 _FULL_RANGE = 0x7FFF
 
-_ASK = object()
+#: The server has to make this conversion.
+_UNKNOWN = object()
 
 
 @lru_cache(maxsize=1000)
 def writer_of(base: int, modifier: int, element: int) -> Writer:
-    """The function that writes values of a type; made once for each."""
+    """Return the function that writes values of a type as text; made once for each type."""
     return writer(base, modifier, element)
 
 
 def read_as(column: Column, value: Any) -> Any:
-    """A value as it is read from a column, or a Cast. Raises Unfit and Undecided."""
+    """Return a value as it is read from a column, or a Cast. Raises Unfit and Undecided."""
     if value is None:
         return None
     return _read(column, value, writer_of(column.base, column.modifier, column.element)(value))
 
 
 def compared_with(column: Column, value: Any) -> Any:
-    """A value that a column is compared with: its length is none of the column's business."""
+    """Return a value as it is compared with a column, whatever the column's length is.
+
+    Raises Unfit and Undecided.
+    """
     if value is None:
         return None
     text = writer_of(column.base, column.modifier, column.element)(value)
@@ -107,22 +112,22 @@ def _unsized(column: Column) -> Column:
 
 
 def _read(column: Column, value: Any, text: str) -> Any:
-    here = None if column.domain or column.element else _HERE.get(column.base)
-    if here is not None:
-        found = here(column, value, text)
-        if found is not _ASK:
+    convert = None if column.domain or column.element else _CONVERSIONS.get(column.base)
+    if convert is not None:
+        found = convert(column, value, text)
+        if found is not _UNKNOWN:
             return found
-    if column.base in TIMES and _MOVING(text):
+    if column.base in TIMES and _RELATIVE(text):
         raise Undecided
-    if _cut_to_size(column):
+    if _cast_skips_limits(column):
         raise Undecided
     if column.domain and column.base in (VARCHAR, BPCHAR) and column.modifier >= 4:
-        _cut(text, column.modifier - 4)  # A cast to the domain would do it without a word.
+        _cut(text, column.modifier - 4)  # A cast to the domain would cut the text silently.
     return Cast(column.domain or column.type, text)
 
 
-def _cut_to_size(column: Column) -> bool:
-    """Whether the column's own length or range changes or refuses what a cast lets through."""
+def _cast_skips_limits(column: Column) -> bool:
+    """Whether the column's length or range changes or refuses values that a cast accepts."""
     if column.modifier < 0:
         return False
     if column.element or column.base not in (*TIMES, *NUMBERS, VARCHAR, BPCHAR):
@@ -131,7 +136,7 @@ def _cut_to_size(column: Column) -> bool:
 
 
 def _whole(column: Column, _value: Any, text: str) -> Any:
-    return _in_range(column, int(text)) if _INTEGER(text) else _ASK
+    return _in_range(column, int(text)) if _INTEGER(text) else _UNKNOWN
 
 
 def _in_range(column: Column, number: int) -> int:
@@ -141,19 +146,19 @@ def _in_range(column: Column, number: int) -> int:
 
 
 def _numeric(column: Column, _value: Any, text: str) -> Any:
-    return _sized(column, Decimal(text.strip())) if _DECIMAL(text) else _ASK
+    return _sized(column, Decimal(text.strip())) if _DECIMAL(text) else _UNKNOWN
 
 
 def _sized(column: Column, number: Decimal) -> Decimal:
-    """A decimal with the scale that the column gives it. Raises Unfit."""
+    """Return a decimal with the scale of the column. Raises Unfit."""
     if not number.is_finite():
         if column.modifier >= 4 and not number.is_nan():
             raise Unfit("22003", "the number is out of the column's range")
         return number
-    number = number if number else abs(number)  # It has no negative zero.
+    number = number if number else abs(number)  # PostgreSQL has no negative zero.
     exponent = number.as_tuple().exponent
     if column.modifier < 4:
-        # PostgreSQL knows no exponents: 1E+3 is 1000.
+        # PostgreSQL stores no exponents: 1E+3 is 1000.
         whole = isinstance(exponent, int) and exponent > 0
         return number.quantize(Decimal(1), context=_EXACT) if whole else number
     precision = ((column.modifier - 4) >> 16) & 0xFFFF
@@ -168,7 +173,7 @@ def _float(_column: Column, _value: Any, text: str) -> Any:
     if special is not None:
         return special
     if not _DECIMAL(text):
-        return _ASK
+        return _UNKNOWN
     number = float(text)
     if number in (float("inf"), float("-inf")) or (not number and Decimal(text.strip())):
         raise Unfit("22003", "the number is out of the column's range")
@@ -196,65 +201,68 @@ def _cut(text: str, length: int) -> str:
 
 
 def _bool(_column: Column, value: Any, _text: str) -> Any:
-    return value if isinstance(value, bool) else _ASK
+    return value if isinstance(value, bool) else _UNKNOWN
 
 
 def _uuid(_column: Column, _value: Any, text: str) -> Any:
-    return text.lower() if _UUID(text) else _ASK
+    return text.lower() if _UUID(text) else _UNKNOWN
 
 
-def _document(_column: Column, _value: Any, text: str) -> Any:
+def _json(_column: Column, _value: Any, text: str) -> Any:
     return json.loads(text)
 
 
 def _date(_column: Column, _value: Any, text: str) -> Any:
-    return _moment(datetime.date.fromisoformat, text) if _DATE(text) else _ASK
+    return _parsed(datetime.date.fromisoformat, text) if _DATE(text) else _UNKNOWN
 
 
 def _timestamp(_column: Column, _value: Any, text: str) -> Any:
-    form = _MOMENT(text)
-    return _moment(datetime.datetime.fromisoformat, text) if form and not form[1] else _ASK
+    form = _TIMESTAMP(text)
+    return _parsed(datetime.datetime.fromisoformat, text) if form and not form[1] else _UNKNOWN
 
 
 def _timestamptz(_column: Column, _value: Any, text: str) -> Any:
-    form = _MOMENT(text)
+    form = _TIMESTAMP(text)
     if not form or not form[1]:
-        return _ASK
-    return _moment(lambda t: datetime.datetime.fromisoformat(t).astimezone(datetime.UTC), text)
+        return _UNKNOWN
+    return _parsed(lambda t: datetime.datetime.fromisoformat(t).astimezone(datetime.UTC), text)
 
 
-def _moment(parse: Callable[[str], Any], text: str) -> Any:
+def _parsed(parse: Callable[[str], Any], text: str) -> Any:
     try:
         return parse(text)
     except (ValueError, OverflowError):
-        return _ASK
+        return _UNKNOWN
 
 
-_HERE: dict[int, Callable[[Column, Any, str], Any]] = {
+_CONVERSIONS: dict[int, Callable[[Column, Any, str], Any]] = {
     **dict.fromkeys(WHOLE, _whole), NUMERIC: _numeric, FLOAT8: _float, TEXT: _text,
-    VARCHAR: _varying, BPCHAR: _padded, BOOL: _bool, UUID: _uuid, JSON: _document,
-    JSONB: _document, DATE: _date, TIMESTAMP: _timestamp, TIMESTAMPTZ: _timestamptz,
+    VARCHAR: _varying, BPCHAR: _padded, BOOL: _bool, UUID: _uuid, JSON: _json,
+    JSONB: _json, DATE: _date, TIMESTAMP: _timestamp, TIMESTAMPTZ: _timestamptz,
 }  # fmt: skip
 
 
 def same_form(column: Column, value: Any) -> Any:
-    """A value in the form in which equal ones are equal to Python, too, and can be looked up."""
+    """Return a value in a form in which PostgreSQL's equal values are equal in Python, too."""
     if isinstance(value, memoryview):
         return bytes(value)
     if column.base == BPCHAR and isinstance(value, str):
         return value.rstrip(" ")
-    # To PostgreSQL, one that is not a number equals all others.
+    # To PostgreSQL, NaN equals NaN.
     return _NOT_NUMBER if value != value else value
 
 
 def added_to(column: Column, value: Any) -> Any:
-    """What is added to a column: a number, or a Cast for the server. Raises Unfit, Undecided."""
+    """Return what is added to a column: a number, or a Cast for the server.
+
+    Raises Unfit and Undecided.
+    """
     if value is None:
         return None
     if column.base in TIMES and not column.element:
         if column.base == INTERVAL or 0 <= column.modifier < 6:
-            # The driver makes thirty days of a month: what was read cannot be added to.
-            # Nor is it rounded here.
+            # The driver reads a month as thirty days, so nothing can be added to the value it
+            # returns. Nor are fractions of a second rounded here.
             raise Undecided
         return Cast("interval", writer_of(INTERVAL, -1, 0)(value))
     if column.base not in NUMBERS or column.element:
@@ -265,11 +273,11 @@ def added_to(column: Column, value: Any) -> Any:
 
 
 def total(column: Column, old: Any, added: Any) -> Any:
-    """The sum, or a Sum for the server. Raises Unfit and Undecided."""
+    """Return the sum, or a Sum for the server. Raises Unfit and Undecided."""
     if old is None or added is None:
         return None
     if isinstance(added, Cast):
-        return Sum(column.domain or column.type, _written(old), added)
+        return Sum(column.domain or column.type, _literal(old), added)
     if column.base in WHOLE:
         return _in_range(column, old + added)
     if column.base == NUMERIC:
@@ -280,11 +288,11 @@ def total(column: Column, old: Any, added: Any) -> Any:
     return number
 
 
-def _written(old: Any) -> str:
-    """A value that was read, as a literal that reads alike."""
+def _literal(old: Any) -> str:
+    """Return a value that was read as a literal that PostgreSQL converts to the same value."""
     if isinstance(old, datetime.date | datetime.time):
         if getattr(old, "year", 0) == datetime.MAXYEAR:
-            raise Undecided  # The driver reads infinity so, too.
+            raise Undecided  # The driver returns infinity as the last year, too.
         return old.isoformat()
     return repr(old) if isinstance(old, float) else str(old)
 

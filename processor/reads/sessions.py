@@ -1,7 +1,8 @@
-"""Sessions that only read, on the primary and on the replicas, shared by the threads of a process.
+"""Read-only sessions on the primary and the replicas, shared by the threads of a process.
 
-Each remembers of its server what the declared tables are, and what was prepared there. Servers that
-could not be reached are passed over for a moment, so that not every reader waits for them anew.
+Each remembers the declared tables as they are on its server, and the statements prepared there. A
+server that could not be reached is not tried again for a moment, so that not every reader waits for
+its connect to fail.
 """
 
 from __future__ import annotations
@@ -26,15 +27,17 @@ from processor.telemetry.progress import Progress
 from processor.transaction.write_set import Declared
 
 _MOST_IDLE = 16
-#: Tables are looked up anew after this, seconds: a default may have been given since.
-_KNOWN_FOR = 30.0
-#: A server that could not be reached is not tried again for this long, seconds.
-_AWAY = 1.0
-_SHAPES = 500
+#: Tables are looked up again after so many seconds: a default may have been set since.
+_TABLES_LIFETIME = 30.0
+#: A server that could not be reached is not tried again for so many seconds.
+_UNREACHABLE = 1.0
+_MOST_PREPARED = 500
+#: An unknown name is not looked up again for so many seconds.
+_SAME_NAME = 1.0
 
 
 class ReadSession:
-    """One session and what is known on it; used by one thread at a time."""
+    """One session and what it remembers; used by one thread at a time."""
 
     def __init__(self, settings: Settings, server: str, declared: Declared) -> None:
         self.server = server
@@ -49,26 +52,26 @@ class ReadSession:
         self._forget()
 
     def _forget(self) -> None:
-        self.casting = TypedChanges(self.database)
+        self.typed = TypedChanges(self.database)
         self._relations: dict[str, Any] = {}
         self._oids: dict[str, int] = {}
-        self._means: dict[str, list[Relation]] = {}
+        self._resolved: dict[str, list[Relation]] = {}
         self._prepared: dict[tuple[Any, ...], Prepared] = {}
-        self._strange: set[str] = set()
-        self._looked = float("-inf")
+        self._unknown: set[str] = set()
+        self._looked_up = float("-inf")
 
     def connect(self) -> None:
         """Open the session. Raises DatabaseUnavailable."""
         self.database.connect()
         if self.server == PRIMARY and not self.database.timeline:
             self._find_primary()
-        # Only what finds one row by its key is prepared: planned anew each time it takes twice as
-        # long, for the same plan.
+        # Only reads of one row by its key are prepared. Planned each time they take twice as long,
+        # for the same plan.
         self.database.run("SET plan_cache_mode = force_generic_plan")
         self._forget()
 
     def _find_primary(self) -> None:
-        """The first of several hosts is a standby: have the one that can be written to."""
+        """Connect to the primary instead: the first of several hosts is a standby."""
         self.database.close()
         self.database = PostgresSession(
             self._settings.database, Progress(), application="processor reads", writes=True
@@ -79,30 +82,30 @@ class ReadSession:
             " SET idle_in_transaction_session_timeout = 0"
         )
 
-    def renew(self, strange: str = "") -> None:
-        """Look tables up anew and prepare anew.
+    def refresh(self, unknown: str = "") -> None:
+        """Forget the tables and prepared statements, so that they are looked up again.
 
-        `strange` is a name that was not known: for one that was strange a moment ago it is not
-        done again, or each read that meets a mistaken transaction would.
+        `unknown` is the unknown name that is the reason. It is not looked up twice within a
+        moment, or every read that meets a mistaken transaction would do so.
         """
-        if strange and strange in self._strange and not self.stale(_AWAY):
+        if unknown and unknown in self._unknown and not self.is_stale(_SAME_NAME):
             return
         if not self.database.idle:
             self.database.run("ROLLBACK")
         self.database.run("DEALLOCATE ALL")
         self._forget()
-        if strange:
-            self._strange.add(strange)
+        if unknown:
+            self._unknown.add(unknown)
 
-    def stale(self, seconds: float = _KNOWN_FOR) -> bool:
-        """Whether the tables were looked up longer ago than this."""
-        return time.monotonic() - self._looked > seconds
+    def is_stale(self, seconds: float = _TABLES_LIFETIME) -> bool:
+        """Whether the tables were looked up longer ago than so many seconds."""
+        return time.monotonic() - self._looked_up > seconds
 
     def relation(self, table: str) -> Relation:
-        """A declared table. Raises InvalidRead."""
-        if self._looked == float("-inf"):
+        """Return a declared table. Raises InvalidRead, DatabaseError and DatabaseUnavailable."""
+        if self._looked_up == float("-inf"):
             self._relations = dict(relations.load(self.database, self._declared.keys))
-            self._looked = time.monotonic()
+            self._looked_up = time.monotonic()
         found = self._relations[table]
         if isinstance(found, Relation):
             if frozenset(found.keys) not in found.unique:
@@ -114,59 +117,60 @@ class ReadSession:
         code = found.sqlstate if isinstance(found, Refused) else "42P01"
         raise InvalidRead(f"table {table} cannot be read on {self.server}: SQLSTATE {code}")
 
-    def marked(self, table: str) -> bool:
-        """Whether the rows of a declared table may be found by their marks."""
+    def has_digests(self, table: str) -> bool:
+        """Whether the rows of a declared table can be found by their digests."""
         found = self._relations.get(table)
-        return isinstance(found, Relation) and found.marked
+        return isinstance(found, Relation) and found.has_digests
 
-    def means(self, table: str) -> Sequence[Relation]:
-        """The relations that an operation means by the name of its table."""
-        known = self._means.get(table)
-        if known is None:
-            known = self._means[table] = self._meant(table)
-        return known
+    def resolve(self, table: str) -> Sequence[Relation]:
+        """Return the relations to which an operation refers by the name of its table."""
+        resolved = self._resolved.get(table)
+        if resolved is None:
+            resolved = self._resolved[table] = self._resolve(table)
+        return resolved
 
-    def _meant(self, table: str) -> list[Relation]:
+    def _resolve(self, table: str) -> list[Relation]:
         allowed = self._settings.database.tables
         if allowed and table not in allowed:
-            raise Fails  # The processor will refuse it.
+            raise Fails  # The processor will refuse the transaction.
         found = [self._relations.get(name) for name in self._declared.names(table)]
         if table not in self._oids:
-            self._oids.update(relations.same(self.database, [table]))
+            self._oids.update(relations.oids(self.database, [table]))
         return [
             each for each in found
             if isinstance(each, Relation) and each.oid == self._oids[table]
         ]  # fmt: skip
 
-    def prepared(self, found: Relation, where: Mapping[str, Any]) -> Prepared:
-        """A read by these columns, prepared on this session."""
-        key = (found.name, *((name, value is None) for name, value in where.items()))
-        known = self._prepared.get(key)
-        if known is None:
-            if len(self._prepared) >= _SHAPES:
+    def prepared(self, relation: Relation, where: Mapping[str, Any]) -> Prepared:
+        """Return a read by these columns, prepared on this session."""
+        key = (relation.name, *((name, value is None) for name, value in where.items()))
+        prepared = self._prepared.get(key)
+        if prepared is None:
+            if len(self._prepared) >= _MOST_PREPARED:
                 self.database.run("DEALLOCATE ALL")
                 self._prepared.clear()
-            known = Prepared(len(self._prepared), found, where)
-            self.database.run(known.prepare)
-            self._prepared[key] = known
-        return known
+            prepared = Prepared(len(self._prepared), relation, where)
+            self.database.run(prepared.prepare)
+            self._prepared[key] = prepared
+        return prepared
 
 
 class ReadPool:
-    """The sessions of a process by server."""
+    """The sessions of a process, by server."""
 
     def __init__(self, settings: Settings, declared: Declared) -> None:
         self._settings = settings
         self._declared = declared
         self._idle: dict[str, deque[ReadSession]] = {}
-        self._away: dict[str, tuple[float, str]] = {}
+        #: Until when (monotonic) a server is not tried again, and the error.
+        self._unreachable: dict[str, tuple[float, str]] = {}
 
-    def away(self, server: str) -> bool:
-        """Whether it could not be reached a moment ago."""
-        return time.monotonic() < self._away.get(server, (0.0, ""))[0]
+    def is_unreachable(self, server: str) -> bool:
+        """Whether a server could not be reached a moment ago."""
+        return time.monotonic() < self._unreachable.get(server, (0.0, ""))[0]
 
     def take(self, server: str) -> ReadSession:
-        """A session for the caller alone; `give` it back. Raises DatabaseUnavailable."""
+        """Return a session for the caller alone, to be given back. Raises DatabaseUnavailable."""
         idle = self._idle.get(server)
         while idle:
             try:
@@ -178,8 +182,8 @@ class ReadPool:
         return self.fresh(server)
 
     def fresh(self, server: str) -> ReadSession:
-        """A session that was just opened. Raises DatabaseUnavailable."""
-        until, why = self._away.get(server, (0.0, ""))
+        """Return a newly opened session. Raises DatabaseUnavailable."""
+        until, why = self._unreachable.get(server, (0.0, ""))
         if time.monotonic() < until:
             raise DatabaseUnavailable(why)
         session = ReadSession(self._settings, server, self._declared)
@@ -188,13 +192,13 @@ class ReadPool:
         except (DatabaseUnavailable, DatabaseError) as error:
             session.database.close()
             text = f"{server}: {error}"
-            self._away[server] = time.monotonic() + _AWAY, text
+            self._unreachable[server] = time.monotonic() + _UNREACHABLE, text
             raise DatabaseUnavailable(text) from None
-        self._away.pop(server, None)
+        self._unreachable.pop(server, None)
         return session
 
     def give(self, session: ReadSession) -> None:
-        """Return a session that was taken."""
+        """Give back a session that was taken."""
         idle = self._idle.setdefault(session.server, deque())
         if session.database.idle and len(idle) < _MOST_IDLE:
             idle.append(session)
@@ -202,22 +206,22 @@ class ReadPool:
             session.database.close()
 
     def forget(self, server: str) -> None:
-        """The server failed: its idle sessions are gone as well."""
-        for session in self._emptied(server):
+        """Close the idle sessions of a server that failed: they are gone as well."""
+        for session in self._take_idle(server):
             session.database.close()
 
     def close(self) -> None:
-        """Close the sessions that nobody uses."""
+        """Close the sessions that are not in use."""
         for server in list(self._idle):
             self.forget(server)
 
     def drop(self) -> None:
         """Forget all sessions without closing them, in a forked child."""
         for server in list(self._idle):
-            for session in self._emptied(server):
+            for session in self._take_idle(server):
                 session.database.drop()
 
-    def _emptied(self, server: str) -> list[ReadSession]:
+    def _take_idle(self, server: str) -> list[ReadSession]:
         found, idle = [], self._idle.get(server, deque())
         while idle:
             found.append(idle.pop())

@@ -1,8 +1,8 @@
-"""What a read asks of a server: rows, and which pending transactions its ledger knows (rule 32).
+"""What a read asks a server: rows, and which pending transactions are in its ledger (rule 32).
 
-Both in one statement, which has one snapshot: asked one after the other, a transaction that is
-replayed in between would be missing, or doubled. A read of one row by its key is prepared once on a
-session; what needs more rows is written out.
+Both in one statement, which has one snapshot. In two statements a transaction that is replayed in
+between would be missing, or doubled. A read of one row by its key is prepared once on a session;
+a read of more rows is written out each time.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from processor.connections.sql_literals import named, quoted, table
-from processor.reads.merge import Line
+from processor.reads.merge import MergedRow
 from processor.reads.relations import Relation
 from processor.reads.row_values import writer_of
 from processor.transaction.operations import Delete, Insert, Operation, Update, Upsert
@@ -25,10 +25,10 @@ _LEDGER = "SELECT l.id::text FROM processor.ledger l WHERE l.id = ANY ({})"
 
 @dataclass(slots=True)
 class Snapshot:
-    """What the server showed at one moment."""
+    """What the server showed at one moment: `applied` ids in its ledger, rows by table."""
 
-    known: set[str]
-    lines: dict[str, list[Line]] = field(default_factory=dict)
+    applied: set[str]
+    rows: dict[str, list[MergedRow]] = field(default_factory=dict)
 
 
 class Prepared:
@@ -43,51 +43,49 @@ class Prepared:
         source = f"FROM {table(relation.name)} x"
         declared = f" ({', '.join(types)})" if types else ""
         self.prepare = (
-            f"PREPARE {self._plain}{declared} AS SELECT x.* {source}{_met(where, 1)};"
+            f"PREPARE {self._plain}{declared} AS SELECT x.* {source}{_conditions(where, 1)};"
             f"PREPARE {self._merged} ({', '.join(['uuid[]', *types])}) AS"
             f" SELECT ARRAY({_LEDGER.format('$1')}), t.* FROM (SELECT 1) AS one"
-            f" LEFT JOIN (SELECT true AS there, x.* {source}{_met(where, 2)}) t ON true;"
+            f" LEFT JOIN (SELECT true AS there, x.* {source}{_conditions(where, 2)}) t ON true;"
         )
 
     def plain(self, where: Where) -> str:
-        """Ask for the rows alone."""
-        written = _written(self._relation, where)
-        return f"EXECUTE {self._plain}({','.join(written)})" if written else (
+        """Return SQL that reads the rows alone."""
+        literals = _literals(self._relation, where)
+        return f"EXECUTE {self._plain}({','.join(literals)})" if literals else (
             f"EXECUTE {self._plain}"
         )  # fmt: skip
 
     def merged(self, where: Where, ids: Iterable[str]) -> str:
-        """Ask for the rows and for the ids in the ledger."""
-        written = [f"'{{{','.join(ids)}}}'", *_written(self._relation, where)]
-        return f"EXECUTE {self._merged}({','.join(written)})"
+        """Return SQL that reads the rows and which of the ids are in the ledger."""
+        literals = [f"'{{{','.join(ids)}}}'", *_literals(self._relation, where)]
+        return f"EXECUTE {self._merged}({','.join(literals)})"
 
     def rows(self, answer: Sequence[tuple[Any, ...]]) -> list[dict[str, Any]]:
-        """The rows of the answer to `plain`. Raises Changed."""
+        """Return the rows in the answer to `plain`. Raises Changed."""
         return rows(self._relation, answer)
 
     def read(self, answer: Sequence[tuple[Any, ...]]) -> Snapshot:
-        """The answer to `merged`. Raises Changed."""
+        """Return what the answer to `merged` shows. Raises Changed."""
         if len(answer[0]) != self._width + 2:
             raise Changed
         names = self._relation.names
-        lines = [
-            Line(dict(zip(names, row[2:], strict=True))) for row in answer if row[1]
-        ]  # fmt: skip
-        return Snapshot(set(answer[0][0]), {self._relation.name: lines})
+        found = [MergedRow(dict(zip(names, row[2:], strict=True))) for row in answer if row[1]]
+        return Snapshot(set(answer[0][0]), {self._relation.name: found})
 
 
 class Changed(Exception):
-    """The table has other columns than it had when it was looked up."""
+    """The table has other columns than when it was looked up."""
 
 
 def plain(relation: Relation, where: Where) -> str:
-    """Ask for the rows alone, by other columns than the key: how, depends on the values."""
-    meets = f" WHERE {_conjunction(relation, where)}" if where else ""
-    return f"SELECT x.* FROM {table(relation.name)} x{meets}"
+    """Return SQL that reads rows by other columns than the key: its plan depends on the values."""
+    condition = f" WHERE {_conjunction(relation, where)}" if where else ""
+    return f"SELECT x.* FROM {table(relation.name)} x{condition}"
 
 
 def rows(relation: Relation, answer: Sequence[tuple[Any, ...]]) -> list[dict[str, Any]]:
-    """The rows of the answer to `plain`. Raises Changed."""
+    """Return the rows in the answer to `plain`. Raises Changed."""
     if answer and len(answer[0]) != len(relation.names):
         raise Changed
     return [dict(zip(relation.names, row, strict=True)) for row in answer]
@@ -96,24 +94,24 @@ def rows(relation: Relation, answer: Sequence[tuple[Any, ...]]) -> list[dict[str
 def whole(
     wanted: Sequence[tuple[Relation, Sequence[Where] | None]], where: Where, ids: Iterable[str]
 ) -> str:
-    """Ask for rows of several tables that meet any of their conditions (None: all of them).
+    """Return SQL that reads rows of several tables, and which of the ids are in the ledger.
 
-    `where` is the condition of the read, on the first table: the server says of its rows whether
-    they meet it.
+    A row is read if it meets any of its table's conditions (None: every row). `where` is the
+    condition of the read, on the first table; the server returns whether its rows meet it.
     """
     nulls = ", ".join(
         f"NULL::{relation.columns[name].type}" for relation, _ in wanted for name in relation.names
     )
     ledger = _LEDGER.format(f"'{{{','.join(ids)}}}'::uuid[]")
     parts = [f"SELECT 0, ARRAY({ledger}), NULL::text, NULL::bool, {nulls}"]
-    for place, (relation, conditions) in enumerate(wanted):
-        meets = f"({_conjunction(relation, where)})" if place == 0 and where else "NULL::bool"
+    for index, (relation, conditions) in enumerate(wanted):
+        meets = f"({_conjunction(relation, where)})" if index == 0 and where else "NULL::bool"
         columns = ", ".join(
             f"x.{named(name)}" if each is relation else f"NULL::{each.columns[name].type}"
             for each, _ in wanted for name in each.names
         )  # fmt: skip
         select = (
-            f"SELECT {place + 1}, NULL::text[], x.tableoid::bigint::text || x.ctid::text, {meets},"
+            f"SELECT {index + 1}, NULL::text[], x.tableoid::bigint::text || x.ctid::text, {meets},"
             f" {columns} FROM {table(relation.name)} x"
         )
         if conditions is None:
@@ -124,36 +122,36 @@ def whole(
 
 
 def read(wanted: Sequence[Relation], answer: Sequence[tuple[Any, ...]]) -> Snapshot:
-    """The answer to `whole`; a row that met several conditions came more than once."""
+    """Return what the answer to `whole` shows; a row that meets two conditions comes twice."""
     found = Snapshot(set())
-    starts, place = [], 4
+    starts, start = [], 4
     for relation in wanted:
-        starts.append(place)
-        place += len(relation.names)
-        found.lines[relation.name] = []
+        starts.append(start)
+        start += len(relation.names)
+        found.rows[relation.name] = []
     seen: set[tuple[int, str]] = set()
     for row in answer:
-        number, at = row[0], row[2]
+        number, address = row[0], row[2]
         if number == 0:
-            found.known.update(row[1])
-        if number == 0 or (number, at) in seen:
+            found.applied.update(row[1])
+        if number == 0 or (number, address) in seen:
             continue
-        seen.add((number, at))
+        seen.add((number, address))
         relation, start = wanted[number - 1], starts[number - 1]
         values = dict(zip(relation.names, row[start:], strict=False))
-        found.lines[relation.name].append(Line(values, bool(row[3])))
+        found.rows[relation.name].append(MergedRow(values, bool(row[3])))
     return found
 
 
 def conditions(
-    relation: Relation, operation: Operation, marks: Collection[str] | None
+    relation: Relation, operation: Operation, digests: Collection[str] | None
 ) -> Iterator[Where]:
-    """What rows an operation may meet; of those with other marks than `marks` only if it is None.
+    """Yield conditions for the rows that an operation may touch; with `digests` only rows with one.
     """
     keys = relation.keys
-    if marks is not None:
+    if digests is not None:
         for made, named_by in touch(keys, operation).rows.items():
-            if made in marks:
+            if made in digests:
                 yield from (dict(zip(keys, values, strict=True)) for values in named_by)
         return
     if isinstance(operation, Insert):
@@ -167,7 +165,7 @@ def conditions(
         given = (operation.set or {}) if isinstance(operation, Update) else {}
         moved = {column: given[column] for column in keys if column in given}
         if moved:
-            yield moved  # Who may have the key already.
+            yield moved  # The row that may have the new key already.
 
 
 def _key(keys: Sequence[str], row: Where) -> Iterator[Where]:
@@ -175,12 +173,12 @@ def _key(keys: Sequence[str], row: Where) -> Iterator[Where]:
         yield {column: row[column] for column in keys}
 
 
-def by_mark(relation: Relation, where: Where) -> str | None:
-    """The mark of the one row that a read is about; None if it is about more."""
+def digest_of(relation: Relation, where: Where) -> str | None:
+    """Return the digest of the one row that a read is about; None if it is about more rows."""
     return row_digest(tuple(where.get(column) for column in relation.keys))
 
 
-def _met(where: Where, start: int) -> str:
+def _conditions(where: Where, start: int) -> str:
     parts, number = [], start
     for name, value in where.items():
         if value is None:
@@ -191,7 +189,7 @@ def _met(where: Where, start: int) -> str:
     return f" WHERE {' AND '.join(parts)}" if parts else ""
 
 
-def _written(relation: Relation, where: Where) -> list[str]:
+def _literals(relation: Relation, where: Where) -> list[str]:
     return [quoted(_text(relation, n, v)) for n, v in where.items() if v is not None]
 
 
@@ -209,7 +207,7 @@ def _conjunction(relation: Relation, where: Where) -> str:
 
 
 def _disjunction(relation: Relation, wheres: Iterable[Where]) -> Iterator[str]:
-    """Conditions joined by the columns that they name, so that an index serves each."""
+    """Join conditions on the same columns into one each, so that an index can serve it."""
     joined: dict[tuple[tuple[str, ...], tuple[str, ...]], dict[tuple[str, ...], Where]] = {}
     for where in wheres:
         given = tuple(sorted(n for n, v in where.items() if v is not None))

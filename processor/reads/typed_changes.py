@@ -1,8 +1,8 @@
-"""Pending transactions as changes of typed values, for `merging`.
+"""Pending transactions as changes whose values have the types of their columns, for `merge`.
 
-What a transaction's run would refuse before it touches a row - a column that does not exist, a
-value that does not fit - makes it a change that fails. Literals that Python cannot read exactly are
-read by the server, all of a call in one statement, and remembered.
+A transaction that PostgreSQL would refuse before it touches a row, because a column does not exist
+or a value does not fit, becomes a change that fails. Literals that Python cannot convert exactly
+are converted by the server, all of a call in one statement, and remembered.
 """
 
 from __future__ import annotations
@@ -22,43 +22,45 @@ from processor.sql.catalog import Column
 from processor.sql.column_types import UNCOMPARED, Unfit
 from processor.transaction.operations import Delete, Insert, Operation, Statement, Update, Upsert
 
-#: The relations that an operation means, by the name that it gives its table.
-Means = Callable[[str], Sequence[Relation]]
+#: Returns the relations to which an operation refers by the name of its table.
+Resolve = Callable[[str], Sequence[Relation]]
 
-_AT_ONCE = 500
-_REMEMBERED = 20_000
-_CHANGES = 2_000
+#: How many literals one statement converts, and how many values and changes are remembered.
+_CASTS_AT_ONCE = 500
+_MOST_VALUES = 20_000
+_MOST_CHANGES = 2_000
 
 
-class Unnamed(Exception):
-    """A column or a table that is not known here; perhaps it is new."""
+class UnknownName(Exception):
+    """A column or table that did not exist when the tables were looked up; it may be new."""
 
 
 class TypedChanges:
-    """Reads values on one session."""
+    """Converts pending transactions on one session."""
 
     def __init__(self, database: PostgresSession) -> None:
         self._database = database
-        self._known: dict[Cast, Any] = {}
-        self._made: dict[int, tuple[Pending, Change]] = {}
-        self._strange: set[int] = set()
+        self._values: dict[Cast, Any] = {}
+        self._changes: dict[int, tuple[Pending, Change]] = {}
+        self._uncertain: set[int] = set()
 
     def changes(
-        self, pending: Sequence[Pending], means: Means, scope: Collection[str], *, anew: bool
-    ) -> list[Change]:
-        """The changes that these transactions make in the tables of `scope`.
+        self, pending: Sequence[Pending], resolve: Resolve, scope: Collection[str], *,
+        refreshed: bool,
+    ) -> list[Change]:  # fmt: skip
+        """Return the changes that these transactions make in the tables of `scope`.
 
-        Raises Unnamed for names that are not known, unless they were looked up `anew`: then the
-        transaction fails by them.
+        Raises UnknownName for unknown names. If the tables were just `refreshed`, the transaction
+        that uses such a name fails instead.
         """
-        if len(self._made) > _CHANGES:
-            self._made.clear()
-        new = [each for each in pending if id(each) not in self._made]
+        if len(self._changes) > _MOST_CHANGES:
+            self._changes.clear()
+        new = [each for each in pending if id(each) not in self._changes]
         if new:
-            self._make(new, means, anew)
-        changes = [self._made[id(each)][1] for each in pending]
-        while self._strange:
-            self._made.pop(self._strange.pop(), None)  # Its names may be known the next time.
+            self._make(new, resolve, refreshed)
+        changes = [self._changes[id(each)][1] for each in pending]
+        while self._uncertain:
+            self._changes.pop(self._uncertain.pop(), None)  # Its names may be known next time.
         return [
             change if all(step.table in scope for step in change.steps)
             else replace(change, steps=tuple(s for s in change.steps if s.table in scope))
@@ -66,110 +68,110 @@ class TypedChanges:
         ]  # fmt: skip
 
     def forget(self, pending: Sequence[Pending]) -> None:
-        """Remember no changes of these."""
+        """Forget the changes of these transactions."""
         for each in pending:
-            self._made.pop(id(each), None)
+            self._changes.pop(id(each), None)
 
-    def _make(self, pending: Sequence[Pending], means: Means, anew: bool) -> None:
-        made = [self._change(each, means, anew) for each in pending]
-        self._ask({cast for change in made for step in change.steps for cast in _casts(step)})
-        # The transaction is kept with it: nothing else may get its identity.
-        self._made.update(
-            (id(each), (each, self._resolved(change)))
-            for each, change in zip(pending, made, strict=True)
+    def _make(self, pending: Sequence[Pending], resolve: Resolve, refreshed: bool) -> None:
+        changes = [self._change(each, resolve, refreshed) for each in pending]
+        self._convert({cast for each in changes for step in each.steps for cast in _casts(step)})
+        # The transaction is kept with its change, so that no other object gets its id().
+        self._changes.update(
+            (id(each), (each, self._with_values(change)))
+            for each, change in zip(pending, changes, strict=True)
         )
 
     def add(self, wanted: Sum) -> Any:
-        """An addition, made by the server. Raises Unfit."""
+        """Make an addition on the server. Raises Unfit and Undecided."""
         kind, text = wanted.added
         sql = f"({quoted(wanted.old)}::{wanted.type} + {quoted(text)}::{kind})::{wanted.type}"
-        return self._single(sql)
+        return self._evaluate(sql)
 
-    def _change(self, pending: Pending, means: Means, anew: bool) -> Change:
+    def _change(self, pending: Pending, resolve: Resolve, refreshed: bool) -> Change:
         try:
             steps = [
                 step
                 for operation in pending.operations
-                for relation in means(operation.table)  # type: ignore[union-attr]
+                for relation in resolve(operation.table)  # type: ignore[union-attr]
                 for step in steps_of(operation, relation)
             ]
         except Undecided:
             return Change(pending.id, decided=False)
         except (Unfit, Fails, ValueError, TypeError, ArithmeticError, RecursionError):
             return Change(pending.id)
-        except Unnamed:
-            if not anew:
+        except UnknownName:
+            if not refreshed:
                 raise
-            self._strange.add(id(pending))
+            self._uncertain.add(id(pending))
             return Change(pending.id)
         return Change(pending.id, tuple(steps))
 
-    def _resolved(self, change: Change) -> Change:
+    def _with_values(self, change: Change) -> Change:
         if not any(True for step in change.steps for _ in _casts(step)):
             return change
         try:
             steps = tuple(
-                replace(step, set=self._read(step.set), where=self._read(step.where))
+                replace(step, set=self._converted(step.set), where=self._converted(step.where))
                 for step in change.steps
             )
         except Undecided:
             return Change(change.id, decided=False)
         except Unfit:
-            # A domain is only checked for rows that an update meets.
+            # A domain's constraint is checked only for rows that the update touches.
             updates = any(step.kind == "update" and step.set for step in change.steps)
             return Change(change.id, decided=not updates)
         return replace(change, steps=steps)
 
-    def _read(self, values: Mapping[str, Any]) -> Mapping[str, Any]:
+    def _converted(self, values: Mapping[str, Any]) -> Mapping[str, Any]:
         if not any(isinstance(value, Cast) for value in values.values()):
             return values
         return {
-            name: self._found(value) if isinstance(value, Cast) else value
+            name: self._value(value) if isinstance(value, Cast) else value
             for name, value in values.items()
         }
 
     def values(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Values of which some are Casts, all of them read. Raises Unfit and Undecided."""
-        self._ask({value for value in given.values() if isinstance(value, Cast)})
-        return self._read(given)
+        """Return values with their Casts converted. Raises Unfit and Undecided."""
+        self._convert({value for value in given.values() if isinstance(value, Cast)})
+        return self._converted(given)
 
-    def _found(self, cast: Cast) -> Any:
-        found = self._known[cast]
+    def _value(self, cast: Cast) -> Any:
+        found = self._values[cast]
         if isinstance(found, Unfit | Undecided):
             raise found
         return found
 
-    def _ask(self, casts: set[Cast]) -> None:
-        if len(self._known) > _REMEMBERED:
-            self._known.clear()
-        new = [cast for cast in casts if cast not in self._known]
-        for start in range(0, len(new), _AT_ONCE):
-            self._ask_some(new[start : start + _AT_ONCE])
+    def _convert(self, casts: set[Cast]) -> None:
+        if len(self._values) > _MOST_VALUES:
+            self._values.clear()
+        new = [cast for cast in casts if cast not in self._values]
+        for start in range(0, len(new), _CASTS_AT_ONCE):
+            self._convert_some(new[start : start + _CASTS_AT_ONCE])
 
-    def _ask_some(self, casts: Sequence[Cast]) -> None:
+    def _convert_some(self, casts: Sequence[Cast]) -> None:
         try:
             row = self._database.run(
                 "SELECT " + ", ".join(f"{quoted(text)}::{kind}" for kind, text in casts)
             )[0]
-            self._known.update(zip(casts, row, strict=True))
+            self._values.update(zip(casts, row, strict=True))
         except (DatabaseError, ValueError, OverflowError):
             for cast in casts:
                 try:
-                    self._known[cast] = self._single(f"{quoted(cast.text)}::{cast.type}")
+                    self._values[cast] = self._evaluate(f"{quoted(cast.text)}::{cast.type}")
                 except (Unfit, Undecided) as error:
-                    self._known[cast] = error
+                    self._values[cast] = error
 
-    def _single(self, expression: str) -> Any:
+    def _evaluate(self, expression: str) -> Any:
         try:
             return self._database.run(f"SELECT {expression}")[0][0]
         except DatabaseError as error:
-            raise Unfit(error.sqlstate, "the server does not read this value") from None
+            raise Unfit(error.sqlstate, "the server does not accept this value") from None
         except (ValueError, OverflowError):
             raise Undecided from None  # A date that Python does not have.
 
 
 def steps_of(operation: Operation, relation: Relation) -> Iterator[Step]:
-    """The steps of one operation. Raises Unnamed, Unfit, Fails and Undecided."""
+    """Yield the steps of one operation. Raises UnknownName, Unfit, Fails and Undecided."""
     name = relation.name
     if isinstance(operation, Insert):
         for row in operation.rows or [operation.values or {}]:
@@ -182,7 +184,7 @@ def steps_of(operation: Operation, relation: Relation) -> Iterator[Step]:
     elif isinstance(operation, Update):
         yield _update(operation, relation)
     elif isinstance(operation, Delete):
-        where = met(relation, operation.where)
+        where = typed_where(relation, operation.where)
         yield Step("delete", name, where=where, expect=operation.expect)
     else:
         assert isinstance(operation, Statement)
@@ -191,39 +193,45 @@ def steps_of(operation: Operation, relation: Relation) -> Iterator[Step]:
 def _update(operation: Update, relation: Relation) -> Step:
     added = {c: added_to(_column(relation, c), v) for c, v in (operation.add or {}).items()}
     if not added.keys().isdisjoint(relation.keys):
-        raise Undecided  # Whether the new key is free is known of no row that was read.
+        raise Undecided  # The rows that were read do not show whether the new key is free.
     return Step(
         "update", relation.name, typed(relation, operation.set or {}), added,
-        met(relation, operation.where), expect=operation.expect,
+        typed_where(relation, operation.where), expect=operation.expect,
     )  # fmt: skip
 
 
 def _new(relation: Relation, row: Mapping[str, Any]) -> dict[str, Any]:
-    """A new row. Where NULL is refused it fails, also if it would be an update in the end."""
-    if any(row[column] is None for column in relation.needed & row.keys()):
+    """Return the values of a new row; a NULL that is refused fails, even in an upsert's update."""
+    if any(row[column] is None for column in relation.not_null & row.keys()):
         raise Fails
-    if not relation.open <= row.keys():
+    if not relation.required <= row.keys():
         raise Fails
     return typed(relation, row)
 
 
 def typed(relation: Relation, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values as their columns hold them, some of them Casts. Raises Unnamed, Unfit, Undecided."""
+    """Return values as their columns store them, some as Casts.
+
+    Raises UnknownName, Unfit and Undecided.
+    """
     return {name: read_as(_column(relation, name), value) for name, value in values.items()}
 
 
-def met(relation: Relation, where: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a where. Raises Unnamed, Unfit and Undecided."""
+def typed_where(relation: Relation, where: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a where as they are compared, some as Casts.
+
+    Raises UnknownName, Unfit and Undecided.
+    """
     for name in where:
         if _column(relation, name).base in UNCOMPARED:
-            raise Unfit("42883", f"column {name} cannot be compared, so not stand in where")
+            raise Unfit("42883", f"column {name} cannot be compared, so it cannot be used in where")
     return {name: compared_with(_column(relation, name), value) for name, value in where.items()}
 
 
 def _column(relation: Relation, name: str) -> Column:
     column = relation.columns.get(name)
     if column is None:
-        raise Unnamed(f"{relation.name}.{name}")
+        raise UnknownName(f"{relation.name}.{name}")
     return column
 
 

@@ -1,7 +1,7 @@
-"""Pending writes merged into rows are what PostgreSQL makes of them: random histories say so.
+"""Merged rows are what PostgreSQL will show, for random histories.
 
-A history of transactions is cut at a random point. What is before it is applied by a processor, the
-rest is read through the overlay; then the rest is applied, and the tables have to show the same.
+A history of transactions is cut at a random point. A processor applies the transactions before it;
+the rest is read through the overlay. Then the rest is applied, and the tables must show the same.
 """
 
 from __future__ import annotations
@@ -63,12 +63,13 @@ ADDED = {
     "part": {"n": some(1, None), "f": some(0.5)},
     "odd": {"r": some(0.25), "big": some("0.001", 1), "day": some("1 day")},
 }  # fmt: skip
-#: What a column may not hold: is asked for alone, since whoever reads another row cannot know.
+#: Additions that overflow their column. They stand alone, because reads of other rows cannot detect
+#: the failure.
 TOO_MUCH = {"n": some(32767), "price": some(9000)}
 
 
 def columns(table: str, least: int = 0) -> st.SearchStrategy[dict[str, Any]]:
-    """Some columns beside the key, with values."""
+    """Some columns besides the key, with values."""
     choice = VALUES[table]
     names = st.lists(st.sampled_from(sorted(choice)), min_size=least, max_size=3, unique=True)
     return names.flatmap(lambda found: st.fixed_dictionaries({n: choice[n] for n in found}))
@@ -79,7 +80,7 @@ def rows(table: str) -> st.SearchStrategy[dict[str, Any]]:
 
 
 def wheres(table: str) -> st.SearchStrategy[dict[str, Any]]:
-    """Mostly the whole key, else columns that Python can compare."""
+    """Conditions: mostly the whole key, else columns that Python can compare."""
     other = {"item": ("name", "n", "price", "kind"), "part": ("site", "n", "no"),
              "odd": ("mood", "pad", "ok", "day")}[table]  # fmt: skip
     one = st.sampled_from(other).flatmap(
@@ -144,7 +145,7 @@ def merged(site_of: Callable[..., Site]) -> Iterator[Site]:
 
 
 class Histories:
-    """Plays one history after the other on the same servers."""
+    """Plays histories one after the other on the same servers."""
 
     def __init__(self, site: Site) -> None:
         self.site = site
@@ -205,7 +206,7 @@ class Histories:
 
 
 def shown_row(row: Any) -> dict[str, Any]:
-    # One that is not a number equals itself here.
+    # NaN must equal itself here.
     return {name: repr(v) if v != v else v for name, v in row.items()}
 
 
@@ -236,19 +237,19 @@ def play(site: Site, examples: int, *, derandomize: bool) -> Histories:
 
 
 def copied(transaction: Transaction) -> Transaction:
-    """The same operations under an id of its own: hypothesis plays a history more than once."""
+    """The same operations under a new id: hypothesis plays a history more than once."""
     made = Transaction(attempts=1)
     for operation in transaction.operations:
         made._add_checked(operation)
     return made
 
 
-def test_overlay_over_any_replay_point_is_what_the_primary_will_have(merged: Site) -> None:
+def test_a_merge_at_any_replay_point_is_what_the_primary_will_have(merged: Site) -> None:
     player = play(merged, 120, derandomize=True)
     assert player.complete > 0.7 * player.merged, (player.complete, player.merged)
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
-def test_overlay_over_many_replay_points_is_what_the_primary_will_have(merged: Site) -> None:
+def test_a_merge_at_many_replay_points_is_what_the_primary_will_have(merged: Site) -> None:
     play(merged, int(os.environ.get("SOAK_EXAMPLES", "5000")), derandomize=False)

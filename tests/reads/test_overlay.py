@@ -1,4 +1,4 @@
-"""Reads that see pending writes: what is on its way is shown once, whatever the servers do."""
+"""Reads that see pending writes: each write is shown once, whatever the servers do."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ OVERLAY = {"item": "id", "part": "site, no", "odd": "id"}
 
 
 def reading(site: Site) -> Site:
-    """Let `import processor` read by the settings of a site."""
+    """Let `import processor` use the settings of a site."""
     loader.configure(site.settings)
     return site
 
 
 @pytest.fixture
 def shown(site_of: Callable[..., Site]) -> Iterator[Site]:
-    """A site that shows pending writes, with a processor that makes its passes when told."""
+    """A site that shows pending writes; its passes run when a test makes them."""
     site = site_of(overlay={"tables": OVERLAY}, statements={"mark": "update item set n = 99"})
     site.execute(TABLES)
     yield reading(site)
@@ -54,23 +54,23 @@ def t(**options: Any) -> Transaction:
 
 def overlay_keys(site: Site) -> list[str]:
     keys = (key.decode() for key in site.redis.keys("processor:overlay*"))
-    # A stream stays when it is empty.
+    # Redis keeps a stream that is empty.
     return sorted(k for k in keys if not k.endswith(":log") or site.redis.xlen(k))
 
 
 def clear(site: Site) -> None:
-    """One look of the clearing."""
-    clearing = OverlayCleaner(site.settings)
+    """Run the overlay cleaner once."""
+    cleaner = OverlayCleaner(site.settings)
     try:
-        clearing.clear()
+        cleaner.clear()
     finally:
-        clearing.close()
+        cleaner.close()
 
 
-# What is seen.
+# What reads show.
 
 
-def test_an_insert_is_read_before_anybody_applied_it(shown: Site) -> None:
+def test_an_insert_is_read_before_it_is_applied(shown: Site) -> None:
     shown.submit(t().insert("item", {"id": 1, "price": "7.5"}))
     (row,) = processor.read("item", {"id": 1})
     assert row == {"id": 1, "name": "new", "n": 0, "price": Decimal("7.50"), "at": None,
@@ -110,7 +110,7 @@ def test_once_applied_a_write_is_read_from_the_server_and_not_twice(shown: Site)
     assert processor.read("item", {"id": 1}) == [row]
 
 
-def test_rows_are_found_by_other_columns_before_and_after_what_is_pending(shown: Site) -> None:
+def test_rows_are_found_by_columns_as_pending_writes_leave_them(shown: Site) -> None:
     shown.execute("insert into item (id, kind, n) values (1, 'a', 1), (2, 'b', 2), (3, 'a', 3)")
     shown.submit(
         t().update("item", {"kind": "b"}, where={"id": 1}),
@@ -123,8 +123,8 @@ def test_rows_are_found_by_other_columns_before_and_after_what_is_pending(shown:
     assert processor.read("item", {"kind": None}) == []
 
 
-def test_a_write_to_any_row_is_seen_by_a_read_of_one(shown: Site) -> None:
-    """Its order among those that name the row counts, too."""
+def test_a_wide_write_is_seen_by_a_read_of_one_row(shown: Site) -> None:
+    """In its order among the writes that name the row."""
     shown.execute("insert into item (id, n, kind) values (1, 1, 'a')")
     shown.submit(
         t().update("item", add={"n": 1}, where={"id": 1}),
@@ -135,7 +135,7 @@ def test_a_write_to_any_row_is_seen_by_a_read_of_one(shown: Site) -> None:
 
 
 @pytest.mark.parametrize("key", [7, "7", " 7", 7.0, Decimal("7.00"), "+7", "0007"])
-def test_a_key_is_the_same_row_however_it_is_sent(shown: Site, key: Any) -> None:
+def test_a_key_finds_the_same_row_in_whatever_form_it_is_sent(shown: Site, key: Any) -> None:
     shown.execute("insert into item (id, n) values (7, 1)")
     shown.submit(t().update("item", add={"n": 1}, where={"id": key}))
     step(shown.drain())
@@ -146,7 +146,7 @@ def test_a_key_is_the_same_row_however_it_is_sent(shown: Site, key: Any) -> None
 
 @pytest.mark.parametrize("declared", ["item", "public.item"])
 @pytest.mark.parametrize("named", ["item", "public.item"])
-def test_a_table_is_the_same_by_either_of_its_names(
+def test_a_table_is_the_same_with_and_without_its_schema(
     site_of: Callable[..., Site], declared: str, named: str
 ) -> None:
     site = reading(site_of(overlay={"tables": {declared: "id"}}))
@@ -157,19 +157,21 @@ def test_a_table_is_the_same_by_either_of_its_names(
     reader.close()
 
 
-def test_what_happens_to_another_row_decides_about_the_whole_transaction(shown: Site) -> None:
-    """The second order has a key that is taken: it will die, and its addition is no effect."""
+def test_another_row_decides_about_the_whole_transaction(shown: Site) -> None:
+    """The key of the second order is taken: it will die, and its addition has no effect."""
     shown.execute("insert into item (id, n) values (1, 0)")
+
     def order() -> Transaction:
         return t(attempts=1).insert("part", {"site": "a", "no": 1}).update(
             "item", add={"n": 5}, where={"id": 1}
         )
+
     shown.submit(order(), order())
     assert processor.read("item", {"id": 1})[0]["n"] == 5
     shown.submit(t(attempts=1).update("item", add={"n": 1}, where={"id": 1})
                  .update("part", {"n": 1}, where={"site": "b", "no": 1}, expect=1))  # fmt: skip
     assert processor.read("item", {"id": 1})[0]["n"] == 5
-    # The key of this one was taken by a transaction that does not touch the row that is read.
+    # The key of the next one is taken by a transaction that does not touch the row that is read.
     shown.submit(t().insert("part", {"site": "c", "no": 1}))
     shown.submit(t(attempts=1).insert("part", {"site": "c", "no": "1"})
                  .update("item", add={"n": 7}, where={"id": 1}))  # fmt: skip
@@ -189,7 +191,9 @@ def test_what_happens_to_another_row_decides_about_the_whole_transaction(shown: 
         t().insert("item", {"id": 9, "kind": None, "n": "much"}),
     ],
 )
-def test_what_one_row_refuses_is_no_effect_on_another(shown: Site, refused: Transaction) -> None:
+def test_a_refused_operation_leaves_the_other_rows_of_its_transaction_unchanged(
+    shown: Site, refused: Transaction
+) -> None:
     shown.execute("insert into item (id) values (1)")
     both = t(attempts=1).insert("part", {"site": "a", "no": 1})
     for operation in refused.operations:
@@ -201,14 +205,14 @@ def test_what_one_row_refuses_is_no_effect_on_another(shown: Site, refused: Tran
     assert len(shown.dead()) == 1
 
 
-def test_blanks_at_the_end_of_a_padded_text_are_not_compared(shown: Site) -> None:
+def test_trailing_spaces_of_a_padded_text_are_not_compared(shown: Site) -> None:
     shown.execute("alter table item add code char(3); insert into item (id, code) values (1, 'a')")
     shown.submit(t().update("item", {"n": 5}, where={"code": "a"}))
     (row,) = processor.read("item", {"code": "a "})
     assert (row["code"], row["n"]) == ("a  ", 5)
 
 
-def test_a_table_of_the_same_name_in_another_schema_is_another(
+def test_a_table_of_the_same_name_in_another_schema_is_a_different_table(
     site_of: Callable[..., Site],
 ) -> None:
     site = reading(site_of(overlay={"tables": OVERLAY}, database={"search_path": "public,other"}))
@@ -231,7 +235,7 @@ def test_every_type_is_read_as_the_driver_would_give_it(shown: Site) -> None:
     assert (pending.source, applied.source) == ("buffer", "primary")
 
 
-# What cannot be known.
+# Effects that only PostgreSQL can tell.
 
 
 def test_a_pending_statement_makes_the_rows_incomplete_until_it_is_applied(shown: Site) -> None:
@@ -244,7 +248,7 @@ def test_a_pending_statement_makes_the_rows_incomplete_until_it_is_applied(shown
     assert (rows[0]["n"], rows.complete) == (99, True)
 
 
-def test_a_comparison_that_only_the_server_can_make_is_left_out_and_said_so(shown: Site) -> None:
+def test_a_comparison_that_only_the_server_can_make_leaves_the_rows_incomplete(shown: Site) -> None:
     shown.execute("insert into odd (id, span, doc) values (%s, '30 days', '1')", (UUID,))
     shown.submit(t().update("odd", {"mood": "bad"}, where={"span": "1 month"}))
     (row,) = processor.read("odd", {"id": UUID})
@@ -266,19 +270,21 @@ def test_dead_letters_leave_the_overlay(shown: Site) -> None:
     assert overlay_keys(shown) == []
 
 
-def test_what_failed_before_a_later_write_was_committed_is_not_shown_as_if_it_had_not(
+def test_rows_are_incomplete_while_a_failed_write_precedes_a_committed_one(
     shown: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between a batch's commit and that of its dead letters the ledger knows the later one only."""
+    """Between the commits of a batch and of its dead letters the ledger has only the later one."""
     shown.execute("insert into item (id, n) values (1, 1), (2, 2)")
     dies = t(attempts=1).delete("item", {"id": 1}).insert("item", {"id": 2, "n": 0})
     shown.submit(dies, t().delete("item", {"id": 2}))
-    committed, told, bury = threading.Event(), threading.Event(), DeadLetterWriter.write
+    committed, released, write_letters = (
+        threading.Event(), threading.Event(), DeadLetterWriter.write
+    )  # fmt: skip
 
     def late(*arguments: Any) -> None:
         committed.set()
-        assert told.wait(10)
-        bury(*arguments)
+        assert released.wait(10)
+        write_letters(*arguments)
 
     monkeypatch.setattr(DeadLetterWriter, "write", late)
     thread = threading.Thread(target=step, args=(shown.drain(),))
@@ -287,34 +293,36 @@ def test_what_failed_before_a_later_write_was_committed_is_not_shown_as_if_it_ha
         assert committed.wait(10)
         assert not processor.read("item", {"id": 1}).complete
     finally:
-        told.set()
+        released.set()
         thread.join()
     found = processor.read("item", {"id": 1})
     assert (found[0]["n"], found.complete) == (1, True)
 
 
-def test_an_expectation_that_is_not_met_yet_leaves_it_open_what_will_be(shown: Site) -> None:
-    """It is tried again, and may be met then."""
+def test_an_expectation_that_is_not_met_yet_leaves_the_rows_incomplete(shown: Site) -> None:
+    """The transaction is retried, and may then meet it."""
     shown.execute("insert into item (id, n) values (1, 1)")
     shown.submit(t().update("item", {"n": 5}, where={"id": 1}).delete("item", {"id": 2}, expect=1))
     found = processor.read("item", {"id": 1})
     assert (found[0]["n"], found.complete) == (1, False)
 
 
-def test_a_domain_is_not_checked_for_rows_that_are_not_met(site_of: Callable[..., Site]) -> None:
+def test_a_domain_is_not_checked_for_rows_that_an_update_does_not_touch(
+    site_of: Callable[..., Site]
+) -> None:
     site = reading(site_of(overlay={"tables": {"item": "id"}}))
     site.execute("create domain small as int check (value < 10)")
     site.execute("create table item (id int primary key, n small)")
     site.execute("insert into item values (1, 1)")
-    away = t().update("item", {"n": 50}, where={"id": 9})
-    site.submit(away.update("item", {"n": 5}, where={"id": 1}))
+    elsewhere = t().update("item", {"n": 50}, where={"id": 9})
+    site.submit(elsewhere.update("item", {"n": 5}, where={"id": 1}))
     found = processor.read("item", {"id": 1})
     assert not found.complete
     step(site.drain())
     assert site.execute("select n from item") == [(5,)]
 
 
-def test_delayed_work_is_shown_behind_what_comes_before_it_is_due(shown: Site) -> None:
+def test_delayed_work_is_applied_after_what_is_accepted_before_it_is_due(shown: Site) -> None:
     shown.submit(
         t(delay=1000).update("item", {"n": 1}, where={"id": 1}),
         t().insert("item", {"id": 1, "n": 7}),
@@ -322,10 +330,10 @@ def test_delayed_work_is_shown_behind_what_comes_before_it_is_due(shown: Site) -
     assert processor.read("item", {"id": 1})[0]["n"] == 1
 
 
-# What a producer attaches.
+# Cached values.
 
 
-def test_a_cached_value_lives_as_long_as_its_transaction_is_pending(shown: Site) -> None:
+def test_a_cached_value_stays_as_long_as_its_transaction_is_pending(shown: Site) -> None:
     shown.submit(
         t(cache={"basket 7": {"total": 1}}).insert("account", {"id": 1}),
         t(cache={"basket 7": {"total": 2.5}, "x": None}).insert("account", {"id": 2}),
@@ -340,7 +348,7 @@ def test_a_cached_value_lives_as_long_as_its_transaction_is_pending(shown: Site)
     assert overlay_keys(shown) == []
 
 
-def test_a_cache_that_is_no_mapping_of_values_is_refused_at_the_door() -> None:
+def test_a_cache_must_be_a_mapping_of_values() -> None:
     with pytest.raises(processor.InvalidTransaction, match="cache"):
         t(cache=["x"])  # type: ignore[arg-type]
     with pytest.raises(processor.InvalidTransaction, match=r"cache\.a"):
@@ -350,7 +358,7 @@ def test_a_cache_that_is_no_mapping_of_values_is_refused_at_the_door() -> None:
 # Refusals.
 
 
-def test_what_cannot_be_read_is_refused_in_one_line(shown: Site) -> None:
+def test_an_invalid_read_is_refused_in_one_line(shown: Site) -> None:
     for table, where, problem in (
         ("account", None, "overlay.tables"), ("item", {"nope": 1}, "no column nope"),
         ("item", {"id": "x"}, "where"), ("odd", {"id": 7}, "where"),
@@ -364,7 +372,7 @@ def test_what_cannot_be_read_is_refused_in_one_line(shown: Site) -> None:
             processor.read("item", {"id": 1}, replica=odd)  # type: ignore[arg-type]
 
 
-def test_a_key_that_tells_no_rows_apart_is_refused(site_of: Callable[..., Site]) -> None:
+def test_a_declared_key_that_is_not_unique_is_refused(site_of: Callable[..., Site]) -> None:
     site = reading(site_of(overlay={"tables": {"item": "name"}}))
     site.execute(TABLES)
     with pytest.raises(processor.InvalidRead, match="is not the key"):
@@ -372,7 +380,7 @@ def test_a_key_that_tells_no_rows_apart_is_refused(site_of: Callable[..., Site])
     reader.close()
 
 
-def test_a_column_that_is_new_is_written_and_read_at_once(shown: Site) -> None:
+def test_a_new_column_is_written_and_read_at_once(shown: Site) -> None:
     shown.execute("insert into item (id) values (1)")
     assert "extra" not in processor.read("item", {"id": 1})[0]
     shown.execute("alter table item add extra int")
@@ -386,7 +394,7 @@ def test_a_column_that_is_new_is_written_and_read_at_once(shown: Site) -> None:
 # In Redis.
 
 
-def test_a_submit_that_concerns_no_table_of_the_overlay_is_one_command(shown: Site) -> None:
+def test_a_submit_without_a_table_of_the_overlay_is_one_command(shown: Site) -> None:
     one = t().insert("account", {"id": 1})
     shown.submit(one)
     before = commands(shown)
@@ -396,7 +404,7 @@ def test_a_submit_that_concerns_no_table_of_the_overlay_is_one_command(shown: Si
     assert overlay_keys(shown) == []
 
 
-def test_a_submit_that_does_is_accepted_and_shown_at_once_or_not_at_all(shown: Site) -> None:
+def test_a_submit_with_a_table_of_the_overlay_is_accepted_and_shown_atomically(shown: Site) -> None:
     before = commands(shown)
     shown.submit(t().insert("item", {"id": 1}), t(delay=1000).insert("item", {"id": 2}))
     grown = {name: count - before.get(name, 0) for name, count in commands(shown).items()}
@@ -437,7 +445,9 @@ def test_the_overlay_counts_towards_a_full_buffer(site_of: Any) -> None:
     reader.close()
 
 
-def test_values_go_also_where_no_table_is_shown(site_of: Callable[..., Site]) -> None:
+def test_cached_values_are_removed_also_without_tables_in_the_overlay(
+    site_of: Callable[..., Site]
+) -> None:
     site = reading(site_of())
     site.start()
     site.submit(write(1, cache={"page-1": 1}))
@@ -448,7 +458,7 @@ def test_values_go_also_where_no_table_is_shown(site_of: Callable[..., Site]) ->
     reader.close()
 
 
-def test_what_was_shown_goes_also_when_its_table_is_shown_no_more(shown: Site) -> None:
+def test_pending_writes_are_removed_also_after_their_table_left_the_settings(shown: Site) -> None:
     shown.submit(t().insert("item", {"id": 1}))
     shown.start(shown.changed(overlay={"tables": {"part": "site, no"}}))
     drain_thread.reload(without_overlay(shown))
@@ -460,7 +470,7 @@ def without_overlay(site: Site) -> Settings:
     return loader.load(mapping, environ={})
 
 
-def test_the_same_transaction_submitted_twice_is_seen_once_and_leaves_nothing(shown: Site) -> None:
+def test_a_transaction_submitted_twice_is_shown_once_and_leaves_nothing_behind(shown: Site) -> None:
     shown.execute("insert into item (id, n) values (1, 0)")
     once = t(cache={"x": 1}).update("item", add={"n": 1}, where={"id": 1}).update(
         "item", {"kind": "k"}, where={"name": "new"}
@@ -483,7 +493,7 @@ def test_another_payload_under_the_same_id_leaves_nothing_behind(shown: Site) ->
 
 
 @pytest.mark.parametrize("refused", ["lrem", "hdel", "xdel"])
-def test_a_clearing_that_ends_half_way_is_finished_by_the_next(
+def test_the_next_run_of_the_cleaner_finishes_one_that_was_interrupted(
     own_redis: Any, site_of: Any, refused: str
 ) -> None:
     site = reading(site_of(own_redis(), overlay={"tables": OVERLAY}))
@@ -502,7 +512,7 @@ def test_a_clearing_that_ends_half_way_is_finished_by_the_next(
     reader.close()
 
 
-def test_the_ledger_keeps_what_the_overlay_still_shows(shown: Site) -> None:
+def test_the_ledger_keeps_rows_of_writes_that_the_overlay_still_shows(shown: Site) -> None:
     shown.execute("insert into item (id, n) values (1, 0)")
     shown.submit(
         t().update("item", add={"n": 1}, where={"id": 1}), t().insert("account", {"id": 1})
@@ -516,7 +526,7 @@ def test_the_ledger_keeps_what_the_overlay_still_shows(shown: Site) -> None:
     assert processor.read("item", {"id": 1})[0]["n"] == 1
 
 
-def test_what_others_put_into_the_overlay_stops_nothing(shown: Site) -> None:
+def test_foreign_data_in_the_overlay_stops_neither_reads_nor_work(shown: Site) -> None:
     shown.submit(t().insert("item", {"id": 1}))
     shown.redis.rpush("processor:overlay:table:item", "x'); drop table item; --", b"\xff")
     shown.redis.hset("processor:overlay", "x'); drop table item; --", '{"id":"x","at":1}')
@@ -529,13 +539,15 @@ def test_what_others_put_into_the_overlay_stops_nothing(shown: Site) -> None:
 
 
 @pytest.mark.parametrize("value", [b"x", b"7", b"[]", b'["a"]', b"\xff"])
-def test_what_is_no_cached_value_is_none(shown: Site, value: bytes) -> None:
+def test_an_invalid_cached_value_reads_as_none(shown: Site, value: bytes) -> None:
     shown.redis.rpush("processor:overlay:cache:page-1", value)
     assert processor.cached("page-1") is None
 
 
 @pytest.mark.parametrize("primary", ["7/\N{SUPERSCRIPT TWO}", "x", b"\xff/1"])
-def test_what_names_no_primary_stops_neither_reads_nor_work(shown: Site, primary: Any) -> None:
+def test_an_invalid_primary_in_redis_stops_neither_reads_nor_work(
+    shown: Site, primary: Any
+) -> None:
     shown.redis.set("processor:primary", primary)
     shown.submit(t().insert("item", {"id": 1}))
     assert len(processor.read("item")) == 1
@@ -544,7 +556,7 @@ def test_what_names_no_primary_stops_neither_reads_nor_work(shown: Site, primary
     assert overlay_keys(shown) == []
 
 
-def test_something_else_under_a_name_of_the_overlay_is_told_and_accepted_writes_go_on(
+def test_a_key_of_another_type_is_reported_and_writes_continue(
     shown: Site,
 ) -> None:
     shown.submit(
@@ -553,7 +565,7 @@ def test_something_else_under_a_name_of_the_overlay_is_told_and_accepted_writes_
     names = [key for key in overlay_keys(shown) if ":row:part:" in key]
     shown.redis.delete(*names)
     shown.redis.set(names[0], "x")
-    with pytest.raises(processor.RedisUnavailable, match="something else"):
+    with pytest.raises(processor.RedisUnavailable, match="another type of data"):
         processor.read("item", {"id": 1})
     shown.submit(t().insert("part", {"site": "a", "no": 1}))
     step(shown.drain())
@@ -561,10 +573,10 @@ def test_something_else_under_a_name_of_the_overlay_is_told_and_accepted_writes_
     assert overlay_keys(shown) == names
 
 
-# Odd keys, large rows, what the processor will refuse.
+# Unusual keys, large rows, writes that the processor will refuse.
 
 
-def test_a_row_is_found_by_a_key_whose_values_have_many_forms(site_of: Callable[..., Site]) -> None:
+def test_a_row_is_found_by_any_form_of_its_key(site_of: Callable[..., Site]) -> None:
     site = reading(site_of(overlay={"tables": {"daily": "day"}}))
     site.execute("create table daily (day date primary key, n int)")
     site.execute("insert into daily values ('2026-11-21', 1)")
@@ -580,7 +592,7 @@ def test_a_row_is_found_by_a_key_whose_values_have_many_forms(site_of: Callable[
     reader.close()
 
 
-def test_a_row_is_found_by_numbers_with_a_fraction(site_of: Callable[..., Site]) -> None:
+def test_a_row_is_found_by_fractional_numbers(site_of: Callable[..., Site]) -> None:
     site = reading(site_of(overlay={"tables": {"gauge": "id"}}))
     site.execute("create table gauge (id int primary key, n numeric(4,2), f float8, a float8[])")
     site.submit(t().insert("gauge", {"id": 1, "n": 7.5, "f": 0.1, "a": [0.1]}))
@@ -596,7 +608,7 @@ def test_a_row_is_found_by_numbers_with_a_fraction(site_of: Callable[..., Site])
 @pytest.mark.parametrize(
     ("type_", "forms"), [("name", ["x" * 70, "x" * 63]), ("oid", ["-1", "4294967295"])]
 )
-def test_a_row_is_found_whose_key_its_type_changes(
+def test_a_row_is_found_although_its_type_changes_the_key(
     site_of: Callable[..., Site], type_: str, forms: list[str]
 ) -> None:
     site = reading(site_of(overlay={"tables": {"thing": "id"}}))
@@ -606,7 +618,7 @@ def test_a_row_is_found_whose_key_its_type_changes(
     reader.close()
 
 
-def test_a_domain_changes_no_value_without_a_word(site_of: Callable[..., Site]) -> None:
+def test_a_domain_changes_values_as_postgresql_does(site_of: Callable[..., Site]) -> None:
     site = reading(site_of(overlay={"tables": {"tag": "id"}}))
     site.execute("create domain short as varchar(3) default 'new'")
     site.execute(
@@ -629,27 +641,27 @@ def test_a_domain_changes_no_value_without_a_word(site_of: Callable[..., Site]) 
 
 
 @pytest.mark.parametrize("day", ["0044-03-15 BC", "12000-01-01"])
-def test_a_date_that_python_does_not_have_is_told(shown: Site, day: str) -> None:
+def test_a_date_outside_the_range_of_python_is_refused(shown: Site, day: str) -> None:
     shown.execute("insert into item (id, at) values (1, %s), (2, null)", (day,))
     for _ in range(2):
         for where in ({"id": 1}, {"name": "new"}, None):
-            with pytest.raises(processor.InvalidRead, match="item holds a date that Python"):
+            with pytest.raises(processor.InvalidRead, match="item holds a date outside"):
                 processor.read("item", where)
         assert [row["id"] for row in processor.read("item", {"id": 2})] == [2]
         shown.submit(t().update("item", add={"n": 1}, where={"id": 1}))
 
 
-def test_large_rows_are_merged_and_not_remembered(shown: Site) -> None:
+def test_large_rows_are_merged_and_not_cached(shown: Site) -> None:
     shown.submit(*(t().insert("item", {"id": n, "name": "x" * 100_000}) for n in range(20)))
     assert {len(row["name"]) for row in processor.read("item")} == {100_000}
-    known = reader._reader.current()
-    assert not known._decoded._known
-    session = known._pool.take("primary")
-    assert not session.casting._made
-    known._pool.give(session)
+    current = reader._reader.current()
+    assert not current._cache._decoded
+    session = current._pool.take("primary")
+    assert not session.typed._changes
+    current._pool.give(session)
 
 
-def test_what_the_processor_is_not_allowed_to_write_is_not_shown(
+def test_writes_to_tables_that_are_not_allowed_are_not_shown(
     site_of: Callable[..., Site],
 ) -> None:
     site = reading(site_of(overlay={"tables": OVERLAY}, database={"tables": ["part"]}))
@@ -664,7 +676,7 @@ def test_what_the_processor_is_not_allowed_to_write_is_not_shown(
     reader.close()
 
 
-def test_a_server_without_a_ledger_is_told_with_its_remedy(shown: Site) -> None:
+def test_a_server_without_a_ledger_is_reported_with_its_remedy(shown: Site) -> None:
     shown.submit(t().insert("item", {"id": 1}))
     shown.execute("alter table processor.ledger rename to gone")
     with pytest.raises(processor.DatabaseUnavailable, match="init-db"):

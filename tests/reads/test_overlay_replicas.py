@@ -1,7 +1,7 @@
-"""Reads that see pending writes on a real primary with two replicas, one late and one cut off.
+"""Reads that see pending writes, on a primary with two replicas, one late and one cut off.
 
-Writers read each of their writes back at once, from each replica: none may be stale, none doubled.
-The same readers find the faults of a merge that believes the LSN (rule 32).
+Writers read each of their writes back at once from each replica: none may be stale, none doubled.
+The same readers detect the faults of a merge that believes the LSN (rule 32).
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ import pytest
 import processor
 from processor.buffer import commit_notes
 from processor.config import loader
-from processor.connections.wal_position import Position, number
+from processor.connections.wal_position import Position
+from processor.connections.wal_queries import replayed_lsn
 from processor.ledger import schema
 from processor.reads import reader
 from processor.reads.merged_read import MergedRead
@@ -82,7 +83,7 @@ def scene(
 
 @dataclass
 class Faults:
-    """What readers found wrong."""
+    """The wrong results of reads."""
 
     stale: list[str] = field(default_factory=list)
     doubled: list[str] = field(default_factory=list)
@@ -90,7 +91,7 @@ class Faults:
 
 
 class Writer(threading.Thread):
-    """Writes to rows of its own, and reads each write back at once from each replica."""
+    """Writes to its own rows, and reads each write back at once from each replica."""
 
     def __init__(self, number: int, writes: int, faults: Faults) -> None:
         super().__init__(daemon=True)
@@ -112,7 +113,7 @@ class Writer(threading.Thread):
         transaction = Transaction(key=str(min(self._rows)))
         touched = [row]
         if self._chance.random() < 0.2 and None not in (self._rows[row], self._rows[other]):
-            # Of both or of none: one row decides about the other.
+            # Both rows change or neither does: one decides about the other.
             touched.append(other)
             self._add(transaction, row, -1)
             self._add(transaction, other, 1)
@@ -156,7 +157,7 @@ def written(writes: int, faults: Faults, meanwhile: Callable[[], Any] = lambda: 
 
 
 def equal_in_the_end(scene: Scene) -> None:
-    """Nothing is pending any more, and all servers have the same, which is what is read."""
+    """Nothing is pending any more, and all servers have the same rows, which reads return."""
     site = scene.site
     wait_until(lambda: site.redis.hlen("processor:overlay") == 0, 20, lambda: site.tale())
     primary = scene.items("primary")
@@ -178,7 +179,7 @@ def test_two_thousand_writes_are_each_read_back_at_once_from_each_replica(scene:
     process.kill()
 
 
-def test_the_same_while_a_replica_is_cut_off_and_comes_back(scene: Scene) -> None:
+def test_writes_are_read_back_while_a_replica_is_cut_off_and_comes_back(scene: Scene) -> None:
     process = scene.site.run()
     faults = Faults()
 
@@ -196,43 +197,42 @@ def test_the_same_while_a_replica_is_cut_off_and_comes_back(scene: Scene) -> Non
 
 
 class ByLsn:
-    """The merge that believes the LSN: pending is what the replica has not replayed yet."""
+    """A merge that believes the LSN: pending is what the replica has not replayed by its LSN."""
 
     def __init__(self, site: Site, *, rows_first: bool) -> None:
         self._site = site
         self._rows_first = rows_first
-        self._asks = MergedRead._shown
+        self._snapshot = MergedRead._snapshot
 
-
-    def shown(self, reading: MergedRead, *arguments: Any) -> Snapshot:
+    def snapshot(self, read: MergedRead, *arguments: Any) -> Snapshot:
         ids = arguments[-1]
         if self._rows_first:
-            found = self._asks(reading, *arguments)
+            found = self._snapshot(read, *arguments)
             time.sleep(0.01)
-            replayed = self._replayed(reading)
+            replayed = self._replayed(read)
         else:
-            replayed = self._replayed(reading)
+            replayed = self._replayed(read)
             time.sleep(0.01)
-            found = self._asks(reading, *arguments)
+            found = self._snapshot(read, *arguments)
         commits = self._commits()
-        found.known = {i for i in ids if i in commits and commits[i] <= replayed}
-        gathered, after = arguments[2], reading._asked.after
-        if after and not gathered.there:
-            found.known.add(after)  # Taken away already: it is to be read, not refused.
+        found.applied = {i for i in ids if i in commits and commits[i] <= replayed}
+        pending, after = arguments[2], read._query.after
+        if after and not pending.has_required:
+            found.applied.add(after)  # Gone from the overlay: the read must not be refused.
         return found
 
     @staticmethod
-    def _replayed(reading: MergedRead) -> int:
-        return number(reading._session.database.run("SELECT pg_last_wal_replay_lsn()::text")[0][0])
+    def _replayed(read: MergedRead) -> int:
+        return replayed_lsn(read._session.database) or 0
 
     def _commits(self) -> dict[str, int]:
-        """The LSN of each transaction's commit, by the notes."""
+        """The LSN of each transaction's commit, from the notes."""
         found = self._site.redis.xrange(self._site.lane().commits)
-        told = [commit_notes.read(flat(fields)) for _, fields in found]
+        notes = [commit_notes.read(flat(fields)) for _, fields in found]
         rows = execute(self._site.dsn, "select id::text, entry from processor.ledger")
         found = {}
         for transaction, entry in rows:
-            position = next((t.position for n in told if (t := n.tells(transaction, entry))), None)
+            position = next((t.position for n in notes if (t := n.tells(transaction, entry))), None)
             if isinstance(position, Position):
                 found[transaction] = position.lsn
         return found
@@ -243,16 +243,16 @@ def flat(fields: dict[bytes, bytes]) -> list[bytes]:
 
 
 @pytest.mark.parametrize("rows_first", [True, False])
-def test_a_merge_that_believes_the_lsn_is_found_out(
+def test_the_check_detects_a_merge_that_believes_the_lsn(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, rows_first: bool
 ) -> None:
     wrong = ByLsn(scene.site, rows_first=rows_first)
     monkeypatch.setattr(
-        MergedRead, "_shown", lambda reading, *arguments: wrong.shown(reading, *arguments)
+        MergedRead, "_snapshot", lambda read, *arguments: wrong.snapshot(read, *arguments)
     )
     process = scene.site.run()
     faults = Faults()
-    # On a busy machine it takes longer until a read falls between the two.
+    # On a busy machine it takes longer until a commit falls between the two questions.
     for _ in range(60):
         written(64, faults)
         if faults.stale if rows_first else faults.doubled:
@@ -261,7 +261,7 @@ def test_a_merge_that_believes_the_lsn_is_found_out(
     process.kill()
 
 
-# One server after the other.
+# The choice of a server.
 
 
 def replica_states(scene: Scene, **states: str) -> None:
@@ -284,7 +284,7 @@ def test_rows_are_read_and_merged_while_the_primary_is_down(scene: Scene) -> Non
         processor.read("item", {"id": 1}, replica="primary")
 
 
-def test_a_lost_replica_is_refused_and_passed_over(scene: Scene) -> None:
+def test_a_lost_replica_is_refused_and_not_chosen(scene: Scene) -> None:
     replica_states(scene, late="lost", far="away")
     assert processor.read("item").source == "primary"
     with pytest.raises(processor.ReplicaLost, match="late is lost"):
@@ -294,13 +294,13 @@ def test_a_lost_replica_is_refused_and_passed_over(scene: Scene) -> None:
     assert processor.read("item").source == "far"
 
 
-def test_a_replica_of_another_cluster_is_refused_and_passed_over(
+def test_a_replica_of_another_cluster_is_refused_and_not_chosen(
     scene: Scene, own_postgres: Factory
 ) -> None:
-    site, strange = scene.site, own_postgres(copy_of=None).dsn
-    execute(strange, schema.DDL + TABLE)
-    execute(strange, "insert into item values (1, 99)")
-    servers = {"far": strange, "late": scene.standbys["late"].dsn}
+    site, foreign = scene.site, own_postgres(copy_of=None).dsn
+    execute(foreign, schema.DDL + TABLE)
+    execute(foreign, "insert into item values (1, 99)")
+    servers = {"far": foreign, "late": scene.standbys["late"].dsn}
     loader.configure(site.changed(replicas={"servers": servers}))
     site.start()
     site.submit(Transaction().insert("item", {"id": 1}))
@@ -310,7 +310,7 @@ def test_a_replica_of_another_cluster_is_refused_and_passed_over(
         processor.read("item", replica="far")
 
 
-def test_a_replica_that_was_lost_is_read_again_when_it_has_what_went_meanwhile(
+def test_a_replica_that_was_lost_is_read_again_once_it_has_what_left_the_overlay(
     scene: Scene,
 ) -> None:
     site = scene.site
@@ -320,23 +320,23 @@ def test_a_replica_that_was_lost_is_read_again_when_it_has_what_went_meanwhile(
     site.submit(Transaction().insert("item", {"id": 1}))
     step(drain)
     wait_until(lambda: scene.items("far"))
-    clearing = OverlayCleaner(site.settings)
-    wait_until(lambda: clearing.clear() and not site.redis.hlen("processor:overlay"))
+    cleaner = OverlayCleaner(site.settings)
+    wait_until(lambda: cleaner.clear() and not site.redis.hlen("processor:overlay"))
     replica_states(scene, late="lagging")
-    clearing.clear()
-    with pytest.raises(processor.ReplicaLost, match="not back yet"):
+    cleaner.clear()
+    with pytest.raises(processor.ReplicaLost, match="has not caught up yet"):
         processor.read("item", {"id": 1}, replica="late")
     assert processor.read("item", {"id": 1}).source == "far"
     execute(scene.standbys["late"].dsn, "select pg_wal_replay_resume()")
     site.execute("insert into item values (2)")
     wait_until(lambda: len(scene.items("late")) == 2)
     assert len(processor.read("item", replica="late")) == 2
-    clearing.clear()
+    cleaner.clear()
     assert site.redis.exists("processor:overlay:missed") == 0
-    clearing.close()
+    cleaner.close()
 
 
-def test_a_replica_built_anew_from_an_older_copy_is_read_when_it_has_what_went_before(
+def test_a_replica_rebuilt_from_an_older_copy_is_read_once_it_has_what_left_the_overlay(
     scene: Scene,
 ) -> None:
     site, far = scene.site, scene.standbys["far"]
@@ -354,7 +354,7 @@ def test_a_replica_built_anew_from_an_older_copy_is_read_when_it_has_what_went_b
 
     wait_until(lambda: site.redis.hexists("processor:overlay:missed", "far"))
     assert scene.items("far") == []
-    with pytest.raises(processor.ReplicaLost, match="not back yet"):
+    with pytest.raises(processor.ReplicaLost, match="has not caught up yet"):
         processor.read("item", {"id": 1}, replica="far")
     assert len(processor.read("item", {"id": 1})) == 1
     scene.proxy.on()
@@ -362,7 +362,7 @@ def test_a_replica_built_anew_from_an_older_copy_is_read_when_it_has_what_went_b
     assert len(processor.read("item", {"id": 1}, replica="far")) == 1
 
 
-def test_a_replica_that_is_started_anew_is_read_while_the_primary_is_away(scene: Scene) -> None:
+def test_a_restarted_replica_is_read_while_the_primary_is_unreachable(scene: Scene) -> None:
     site, far = scene.site, scene.standbys["far"]
     site.start()
     processor.submit(Transaction().insert("item", {"id": 1}))
@@ -380,41 +380,41 @@ def test_a_replica_that_is_started_anew_is_read_while_the_primary_is_away(scene:
     assert not site.redis.exists("processor:overlay:missed")
 
 
-def test_a_damaged_word_of_what_a_lost_replica_missed_ends_as_a_whole_one(scene: Scene) -> None:
+def test_a_damaged_position_of_a_lost_replica_is_repaired(scene: Scene) -> None:
     missed = "processor:overlay:missed"
     for name in (b"late", b"gone", b"\xff"):
         scene.site.redis.hset(missed, name, b"\xff")
-    with pytest.raises(processor.ReplicaLost, match="not back yet"):
+    with pytest.raises(processor.ReplicaLost, match="has not caught up yet"):
         processor.read("item", replica="late")
     assert processor.read("item").source == "far"
-    clearing = OverlayCleaner(scene.site.settings)
-    wait_until(lambda: clearing.clear() and not scene.site.redis.exists(missed))
-    clearing.close()
+    cleaner = OverlayCleaner(scene.site.settings)
+    wait_until(lambda: cleaner.clear() and not scene.site.redis.exists(missed))
+    cleaner.close()
     assert processor.read("item").source == "late"
 
 
-def test_what_a_replica_lacks_is_kept_for_as_long_as_it_cannot_be_asked(scene: Scene) -> None:
+def test_a_write_stays_in_the_overlay_while_a_replica_cannot_be_asked(scene: Scene) -> None:
     site = scene.site
     scene.standbys["far"].kill()
     drain = site.drain()
     site.submit(Transaction().insert("item", {"id": 1}))
     step(drain)
     wait_until(lambda: scene.items("late"))
-    clearing = OverlayCleaner(site.settings)
+    cleaner = OverlayCleaner(site.settings)
     with pytest.raises(processor.DatabaseUnavailable):
-        clearing.clear()
+        cleaner.clear()
     assert site.redis.hlen("processor:overlay") == 1
     assert processor.read("item", {"id": 1})[0].source == "late"
     scene.standbys["far"].start()
     wait_until(lambda: scene.items("far"), ignore=Exception)
     assert processor.read("item", {"id": 1}, replica="far")[0].source == "far"
-    clearing.clear()
+    cleaner.clear()
     assert site.redis.hlen("processor:overlay") == 0
-    clearing.close()
+    cleaner.close()
 
 
-def test_a_write_that_no_server_shows_yet_is_said_to_be_behind(scene: Scene) -> None:
-    """It concerns a table that the overlay does not have, and lies in the stream."""
+def test_a_write_that_no_server_shows_yet_is_reported_as_behind(scene: Scene) -> None:
+    """Its table is not in the overlay, and the entry is still in the stream."""
     receipt = scene.site.submit(Transaction().insert("account", {"id": 1}))[0]
     with pytest.raises(processor.ReplicaBehind):
         processor.read("item", {"id": 1}, after=str(receipt))
@@ -424,7 +424,7 @@ def test_a_write_that_no_server_shows_yet_is_said_to_be_behind(scene: Scene) -> 
     assert processor.read("item", after=receipt, replica="late").source == "late"
 
 
-def test_a_session_that_ended_is_opened_anew(scene: Scene) -> None:
+def test_a_session_that_ended_is_replaced(scene: Scene) -> None:
     for _ in range(2):
         assert processor.read("item", replica="late") == []
         execute(
