@@ -42,17 +42,6 @@ class Outcome:
     copies: dict[str, list[str]] = field(default_factory=dict)
     commit: Commit | None = None
 
-    @property
-    def ended(self) -> list[Entry]:
-        """Entries whose outcome is in the ledger."""
-        return [*self.committed, *(entry for entry, _ in self.known)]
-
-    @property
-    def keyless(self) -> bool:
-        """Whether no entry that failed, is held or was known has a key that blocks others."""
-        troubled = [*(e for e, _ in self.failed), *self.held, *(e for e, _ in self.known)]
-        return not any(entry.keys for entry in troubled)
-
     def without_copies(self, entries: Sequence[Entry]) -> list[Entry]:
         """Return the first entry of each id; record copies, and other payloads as clashing."""
         # A lost XADD reply puts one id into the stream twice (rule 14).

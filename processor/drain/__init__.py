@@ -1,12 +1,18 @@
-"""One pass over the lanes.
+"""One pass over the lanes: read, apply, settle, and what is due besides.
 
-admission            Which entries of a page may run now, and which have or get another place.
-attempts             One try at a batch of a lane, with what the lane learns from it.
-backlog              How full the lanes are and when there is more to do: the end of each pass.
-gate                 Shut during an outage: work waits, one probe a second.
-drain                One pass over the lanes: what the drain thread does each time it wakes.
-maintenance          What a pass does now and then: carry out operators' requests, prune the ledge
-prefetch             Taking entries from the lanes: reading ahead by one page a lane, decoding, ch
-settle               What follows a batch: dead letters, parking, the commit note, and only then r
-settle_replicated    Removal from the stream where `settle` is replicated: after the replicas that
+gate               shut during an outage: work waits, one probe a second
+settle_plan        where each entry of a batch goes, as a pure function from its outcome
+settle_replicated  removal from the stream after replicas have replayed the outcome
+park               puts entries that wait into the lines of their keys and records them
+settle             carries a settlement out: dead letters, parking, commit note, removal
+admission          which entries of a page may run now, and which wait or have a place already
+attempts           one attempt at a batch, and what it teaches about the lane
+due_work           moves delayed entries into their lane, tries parked entries again
+prefetch           reads one page ahead in each lane; chooses the lane that is next
+backlog            how full the lanes are, and how long the next pass can wait
+state_publisher    the state after a pass: built as one record, published in Redis
+operator_requests  carries out what operators ask about dead letters
+pruning            removes ledger rows that are old and no longer needed
+maintenance        when requests, pruning and the count of dead letters are due
+drain              the pass itself; owns both connections
 """

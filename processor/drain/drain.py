@@ -1,8 +1,7 @@
 """One pass over the lanes: what the drain thread does each time it wakes.
 
-`Drain.run` follows the five steps of the contract and answers how long to wait. It owns both
-connections; `apply` and `settling` do the work of a batch, `ownership` tells whose lanes are.
-Every failure of a server ends in one place, `_away`: the gate shuts, what was read is forgotten.
+`Drain.run` is the pass. A failure of either server ends it in one place, `_outage`: the gate shuts,
+and what was read is forgotten. `Drain` owns both connections and wires the steps together.
 """
 
 from __future__ import annotations
@@ -11,25 +10,26 @@ import logging
 import random
 import time
 from collections.abc import Callable
-from dataclasses import replace
 
 from processor import crashpoint
 from processor.apply.applier import Applier
 from processor.apply.committer import Committer
 from processor.apply.dead_letter_writer import DeadLetterWriter
 from processor.apply.outcome import Outcome
-from processor.buffer import delayed, parked
 from processor.config.settings import Settings
 from processor.connections.postgres_session import PostgresSession
 from processor.connections.redis_client import RedisConnection
 from processor.drain.admission import Admission
 from processor.drain.attempts import Attempts, carry_out
 from processor.drain.backlog import Backlog
+from processor.drain.due_work import DueWork
 from processor.drain.gate import Gate
 from processor.drain.maintenance import Maintenance
+from processor.drain.park import Parker
 from processor.drain.prefetch import Prefetch
-from processor.drain.settle import Settler
+from processor.drain.settle import PendingSettlement, Settler
 from processor.drain.settle_replicated import ReplicatedSettling
+from processor.drain.state_publisher import StatePublisher
 from processor.errors import (
     DatabaseError,
     DatabaseUnavailable,
@@ -40,7 +40,6 @@ from processor.errors import (
 from processor.ownership.connect import Connector
 from processor.ownership.owned_lane import OwnedLane
 from processor.ownership.owners import Owners
-from processor.replicas.health import set_gauges
 from processor.replicas.watch import ReplicaWatch
 from processor.telemetry import metrics
 from processor.telemetry.progress import Progress
@@ -48,7 +47,7 @@ from processor.telemetry.status import State
 
 log = logging.getLogger("processor.drain")
 
-#: Seconds after which a pass gives way to its other steps, though not before its first batch.
+#: Seconds after which the batches of a pass make room for its other steps; one batch always runs.
 _BUDGET = 1.0
 
 
@@ -57,38 +56,46 @@ class Drain:
 
     def __init__(
         self, settings: Settings, instance: str, progress: Progress, stopping: Callable[[], bool],
-        following: ReplicaWatch | None = None,
+        watch: ReplicaWatch | None = None,
     ) -> None:  # fmt: skip
-        self._settings = settings
-        self._progress = progress
         self._stopping = stopping
         self.gate = Gate()
-        self.database = PostgresSession(settings.database, progress,
-            application=f"processor {instance}")
-        self.redis = RedisConnection(settings.redis.url, settings.redis.timeout)
-        self._following = following or ReplicaWatch(settings, instance, lambda: None)
-        marks = self._following.marks if self._following.tracks else None
-        self._session = Committer(self.database, settings.database, marks)
-        self._applier = Applier(self._session, settings)
-        self._attempts = Attempts(settings, self._session, self._applier, self.redis)
-        burial = DeadLetterWriter(self._session, hold=settings.dead_letter.hold == "named")
-        self._withholding = ReplicatedSettling(self.redis, self._following)
-        self._settling = Settler(settings, self.redis, burial, self._withholding)
-        self._admission = Admission(self.database, self.redis, self._settling, self._withholding)
+        self.database = PostgresSession(
+            settings.database, progress, application=f"processor {instance}"
+        )
+        self.redis = redis = RedisConnection(settings.redis.url, settings.redis.timeout)
         self.owners = Owners(settings, instance)
-        self._connecting = Connector(
-            settings, self._session, self.redis, self.owners, self._following
+        self._watch = watch = watch or ReplicaWatch(settings, instance, lambda: None)
+        self._session = Committer(
+            self.database, settings.database, watch.marks if watch.tracks else None
         )
-        self._taking = Prefetch(settings, self.redis)
-        self._outlook = Backlog(settings, self.redis, self.owners, instance)
-        self._sweeps = Maintenance(
-            settings, self.database, self.redis, self.owners, burial, self._outlook
+        self._connector = Connector(settings, self._session, redis, self.owners, watch)
+        self._applier = Applier(self._session, settings)
+        self._attempts = Attempts(settings, self._session, self._applier, redis)
+        writer = DeadLetterWriter(self._session, hold=settings.dead_letter.hold == "named")
+        self._replicated = ReplicatedSettling(redis, watch)
+        self._settler = Settler(settings, redis, writer, self._replicated, Parker(redis))
+        self._admission = Admission(self.database, redis, self._settler, self._replicated)
+        self._due_work = DueWork(
+            settings, redis, self._admission, self._attempts, self._settler, self._replicated
         )
-        self._unsettled: Callable[[], None] | None = None
+        self._prefetch = Prefetch(settings, redis, self._replicated)
+        self._backlog = Backlog(settings, redis, self.owners)
+        self._maintenance = Maintenance(
+            settings, self.database, redis, self.owners, writer, self._backlog
+        )
+        self._publisher = StatePublisher(
+            settings, redis, self.owners, self._backlog, watch, self.gate, progress, instance
+        )
+        self._last_run: float | None = None
+        #: The settlement of the last batch, if it is left to be done during the next batch.
+        self._pending: PendingSettlement | None = None
         self._releasing = False
 
+    # The pass.
+
     def run(self, now: float) -> float:
-        """One pass, begun at `now` (monotonic); the seconds to wait before the next one."""
+        """Run one pass, begun at `now` (monotonic); return the seconds to wait before the next."""
         metrics.count("passes")
         crashpoint.reach("pass-start")
         if self.gate.wait(now) > 0:
@@ -96,37 +103,106 @@ class Drain:
         if self.gate.is_shut:
             log.debug("outage: probing the servers")
         try:
-            if self._connecting.connect(now):
+            if self._connector.connect(now):
                 self._attempts.answered = True
-            self._outlook.heed(time.monotonic())
+            self._backlog.measure_if_due(time.monotonic())
             self._drain(now)
-            self._sweeps.run(time.monotonic(), busy=self._work_left())
-            self._opened(now)
-            self._outlook.last_run = time.time()
-            metrics.gauge("last_pass", self._outlook.last_run)
-            # Also with work left: pauses and what is due are learnt from this look.
-            delay = self._outlook.delay(time.monotonic(), time.time())
+            self._maintenance.run(time.monotonic(), busy=self._work_left())
+            self._end_outage(now)
+            self._last_run = time.time()
+            metrics.gauge("last_pass", self._last_run)
+            # Also with work left: pauses and due times are learned from this call.
+            delay = self._backlog.delay(time.monotonic(), time.time())
             return 0.0 if self._work_left() else delay
         except Unavailable as error:
-            self._away(error)
+            self._outage(error)
         except RedisRefused as error:
-            self._away(RedisUnavailable(str(error)))
+            self._outage(RedisUnavailable(str(error)))
         except DatabaseError as error:
-            # Refused where nothing may be refused: the batch's own refusals never come here. The
-            # next session looks first whether schema and lanes are still there.
+            # An error reply outside a batch. The next session checks schema and lanes first.
             self.database.close()
-            self._away(DatabaseUnavailable(str(error)))
+            self._outage(DatabaseUnavailable(str(error)))
         return self.gate.wait(time.monotonic())
 
-    def _opened(self, now: float) -> None:
-        lasted = self.gate.open(now)
-        if lasted is not None:
-            log.warning("outage over after %.1f s", lasted)
+    def _drain(self, now: float) -> None:
+        """Do what is due, then batch after batch until nothing is left or the budget is spent."""
+        self._due_work.move_delayed(self._open_lanes(), time.time())
+        # Once at the start of each pass, also while the streams never run empty.
+        self._due_work.retry_parked(self._open_lanes(), time.time())
+        self._prefetch.rewind(self.owners.owned)
+        self._prefetch.fill(self._open_lanes())
+        while not self._stopping():
+            lane = self._prefetch.choose(self._open_lanes())
+            if lane is not None:
+                self._batch(lane)
+            elif not self._due_work.retry_parked(self._open_lanes(), time.time()):
+                break
+            self._prefetch.fill(self._open_lanes())
+            if time.monotonic() > now + _BUDGET:
+                break
+        self._finish_settling()
 
-    def _away(self, error: Unavailable) -> None:
-        """An outage, whoever is away: no attempt is spent, nothing read is trusted (P4, rule 9)."""
+    def _batch(self, lane: OwnedLane) -> None:
+        """Apply and settle the page that was read from a lane."""
+        page = lane.cursor.take_page()
+        assert page is not None
+        crashpoint.reach("batch-decoded")
+        if page.unreadable:
+            self._settler.file_unreadable(lane, page.unreadable, page.generation)
+        if not page.entries:
+            return
+        entries, others = self._admission.admit(lane, page)
+        outcome: Outcome | None = Outcome()
+        if entries:
+            decision = self._attempts.attempt(lane, entries, page.prerendered, self._meanwhile)
+            outcome = carry_out(decision, lane)
+        if outcome is None:
+            return
+        outcome.held += others.held
+        outcome.placed += others.placed
+        outcome.clashing += others.clashing
+        self._finish_settling()
+        pending = self._settler.begin(lane, outcome, page, time.time())
+        if pending.settlement.touches_keys or lane.parking.has_lines:
+            self._settler.finish(pending)
+            self._due_work.retry_parked(self._open_lanes(), time.time())
+        else:
+            # No later entry depends on it: PostgreSQL can work on the next batch meanwhile.
+            self._pending = pending
+
+    def _meanwhile(self) -> None:
+        """While PostgreSQL works: settle the batch before, read ahead, render ahead."""
+        self._finish_settling()
+        self._prefetch.fill(self._open_lanes())
+        for lane in self._open_lanes():
+            page = lane.cursor.page
+            if page is not None and page.prerendered is None:
+                page.prerendered = self._applier.prerender(page.entries)
+
+    def _finish_settling(self) -> None:
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            self._settler.finish(pending)
+        # Each lane has its turn, whatever the one before it answers.
+        self._releasing = sum(map(self._replicated.release, self.owners.owned)) > 0
+
+    def _open_lanes(self) -> list[OwnedLane]:
+        """The owned lanes that are not paused."""
         now = time.monotonic()
-        stale = self._connecting.session_is_old and not self.database.alive
+        return [
+            lane for lane in self.owners.owned
+            if lane.health.paused_until <= now and lane.lane.queue not in self._backlog.paused
+        ]  # fmt: skip
+
+    def _work_left(self) -> bool:
+        return self._releasing or any(x.cursor.page is not None for x in self._open_lanes())
+
+    # Outages.
+
+    def _outage(self, error: Unavailable) -> None:
+        """A server is unavailable: no attempt is spent, nothing read is trusted (P4, rule 9)."""
+        now = time.monotonic()
+        stale = self._connector.session_is_old and not self.database.alive
         if self.gate.shut(now, str(error), jitter=random.random(), stale=stale):
             metrics.count("outages")
             log.warning("outage: %s", error)
@@ -141,176 +217,48 @@ class Drain:
                 lane.forget()
             else:
                 lane.read_again()
-        self._unsettled = None
-        self._outlook.forget()
-        self._connecting.forget()
+        self._pending = None
+        self._backlog.measure_soon()
+        self._connector.forget()
 
-    def _drain(self, now: float) -> None:
-        self._move_due(time.time())
-        # Also while the streams never run empty: what is due has its turn once a pass.
-        self._retry_parked(time.time())
-        self._rewind()
-        self._taking.fill(self._open_lanes())
-        while not self._stopping():
-            lane = self._taking.choose(self._open_lanes())
-            if lane is not None:
-                self._batch(lane)
-            elif not self._retry_parked(time.time()):
-                break
-            self._taking.fill(self._open_lanes())
-            if time.monotonic() > now + _BUDGET:
-                break
-        self._settle_last()
+    def _end_outage(self, now: float) -> None:
+        lasted = self.gate.open(now)
+        if lasted is not None:
+            log.warning("outage over after %.1f s", lasted)
 
-    def _meanwhile(self) -> None:
-        """While PostgreSQL works: settle the batch before, read ahead, write ahead."""
-        self._settle_last()
-        self._taking.fill(self._open_lanes())
-        for lane in self._open_lanes():
-            page = lane.cursor.page
-            if page is not None and page.prerendered is None:
-                page.prerendered = self._applier.prerender(page.entries)
+    # For the thread, between passes.
 
-    def _settle_last(self) -> None:
-        settle, self._unsettled = self._unsettled, None
-        if settle is not None:
-            settle()
-        # Each lane, whatever the one before it answers.
-        self._releasing = sum(map(self._withholding.release, self.owners.owned)) > 0
+    def streams(self) -> dict[str, str]:
+        """Where the doorbell waits: the last entry id that was read, by stream."""
+        if self.gate.is_shut:
+            return {}
+        return {lane.lane.stream: lane.cursor.doorbell for lane in self._open_lanes()}
 
-    def _rewind(self) -> None:
-        for lane in self.owners.owned:
-            if lane.cursor.rewinds and lane.cursor.page is None:
-                lane.cursor.rewinds = False
-                whole = self._withholding.is_whole(lane)
-                if whole and lane.parking.unparked:
-                    # What is withheld before them may be a long way.
-                    stuck = [entry.entry_id for entry in lane.parking.unparked.values()]
-                    lane.cursor.position = lane.withheld.back_to(stuck) or "-"
-                    lane.parking.read_unparked_again()
-                elif not whole:
-                    lane.withheld.forget()
-                    lane.cursor.position = "-"
-                    lane.parking.read_unparked_again()
+    def state(self) -> State:
+        """Return the state of the processor; writes nothing."""
+        return self._publisher.build(self._last_run, self._maintenance.dead_letters)
 
-    def _open_lanes(self) -> list[OwnedLane]:
-        now = time.monotonic()
-        return [
-            lane for lane in self.owners.owned
-            if lane.health.paused_until <= now and lane.lane.queue not in self._outlook.paused
-        ]  # fmt: skip
-
-    def _work_left(self) -> bool:
-        return self._releasing or any(lane.cursor.page is not None for lane in self._open_lanes())
-
-    def _move_due(self, now: float) -> None:
-        for lane in self._open_lanes():
-            if lane.parking.is_due(lane.parking.next_due, now):
-                try:
-                    self._admission.judge_due(lane, now)
-                    delayed.move(self.redis, lane.lane, now)
-                except RedisRefused as refused:
-                    self._full(lane, refused)
-
-    def _retry_parked(self, now: float) -> bool:
-        worked = False
-        for lane in self._open_lanes():
-            if not lane.parking.is_due(lane.parking.next_retry, now):
-                continue
-            most = lane.health.batch_limit or self._settings.batch.entries
-            entries = parked.due_entries(self.redis, lane.lane, now, most)
-            if not entries:
-                lane.parking.nothing_to_retry()
-                continue
-            if self._withholding.applies and not (entries := lane.in_turn(entries)):
-                continue
-            outcome = self._admission.ended(lane, entries) or carry_out(
-                self._attempts.attempt(lane, entries), lane
-            )
-            if outcome is None:
-                continue
-            worked = True
-            try:
-                self._settling.settle_parked(lane, outcome, now)
-            except RedisRefused as refused:
-                self._full(lane, refused)
-        return worked
-
-    def _batch(self, lane: OwnedLane) -> None:
-        """Apply and settle the page that was read from a lane."""
-        page = lane.cursor.take_page()
-        assert page is not None
-        crashpoint.reach("batch-decoded")
-        if page.unreadable:
-            self._settling.bury_unreadable(lane, page.unreadable, page.generation)
-        if not page.entries:
-            return
-        entries, aside = self._admission.admit(lane, page)
-        outcome: Outcome | None = Outcome()
-        if entries:
-            outcome = carry_out(self._attempts.attempt(
-                lane, entries, page.prerendered, self._meanwhile), lane)
-        if outcome is None:
-            return
-        outcome.held += aside.held
-        outcome.placed += aside.placed
-        outcome.clashing += aside.clashing
-        self._settle_last()
-        carry = self._settling.settle(lane, outcome, page, time.time())
-        if outcome.keyless and not lane.parking.has_lines:
-            # Nobody waits for it: Redis can be told while PostgreSQL works on the next batch.
-            self._unsettled = carry
-        else:
-            carry()
-            self._retry_parked(time.time())
-
-    @staticmethod
-    def _full(lane: OwnedLane, refused: RedisRefused) -> None:
-        """Redis takes nothing new: what adds is left for a second, reading and settling go on."""
-        if refused.code != "OOM":
-            raise RedisUnavailable(str(refused))
-        lane.parking.redis_was_full()
+    def publish(self, state: State) -> None:
+        """Publish a state for other processes, as far as Redis is reachable."""
+        self._publisher.publish(state)
 
     def leave(self, *, ends: bool = True) -> None:
-        """Give the lanes to others and close both connections: it ends, or a pass failed."""
+        """Give up the lanes and close both connections.
+
+        `ends` says that the processor stops; otherwise a pass failed, and the next one connects
+        again.
+        """
         try:
             if self.database.idle:
                 self.owners.give_up(self.database)
             else:
                 self.owners.lose()
             if not ends:
-                self.publish(self.state(time.time()))
+                self.publish(self.state())
             elif self.redis.alive:
-                self._outlook.farewell()
+                self._publisher.publish_stopped()
         except (Unavailable, DatabaseError):
-            log.info("lanes are given up by closing the session")
+            log.info("the lanes could not be released one by one; closing the session releases"
+                     " them")  # fmt: skip
         self.database.close()
         self.redis.close()
-
-    def streams(self) -> dict[str, str]:
-        """Where the doorbell waits: the last id that was read, by stream."""
-        if self.gate.is_shut:
-            return {}
-        return {lane.lane.stream: lane.cursor.doorbell for lane in self._open_lanes()}
-
-    def state(self, now: float) -> State:
-        """The state after a pass, at `now` (Unix seconds); writes nothing."""
-        state = replace(
-            self._outlook.state(now, time.monotonic(), self.gate),
-            replicas=self._following.states(),
-        )
-        if self._progress.failure:
-            # No other processor need have taken the lanes that it gave up, so 'standby' is wrong.
-            stuck = self._progress.age(time.monotonic()) > self._settings.watchdog.limit
-            word = "stuck" if stuck else "running"
-            state = replace(state, status=word, reason=self._progress.failure)
-        return state
-
-    def publish(self, state: State) -> None:
-        """Publish a state to Redis, for other processes, and to the gauges of the replicas."""
-        set_gauges(state.replicas)
-        if self.redis.alive:
-            try:
-                self._outlook.tell(state, time.monotonic())
-            except Unavailable:
-                log.debug("the state was not published to Redis")

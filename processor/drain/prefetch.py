@@ -1,7 +1,7 @@
-"""Taking entries from the lanes: reading ahead by one page a lane, decoding, choosing what is next.
+"""Reading the lanes: one page ahead in each, decoded, and the choice of the lane that is next.
 
 Reading is XRANGE from a cursor, so nothing is handed out and nothing can be stranded (rule 8). All
-lanes that have no page are read in one round trip, while PostgreSQL works on the batch before: so
+lanes without a page are read in one round trip, while PostgreSQL works on the batch before: so
 `high` waits for at most one batch.
 """
 
@@ -16,6 +16,7 @@ from processor.buffer import stream
 from processor.buffer.stream import Raw
 from processor.config.settings import Settings
 from processor.connections.redis_client import RedisConnection
+from processor.drain.settle_replicated import ReplicatedSettling
 from processor.errors import RedisRefused, RedisUnavailable
 from processor.ownership.owned_lane import OwnedLane, Page
 from processor.transaction.entry import Entry, UnknownVersion, Unreadable, decode
@@ -25,19 +26,40 @@ from processor.transaction.ids import id_of_key
 class Prefetch:
     """Reads pages for the lanes of one processor."""
 
-    def __init__(self, settings: Settings, redis: RedisConnection) -> None:
+    def __init__(
+        self, settings: Settings, redis: RedisConnection, replicated: ReplicatedSettling
+    ) -> None:
         self._settings = settings
         self._redis = redis
+        self._replicated = replicated
+
+    def rewind(self, lanes: Sequence[OwnedLane]) -> None:
+        """At the start of a pass: have lanes that were read to their end read again (rule 9).
+
+        If entries are withheld and the stream is the one that was read, only those that could not
+        be parked are read again, and what comes after them.
+        """
+        for lane in lanes:
+            if not lane.cursor.rewinds or lane.cursor.page is not None:
+                continue
+            if not self._replicated.is_whole(lane):
+                lane.withheld.forget()
+                lane.rewind("-")
+            elif lane.parking.unparked:
+                unparked = [entry.entry_id for entry in lane.parking.unparked.values()]
+                lane.rewind(lane.withheld.back_to(unparked) or "-")
+            else:
+                lane.cursor.rewinds = False
 
     def fill(self, lanes: Sequence[OwnedLane]) -> None:
-        """See that each of these lanes has a page, if there are entries for one."""
+        """Read a page for each of these lanes that has none, if there are entries for one."""
         empty = [lane for lane in lanes if lane.cursor.page is None]
         while empty:
             replies = self._redis.calls(
                 [stream.read(lane.lane, lane.cursor.position, self._count(lane)) for lane in empty]
             )
             crashpoint.reach("batch-read")
-            # A page of nothing but entries that have to stay is passed over at once.
+            # If all entries that were read have to stay, the lane is read on at once.
             empty = [lane for lane, reply in zip(empty, replies, strict=True)
                      if not self._page(lane, reply)]  # fmt: skip
 
@@ -46,12 +68,11 @@ class Prefetch:
         return max(1, min(most, int(self._settings.batch.bytes / lane.cursor.entry_bytes)))
 
     def _page(self, lane: OwnedLane, reply: Any) -> bool:
-        """Take the reply to a read; False if it has to be read on."""
+        """Take the reply to a read; return False if the lane has to be read on."""
         if isinstance(reply, RedisRefused):
             raise RedisUnavailable(f"lane {lane.name} cannot be read: {reply}")
         raws = stream.entries(reply)
         if not raws:
-            # Ids may have begun anew below the cursor (rule 9); the next pass looks from the head.
             lane.cursor.reach_end()
             return True
         raws = self._within(raws)
@@ -63,7 +84,7 @@ class Prefetch:
         return lane.cursor.page is not None
 
     def _within(self, raws: list[Raw]) -> list[Raw]:
-        """As many entries as fit a batch's bytes, one at the least; the others are read again."""
+        """As many entries as fit the bytes of a batch, at least one; the rest is read again."""
         total = 0
         for number, raw in enumerate(raws):
             total += len(raw[3])
@@ -73,23 +94,24 @@ class Prefetch:
 
     def _decode(self, lane: OwnedLane, raws: list[Raw]) -> Page:
         page = Page(self._redis.generation, raws[0][0], raws[-1][0])
+        later = lane.cursor.later_versions
         for entry_id, version, body, whole in raws:
-            if entry_id in lane.cursor.later_versions:
+            if entry_id in later:
                 continue
             try:
                 page.entries.append(decode(entry_id, version, body))
             except UnknownVersion:
-                lane.cursor.later_versions.add(entry_id)
+                later.add(entry_id)
             except Unreadable as error:
-                page.unreadable.append((unreadable(lane, entry_id, whole), str(error)))
+                page.unreadable.append((_stand_in(lane, entry_id, whole), str(error)))
         return page
 
     @staticmethod
     def choose(lanes: Sequence[OwnedLane]) -> OwnedLane | None:
-        """The lane whose page is next: by weight, grown by the age of its oldest entry.
+        """Return the lane whose page is next: by weight and by the age of its oldest entry.
 
-        Smooth weighted round robin: with weights 8, 3, 1 and all lanes full, twelve batches are
-        8, 3 and 1 of each, well mixed; a lane that waits for minutes gains on the others.
+        Smooth weighted round robin: with weights 8, 3, 1 and all lanes full, twelve batches are 8,
+        3 and 1 of each, well mixed; a lane whose entries wait for minutes gains on the others.
         """
         ready = [lane for lane in lanes if lane.cursor.page is not None]
         if not ready:
@@ -102,8 +124,8 @@ class Prefetch:
         return chosen
 
 
-def unreadable(lane: OwnedLane, entry_id: str, whole: bytes) -> Entry:
-    """A stand-in for an entry that is no transaction, so that it can be filed like one."""
+def _stand_in(lane: OwnedLane, entry_id: str, whole: bytes) -> Entry:
+    """An entry in place of one that is no transaction, so that it can become a dead letter."""
     made = id_of_key(f"unreadable {lane.lane.stream} {entry_id}")
     digest = hashlib.blake2b(whole, digest_size=16).hexdigest()
     return Entry(entry_id, made, digest, (), (), whole)

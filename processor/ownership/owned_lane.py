@@ -84,8 +84,12 @@ class LaneCursor:
         page, self.page = self.page, None
         return page
 
+    def rewind(self, position: str) -> None:
+        """Read on from `position`, which is further back."""
+        self.position, self.rewinds = position, False
+
     def go_back(self, position: str) -> None:
-        """Read again what comes after `position`; a page that was read is dropped."""
+        """Drop what was read after `position`, and read it again."""
         self.position = position
         self.rewinds = self.reached_end = False
         self.page = None
@@ -209,10 +213,19 @@ class OwnedLane:
             self.cursor.later_versions.clear()
             self.parking.unparked.clear()
 
+    def rewind(self, position: str) -> None:
+        """Read on from `position`, behind which the entries lie that could not be parked."""
+        self.cursor.rewind(position)
+        self.parking.read_unparked_again()
+
     def measured(self, size: LaneSize) -> None:
         """Take over what Redis answered about the lane."""
         self.parking.measured(size)
         self.turn.oldest_age = size.oldest_age or 0.0
+
+    def all_judged(self) -> None:
+        """No entry is left that a restored Redis brought back from before the ledger was pruned."""
+        self.doubtful_until = None
 
     def start_epoch(self) -> None:
         """The lane is owned again: read what is not settled."""

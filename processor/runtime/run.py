@@ -117,7 +117,7 @@ class Run:
                 return
             _call(self._hooks.before_pass)
             delay = self._pass()
-            state = self.drain.state(time.time())
+            state = self.drain.state()
             self.drain.publish(state)
             self._singleton.state = state
             _call(self._hooks.after_pass)

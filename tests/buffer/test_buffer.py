@@ -107,7 +107,7 @@ def test_every_key_is_listed_by_its_owner_and_those_of_a_lane_share_a_hash_tag(s
     one = Drain(site.settings, "test", Progress(), lambda: False)
     for _ in range(5):
         one.run(time.monotonic())
-    one.publish(one.state(time.time()))
+    one.publish(one.state())
 
     keys = {key.decode() for key in site.redis.keys("*")}
 

@@ -112,7 +112,8 @@ def test_a_full_redis_is_not_mistaken_for_a_missing_processor(
     wait_until(lambda: cli("status").code == 0, message=site.tale)
     full = [r.getMessage() for r in caplog.records if "Redis" in r.getMessage()]
     assert [text.split(":")[0] for text in full] == [
-        "Redis has reached its memory limit and takes nothing new", "Redis takes new entries again"
+        "Redis has reached its memory limit and rejects new entries",
+        "Redis accepts new entries again",
     ]
 
 

@@ -199,7 +199,7 @@ def test_a_restored_redis_brings_back_what_the_ledger_knows(own_redis, site_of, 
     assert site.tape() == list(range(1, 22))
     assert (known(), site.depth()) == (20, 0)
     assert "Redis went back" in caplog.text
-    assert "loss" in repr(drain.state(time.time()))
+    assert "loss" in repr(drain.state())
     site.submit(write(22))
     step(drain)
     assert site.tape() == list(range(1, 23))

@@ -186,9 +186,9 @@ def test_what_was_read_on_another_connection_is_not_removed_although_replicas_ha
     ((entry, later),) = site.redis.xrange(stream)
     site.redis.xdel(stream, entry)
     drain = site.drain()
-    monkeypatch.setattr(drain._following, "is_replicated", lambda _: True)
-    monkeypatch.setattr(drain._following, "is_everywhere", lambda _: True)
-    kept, keep = [], drain._withholding.keep
+    monkeypatch.setattr(drain._watch, "is_replicated", lambda _: True)
+    monkeypatch.setattr(drain._watch, "is_everywhere", lambda _: True)
+    kept, keep = [], drain._replicated.keep
 
     def keep_late(lane: Any, page: Any, notes: Any) -> None:
         if not kept:
@@ -198,7 +198,7 @@ def test_what_was_read_on_another_connection_is_not_removed_although_replicas_ha
         kept.append(page.first)
         keep(lane, page, notes)
 
-    monkeypatch.setattr(drain._withholding, "keep", keep_late)
+    monkeypatch.setattr(drain._replicated, "keep", keep_late)
     site.submit(write(1))
     while site.depth():
         step(drain)

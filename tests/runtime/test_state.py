@@ -27,7 +27,7 @@ def test_asking_for_the_state_writes_nothing_and_publishing_it_does(site: Site) 
     key = f"{site.settings.namespace}:state:test"
     before = list(metrics.snapshot())
 
-    state = drain.state(time.time())
+    state = drain.state()
 
     assert state.status == "running"
     assert not site.redis.exists(key)

@@ -1,0 +1,133 @@
+"""What operators ask about dead letters: retry, edit or discard, recorded in the letter's row.
+
+The owner of the lane carries a request out in its turn (rule 15) and then releases the keys that
+the dead letter held.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import replace
+
+from processor.apply.committer import Commit
+from processor.apply.dead_letter_writer import DeadLetterWriter
+from processor.buffer import commit_notes, parked
+from processor.buffer.commit_notes import Note
+from processor.config.settings import Settings
+from processor.connections.postgres_session import PostgresSession
+from processor.connections.redis_client import RedisConnection
+from processor.errors import (
+    ENDS_SESSION_STATE,
+    FENCED_STATE,
+    DatabaseError,
+    DatabaseUnavailable,
+    RedisRefused,
+)
+from processor.ledger import dead_letters
+from processor.ledger.dead_letters import DeadLetter, Reason
+from processor.ledger.lane_rows import Ownership
+from processor.ownership.owned_lane import OwnedLane
+from processor.ownership.owners import Owners
+
+log = logging.getLogger("processor.drain")
+
+_AT_ONCE = 100
+
+
+class OperatorRequests:
+    """Carries out the requests about one processor's lanes; `done` counts them."""
+
+    def __init__(
+        self, settings: Settings, database: PostgresSession, redis: RedisConnection,
+        owners: Owners, writer: DeadLetterWriter,
+    ) -> None:  # fmt: skip
+        self._attempts = settings.retry.attempts
+        self._database = database
+        self._redis = redis
+        self._owners = owners
+        self._writer = writer
+        #: How often in a row the session ended while a dead letter was tried, by its id.
+        self._session_ends: dict[str, int] = {}
+        self.done = 0
+
+    def carry_out(self) -> bool:
+        """Carry out what was requested; return whether keys were released.
+
+        This is also the call with which an idle owner touches the server, so that its session is
+        not taken for a frozen one (rule 4).
+        """
+        lanes = {lane.name: lane for lane in self._owners.owned}
+        letters = dead_letters.requests(self._database, self._owners.buffer, list(lanes), _AT_ONCE)
+        return sum(self._carry_out(lanes[letter.lane], letter) for letter in letters) > 0
+
+    def _carry_out(self, lane: OwnedLane, letter: DeadLetter) -> bool:
+        if lane.owner is None:
+            return False
+        try:
+            commit = self._commit(lane.owner, letter)
+        except DatabaseError as error:
+            if error.sqlstate == FENCED_STATE:
+                lane.fenced()
+            else:
+                log.warning("dead letter %s: %s put off: %s", letter.id, letter.request, error)
+            return False
+        if commit is None:
+            log.warning("dead letter %s: %s failed, so it stays a dead letter: see"
+                        " `processor dead show`", letter.id, letter.request)  # fmt: skip
+            if letter.holds:
+                self._hold_keys(lane, letter)
+            return False
+        self.done += 1
+        log.info("dead letter %s: %s done", letter.id, letter.request)
+        note = Note(lane.owner.buffer, time.time(), commit.position)
+        if letter.request == "discard":
+            note = replace(note, discarded={letter.id: letter.entry_id})
+        else:
+            note = replace(note, also=frozenset({letter.id}))
+        self._redis.calls([commit_notes.write(lane.lane, note)])
+        if letter.holds:
+            # Not without keys: a clash has the id of another transaction, which may be parked.
+            self._release_keys(lane, letter)
+        return letter.holds
+
+    def _commit(self, owner: Ownership, letter: DeadLetter) -> Commit | None:
+        """Commit what was requested; None if that failed, or ended the session too often."""
+        times = self._session_ends.pop(letter.id, 0)
+        # One crash is no evidence: the server may have stopped for another reason.
+        if times >= max(self._attempts, 2):
+            reason = Reason("crashed its PostgreSQL session on every attempt", ENDS_SESSION_STATE)
+            self._writer.reject(owner, letter, reason)
+            return None
+        try:
+            return self._writer.carry_out(owner, letter)
+        except DatabaseUnavailable:
+            if not self._database.alive:
+                # With the session alive, it is the server that takes no work.
+                self._session_ends[letter.id] = times + 1
+            raise
+
+    def _hold_keys(self, lane: OwnedLane, letter: DeadLetter) -> None:
+        """A dead letter that was adopted from another buffer is in no line of this one yet."""
+        members = [parked.member(key, letter.entry_id, letter.id) for key in letter.keys]
+        places = ("ZADD", lane.lane.blocked, *(part for m in members for part in (0, m)))
+        try:
+            self._redis.call(*places)
+        except RedisRefused as refused:
+            _rebuild_later(lane, refused)
+        lane.parking.hold_line()
+
+    def _release_keys(self, lane: OwnedLane, letter: DeadLetter) -> None:
+        leaving = [(letter.id, letter.entry_id, letter.keys)]
+        try:
+            parked.release(self._redis, lane.lane, leaving, time.time())
+        except RedisRefused as refused:
+            _rebuild_later(lane, refused)
+        lane.parking.retry_soon()
+
+
+def _rebuild_later(lane: OwnedLane, refused: RedisRefused) -> None:
+    """Redis is full: the lines are rebuilt from the dead letters when lanes are next taken."""
+    if refused.code != "OOM":
+        raise refused
+    lane.check_again()
