@@ -82,8 +82,8 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installe
 def test_the_wheel_holds_the_package_its_data_and_its_licence(wheel: Path):
     names = zipfile.ZipFile(wheel).namelist()
 
-    data = ROOT / "processor"
-    for path in (*ROOT.glob("processor/**/*.py"), data / "py.typed", data / "PROTOCOL.rst"):
+    data = [ROOT / "processor" / name for name in ("py.typed", "PROTOCOL.rst", "README.rst")]
+    for path in (*ROOT.glob("processor/**/*.py"), *data):
         assert str(path.relative_to(ROOT)) in names
     for name in ("etc/processor.yml", "etc/gunicorn.conf.py", "systemd/processor.service",
                  "systemd/processor@.service"):  # fmt: skip
