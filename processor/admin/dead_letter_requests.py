@@ -65,7 +65,7 @@ def open_letters(membership: BufferMembership, ids: Sequence[str]) -> list[OpenL
 def _open_letter(
     database: PostgresSession, membership: BufferMembership, transaction_id: str
 ) -> OpenLetter:
-    letters = dead_letters.found(database, transaction_id)
+    letters = dead_letters.find(database, transaction_id)
     undecided = [letter for letter in letters if letter.outcome == "dead"]
     if not letters:
         raise dead_letter_selection.missing(transaction_id)
@@ -141,7 +141,7 @@ def _record(
     edited: bytes | None,
 ) -> bool:
     membership.register_lane(database, letter)
-    return dead_letters.ask(database, letter, verb, edited, buffer=membership.buffer)
+    return dead_letters.record_request(database, letter, verb, edited, buffer=membership.buffer)
 
 
 def _decided_before(letter: DeadLetter) -> Outcome:
@@ -150,7 +150,7 @@ def _decided_before(letter: DeadLetter) -> Outcome:
 
 def _awaited(database: PostgresSession, letter: DeadLetter, end: float) -> Outcome:
     while True:
-        letters = dead_letters.found(database, letter.id)
+        letters = dead_letters.find(database, letter.id)
         now = next(each for each in letters if each.hash == letter.hash)
         if now.outcome != "dead":
             return Outcome(letter, now.outcome)

@@ -88,7 +88,7 @@ def of_id(sessions: OperatorSessions, transaction_id: str) -> Listing:
     There are several if the id was used for several payloads (rule 15).
     """
     with sessions.database() as database:
-        letters = dead_letters.found(database, transaction_id)
+        letters = dead_letters.find(database, transaction_id)
     if not letters:
         raise missing(transaction_id)
     return _of_buffers(sessions, letters, len(letters))

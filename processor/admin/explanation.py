@@ -83,7 +83,7 @@ def _ask_ledger(
     try:
         with sessions.database() as database:
             row = outcomes.row(database, transaction_id)
-            return row, dead_letters.found(database, transaction_id), None
+            return row, dead_letters.find(database, transaction_id), None
     except DatabaseUnavailable as error:
         return None, [], error
     except DatabaseError as error:

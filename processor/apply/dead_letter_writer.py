@@ -89,7 +89,7 @@ class DeadLetterWriter:
                 lane_rows.fence(owner, 0)
                 + (outcomes.resolve(owner, letter.id, letter.hash, "discarded", letter.hash)
                    if own else "")
-                + dead_letters.resolved(letter, "discarded"),
+                + dead_letters.resolve(letter, "discarded"),
             )  # fmt: skip
         if not own:
             self.reject(
@@ -117,7 +117,7 @@ class DeadLetterWriter:
                 owner, letter,
                 lane_rows.fence(owner, 1, last=None)
                 + outcomes.resolve(owner, letter.id, letter.hash, "applied", entry.hash)
-                + dead_letters.resolved(letter, "applied")
+                + dead_letters.resolve(letter, "applied")
                 + effect,
                 extra_time([entry]),
             )  # fmt: skip

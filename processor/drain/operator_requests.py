@@ -58,7 +58,9 @@ class OperatorRequests:
         not taken for a frozen one (rule 4).
         """
         lanes = {lane.name: lane for lane in self._owners.owned}
-        letters = dead_letters.requests(self._database, self._owners.buffer, list(lanes), _AT_ONCE)
+        letters = dead_letters.open_requests(
+            self._database, self._owners.buffer, list(lanes), _AT_ONCE
+        )
         return sum(self._carry_out(lanes[letter.lane], letter) for letter in letters) > 0
 
     def _carry_out(self, lane: OwnedLane, letter: DeadLetter) -> bool:

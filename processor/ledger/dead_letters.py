@@ -1,7 +1,7 @@
-"""Dead letters in PostgreSQL: what failed for good, why, and what an operator wants done with it.
+"""Dead letters: transactions that failed for good, why, and what operators request for them.
 
-Written in the same commit as the ledger's outcome. `dead retry|edit|discard` only records a request
-in the row; the owner of the lane carries it out in its turn (rule 15).
+A dead letter is written in the same commit as its outcome in the ledger. `dead retry|edit|discard`
+only records a request in the row; the owner of the lane carries it out in its turn (rule 15).
 """
 
 from __future__ import annotations
@@ -22,7 +22,11 @@ from processor.transaction.ids import canonical_id
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """Why a transaction failed: words to show, and the server's own sentence for the row alone."""
+    """Why a transaction failed.
+
+    `text` is shown. `detail` is PostgreSQL's own message, which can contain values: it is stored in
+    the dead letter's row and nowhere else (rule 19).
+    """
 
     text: str
     sqlstate: str = ""
@@ -31,7 +35,7 @@ class Reason:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A dead letter as its owner or an operator reads it."""
+    """A row of `dead_letter`, as the owner of the lane and operators read it."""
 
     id: str
     hash: str
@@ -62,9 +66,10 @@ _COLUMNS = (
 def insert(
     owner: Ownership, entry: Entry, reason: Reason, *, attempts: int, holds: bool, clashing: bool
 ) -> str:
-    """File a transaction; one that lies there already keeps its first reason.
+    """Return the insert of a dead letter; one that exists keeps its first reason.
 
-    Unless its id is `clashing` with another payload, it is filed only if the ledger says dead.
+    It is inserted only if the ledger's outcome is dead, unless its id is `clashing` with another
+    payload.
     """
     keys = ",".join(quoted(key) for key in entry.keys)
     values = (
@@ -73,8 +78,8 @@ def insert(
         f" {quoted(reason.text)}, {quoted(reason.sqlstate)}, {quoted(reason.detail)}, {attempts},"
         f" {'true' if holds else 'false'}, {'NULL' if entry.trace is None else quoted(entry.trace)}"
     )
-    known = f"SELECT FROM processor.ledger WHERE id = '{entry.id}' AND outcome = 'dead'"
-    condition = "" if clashing else f" WHERE EXISTS ({known})"
+    recorded = f"SELECT FROM processor.ledger WHERE id = '{entry.id}' AND outcome = 'dead'"
+    condition = "" if clashing else f" WHERE EXISTS ({recorded})"
     return (
         "INSERT INTO processor.dead_letter (id, hash, buffer, lane, entry, keys, body, reason,"
         f" sqlstate, detail, attempts, holds, trace) SELECT {values}{condition}"
@@ -82,16 +87,16 @@ def insert(
     )
 
 
-def requests(
-    database: PostgresSession, buffer: str, lanes: Sequence[str], count: int
+def open_requests(
+    session: PostgresSession, buffer: str, lanes: Sequence[str], count: int
 ) -> list[DeadLetter]:
-    """Dead letters of these lanes for which an operator asked something, oldest request first.
+    """Return dead letters of these lanes with an open request, oldest request first.
 
-    This is also the call with which an idle owner touches the server (rule 4).
+    An idle owner also touches the server with this call (rule 4).
     """
     names = ",".join(quoted(lane) for lane in lanes)
     return _letters(
-        database,
+        session,
         f"SELECT {_COLUMNS} FROM processor.dead_letter WHERE buffer = '{buffer}'"
         f" AND lane = ANY (ARRAY[{names}]::text[]) AND request IS NOT NULL AND outcome = 'dead'"
         f" ORDER BY requested_at, id LIMIT {count}",
@@ -99,19 +104,25 @@ def requests(
 
 
 def open_holds(
-    database: PostgresSession, owner: Ownership, after: str, count: int
+    session: PostgresSession, owner: Ownership, after: str, count: int
 ) -> list[DeadLetter]:
-    """Dead letters of a lane that hold their keys, by entry, for rebuilding the lines."""
+    """Return dead letters of a lane that hold their keys, by id, to rebuild the blocked keys.
+
+    `after` is the last id of the previous page.
+    """
     return _letters(
-        database,
+        session,
         f"SELECT {_COLUMNS} FROM processor.dead_letter WHERE buffer = '{owner.buffer}'"
         f" AND lane = {quoted(owner.lane)} AND outcome = 'dead' AND holds"
         f" AND id > '{after}' ORDER BY id LIMIT {count}",
     )
 
 
-def resolved(letter: DeadLetter, outcome: str) -> str:
-    """Close a dead letter as applied or discarded. Raises PR002 if another buffer took it over."""
+def resolve(letter: DeadLetter, outcome: str) -> str:
+    """Return the update that closes a dead letter as applied or discarded.
+
+    The statement raises PR002 if another buffer took the dead letter over.
+    """
     return (
         f"WITH met AS (UPDATE processor.dead_letter SET outcome = '{outcome}', request = NULL,"
         f" resolved_at = now() WHERE {_is(letter)} RETURNING 1)"
@@ -120,7 +131,7 @@ def resolved(letter: DeadLetter, outcome: str) -> str:
 
 
 def failed_again(letter: DeadLetter, reason: Reason) -> str:
-    """A retry on request failed: the letter stays, with the new reason."""
+    """Return the update after a failed retry: the dead letter stays, with the new reason."""
     return (
         f"UPDATE processor.dead_letter SET request = NULL, attempts = attempts + 1,"
         f" reason = {quoted(reason.text)}, sqlstate = {quoted(reason.sqlstate)},"
@@ -128,48 +139,49 @@ def failed_again(letter: DeadLetter, reason: Reason) -> str:
     )
 
 
-def count_open(database: PostgresSession, buffer: str) -> int:
-    """Dead letters of a buffer that wait for a decision."""
-    rows = database.run(
+def count_open(session: PostgresSession, buffer: str) -> int:
+    """Return how many dead letters of a buffer wait for a decision."""
+    rows = session.run(
         f"SELECT count(*) FROM processor.dead_letter WHERE buffer = '{buffer}' AND outcome = 'dead'"
     )
     return int(rows[0][0])
 
 
-def open_elsewhere(database: PostgresSession, buffer: str) -> list[tuple[str, int]]:
-    """The other buffers whose dead letters wait for a decision, with how many, most first."""
-    return [(row[0], row[1]) for row in database.run(
+def open_elsewhere(session: PostgresSession, buffer: str) -> list[tuple[str, int]]:
+    """Return the other buffers whose dead letters wait for a decision, with how many."""
+    return [(row[0], row[1]) for row in session.run(
         "SELECT buffer::text, count(*) FROM processor.dead_letter"
         f" WHERE outcome = 'dead' AND buffer <> '{buffer}' GROUP BY 1 ORDER BY 2 DESC, 1"
     )]  # fmt: skip
 
 
 def listed(
-    database: PostgresSession, *, lane: str | None = None, sqlstate: str | None = None,
+    session: PostgresSession, *, lane: str | None = None, sqlstate: str | None = None,
     since: datetime.datetime | None = None, everything: bool = False, buffer: str | None = None,
     limit: int = 100, after: str | None = None,
 ) -> list[DeadLetter]:  # fmt: skip
-    """A page of dead letters for people, oldest first; `after` is the last id of the page before.
+    """Return a page of dead letters, oldest first; `after` is the last id of the previous page.
 
-    `sqlstate` may be a class, its first two characters.
+    `sqlstate` may be a class, which is the first two characters. `everything` includes those that
+    were applied or discarded.
     """
     conditions = _conditions(lane, sqlstate, since, everything, buffer)
     if after is not None:
         conditions += f" AND id > '{after}'"
     return _letters(
-        database,
+        session,
         f"SELECT {_COLUMNS} FROM processor.dead_letter WHERE {conditions}"
         f" ORDER BY id LIMIT {limit}",
     )
 
 
 def count_listed(
-    database: PostgresSession, *, lane: str | None = None, sqlstate: str | None = None,
+    session: PostgresSession, *, lane: str | None = None, sqlstate: str | None = None,
     since: datetime.datetime | None = None, everything: bool = False, buffer: str | None = None,
 ) -> int:  # fmt: skip
-    """How many `listed` would give in all."""
+    """Return how many dead letters all pages of `listed` have together."""
     conditions = _conditions(lane, sqlstate, since, everything, buffer)
-    rows = database.run(f"SELECT count(*) FROM processor.dead_letter WHERE {conditions}")
+    rows = session.run(f"SELECT count(*) FROM processor.dead_letter WHERE {conditions}")
     return int(rows[0][0])
 
 
@@ -189,49 +201,50 @@ def _conditions(
     return " AND ".join(conditions)
 
 
-def found(database: PostgresSession, transaction_id: str) -> list[DeadLetter]:
-    """The dead letters of one id; more than one if it was used for other payloads."""
+def find(session: PostgresSession, transaction_id: str) -> list[DeadLetter]:
+    """Return the dead letters of an id: several if it was used for several payloads."""
     identity = canonical_id("id", transaction_id)
     return _letters(
-        database,
+        session,
         f"SELECT {_COLUMNS} FROM processor.dead_letter WHERE id = '{identity}' ORDER BY died_at",
     )
 
 
-def ask(
-    database: PostgresSession, letter: DeadLetter, request: str, edited: bytes | None = None, *,
+def record_request(
+    session: PostgresSession, letter: DeadLetter, verb: str, edited: bytes | None = None, *,
     buffer: str | None = None,
 ) -> bool:  # fmt: skip
-    """Record what an operator wants: retry, edit or discard. False if it is decided already.
+    """Record an operator's request: retry, edit or discard. False if it was decided already.
 
-    `buffer` takes the dead letter over if it is another one's, and counts it among its own.
+    If the dead letter belongs to another buffer than `buffer`, that one takes it over and counts
+    it.
     """
     taker = buffer or letter.buffer
     text = "NULL" if edited is None else f"'\\x{edited.hex()}'"
-    asked = (
-        f"UPDATE processor.dead_letter SET request = {quoted(request)}, requested_at = now(),"
+    update = (
+        f"UPDATE processor.dead_letter SET request = {quoted(verb)}, requested_at = now(),"
         f" requested_by = {quoted(_operator())}, edited = {text}, buffer = '{taker}'"
         f" WHERE {_is(letter)} AND outcome = 'dead' RETURNING lane"
     )
     if taker != letter.buffer:
-        asked = (
-            f"WITH taken AS ({asked}), counted AS (INSERT INTO processor.lane (buffer, lane, dead)"
+        update = (
+            f"WITH taken AS ({update}), counted AS (INSERT INTO processor.lane (buffer, lane, dead)"
             f" SELECT '{taker}'::uuid, lane, 1 FROM taken"
             " ON CONFLICT (buffer, lane) DO UPDATE SET dead = lane.dead + 1)"
             " SELECT lane FROM taken"
         )
-    return bool(database.run(asked))
+    return bool(session.run(update))
 
 
-def is_decided(database: PostgresSession, letter: DeadLetter) -> bool:
-    """Whether a dead letter was applied or discarded by now."""
+def is_decided(session: PostgresSession, letter: DeadLetter) -> bool:
+    """Return whether a dead letter has been applied or discarded by now."""
     return any(
-        now.hash == letter.hash and now.outcome != "dead" for now in found(database, letter.id)
+        now.hash == letter.hash and now.outcome != "dead" for now in find(session, letter.id)
     )
 
 
-def _letters(database: PostgresSession, sql: str) -> list[DeadLetter]:
-    return [_letter(row) for row in database.run(sql)]
+def _letters(session: PostgresSession, sql: str) -> list[DeadLetter]:
+    return [_letter(row) for row in session.run(sql)]
 
 
 def _letter(row: Row) -> DeadLetter:
@@ -243,7 +256,7 @@ def _letter(row: Row) -> DeadLetter:
 
 
 def _is(letter: DeadLetter) -> str:
-    # With its buffer: what was asked of one that was taken over since is another owner's to do.
+    # With the buffer: a dead letter that another buffer took over is for that one's owner.
     return f"id = '{letter.id}' AND hash = '{letter.hash}' AND buffer = '{letter.buffer}'"
 
 

@@ -80,7 +80,7 @@ def in_ledger(database: PostgresSession, transaction_id: str) -> StatusLookup | 
     if row.outcome != "dead":
         state = "committed" if row.outcome == "applied" else row.outcome
         return StatusLookup(state, None, row.committed_at.timestamp())
-    letters = dead_letters.found(database, transaction_id)
+    letters = dead_letters.find(database, transaction_id)
     reason = next((letter.reason for letter in letters), "")
     return StatusLookup("dead", None, row.committed_at.timestamp(), reason)
 

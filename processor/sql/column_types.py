@@ -52,7 +52,7 @@ def writer(base: int, modifier: int, element: int) -> Writer:
     if base == NUMERIC:
         return _numeric(modifier)
     if base in (JSON, JSONB):
-        return _encoded
+        return json_text
     if base in (TEXT, VARCHAR, BPCHAR, NAME):
         return _text
     if base == BOOL:
@@ -127,7 +127,8 @@ def _digits(value: Decimal) -> int:
     return -exponent - zeros
 
 
-def _encoded(value: Any) -> str:
+def json_text(value: Any) -> str:
+    """Return a value as JSON, with decimals as numbers."""
     return _json.encode(value).decode()
 
 

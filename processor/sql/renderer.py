@@ -13,18 +13,15 @@ from decimal import Decimal
 from itertools import groupby
 from typing import Any
 
-import msgspec
-
 from processor.connections.sql_literals import quoted
 from processor.sql.catalog import Catalog, Refused, Table
-from processor.sql.column_types import Unfit
+from processor.sql.column_types import Unfit, json_text
 from processor.sql.folding import SHORTEST_RUN, Fold, NotFolded, folds
 from processor.sql.statement_shapes import Shape, compiled, key_of
 from processor.transaction import statements
 from processor.transaction.entry import Entry
 from processor.transaction.operations import Insert, Operation, Statement
 
-_json = msgspec.json.Encoder(decimal_format="number")
 #: The longest statement_timeout, in milliseconds: 24 days.
 _LONGEST = 2**31 - 1
 _FORBIDDEN_SCHEMAS = frozenset({"processor", "pg_catalog", "information_schema"})
@@ -296,4 +293,4 @@ def _parameter(value: Any) -> str:
         return f"({value})" if value < 0 else str(value)
     if isinstance(value, str):
         return quoted(value)
-    return quoted(_json.encode(value).decode())
+    return quoted(json_text(value))

@@ -15,24 +15,47 @@ from processor.sql.column_types import NUMBERS, TIMES, UNCOMPARED, WHOLE, Unfit,
 from processor.transaction.operations import Delete, Insert, Update, Upsert
 
 
+class Template:
+    """A statement with gaps for its arguments, and the column and type of each argument."""
+
+    def __init__(self, start: str) -> None:
+        #: The SQL around the arguments: one piece more than there are arguments.
+        self.pieces = [start]
+        self.columns: list[Column] = []
+        self.types: list[str] = []
+
+    def text(self, sql: str) -> None:
+        """Append SQL."""
+        self.pieces[-1] += sql
+
+    def argument(self, before: str, column: Column, type_name: str) -> None:
+        """Append SQL and an argument that is written as a value of `column`."""
+        self.text(before)
+        self.pieces.append("")
+        self.columns.append(column)
+        self.types.append(type_name)
+
+    def filled(self, arguments: Sequence[str]) -> str:
+        """Return the statement with these arguments."""
+        return _weave(self.pieces, arguments)
+
+
 class Shape:
     """A statement with arguments, as the EXECUTE of a prepared statement or in plain SQL."""
 
     __slots__ = ("_plain", "_writers", "name", "prepare", "prepared")
 
-    def __init__(self, name: str, template: Sequence[str], columns: Sequence[Column],
-                 types: Sequence[str]) -> None:  # fmt: skip
-        """`template` is the SQL around the arguments: one piece more than there are arguments."""
+    def __init__(self, name: str, template: Template) -> None:
         self.name = name
+        types = template.types
         casts = [
             f"%s::{type_name}".replace("%", "%%").replace("%%s", "%s", 1) for type_name in types
         ]
-        self._plain = _weave([piece.replace("%", "%%") for piece in template], casts) + ";"
-        self._writers = [_literal(c, t) for c, t in zip(columns, types, strict=True)]
+        self._plain = _weave([piece.replace("%", "%%") for piece in template.pieces], casts) + ";"
+        self._writers = [_literal(c) for c in template.columns]
         parameters = [f"${n}" for n in range(1, len(types) + 1)]
-        self.prepare = f"PREPARE {name} ({', '.join(types)}) AS {_weave(template, parameters)};"
-        if not types:
-            self.prepare = f"PREPARE {name} AS {template[0]};"
+        declared = f" ({', '.join(types)})" if types else ""
+        self.prepare = f"PREPARE {name}{declared} AS {template.filled(parameters)};"
         self.prepared = False
 
     def quick(self, values: Sequence[Any]) -> str:
@@ -51,8 +74,7 @@ class Shape:
 
 def compiled(name: str, target: Table, operation: Any) -> Shape:
     """Return the shape of an operation. Raises Unfit for columns that the table does not have."""
-    template, columns, types = _BUILD[type(operation)](target, operation)
-    return Shape(name, template, columns, types)
+    return Shape(name, _BUILD[type(operation)](target, operation))
 
 
 def key_of(operation: Any) -> tuple[tuple[Any, ...], list[Any]]:
@@ -98,87 +120,77 @@ def _nulls(where: dict[str, Any]) -> tuple[bool, ...]:
     return tuple(v is None for v in values) if None in values else ()
 
 
-_Built = tuple[list[str], list[Column], list[str]]
 _COUNT = Column("expect", "bigint", 20, -1, 0)
 
 
-def _insert(target: Table, operation: Insert) -> _Built:
+def _insert(target: Table, operation: Insert) -> Template:
     columns = [_column(target, name) for name in operation.values or ()]
+    if not columns:
+        # An entry that was written past `submit`, which refuses it.
+        raise Unfit("22000", "insert has no columns")
     names = ", ".join(named(c.name) for c in columns)
-    pieces = [f"INSERT INTO {table(target.name)} ({names}) VALUES ("]
-    pieces += [", "] * (len(columns) - 1) + [")"]
-    return pieces, columns, [c.type for c in columns]
+    template = Template(f"INSERT INTO {table(target.name)} ({names}) VALUES (")
+    separator = ""
+    for column in columns:
+        template.argument(separator, column, column.type)
+        separator = ", "
+    template.text(")")
+    return template
 
 
-def _upsert(target: Table, operation: Upsert) -> _Built:
-    pieces, columns, types = _insert(target, Insert(operation.table, operation.values))
-    taken = [named(_column(target, name).name) for name in operation.conflict]
+def _upsert(target: Table, operation: Upsert) -> Template:
+    template = _insert(target, Insert(operation.table, operation.values))
+    conflict = [named(_column(target, name).name) for name in operation.conflict]
     rest = [named(n) for n in operation.values if n not in operation.conflict]
-    action = ", ".join(f"{n} = EXCLUDED.{n}" for n in rest)
-    pieces[-1] += f" ON CONFLICT ({', '.join(taken)}) DO " + (
-        f"UPDATE SET {action}" if rest else "NOTHING"
-    )
-    return pieces, columns, types
+    assignments = ", ".join(f"{n} = EXCLUDED.{n}" for n in rest)
+    action = f"UPDATE SET {assignments}" if rest else "NOTHING"
+    template.text(f" ON CONFLICT ({', '.join(conflict)}) DO {action}")
+    return template
 
 
-def _update(target: Table, operation: Update) -> _Built:
-    pieces, columns, types = [f"UPDATE {table(target.name)} SET "], list[Column](), list[str]()
-
-    def argument(before: str, column: Column, type_name: str) -> None:
-        pieces[-1] += before
-        pieces.append("")
-        columns.append(column)
-        types.append(type_name)
-
+def _update(target: Table, operation: Update) -> Template:
+    template = Template(f"UPDATE {table(target.name)} SET ")
     separator = ""
     for name in operation.set or ():
         column = _column(target, name)
-        argument(f"{separator}{named(name)} = ", column, column.type)
+        template.argument(f"{separator}{named(name)} = ", column, column.type)
         separator = ", "
     for name in operation.add or ():
         column = _column(target, name)
-        argument(f"{separator}{named(name)} = {named(name)} + ", *_added(column))
+        template.argument(f"{separator}{named(name)} = {named(name)} + ", *_added(column))
         separator = ", "
-    _where(target, operation.where, argument, pieces)
-    return _expected(pieces, columns, types, operation.expect)
+    _where(target, operation.where, template)
+    _expected(template, operation.expect)
+    return template
 
 
-def _delete(target: Table, operation: Delete) -> _Built:
-    pieces, columns, types = [f"DELETE FROM {table(target.name)}"], list[Column](), list[str]()
-
-    def argument(before: str, column: Column, type_name: str) -> None:
-        pieces[-1] += before
-        pieces.append("")
-        columns.append(column)
-        types.append(type_name)
-
-    _where(target, operation.where, argument, pieces)
-    return _expected(pieces, columns, types, operation.expect)
+def _delete(target: Table, operation: Delete) -> Template:
+    template = Template(f"DELETE FROM {table(target.name)}")
+    _where(target, operation.where, template)
+    _expected(template, operation.expect)
+    return template
 
 
-def _where(target: Table, where: dict[str, Any], argument: Any, pieces: list[str]) -> None:
+def _where(target: Table, where: dict[str, Any], template: Template) -> None:
     word = " WHERE "
     for name, value in where.items():
         column = _column(target, name)
         if column.base in UNCOMPARED:
             raise Unfit("42883", f"column {name} has no equality operator, so where cannot use it")
         if value is None:
-            pieces[-1] += f"{word}{named(name)} IS NULL"
+            template.text(f"{word}{named(name)} IS NULL")
         else:
-            argument(f"{word}{named(name)} = ", column, column.type)
+            template.argument(f"{word}{named(name)} = ", column, column.type)
         word = " AND "
 
 
-def _expected(
-    pieces: list[str], columns: list[Column], types: list[str], expect: int | None
-) -> _Built:
+def _expected(template: Template, expect: int | None) -> None:
     if expect is not None:
-        pieces[0] = "WITH met AS (" + pieces[0]
-        pieces[-1] += " RETURNING 1) SELECT processor.expect((SELECT count(*) FROM met), "
-        pieces.append(")")
-        columns.append(_COUNT)
-        types.append("bigint")
-    return pieces, columns, types
+        template.pieces[0] = "WITH met AS (" + template.pieces[0]
+        template.argument(
+            " RETURNING 1) SELECT processor.expect((SELECT count(*) FROM met), ", _COUNT, "bigint"
+        )
+        template.text(")")
 
 
 def _added(column: Column) -> tuple[Column, str]:
@@ -200,7 +212,7 @@ def _column(target: Table, name: str) -> Column:
     return column
 
 
-def _literal(column: Column, type_name: str) -> Writer:
+def _literal(column: Column) -> Writer:
     write = writer(column.base, column.modifier, column.element)
     bare = column.base in WHOLE and column.element == 0
 

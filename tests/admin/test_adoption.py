@@ -352,7 +352,7 @@ def test_the_former_owner_does_not_decide_an_adopted_dead_letter(
     step(drains[1])
     there.execute("alter table tape drop constraint narrow")
     there.ask(bad.id, "retry")
-    requests, codes = dead_letters.requests, []
+    requests, codes = dead_letters.open_requests, []
     cli.use(here.mapping)
 
     def read_too_early(*arguments: Any) -> list[dead_letters.DeadLetter]:
@@ -362,7 +362,7 @@ def test_the_former_owner_does_not_decide_an_adopted_dead_letter(
             codes.append(said.code)
         return found
 
-    monkeypatch.setattr(dead_letters, "requests", read_too_early)
+    monkeypatch.setattr(dead_letters, "open_requests", read_too_early)
     pass_until(lambda: codes, drains[1])
     monkeypatch.undo()
     assert codes == [0]

@@ -41,7 +41,7 @@ def decide(site: Site, request: str) -> None:
     session = Session(site.settings.database, Progress(), application="operator")
     session.connect()
     for letter in dead_letters.listed(session):
-        dead_letters.ask(session, letter, request)
+        dead_letters.record_request(session, letter, request)
     session.close()
 
 

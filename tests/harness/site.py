@@ -198,9 +198,9 @@ class Site:
         session = Session(self.settings.database, Progress(), application="operator")
         session.connect()
         with closing(session):
-            letter = dead_letters.found(session, transaction_id)[0]
+            letter = dead_letters.find(session, transaction_id)[0]
             body = edited and edited.encode(time.time(), 1_000_000).body
-            assert dead_letters.ask(session, letter, request, body)
+            assert dead_letters.record_request(session, letter, request, body)
         drain_thread.singleton.event.set()
 
     # What a test sees.

@@ -244,8 +244,8 @@ class Site:
         session.connect()
         try:
             for letter in letters:
-                for found in dead_letters.found(session, letter):
-                    assert dead_letters.ask(session, found, request)
+                for found in dead_letters.find(session, letter):
+                    assert dead_letters.record_request(session, found, request)
         finally:
             session.close()
 
