@@ -7,6 +7,7 @@ waiter and ends some seconds after the last. A forked child starts its own.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +22,8 @@ from processor.errors import ProcessorError
 from processor.receipts import replica_progress
 from processor.receipts.status import StatusLookup
 from processor.receipts.waiters import Waiter, Waiters
+
+log = logging.getLogger("processor.receipts")
 
 _BLOCK = 1.0
 _UNREACHABLE_PAUSE = 0.2
@@ -106,18 +109,21 @@ class NoteListener:
         redis = self._redis = RedisConnection(
             self._settings.redis.url, self._settings.redis.timeout
         )
+        log.debug("reading commit notes for the first waiter")
         try:
             while cursors := self._next_cursors():
                 try:
                     if self._with_progress:
                         self._read_progress(redis, list(self._with_progress))
                     self._read_notes(redis, cursors)
-                except ProcessorError:
+                except ProcessorError as error:
                     if not self._interrupted:
+                        log.debug("retrying to read commit notes: %s", error)
                         self._pause.wait(_UNREACHABLE_PAUSE)
                     self._interrupted = False
         finally:
             redis.close()
+            log.debug("no more waiters: commit notes are no longer read")
 
     def _next_cursors(self) -> dict[Lane, str]:
         """Return where to read on in each lane; empty when the thread is to end."""

@@ -6,6 +6,7 @@ Redis, or the ledger of the current primary, can say whether the note is still t
 
 from __future__ import annotations
 
+import logging
 import random
 import threading
 import time
@@ -26,6 +27,8 @@ from processor.receipts.redis_lookup import RedisAnswer
 from processor.receipts.replica_progress import ReplicaProgress
 from processor.receipts.status import UNKNOWN, StatusLookup, Target, on_replicas
 from processor.receipts.waiters import Enough, Waiter
+
+log = logging.getLogger("processor.receipts")
 
 T = TypeVar("T")
 
@@ -139,9 +142,11 @@ class Tracker:
             return self._on_replicas(target, noted, answer, replicas) if noted.decided else noted
         if waiting is not None and not self._may_be_committed(target, waiting):
             return waiting
+        log.debug("transaction %s: querying the ledger", target.id)
         try:
             known, here = self._ask_ledger(target, answer)
-        except DatabaseUnavailable:
+        except DatabaseUnavailable as error:
+            log.debug("transaction %s: the ledger is unavailable: %s", target.id, error)
             found = self._without_ledger(target, answer, replicas)
             if found is None:
                 raise

@@ -96,3 +96,21 @@ def test_debug_shows_the_probes_of_an_outage(run: Callable[[str], Process], site
 
     assert process.terminate(20) == 0
     assert "outage: probing the servers" in messages(process)["debug", "processor.drain"]
+
+
+def test_debug_shows_how_a_receipt_is_answered(spawn: Spawn, site: Site) -> None:
+    process = spawn("""
+import json, logging, sys
+import processor
+
+logging.basicConfig(level=logging.DEBUG, format="%(name)s: %(message)s", stream=sys.stdout)
+processor.configure(json.loads(sys.argv[1]))
+made = processor.Transaction()
+receipt = processor.submit(made.insert("effect", {"id": made.id, "part": 0}))
+processor.start()
+assert receipt.wait(timeout=10).state == "committed"
+processor.stop()
+""", json.dumps(site.mapping))  # fmt: skip
+
+    assert process.wait(30) == 0, process.output
+    assert "processor.receipts: reading commit notes" in process.output

@@ -10,6 +10,8 @@ import processor
 from processor.telemetry import wakeup
 from tests.harness.process import Spawn
 
+DRAINING = {"ledger", "sql", "replicas", "apply", "ownership", "drain", "runtime", "web", "reads"}
+
 
 def test_every_name_of_the_event_is_the_same_object() -> None:
     assert processor.event is processor.singleton.event is wakeup.event
@@ -25,7 +27,7 @@ print(json.dumps(sorted({{name.split(".")[1] for name in sys.modules
 """)
     assert process.wait(20) == 0, process.output
     loaded = set(json.loads(process.lines[-1]))
-    assert not loaded & {"drain", "runtime", "apply", "ownership", "replicas", "sql", "web"}
+    assert not loaded & DRAINING
 
 
 def test_the_event_of_a_forked_child_is_set_and_usable_although_its_lock_was_held(
