@@ -116,13 +116,8 @@ def packages_are_acyclic(root: Path) -> list[str]:
         if package == source.FRONT:
             continue  # rule 1
         graph: dict[str, set[str]] = {}
-        for name, path in source.modules(root).items():
-            if (member := _member(package, name)) is None:
-                continue
-            for _, target, _ in _own_imports(root, path):
-                other = _member(package, target)
-                if other is not None and other != member:
-                    graph.setdefault(member, set()).add(other)
+        for member, used in _inner_imports(root, package):
+            graph.setdefault(member, set()).add(used)
         try:
             TopologicalSorter(graph).prepare()
         except CycleError as problem:
@@ -151,7 +146,7 @@ def no_own_imports_in_functions(root: Path) -> list[str]:
 
 
 def packages_name_their_modules(root: Path) -> list[str]:
-    """Rule 4: the `__init__` of a package is a docstring that names each of its modules."""
+    """Rule 4: the `__init__` of a package is a docstring that names its modules from the ground."""
     found = []
     for package, directory in source.packages(root).items():
         path = directory / "__init__.py"
@@ -166,6 +161,10 @@ def packages_name_their_modules(root: Path) -> list[str]:
                   for name in there if name not in named]  # fmt: skip
         found += [f"{here}: names {name}, which is not in the package; remove the line"
                   for name in named if name not in there]  # fmt: skip
+        places = {name: number for number, name in enumerate(named)}
+        found += [f"{here}: names {name} above {used}, which it imports; move it below"
+                  for name, used in sorted(_inner_imports(root, package))
+                  if places.get(name, len(named)) < places.get(used, 0)]  # fmt: skip
     return found
 
 
@@ -308,6 +307,18 @@ def _own_imports(root: Path, path: Path) -> Iterator[tuple[str, str, int]]:
         target = source.own(root, name)
         if target is not None:
             yield name, target, line
+
+
+def _inner_imports(root: Path, package: str) -> set[tuple[str, str]]:
+    """Which modules and sub-packages of a package import which others of it."""
+    found = set()
+    for name, path in source.modules(root).items():
+        if (member := _member(package, name)) is not None:
+            for _, target, _ in _own_imports(root, path):
+                other = _member(package, target)
+                if other is not None and other != member:
+                    found.add((member, other))
+    return found
 
 
 def _member(package: str, name: str) -> str | None:

@@ -186,6 +186,7 @@ def test_a_relative_import_is_found(tree: Tree):
         ('"""Low.\n\none  the first\n"""', "does not name two"),
         ('"""Low.\n\none  the first\ntwo  the second\nten  gone\n"""', "names ten"),
         ('"""Low.\n\none  the first\ntwo  the second\n"""\nTEN = 10', "holds code"),
+        ('"""Low.\n\ntwo  the second\none  the first\n"""', "names two above one"),
     ],
 )
 def test_a_package_that_misnames_its_modules_is_found(tree: Tree, docstring, says):

@@ -111,7 +111,7 @@ def test_the_second_command_of_the_readme_runs_the_demo(installed: Installed):
     assert (result["dead"], result["lost"], result["doubled"]) == (0, 0, 0)
 
 
-def test_it_prints_the_unit_with_the_path_of_its_own_program(installed: Installed):
+def test_the_printed_unit_has_the_path_of_the_installed_program(installed: Installed):
     unit = installed.output("processor", "print", "unit")
     template = installed.output("processor", "print", "unit", "--instances")
 
