@@ -16,7 +16,7 @@ from processor.admin import overview
 from processor.admin.findings import FAIL, OK, WARN, Finding
 from processor.admin.overview import Overview
 from processor.admin.sessions import OperatorSessions
-from processor.buffer import parked, stream
+from processor.buffer import parked, stream, waiting_lines
 from processor.buffer.entry_ids import last_generated, order
 from processor.buffer.lane import Lane
 from processor.config.settings import Settings
@@ -152,7 +152,7 @@ def _proofs(lane: Lane, entry: Entry) -> list[Any]:
     if not entry.keys:
         return [("ZSCORE", lane.retry, entry.id)]
     return [
-        ("ZSCORE", lane.blocked, parked.member(key, entry.entry_id, entry.id))
+        ("ZSCORE", lane.blocked, waiting_lines.member(key, entry.entry_id, entry.id))
         for key in entry.keys
     ]
 
@@ -164,8 +164,8 @@ def _without_holders(
     while True:
         start = b"(" + after if after else b"-"
         members = redis.call("ZRANGEBYLEX", lane.blocked, start, "+", "LIMIT", 0, _PAGE)
-        ids = list(dict.fromkeys(each.id for each in parked.places(members)))
-        holding = parked.has_bodies(redis, lane, ids)
+        ids = list(dict.fromkeys(each.id for each in waiting_lines.parse_places(members)))
+        holding = parked.having_record(redis, lane, ids)
         yield from (Problem("lines", lane.name, each) for each in _untried(redis, lane, holding))
         holding |= set(_ids(database, "dead_letter", "outcome = 'dead' AND holds", ids))
         yield from (Problem("holders", lane.name, each) for each in ids if each not in holding)
@@ -181,7 +181,7 @@ def _untried(redis: RedisConnection, lane: Lane, ids: set[str]) -> Iterator[str]
     for transaction_id, score in zip(ordered, checked(scores), strict=True):
         record = None if score is not None else redis.call("HGET", lane.parked, transaction_id)
         if record is not None:
-            heads = parked.first_places(redis, lane, parked.record(record).keys)
+            heads = waiting_lines.first_places(redis, lane, parked.parse(record).keys)
             if all(head.id == transaction_id for head in heads.values()):
                 yield transaction_id
 
@@ -195,7 +195,9 @@ def _not_held(
     )
     for start in range(0, len(rows), _PAGE):
         page = rows[start : start + _PAGE]
-        members = [(i, parked.member(key, entry, i)) for i, entry, keys in page for key in keys]
+        members = [
+            (i, waiting_lines.member(key, entry, i)) for i, entry, keys in page for key in keys
+        ]
         commands = [("ZSCORE", lane.blocked, member) for _, member in members]
         scores = checked(redis.calls(commands)) if commands else []
         for (transaction_id, _), score in zip(members, scores, strict=True):
@@ -271,7 +273,7 @@ def _parked(redis: RedisConnection, lane: Lane) -> Iterator[list[Entry]]:
     cursor: Any = b"0"
     while True:
         cursor, pairs = redis.call("HSCAN", lane.parked, cursor, "COUNT", _PAGE)
-        entries = [parked.record(value) for value in pairs[1::2]]
+        entries = [parked.parse(value) for value in pairs[1::2]]
         if entries:
             yield entries
         if cursor == b"0":

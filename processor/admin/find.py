@@ -12,9 +12,9 @@ from typing import Any
 
 import msgspec
 
-from processor.buffer import parked, stream
+from processor.buffer import parked, stream, waiting_lines
 from processor.buffer.lane import Lane
-from processor.buffer.parked import Place
+from processor.buffer.waiting_lines import Place
 from processor.connections.redis_client import RedisConnection
 
 _PAGE = 100
@@ -80,8 +80,8 @@ def _parked(redis: RedisConnection, lane: Lane, wanted: str) -> Found | None:
     retry = redis.call("ZSCORE", lane.retry, wanted)
     return Found(
         "parked", lane.name, entry_id.decode(), attempt=int(failed.split(b" ")[0]), keys=keys,
-        reason=parked.why(record), retry_at=None if retry is None else float(retry),
-        heads=parked.first_places(redis, lane, keys),
+        reason=parked.last_failure(record), retry_at=None if retry is None else float(retry),
+        heads=waiting_lines.first_places(redis, lane, keys),
     )
 
 
@@ -109,7 +109,7 @@ def _in_stream(redis: RedisConnection, lane: Lane, wanted: str) -> Found | None:
             keys = header.all_keys()
             return Found(
                 "stream", lane.name, entry_id, (version or b"").decode("ascii", "replace"),
-                keys=keys, heads=parked.first_places(redis, lane, keys),
+                keys=keys, heads=waiting_lines.first_places(redis, lane, keys),
             )
     return None
 

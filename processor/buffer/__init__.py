@@ -7,8 +7,9 @@ registry        the identity of a buffer, its registered lanes, its paused queue
 partitions      the number of lanes of a queue, which changes only while the queue is empty
 lane_size       how full lanes are, and what is due next in each
 delayed         transactions with a due time, and their move into the lane
-key_order       which entries wait behind which, by their keys: rules without a server
-parked          entries held back: to be retried, or waiting behind an entry that shares a key
+key_order       which entries wait behind which, by their keys; calls no server
+waiting_lines   for each blocked key, the entries that hold it or wait for it, in order
+parked          entries to be retried, or waiting behind an entry that shares a key
 commit_notes    the note that the owner of a lane writes for each committed batch
 overlay         pending writes of the tables in `overlay.tables`, for reads that merge them
 replica_status  how far each replica is, and what a failover lost

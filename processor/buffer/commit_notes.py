@@ -1,19 +1,20 @@
-"""Commit notes: what the owner of a lane tells about a batch, one note for all of it (rule 21).
+"""Commit notes: one note per batch, in which the owner of a lane publishes its outcome (rule 21).
 
-A note lies in the lane's `:commits` stream, which is bounded. It answers only for the entries that
-it names and its own buffer; for what no note tells, the ledger and the dead letters are asked.
+Notes are in the lane's `:commits` stream, which is bounded. A note answers only for the entries
+that it names, of its own buffer. For any other transaction, ask the ledger and the dead letters.
 
-DESIGN. A range would be shorter, but it also answers for what lay in it once: an entry that Redis
-lost before it was read, one that died while its neighbours waited to be read again.
+DESIGN. A range of entry ids would be shorter, but it would also answer for entries that are not in
+the batch: one that Redis lost before it was read, or one that died while the entries around it
+waited to be read again.
 
 ========= ==========================================================================================
 buffer    identity of the buffer whose entry ids these are
-position  system, timeline and LSN of the commit; of the look-up for what the ledger knew already
-at        when, Unix seconds
-in        entry ids that were committed from the stream, in order, without what they have in common
-also      transaction ids that were committed from elsewhere
+position  system, timeline and LSN of the commit; of the look-up for entries already in the ledger
+at        time of the note, Unix seconds
+in        ids of entries committed from the stream, in order, without their common prefix
+also      ids of transactions committed from elsewhere
 dead      transaction id -> entry id and reason, as JSON
-discarded transaction id -> entry id of dead letters that an operator discarded, as JSON
+discarded transaction id -> entry id, for dead letters that an operator discarded, as JSON
 ========= ==========================================================================================
 """
 
@@ -29,12 +30,12 @@ from processor.buffer.lane import Lane
 from processor.connections.redis_client import Command
 from processor.connections.wal_position import Position
 
-_KEPT = 10_000
+_NOTES_KEPT = 10_000
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """What a note says of one transaction."""
+class NotedOutcome:
+    """The outcome of one transaction, from a note."""
 
     state: str
     position: Position | None
@@ -43,16 +44,18 @@ class Told:
 
 
 @dataclass(frozen=True, slots=True)
-class Entries:
-    """Entry ids in ascending order, as they are written: what they have in common, and then of each
-    what is left. A number of 0 is understood. Who reads many notes takes none of them apart.
+class EntryIds:
+    """Entry ids in ascending order, as a note stores them.
+
+    The text is the common prefix, then the rest of each id, without the suffix "-0". A reader of
+    many notes searches the text without splitting it.
     """
 
     text: str = ""
 
     @classmethod
-    def of(cls, entries: Iterable[str]) -> Entries:
-        """Those of a batch."""
+    def of(cls, entries: Iterable[str]) -> EntryIds:
+        """Return the ids of a batch in this form."""
         short = [entry.removesuffix("-0") for entry in entries]
         if not short:
             return cls()
@@ -67,7 +70,7 @@ class Entries:
 
     @property
     def span(self) -> tuple[str, str] | None:
-        """The first and the last of them."""
+        """The first and the last id."""
         if not self.text:
             return None
         common, _, rest = self.text.partition(",")
@@ -75,10 +78,10 @@ class Entries:
         return _whole(first), _whole(last)
 
 
-def _common(least: str, greatest: str) -> str:
-    """What all texts between these two begin with."""
-    pairs = enumerate(zip(least, greatest, strict=False))
-    return least[: next((place for place, (one, other) in pairs if one != other), len(least))]
+def _common(smallest: str, greatest: str) -> str:
+    """Return the prefix that all texts between these two have in common."""
+    pairs = enumerate(zip(smallest, greatest, strict=False))
+    return smallest[: next((i for i, (one, other) in pairs if one != other), len(smallest))]
 
 
 def _whole(entry: str) -> str:
@@ -87,33 +90,33 @@ def _whole(entry: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """One note; see the head of this file."""
+    """One note; its fields are described at the head of this file."""
 
     buffer: str
     at: float
     position: Position | None = None
-    entries: Entries = Entries()
+    entries: EntryIds = EntryIds()
     also: frozenset[str] = frozenset()
     dead: Mapping[str, Sequence[str]] = field(default_factory=dict)
     discarded: Mapping[str, str] = field(default_factory=dict)
 
-    def tells(self, transaction_id: str, entry_id: str) -> Told | None:
-        """What it says of a transaction, None if it does not answer for it.
+    def outcome_of(self, transaction_id: str, entry_id: str) -> NotedOutcome | None:
+        """Return the outcome of a transaction, None if the note does not answer for it.
 
-        `entry_id` is empty for one that was delayed, since nobody knows under which id it came.
+        `entry_id` is "" for a delayed transaction, because its receipt does not know its entry id.
         """
-        grave = self.dead.get(transaction_id)
-        if grave is not None and entry_id in (grave[0], ""):
-            return Told("dead", None, self.at, grave[1])
+        dead = self.dead.get(transaction_id)
+        if dead is not None and entry_id in (dead[0], ""):
+            return NotedOutcome("dead", None, self.at, dead[1])
         if transaction_id in self.discarded and entry_id in (self.discarded[transaction_id], ""):
-            return Told("discarded", None, self.at)
+            return NotedOutcome("discarded", None, self.at)
         if transaction_id in self.also or entry_id in self.entries:
-            return Told("committed", self.position, self.at)
+            return NotedOutcome("committed", self.position, self.at)
         return None
 
 
 def write(lane: Lane, note: Note) -> Command:
-    """The command that leaves a note."""
+    """Write a note."""
     fields = {
         "buffer": note.buffer,
         "position": str(note.position or ""),
@@ -124,11 +127,11 @@ def write(lane: Lane, note: Note) -> Command:
         "discarded": msgspec.json.encode(note.discarded) if note.discarded else "",
     }
     flat: list[Any] = [part for name, value in fields.items() if value for part in (name, value)]
-    return ("XADD", lane.commits, "MAXLEN", "~", _KEPT, "*", *flat)
+    return ("XADD", lane.commits, "MAXLEN", "~", _NOTES_KEPT, "*", *flat)
 
 
-def read(fields: Sequence[bytes]) -> Note:
-    """A note from the fields of its entry. Raises ValueError or KeyError if it is none."""
+def parse(fields: Sequence[bytes]) -> Note:
+    """Return the note in the fields of a stream entry. Raises ValueError and KeyError."""
     found = {
         k.decode(): v.decode(errors="replace")
         for k, v in zip(fields[::2], fields[1::2], strict=True)
@@ -138,7 +141,7 @@ def read(fields: Sequence[bytes]) -> Note:
         found["buffer"],
         float(found["at"]),
         Position.parse(position) if position else None,
-        Entries(found.get("in", "")),
+        EntryIds(found.get("in", "")),
         _ids(found.get("also", "")),
         msgspec.json.decode(found.get("dead", "{}")),
         msgspec.json.decode(found.get("discarded", "{}")),

@@ -1,8 +1,8 @@
 """Delayed transactions: a sorted set by due time, from which the owner moves them into the lane.
 
-Order of a delayed transaction is that of entering its lane, when due (rule 24). The bytes are the
-member, so that adding one twice is one; a move puts first and removes after (rule 28), and a move
-done twice meets the ledger.
+The order of a delayed transaction is that of entering its lane, when it is due (rule 24). The
+member is the body, so that adding a transaction twice adds one. A move adds to the lane first and
+removes afterwards (rule 28); if it is done twice, the ledger detects the copy.
 """
 
 from __future__ import annotations
@@ -12,47 +12,49 @@ import contextlib
 from processor import crashpoint
 from processor.buffer.lane import Lane
 from processor.buffer.stream import add
-from processor.connections.redis_client import Command, RedisConnection
+from processor.connections.redis_client import Command, RedisConnection, checked
 from processor.errors import RedisRefused
 from processor.transaction.entry import VERSION, Entry, Unreadable, decode
 
-_MOVED_AT_ONCE = 500
-#: By so many seconds the clock of Redis may be behind that by which something is due.
-_CLOCKS = 60.0
+_PER_MOVE = 500
+#: By so many seconds the clock of Redis may be behind the clock that set a due time.
+_CLOCK_SKEW = 60.0
 
 
 def schedule(lane: Lane, body: bytes, due: float) -> Command:
-    """Add a transaction that is due at `due`, Unix seconds; once more it does not put it off."""
+    """Add a transaction that is due at `due`, Unix seconds; a copy does not change the due time."""
     return ("ZADD", lane.scheduled, "NX", repr(due), body)
 
 
 def suspects(
-    redis: RedisConnection, lane: Lane, mark: int, now: float = float("inf")
+    redis: RedisConnection, lane: Lane, accepted_to: int, now: float = float("inf")
 ) -> list[Entry]:
-    """Some of what is due by `now` and may once have entered the lane by `mark`, an accept time.
+    """Return transactions due by `now` that may have entered the lane up to `accepted_to` before.
 
-    Oldest first, as the next move has it; without what is no transaction. Due is by the clocks of
-    producers and processors, the accept time (ms) by that of Redis.
+    Oldest due time first, as the next move takes them; bodies that are not transactions are
+    omitted. The due time is by the clock of a producer or processor, the accept time (ms) by the
+    clock of Redis.
     """
     found = redis.call(
-        "ZRANGEBYSCORE", lane.scheduled, "-inf", repr(min(now, mark / 1000 + _CLOCKS)),
-        "WITHSCORES", "LIMIT", 0, _MOVED_AT_ONCE,
+        "ZRANGEBYSCORE", lane.scheduled, "-inf", repr(min(now, accepted_to / 1000 + _CLOCK_SKEW)),
+        "WITHSCORES", "LIMIT", 0, _PER_MOVE,
     )  # fmt: skip
     entries = []
     for body, due in zip(found[::2], found[1::2], strict=True):
         with contextlib.suppress(Unreadable):
-            accepted = int(max(0.0, float(due) - _CLOCKS) * 1000)
+            accepted = int(max(0.0, float(due) - _CLOCK_SKEW) * 1000)
             entries.append(decode(f"{accepted}-0", VERSION, body))
     return entries
 
 
 def move(redis: RedisConnection, lane: Lane, now: float) -> int:
-    """Move what is due at `now` (Unix seconds) into the lane, oldest first; how many were moved.
+    """Move transactions that are due at `now` (Unix seconds) into the lane, oldest first.
 
-    Raises RedisRefused if Redis takes no more (OOM); what was moved by then stays moved.
+    Returns how many were moved. Raises RedisRefused if Redis refuses an entry (OOM); transactions
+    moved before stay moved.
     """
     bodies = redis.call(
-        "ZRANGEBYSCORE", lane.scheduled, "-inf", repr(now), "LIMIT", 0, _MOVED_AT_ONCE
+        "ZRANGEBYSCORE", lane.scheduled, "-inf", repr(now), "LIMIT", 0, _PER_MOVE
     )
     if not bodies:
         return 0
@@ -64,7 +66,5 @@ def move(redis: RedisConnection, lane: Lane, now: float) -> int:
     if moved:
         redis.call("ZREM", lane.scheduled, *moved)
     crashpoint.reach("move-removed")
-    refused = next((reply for reply in added if isinstance(reply, RedisRefused)), None)
-    if refused is not None:
-        raise refused
+    checked(added)
     return len(moved)

@@ -1,7 +1,7 @@
-"""Who waits behind whom: pure rules of keys (rules 25 and 26).
+"""Which entries wait behind which, by their keys (rules 25 and 26). Calls no server.
 
-A transaction that failed holds the keys that its producer named; a later one that shares a key
-waits behind it, and holds its own keys in turn. Nothing here talks to a server.
+A failed transaction holds the keys that its producer named. A later transaction that shares a key
+waits behind it, and holds its own keys in turn.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar
 
 
 class Keyed(Protocol):
-    """Anything with the keys that its producer named."""
+    """An object with the keys that its producer named."""
 
     @property
     def keys(self) -> tuple[str, ...]: ...
@@ -23,9 +23,9 @@ K = TypeVar("K", bound=Keyed)
 def split(
     entries: Iterable[K], blocked: Callable[[K, str], bool] = lambda entry, key: False
 ) -> tuple[list[K], list[K]]:
-    """Part entries into those that may run and those that wait, in order.
+    """Split entries into those that may run and those that wait, each in order.
 
-    An entry waits if one of its keys is `blocked` for it or is a key of an earlier one that waits.
+    An entry waits if one of its keys is `blocked` for it, or belongs to an earlier waiting entry.
     """
     held_keys: set[str] = set()
     free: list[K] = []
@@ -40,15 +40,16 @@ def split(
 
 
 def behind(entries: Sequence[K]) -> list[tuple[int, int]]:
-    """Pairs (later, earlier) of places in a batch that share a key, nearest earlier one each.
+    """Return pairs (later, earlier) of indexes of entries that share a key.
 
-    The nearest is enough: waiting is handed on along the line.
+    The earlier one is the nearest with that key. That is enough, because it waits in turn behind
+    the one before.
     """
     last: dict[str, int] = {}
     pairs: list[tuple[int, int]] = []
-    for place, entry in enumerate(entries):
+    for index, entry in enumerate(entries):
         for key in entry.keys:
             if key in last:
-                pairs.append((place, last[key]))
-            last[key] = place
+                pairs.append((index, last[key]))
+            last[key] = index
     return pairs

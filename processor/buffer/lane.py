@@ -14,7 +14,7 @@ one node of a cluster.
 <ns>:{<lane>}:stream           stream   entries: v (envelope version), tx (the transaction)
 <ns>:{<lane>}:scheduled        zset     delayed transactions by due time (`delayed`)
 <ns>:{<lane>}:parked           hash     id -> entry held back or to be retried (`parked`)
-<ns>:{<lane>}:blocked          zset     queues of the blocked keys, in order (`parked`)
+<ns>:{<lane>}:blocked          zset     the waiting lines of keys (`waiting_lines`)
 <ns>:{<lane>}:retry            zset     id -> when to apply it from `:parked` (`parked`)
 <ns>:{<lane>}:commits          stream   one note per committed batch, bounded (`commit_notes`)
 <ns>:{<lane>}:pruned           string   accept time (ms) up to which the ledger was pruned (rule 23)

@@ -17,9 +17,9 @@ _PER_LANE = 7
 class LaneSize:
     """How full a lane is.
 
-    `depth`, `scheduled` and `parked` count entries, `lines` their places in the queues of blocked
-    keys. `oldest` is the id of the oldest entry in the stream, `oldest_age` its age in seconds by
-    the clock of Redis. `next_due` and `next_retry` are in Unix seconds.
+    `depth`, `scheduled` and `parked` count entries, `lines` the places in waiting lines. `oldest`
+    is the id of the oldest entry in the stream, `oldest_age` its age in seconds by the clock of
+    Redis. `next_due` and `next_retry` are in Unix seconds.
     """
 
     depth: int

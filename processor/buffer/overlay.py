@@ -1,23 +1,23 @@
-"""Pending writes of the tables in `overlay.tables`, kept in Redis for those who read (P9).
+"""Pending writes of the tables in `overlay.tables`, kept in Redis for reads that merge them (P9).
 
-A transaction is shown by the same write that accepts it, and stays until the ledgers of all servers
-that people read from have it, whatever the outage lasts (rule 32). Where it stands is told by the
-log, so that it can be taken away whatever the settings say by then. Keys of a buffer:
+A transaction is shown by the same write that accepts it. It stays until the ledgers of all servers
+that are read from have it, however long an outage lasts (rule 32). The log says in which lists it
+is, so that it can be removed from them even after the settings have changed. Keys of a buffer:
 
 =================================== ====== =========================================================
 <ns>:overlay                        hash   transaction id -> record, as JSON (`Pending`)
-<ns>:overlay:log                    stream what was accepted: id, and the lists that it stands in
+<ns>:overlay:log                    stream accepted transactions: id, and the lists that it is in
 <ns>:overlay:table:<table>          list   ids that touch the table, in accept order
-<ns>:overlay:row:<table>:<mark>     list   records that touch a row (see `footprint` for marks)
-<ns>:overlay:wide:<table>           list   ids with an operation that names no single row
+<ns>:overlay:row:<table>:<digest>   list   records that touch a row (digests: `write_set`)
+<ns>:overlay:wide:<table>           list   ids with an operation that may touch any row
 <ns>:overlay:statements             list   ids with a statement, which may touch any table
-<ns>:overlay:cache:<name>           list   id and value, of transactions that bring one
-<ns>:overlay:missed                 hash   replica -> position; what was taken away without it
-<ns>:cleared                        hash   replica -> position that it had when some was taken away
+<ns>:overlay:cache:<name>           list   id and value, of transactions with a cache value
+<ns>:overlay:missed                 hash   replica -> position of removed writes that it lacks
+<ns>:cleared                        hash   replica -> its position when writes were last removed
 =================================== ====== =========================================================
 
-A submit whose reply was lost stands here twice, like its entry: the first place counts, and each
-entry of the log takes one away.
+A submit that is repeated after a lost reply is in the lists twice, like its entry. Its first
+element counts, and each entry of the log removes one element.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ from processor.transaction.write_set import Declared, touch
 
 
 class Pending(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
-    """A transaction as far as the overlay's tables are concerned.
+    """A pending transaction: its operations on the tables of the overlay, in order.
 
-    `at` and `due` are Unix seconds; `operations` are those on these tables, in order.
+    `at` (the time of its submit) and `due` are in Unix seconds.
     """
 
     id: str
@@ -52,7 +52,7 @@ class Pending(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """One entry of the log."""
+    """One entry of the log: a transaction, and the lists that it is in."""
 
     entry_id: str
     id: str
@@ -63,7 +63,7 @@ _decoder = msgspec.json.Decoder(Pending, float_hook=Decimal)
 
 
 class Overlay:
-    """The names of one buffer's keys, and what is put there."""
+    """The keys of one buffer's overlay, and the commands on them."""
 
     def __init__(self, settings: Settings) -> None:
         section = settings.overlay
@@ -72,30 +72,30 @@ class Overlay:
         self.statements = f"{self.prefix}:statements"
         self.missed = f"{self.prefix}:missed"
         self.cleared = f"{settings.namespace}:cleared"
-        #: What `replication` tells of primary and replicas, if any are read from.
+        #: The keys of `replica_status`, used if replicas are read from.
         self.primary = f"{settings.namespace}:primary"
         self.replicas = f"{settings.namespace}:replicas"
         self.servers = bool(settings.replicas.servers)
         self.declared = Declared(section.tables, settings.database.search_path)
 
     def table(self, table: str) -> str:
-        """The list of all that touches a table."""
+        """The key of the list of ids that touch a table."""
         return f"{self.prefix}:table:{table}"
 
-    def row(self, table: str, mark: str) -> str:
-        """The list of all that touches a row."""
-        return f"{self.prefix}:row:{table}:{mark}"
+    def row(self, table: str, digest: str) -> str:
+        """The key of the list of records that touch a row."""
+        return f"{self.prefix}:row:{table}:{digest}"
 
     def wide(self, table: str) -> str:
-        """The list of all that may touch any row of a table."""
+        """The key of the list of ids that may touch any row of a table."""
         return f"{self.prefix}:wide:{table}"
 
     def cache(self, name: str) -> str:
-        """The list of values that were given for a name."""
+        """The key of the list of values cached under a name."""
         return f"{self.prefix}:cache:{name}"
 
     def show(self, encoded: Encoded, at: float) -> list[Command]:
-        """The commands that show a transaction; none if it does not concern the overlay."""
+        """Return the commands that show a transaction; none if it does not concern the overlay."""
         keys = self.declared.keys
         if not keys and not encoded.cache:
             return []
@@ -114,7 +114,7 @@ class Overlay:
             for name in names:
                 tables[name] = None
                 touched = touch(keys[name], operation)
-                rows.update(((name, mark), None) for mark in touched.rows)
+                rows.update(((name, digest), None) for digest in touched.rows)
                 if touched.wide:
                     wide[name] = None
         if not (concerned or statement or encoded.cache):
@@ -134,29 +134,30 @@ class Overlay:
             *(("RPUSH", name, put) for name, put in puts.items()),
         ]
 
-    # Taken away.
+    # Removal.
 
     def page(self, redis: RedisConnection, after: str, count: int) -> list[Shown]:
-        """Entries of the log behind one ("-": from its head), oldest first."""
+        """Return entries of the log after an entry id, or from the head ("-"), oldest first."""
         start = after if after == "-" else f"({after}"
         found = redis.call("XRANGE", self.log, start, "+", "COUNT", count)
         return [self._shown(entry_id.decode(), fields) for entry_id, fields in found]
 
     @staticmethod
     def _shown(entry_id: str, fields: Sequence[bytes]) -> Shown:
-        told = dict(zip(fields[::2], fields[1::2], strict=False))
+        named = dict(zip(fields[::2], fields[1::2], strict=False))
         try:
-            found = canonical_id("id", told.get(b"id", b"").decode())
-            lists = tuple(msgspec.json.decode(told.get(b"lists", b"[]"), type=list[str]))
+            found = canonical_id("id", named.get(b"id", b"").decode())
+            lists = tuple(msgspec.json.decode(named.get(b"lists", b"[]"), type=list[str]))
         except ValueError:
-            # Put there by somebody else: nothing stands behind it.
+            # Another program wrote this entry: it belongs to no transaction.
             return Shown(entry_id, "", ())
         return Shown(entry_id, found, lists)
 
     def hide(self, redis: RedisConnection, gone: Sequence[Shown]) -> None:
-        """Take transactions away: out of their lists, then the records, the log's entries last.
+        """Remove transactions: from their lists, then their records, last the entries of the log.
 
-        What is done twice is done once; a crash in between leaves an entry that is found again.
+        This may be done twice. A crash in between leaves an entry in the log, by which the removal
+        is found and repeated.
         """
         if not gone:
             return
@@ -166,26 +167,26 @@ class Overlay:
             for name in each.lists:
                 element = record if name.startswith(":row:") else each.id.encode()
                 first.append((self.prefix + name, each.id, element or b""))
-        # Of two that are equal the first: it stands near the head, where it is found at once.
-        left = redis.calls([("LREM", name, 1, element) for name, _, element in first])
-        rest = [one for one, count in zip(first, left, strict=True) if _count(count) == 0]
-        self._look_for(redis, [(name, found) for name, found, _ in rest])
+        # Removes the first of equal elements: near the head, where Redis finds it quickly.
+        removed = redis.calls([("LREM", name, 1, element) for name, _, element in first])
+        rest = [one for one, count in zip(first, removed, strict=True) if _count(count) == 0]
+        self._remove_by_id(redis, [(name, found) for name, found, _ in rest])
         redis.call("HDEL", self.prefix, *(each.id for each in gone))
         redis.call("XDEL", self.log, *(each.entry_id for each in gone))
 
     @staticmethod
-    def _look_for(redis: RedisConnection, places: Sequence[tuple[str, str]]) -> None:
-        """Take away what is known by its id alone: values, and records of another payload."""
-        if not places:
+    def _remove_by_id(redis: RedisConnection, named: Sequence[tuple[str, str]]) -> None:
+        """Remove elements found by their id alone: cache values, and records of another payload."""
+        if not named:
             return
-        lists = checked(redis.calls([("LRANGE", name, 0, -1) for name, _ in places]))
-        for (name, found), elements in zip(places, lists, strict=True):
+        lists = checked(redis.calls([("LRANGE", name, 0, -1) for name, _ in named]))
+        for (name, found), elements in zip(named, lists, strict=True):
             heads = (b'{"id":"%s"' % found.encode(), b'["%s"' % found.encode())
             for element in {e for e in elements if e.startswith(heads)}:
                 redis.call("LREM", name, 0, element)
 
     def kept(self, redis: RedisConnection, ids: Sequence[str]) -> set[str]:
-        """Those of the ids that are still shown."""
+        """Return those of the ids that are still shown."""
         if not ids or not redis.call("EXISTS", self.prefix):
             return set()
         found = checked(redis.calls([("HEXISTS", self.prefix, each) for each in ids]))
@@ -193,7 +194,7 @@ class Overlay:
 
 
 def is_id(text: str) -> bool:
-    """Whether it is the id of a transaction, and so may stand in SQL."""
+    """Whether a text is the id of a transaction, and so may be used in SQL."""
     try:
         return canonical_id("id", text) == text
     except ValueError:
@@ -201,17 +202,17 @@ def is_id(text: str) -> bool:
 
 
 def record(found: bytes) -> Pending | None:
-    """A record; None if it is none."""
+    """Return the pending transaction of a record, None if it is invalid."""
     try:
         read = _decoder.decode(found)
-        # Anyone who may write to Redis may have put it there, and the id goes into SQL.
+        # Anyone who may write to Redis may have written this record, and its id goes into SQL.
         return read if is_id(read.id) else None
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return None
 
 
 def value(found: bytes) -> Any:
-    """The value of an element of a `:cache:` list; None if it is none."""
+    """Return the value of an element of a `:cache:` list, None if it is invalid."""
     try:
         return msgspec.json.decode(found, type=tuple[str, Any])[1]
     except (msgspec.MsgspecError, ValueError, RecursionError):
@@ -222,5 +223,5 @@ def _count(reply: Any) -> int:
     if isinstance(reply, RedisRefused):
         if reply.code != "WRONGTYPE":
             raise reply
-        return -1  # Put there by somebody else.
+        return -1  # Another program wrote this key.
     return int(reply)

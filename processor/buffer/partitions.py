@@ -1,7 +1,7 @@
 """The number of partitions of a queue, which changes only while the queue is empty (rule 7).
 
-A key chooses its lane by that number: with another one, what shares a key would lie in two lanes,
-each of them an order of its own.
+The number decides the lane of a key. If it changed earlier, transactions that share a key would be
+in two lanes, and lanes have no order between them.
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ from processor.errors import ConfigError
 
 
 def agree(redis: RedisConnection, namespace: str, queue: str, partitions: int) -> None:
-    """See that a queue is written to as many lanes as it was before, or is empty.
+    """Check that a queue has as many lanes as before, or is empty; then the number is changed.
 
     Raises ConfigError, RedisUnavailable and RedisRefused.
     """
     key = f"{namespace}:partitions"
     redis.call("HSETNX", key, queue, partitions)
-    known = int(redis.call("HGET", key, queue))
-    if known == partitions:
+    before = int(redis.call("HGET", key, queue))
+    if before == partitions:
         return
-    lanes = [Lane(namespace, f"{queue}:{n}") for n in range(known)]
+    lanes = [Lane(namespace, f"{queue}:{n}") for n in range(before)]
     asked: list[Command] = []
     for lane in lanes:
         asked += [("XLEN", lane.stream), ("ZCARD", lane.scheduled), ("HLEN", lane.parked)]
     counts = checked(redis.calls(asked))
     if any(counts):
         raise ConfigError(
-            f"queues.{queue}.partitions: is {partitions}, and {sum(counts)} transactions lie in the"
-            f" buffer by {known}",
-            hint="change it only while the queue is empty, else what shares a key loses its order",
+            f"queues.{queue}.partitions: cannot change from {before} to {partitions} while"
+            f" {sum(counts)} transactions are in the buffer",
+            hint="wait until the queue is empty, or transactions that share a key lose their order",
         )
     redis.call("HSET", key, queue, partitions)

@@ -1,7 +1,7 @@
-"""No fork while one of our threads looks up a server's address.
+"""Delays a fork while a thread of this process resolves a server's address.
 
-The C library holds a lock of its own meanwhile. Forked at that moment the child would have it held
-for ever, and never reach a server (P6).
+The C library holds a lock of its own while it resolves. If the process forks at that moment, the
+lock stays held in the child, which can then never connect to a server (P6).
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import os
 import threading
 from collections.abc import Iterator
 
-#: A fork waits no longer for addresses that are slow to be found, seconds.
-_PATIENCE = 0.2
+#: The longest that a fork waits for slow name servers, seconds.
+_MAX_WAIT = 0.2
 
 _free = threading.Condition()
 _busy = 0
@@ -20,7 +20,7 @@ _busy = 0
 
 @contextlib.contextmanager
 def resolving() -> Iterator[None]:
-    """Around whatever looks up an address; many threads may at a time."""
+    """Wrap code that resolves an address; many threads may do so at once."""
     global _busy
     with _free:
         _busy += 1
@@ -33,9 +33,9 @@ def resolving() -> Iterator[None]:
 
 
 def _before_fork() -> None:
-    # Kept until after the fork, so that nobody begins meanwhile.
+    # The lock is held until after the fork, so that no thread starts to resolve meanwhile.
     _free.acquire()
-    _free.wait_for(lambda: not _busy, _PATIENCE)
+    _free.wait_for(lambda: not _busy, _MAX_WAIT)
 
 
 def _after_fork_in_parent() -> None:

@@ -1,15 +1,16 @@
-"""What a session of PostgreSQL pins when it is opened, as text that `database` sends.
+"""The settings that a PostgreSQL session pins when it is opened, as SQL for `postgres_session`.
 
-Values and texts mean the same whatever role, database and server say by default; a writing session
-also ends by itself when its owner is frozen (rules 4 and 6).
+With them, values and their text mean the same whatever the defaults of role, database and server
+are. A writing session also ends automatically when its owner is frozen (rules 4 and 6).
 """
 
 from __future__ import annotations
 
 from processor.config.settings import Database
 
-#: What is learnt of the server first: version, whether it is a standby, whether it only reads,
-#: backend and since when, system identifier, timeline (0 on a standby, which tells it to nobody).
+#: The first query of a session: version, whether the server is a standby, whether it is read-only,
+#: process id and start of the backend, system identifier, timeline (0 on a standby, where an
+#: ordinary role cannot read it).
 LOOK = (
     "SELECT current_setting('server_version_num')::int, pg_is_in_recovery(),"
     " current_setting('default_transaction_read_only')::bool, pg_backend_pid(),"
@@ -21,14 +22,14 @@ LOOK = (
 
 
 def reading(settings: Database) -> str:
-    """The settings of a session that only reads; intervals as the driver understands them."""
+    """Return the settings of a read-only session; psycopg2 can parse its intervals."""
     return (
         _both(settings) + " SET IntervalStyle = 'postgres'; SET default_transaction_read_only = on"
     )
 
 
 def writing(settings: Database) -> str:
-    """The settings of the session that owns lanes; it answers with its backend."""
+    """Return the settings of the session that owns lanes; the result is its process id."""
     takeover = int(settings.takeover * 1000)
     return (
         f"{_both(settings)} SET IntervalStyle = 'iso_8601';"

@@ -1,18 +1,18 @@
-"""Literals of SQL, for a session with standard_conforming_strings on."""
+"""Text as SQL literals and identifiers, for sessions with standard_conforming_strings on."""
 
 from __future__ import annotations
 
 
 def quoted(text: str) -> str:
-    """Text as a string literal. NUL is refused at the door and dropped here."""
+    """Return text as a string literal. NUL is dropped; the builder has refused it before."""
     return "'" + text.replace("\0", "").replace("'", "''") + "'"
 
 
 def named(name: str) -> str:
-    """A name as an identifier."""
+    """Return a name as an identifier."""
     return '"' + name.replace('"', '""') + '"'
 
 
 def table(name: str) -> str:
-    """A table's name, optionally schema.table, as an identifier."""
+    """Return the name of a table, optionally schema.table, as an identifier."""
     return ".".join(named(part) for part in name.split("."))

@@ -1,7 +1,7 @@
-"""Positions in PostgreSQL's log: which one proves that a commit was replayed (rule 34).
+"""Positions in the WAL, and which one proves that a commit is replayed (rule 34).
 
-A position means something only together with the server's system identifier and its timeline: a
-promoted server counts on from where it stood, over what it never received.
+An LSN has a meaning only together with the system identifier and the timeline of its server: after
+a promotion, a server reuses the LSNs of records that it never received.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ _PAGE_START = 24
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """A place in the log of one server, on one timeline."""
+    """A position in the WAL of one system, on one timeline."""
 
     system: str
     timeline: int
     lsn: int
 
     def comparable(self, other: Position) -> bool:
-        """Whether both are of the same server and timeline; else neither is before the other."""
+        """Whether both have the same system and timeline; otherwise they have no order."""
         return (self.system, self.timeline) == (other.system, other.timeline)
 
     def reaches(self, other: Position) -> bool:
@@ -30,13 +30,13 @@ class Position:
         return self.comparable(other) and self.lsn >= other.lsn
 
     def __str__(self) -> str:
-        return f"{self.system}/{self.timeline}/{written(self.lsn)}"
+        return f"{self.system}/{self.timeline}/{format_lsn(self.lsn)}"
 
     @classmethod
     def parse(cls, text: str) -> Position:
-        """The position of a text made by `str`. Raises ValueError."""
+        """Return the position in a text made by `str`. Raises ValueError."""
         system, timeline, lsn = text.split("/", 2)
-        return cls(system, int(timeline), number(lsn))
+        return cls(system, int(timeline), parse_lsn(lsn))
 
 
 def is_superseded(primary: tuple[str, int], newest: tuple[str, int] | None) -> bool:
@@ -47,8 +47,8 @@ def is_superseded(primary: tuple[str, int], newest: tuple[str, int] | None) -> b
     return newest is not None and newest[0] == primary[0] and newest[1] > primary[1]
 
 
-def number(lsn: str) -> int:
-    """An LSN as a number, from PostgreSQL's text of it. Raises ValueError."""
+def parse_lsn(lsn: str) -> int:
+    """Return an LSN as a number, from PostgreSQL's text. Raises ValueError."""
     high, separator, low = lsn.partition("/")
     if not separator:
         raise ValueError("not an LSN")
@@ -57,22 +57,23 @@ def number(lsn: str) -> int:
 
 def is_less(lsn: str | None, other: str | None) -> bool:
     """Whether one LSN is known to be before another. Raises ValueError."""
-    return bool(lsn and other) and number(lsn or "") < number(other or "")
+    return bool(lsn and other) and parse_lsn(lsn or "") < parse_lsn(other or "")
 
 
-def written(lsn: int) -> str:
-    """An LSN as PostgreSQL prints it."""
+def format_lsn(lsn: int) -> str:
+    """Return an LSN as PostgreSQL prints it."""
     return f"{lsn >> 32:X}/{lsn & 0xFFFFFFFF:X}"
 
 
 def after_commit(current: str, insert: str, synchronous: str) -> int:
-    """The LSN that a replica must have replayed to show a commit, read just after it.
+    """Return the LSN that a replica must have replayed to show a commit.
 
-    The written position, unless synchronous_commit is off: then it lags behind the commit, and the
-    insert position is taken - which stands just behind a page header at times, where no replica
-    ever arrives while nothing else is written.
+    `current` and `insert` are the positions read just after the commit, `synchronous` its
+    synchronous_commit. The result is `current`, unless synchronous_commit is off: then `current`
+    is behind the commit, and the result is `insert`. That can be just past a page header, which no
+    replica reaches until another record is written, so it is rounded down.
     """
     if synchronous != "off":
-        return number(current)
-    lsn = number(insert)
+        return parse_lsn(current)
+    lsn = parse_lsn(insert)
     return lsn - lsn % _PAGE if lsn % _PAGE in (_PAGE_START, _SEGMENT_START) else lsn

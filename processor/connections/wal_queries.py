@@ -6,7 +6,7 @@ Not in `replicas`: receipts and reads ask them as well, and siblings do not impo
 from __future__ import annotations
 
 from processor.connections.postgres_session import PostgresSession
-from processor.connections.wal_position import Position, after_commit, number
+from processor.connections.wal_position import Position, after_commit, parse_lsn
 
 
 def replayed_lsn(database: PostgresSession) -> int | None:
@@ -15,7 +15,7 @@ def replayed_lsn(database: PostgresSession) -> int | None:
     Raises DatabaseError and DatabaseUnavailable.
     """
     replayed = database.run("SELECT pg_last_wal_replay_lsn()::text")[0][0]
-    return number(replayed) if replayed else None
+    return parse_lsn(replayed) if replayed else None
 
 
 def insert_position(database: PostgresSession) -> Position:

@@ -7,7 +7,7 @@ an earlier one with the same key, and copies of entries that are parked or decid
 from __future__ import annotations
 
 from processor.apply.outcome import Outcome
-from processor.buffer import delayed, parked
+from processor.buffer import delayed, parked, waiting_lines
 from processor.buffer.entry_ids import sortable
 from processor.buffer.key_order import split
 from processor.connections.postgres_session import PostgresSession
@@ -55,7 +55,7 @@ class Admission:
         first = {}
         if lane.parking.has_lines:
             keys = (key for e in entries for key in e.keys)
-            first = parked.first_places(self._redis, lane.lane, keys)
+            first = waiting_lines.first_places(self._redis, lane.lane, keys)
         unparked_keys = lane.parking.unparked_keys
 
         def blocked(entry: Entry, key: str) -> bool:
@@ -84,7 +84,7 @@ class Admission:
         found = Outcome()
         if self._replicated.applies and lane.parking.has_records:
             ids = [e.id for e in entries if not e.keys]
-            hashes = parked.hashes(self._redis, lane.lane, ids)
+            hashes = parked.payload_hashes(self._redis, lane.lane, ids)
             for entry in entries:
                 if not entry.keys and entry.id in hashes:
                     same = hashes[entry.id] == entry.hash
@@ -99,7 +99,7 @@ class Admission:
         """
         ids = [e.id for e in held]
         hashes = {i: known.hash for i, known in outcomes.find(self._database, ids).items()}
-        hashes |= parked.hashes(self._redis, lane.lane, ids)
+        hashes |= parked.payload_hashes(self._redis, lane.lane, ids)
         waiting = {e.entry_id for e in held}
         found = Outcome()
         for entry in entries:

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from processor.apply.committer import Commit
 from processor.apply.dead_letter_writer import DeadLetterWriter
-from processor.buffer import commit_notes, parked
+from processor.buffer import commit_notes, parked, waiting_lines
 from processor.buffer.commit_notes import Note
 from processor.config.settings import Settings
 from processor.connections.postgres_session import PostgresSession
@@ -111,7 +111,7 @@ class OperatorRequests:
 
     def _hold_keys(self, lane: OwnedLane, letter: DeadLetter) -> None:
         """A dead letter that was adopted from another buffer is in no line of this one yet."""
-        members = [parked.member(key, letter.entry_id, letter.id) for key in letter.keys]
+        members = [waiting_lines.member(key, letter.entry_id, letter.id) for key in letter.keys]
         places = ("ZADD", lane.lane.blocked, *(part for m in members for part in (0, m)))
         try:
             self._redis.call(*places)

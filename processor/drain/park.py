@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from processor import crashpoint
-from processor.buffer import parked
+from processor.buffer import parked, waiting_lines
 from processor.connections.redis_client import Command, RedisConnection
 from processor.drain.settle_plan import Settlement
 from processor.errors import RedisRefused, RedisUnavailable
@@ -33,12 +33,12 @@ class Parker:
         waiting: list[Waiting] = [
             (retry.entry, [
                 parked.retry_at(lane.lane, retry.entry.id, now + retry.wait),
-                parked.body(lane.lane, retry.entry, retry.attempts, retry.reason),
+                parked.put(lane.lane, retry.entry, retry.attempts, retry.reason),
             ])
             for retry in settlement.retries
         ]  # fmt: skip
         waiting += [(entry, []) for entry in settlement.blocking]
-        waiting += [(e, [parked.first_body(lane.lane, e)]) for e in settlement.held]
+        waiting += [(e, [parked.put_new(lane.lane, e)]) for e in settlement.held]
         recorded = self._put(lane, waiting)
         if settlement.held:
             self.promote(lane, settlement.held, now)
@@ -65,7 +65,7 @@ class Parker:
         keys, or they would overtake it.
         """
         parking = lane.parking
-        lined = [(entry, parked.lines(lane.lane, entry)) for entry, _ in waiting]
+        lined = [(entry, waiting_lines.join(lane.lane, entry)) for entry, _ in waiting]
         refused = self._refused(lined)
         crashpoint.reach("park-lines")
         blocked = parking.unparked_keys
@@ -76,7 +76,7 @@ class Parker:
         behind = [e for e, lines in lined
                   if lines and e.id in parking.unparked and e.id not in refused]  # fmt: skip
         if behind:
-            self._redis.call(*parked.out_of_line(lane.lane, behind))
+            self._redis.call(*waiting_lines.leave(lane.lane, behind))
         placed = [(entry, record) for entry, record in waiting if entry.id not in parking.unparked]
         refused = self._refused(placed)
         crashpoint.reach("park-body")

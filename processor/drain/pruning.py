@@ -69,7 +69,7 @@ class Pruning:
         needed: set[str] = set()
         for start in range(0, len(rows), _AT_ONCE):
             ids = [i for i, _ in rows[start : start + _AT_ONCE]]
-            needed |= parked.has_bodies(self._redis, lane.lane, ids)
+            needed |= parked.having_record(self._redis, lane.lane, ids)
             # Without its row, an entry that readers still merge would be merged twice.
             needed |= self._overlay.kept(self._redis, ids)
         return [row for row in rows if row[0] not in needed]

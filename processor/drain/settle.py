@@ -63,7 +63,7 @@ class Settler:
     ) -> PendingSettlement:
         """Plan the settlement of a page, at `now` (Unix seconds), and write its dead letters."""
         waiting = [*(entry.id for entry, _ in outcome.failed), *(e.id for e in outcome.held)]
-        hashes = parked.hashes(self._redis, lane.lane, waiting) if waiting else {}
+        hashes = parked.payload_hashes(self._redis, lane.lane, waiting) if waiting else {}
         settlement = plan(outcome, self._policy, hold=self._hold, parked_hashes=hashes)
         self._write_dead_letters(lane, settlement.deaths)
         return PendingSettlement(lane, page, settlement, now)
@@ -93,7 +93,7 @@ class Settler:
         self._write_dead_letters(lane, settlement.deaths)
         again = [
             command for retry in settlement.retries for command in (
-                parked.body(lane.lane, retry.entry, retry.attempts, retry.reason),
+                parked.put(lane.lane, retry.entry, retry.attempts, retry.reason),
                 parked.retry_at(lane.lane, retry.entry.id, now + retry.wait),
             )
         ]  # fmt: skip
@@ -107,7 +107,7 @@ class Settler:
         # The lines of a dead letter stay, also of a known one: they were rebuilt from it.
         blocking = {entry.id: None for entry in settlement.blocking}
         if blocking:
-            self._redis.calls([c for i in blocking for c in parked.forget_body(lane.lane, i)])
+            self._redis.calls([c for i in blocking for c in parked.remove_record(lane.lane, i)])
         free = [e for e in (*decided, *settlement.clashing) if e.id not in blocking]
         if free:
             leaving = [(e.id, e.entry_id, e.keys) for e in free]

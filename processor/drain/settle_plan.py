@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from processor.apply.dead_letter_writer import Death
 from processor.apply.outcome import Outcome
 from processor.apply.retry import backoff, is_final
-from processor.buffer.commit_notes import Entries, Note
+from processor.buffer.commit_notes import EntryIds, Note
 from processor.config.settings import Retry as RetryPolicy
 from processor.connections.wal_position import Position
 from processor.errors import POSSIBLY_APPLIED_STATE
@@ -112,7 +112,7 @@ class Settlement:
         clashing = {entry.entry_id for entry in self.clashing}
         mine = [e for e in page if e.id in done and e.entry_id not in clashing]
         return replace(
-            note, entries=Entries.of(e.entry_id for e in mine),
+            note, entries=EntryIds.of(e.entry_id for e in mine),
             also=frozenset(e.id for e in mine if e.delayed),
         )  # fmt: skip
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 
-from processor.buffer import parked
+from processor.buffer import parked, waiting_lines
 from processor.connections.postgres_session import PostgresSession
 from processor.connections.redis_client import RedisConnection
 from processor.errors import RedisRefused
@@ -37,7 +37,7 @@ def _put_dead_letters(database: PostgresSession, redis: RedisConnection, lane: O
     after = "00000000-0000-0000-0000-000000000000"
     while letters := dead_letters.open_holds(database, lane.owner, after, _PAGE):
         after = letters[-1].id
-        members = [parked.member(k, x.entry_id, x.id) for x in letters for k in x.keys]
+        members = [waiting_lines.member(k, x.entry_id, x.id) for x in letters for k in x.keys]
         if members:
             redis.call("ZADD", lane.lane.blocked, *(p for m in members for p in (0, m)))
 
@@ -45,11 +45,11 @@ def _put_dead_letters(database: PostgresSession, redis: RedisConnection, lane: O
 def _take_out_decided(database: PostgresSession, redis: RedisConnection, lane: OwnedLane) -> None:
     after = b""
     while True:
-        heads, after = parked.holders(redis, lane.lane, after, _PAGE)
-        bodies = parked.has_bodies(redis, lane.lane, [h.id for h in heads])
+        heads, after = waiting_lines.holders(redis, lane.lane, after, _PAGE)
+        bodies = parked.having_record(redis, lane.lane, [h.id for h in heads])
         bare = [h for h in heads if h.id not in bodies]
         known = outcomes.find(database, [h.id for h in bare])
-        parked.have_turn(redis, lane.lane, bodies, 0.0)
+        parked.make_due(redis, lane.lane, bodies, 0.0)
         for head in bare:
             stream = lane.lane.stream
             # Neither dead letter nor entry: a failover lost the dead letter that held the key.

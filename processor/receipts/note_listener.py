@@ -190,7 +190,7 @@ class NoteListener:
         notes = []
         for _, fields in entries:
             try:
-                notes.append(commit_notes.read(fields))
+                notes.append(commit_notes.parse(fields))
             except (KeyError, ValueError):
                 continue
         with self._lock:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from processor.buffer import commit_notes, entry_ids, parked
-from processor.buffer.commit_notes import Note, Told
+from processor.buffer.commit_notes import Note, NotedOutcome
 from processor.buffer.lane import Lane
 from processor.config.settings import Replicas
 from processor.connections.redis_client import Command, RedisConnection, checked
@@ -37,7 +37,7 @@ class RedisAnswer:
     newest: str
 
 
-def from_note(told: Told) -> StatusLookup:
+def from_note(told: NotedOutcome) -> StatusLookup:
     """Return what a commit note says of a transaction as a status."""
     return StatusLookup(told.state, told.position, told.at, told.reason)
 
@@ -81,7 +81,7 @@ def _waiting(entry: Any, record: bytes | None, retry: bytes | None) -> StatusLoo
     if record is None:
         return StatusLookup("accepted") if entry else None
     try:
-        attempt = parked.record(record).attempt
+        attempt = parked.parse(record).attempt
     except Unreadable:
         attempt = 0
     next_try = None if retry is None else float(retry)
@@ -103,7 +103,7 @@ def _noted(
     """Read the notes, newest first: a dead letter may have been applied since it was noted."""
     for _, fields in _pages(redis, target.lane, page, _start(target.entry_id, since)):
         note = _note(fields)
-        told = note and note.buffer == target.buffer and note.tells(target.id, target.entry_id)
+        told = note and note.buffer == target.buffer and note.outcome_of(target.id, target.entry_id)
         if told:
             return from_note(told)
     return None
@@ -120,6 +120,6 @@ def _pages(redis: RedisConnection, lane: Lane, page: Sequence[Any], start: str) 
 
 def _note(fields: Any) -> Note | None:
     try:
-        return commit_notes.read(fields)
+        return commit_notes.parse(fields)
     except (KeyError, ValueError):
         return None

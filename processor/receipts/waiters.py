@@ -41,7 +41,7 @@ class Waiter:
         """Return what a note says of this waiter's transaction."""
         if note.buffer != self.target.buffer:
             return None
-        told = note.tells(self.target.id, self.target.entry_id)
+        told = note.outcome_of(self.target.id, self.target.entry_id)
         return from_note(told) if told else None
 
     def finish(self, result: StatusLookup) -> None:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from processor.config.settings import Settings
 from processor.connections.postgres_session import PostgresSession
-from processor.connections.wal_position import Position, number
+from processor.connections.wal_position import Position, parse_lsn
 from processor.errors import DatabaseError
 from processor.replicas import queries
 from processor.replicas.commit_marks import CommitMarks
@@ -122,4 +122,4 @@ class PrimaryProbe(Probe):
         return found
 
     def _position(self, timeline: int, lsn: str) -> Position:
-        return Position(self.database.system, timeline, number(lsn))
+        return Position(self.database.system, timeline, parse_lsn(lsn))

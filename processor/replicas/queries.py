@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from processor.connections.sql_literals import quoted
-from processor.connections.wal_position import Position, written
+from processor.connections.wal_position import Position, format_lsn
 
 #: From this server version a standby has `WAIT FOR LSN`.
 WAIT_VERSION = 190000
@@ -49,5 +49,5 @@ def wait_for_lsn(position: Position, seconds: float) -> str:
 
     The answer ignores timelines, so it proves nothing; it only says when to ask again.
     """
-    lsn = quoted(written(position.lsn))
+    lsn = quoted(format_lsn(position.lsn))
     return f"WAIT FOR LSN {lsn} WITH (TIMEOUT '{max(1, int(seconds * 1000))}ms', NO_THROW)"

@@ -19,7 +19,7 @@ from processor.buffer.overlay import Overlay
 from processor.buffer.replica_status import NamedServer
 from processor.config.settings import Settings
 from processor.connections.redis_client import Command, RedisConnection
-from processor.connections.wal_position import Position, is_less, number
+from processor.connections.wal_position import Position, is_less, parse_lsn
 from processor.errors import RedisRefused
 from processor.replicas.commit_marks import CommitMarks
 from processor.telemetry.status import is_current
@@ -96,7 +96,7 @@ class ServerNames:
         cleared = self._redis.call("HGET", self._overlay.cleared, name)
         _, lsn = self.answered[name]
         with contextlib.suppress(ValueError):
-            if cleared and lsn and number(lsn) < Position.parse(cleared.decode()).lsn:
+            if cleared and lsn and parse_lsn(lsn) < Position.parse(cleared.decode()).lsn:
                 return [("HSETNX", self._overlay.missed, name, cleared)]
         return []
 

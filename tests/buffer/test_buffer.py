@@ -240,7 +240,7 @@ def test_a_transaction_may_have_so_many_bytes_and_not_one_more(
         assert len(site.encoded(Work(fits)).body) == 2048
 
         over = Transaction(id=made.id).insert("effect", {"id": "x" * (room + 1)})
-        with pytest.raises(InvalidTransaction, match=r"2049 bytes; the limit is 2048"):
+        with pytest.raises(InvalidTransaction, match=r"2049 bytes exceed the limit of 2048"):
             site.encoded(Work(over))
 
 

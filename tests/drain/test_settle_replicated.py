@@ -8,7 +8,7 @@ from typing import Any
 import psycopg2
 import pytest
 
-from processor.connections.wal_position import number
+from processor.connections.wal_position import parse_lsn
 from processor.errors import DatabaseError
 from processor.runtime import drain_thread
 from processor.transaction.builder import Transaction
@@ -106,7 +106,7 @@ def test_a_commit_whose_reply_was_an_error_is_not_taken_for_an_earlier_one(
     read_reply = session._commit
 
     def reply(row: Any) -> Any:
-        commits.append(number(row[1]))
+        commits.append(parse_lsn(row[1]))
         if len(commits) == 2:
             raise DatabaseError("57014", in_transaction=False)
         return read_reply(row)

@@ -228,11 +228,12 @@ class ByLsn:
     def _commits(self) -> dict[str, int]:
         """The LSN of each transaction's commit, from the notes."""
         found = self._site.redis.xrange(self._site.lane().commits)
-        notes = [commit_notes.read(flat(fields)) for _, fields in found]
+        notes = [commit_notes.parse(flat(fields)) for _, fields in found]
         rows = execute(self._site.dsn, "select id::text, entry from processor.ledger")
         found = {}
         for transaction, entry in rows:
-            position = next((t.position for n in notes if (t := n.tells(transaction, entry))), None)
+            outcomes = (note.outcome_of(transaction, entry) for note in notes)
+            position = next((outcome.position for outcome in outcomes if outcome), None)
             if isinstance(position, Position):
                 found[transaction] = position.lsn
         return found

@@ -16,7 +16,7 @@ from msgspec.json import encode
 
 import processor
 from processor.buffer import commit_notes
-from processor.buffer.commit_notes import Entries, Note
+from processor.buffer.commit_notes import EntryIds, Note
 from processor.config import loader
 from processor.config.settings import Replicas
 from processor.connections.wal_position import Position
@@ -271,7 +271,7 @@ def test_a_timeout_may_be_any_number_of_seconds(live: Site, timeout: Any) -> Non
 def test_a_note_is_found_although_the_clock_of_redis_was_set_back(live: Site) -> None:
     """Ids of entries and notes are times of Redis, which are ordered only within a stream."""
     receipt = Receipt(processor.new_id(), "default:0", "5000-0", BUFFER)
-    command = commit_notes.write(live.lane(), Note(BUFFER, 1.0, POSITION, Entries.of(["5000-0"])))
+    command = commit_notes.write(live.lane(), Note(BUFFER, 1.0, POSITION, EntryIds.of(["5000-0"])))
     live.redis.execute_command(*("1-1" if part == "*" else part for part in command))
     loader.configure(live.changed(database={"dsn": "host=/nowhere dbname=none"}))
     assert receipt.status().state == "committed"
@@ -337,7 +337,7 @@ def _note(**fields: object) -> Note:
     note = Note(BUFFER, 1.0, POSITION, **fields)  # type: ignore[arg-type]
     command = commit_notes.write(Site_lane, note)
     parts = [str(p).encode() if not isinstance(p, bytes) else p for p in command[6:]]
-    assert commit_notes.read(parts) == note
+    assert commit_notes.parse(parts) == note
     return note
 
 
@@ -351,21 +351,24 @@ def waiter(transaction_id: str, entry_id: str, buffer_id: str = BUFFER) -> Waite
 @pytest.mark.parametrize(
     ("fields", "state"),
     [
-        ({"entries": Entries.of(["1-0", "5-0", "9-0"])}, "committed"),
-        ({"entries": Entries.of(["5-0"])}, "committed"),
-        ({"entries": Entries.of(["1-0", "9-0"])}, None),
-        ({"entries": Entries.of(["5-1", "5-10"])}, None),
-        ({"entries": Entries.of(["50-0", "15-0"])}, None),
+        ({"entries": EntryIds.of(["1-0", "5-0", "9-0"])}, "committed"),
+        ({"entries": EntryIds.of(["5-0"])}, "committed"),
+        ({"entries": EntryIds.of(["1-0", "9-0"])}, None),
+        ({"entries": EntryIds.of(["5-1", "5-10"])}, None),
+        ({"entries": EntryIds.of(["50-0", "15-0"])}, None),
         ({"also": frozenset({"me"})}, "committed"),
         ({"dead": {"me": ["5-0", "why"]}}, "dead"),
         ({"discarded": {"me": "5-0"}}, "discarded"),
-        ({"discarded": {"me": "6-0"}, "entries": Entries.of(["5-0"])}, "committed"),
-        ({"dead": {"me": ["6-0", "another payload"]}, "entries": Entries.of(["5-0"])}, "committed"),
+        ({"discarded": {"me": "6-0"}, "entries": EntryIds.of(["5-0"])}, "committed"),
+        (
+            {"dead": {"me": ["6-0", "another payload"]}, "entries": EntryIds.of(["5-0"])},
+            "committed",
+        ),
     ],
 )
 def test_a_note_answers_only_for_its_own_entries(fields: dict[str, object], state: str) -> None:
     """Rule 21: an entry that was parked or dead lies between the ids of its batch as well."""
-    told = _note(**fields).tells("me", "5-0")
+    told = _note(**fields).outcome_of("me", "5-0")
     assert (told.state if told else None) == state
 
 
@@ -376,7 +379,7 @@ def test_entries_are_found_in_a_note_and_no_others(seed: int) -> None:
     moments = [(start + chance.randrange(spread), chance.choice([0, 0, 0, 1, 10, 100]))
                for _ in range(chance.randint(1, 40))]  # fmt: skip
     ids = [f"{at}-{number}" for at, number in sorted(set(moments))]
-    entries = Entries.of(ids)
+    entries = EntryIds.of(ids)
     assert all(each in entries for each in ids)
     assert entries.span == (ids[0], ids[-1])
     near = {f"{at + step}-{number + more}" for at, number in moments
@@ -395,18 +398,18 @@ def test_a_note_finds_the_waiters_that_it_concerns_and_no_others() -> None:
     def concerned(note: Note) -> list[str]:
         return [each.target.id for each in lane_waiters.concerned(note)]
 
-    assert concerned(_note(entries=Entries.of(["10-0", "12-0"]))) == ["id10", "id11", "id12"]
+    assert concerned(_note(entries=EntryIds.of(["10-0", "12-0"]))) == ["id10", "id11", "id12"]
     assert concerned(_note(also=frozenset({"late"}))) == ["late"]
     assert concerned(_note(dead={"id7": ["7-0", "why"]})) == ["id7"]
     for each in (*waiters, delayed):
         lane_waiters.remove(each)
     assert not lane_waiters
-    assert concerned(_note(entries=Entries.of(["0-0", "99-0"]))) == []
+    assert concerned(_note(entries=EntryIds.of(["0-0", "99-0"]))) == []
 
 
 def test_a_note_of_another_buffer_says_nothing_about_an_entry() -> None:
     """Rule 21: after a rollback of Redis the same entry ids belong to other transactions."""
-    note = _note(entries=Entries.of(["5-0"]))
+    note = _note(entries=EntryIds.of(["5-0"]))
     assert waiter("me", "5-0").read(note) is not None
     assert waiter("me", "5-0", OTHER).read(note) is None
 
@@ -419,7 +422,7 @@ def test_a_write_that_redis_lost_is_not_committed_by_a_note_of_another_buffer(li
     live.redis.delete(stream)
     states = {}
     for buffer in (OTHER, live.redis.get("processor:buffer").decode()):
-        note = Note(buffer, time.time(), entries=Entries.of([entry_id]))
+        note = Note(buffer, time.time(), entries=EntryIds.of([entry_id]))
         live.redis.execute_command(*commit_notes.write(live.lane(), note))
         states[buffer] = receipt.status().state
 
@@ -446,7 +449,7 @@ def replica_waiter(lane_waiters: Waiters) -> Waiter:
 
 
 def at(timeline: int, lsn: int) -> Note:
-    return Note(BUFFER, 1.0, Position("7", timeline, lsn), Entries.of(["1-0", "5-0", "9-0"]))
+    return Note(BUFFER, 1.0, Position("7", timeline, lsn), EntryIds.of(["1-0", "5-0", "9-0"]))
 
 
 def test_a_wait_ends_when_the_last_replica_has_the_commit_whatever_comes_first() -> None:

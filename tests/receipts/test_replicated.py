@@ -16,7 +16,7 @@ import pytest
 import processor
 from processor.apply import committer
 from processor.config.loader import configure
-from processor.connections.wal_position import number
+from processor.connections.wal_position import parse_lsn
 from processor.receipts.receipt import Receipt
 from processor.replicas import queries
 from processor.runtime import drain_thread
@@ -101,7 +101,7 @@ def test_the_check_detects_a_position_before_the_end_of_its_commit(
     late: Callable[..., Site], replicas: Replicas, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rule 34: with synchronous_commit off the written position lags behind the commit."""
-    monkeypatch.setattr(committer, "after_commit", lambda current, *_: number(current))
+    monkeypatch.setattr(committer, "after_commit", lambda current, *_: parse_lsn(current))
     assert hidden(late("off", servers=False), replicas)
 
 

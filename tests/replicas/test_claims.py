@@ -11,7 +11,7 @@ from typing import NamedTuple
 import psycopg2
 import pytest
 
-from processor.buffer.commit_notes import read
+from processor.buffer import commit_notes
 from processor.connections.wal_position import Position
 from tests.harness.replicas import Replicas
 from tests.harness.site import Site, write
@@ -124,8 +124,8 @@ def committed(site: Site, lane: str) -> Iterator[tuple[str, Position]]:
     """Yield each transaction of a lane with the position of its commit note."""
     ledger = site.execute("select id::text, entry from processor.ledger where lane = %s", (lane,))
     for _, fields in site.redis.xrange(site.lane(lane).commits):
-        note = read([part for pair in fields.items() for part in pair])
+        note = commit_notes.parse([part for pair in fields.items() for part in pair])
         for transaction, entry in ledger:
-            told = note.tells(transaction, entry)
+            told = note.outcome_of(transaction, entry)
             if told and told.position:
                 yield transaction, told.position
