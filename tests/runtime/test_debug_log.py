@@ -105,8 +105,9 @@ import processor
 
 logging.basicConfig(level=logging.DEBUG, format="%(name)s: %(message)s", stream=sys.stdout)
 processor.configure(json.loads(sys.argv[1]))
-made = processor.Transaction()
-receipt = processor.submit(made.insert("effect", {"id": made.id, "part": 0}))
+transaction = processor.Transaction()
+transaction.insert("effect", {"id": transaction.id, "part": 0})
+receipt = processor.submit(transaction)
 processor.start()
 assert receipt.wait(timeout=10).state == "committed"
 processor.stop()

@@ -1,4 +1,4 @@
-"""Forks of a process whose thread runs: gunicorn --preload, multiprocessing, a web server's own."""
+"""Forks of a process with a running drain thread: gunicorn --preload, multiprocessing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.harness.wait import wait_until
 
 @pytest.fixture
 def settings(database: Database, redis_url: str, tmp_path: Path) -> str:
-    """A file of settings; its Redis is named by a host and not by a number."""
+    """A settings file that names Redis by host name, so that its address must be looked up."""
     database.execute("create table effect (n int)")
     by_name = redis_url.replace("127.0.0.1", "localhost")
     path = tmp_path / "processor.yml"
@@ -24,7 +24,7 @@ def settings(database: Database, redis_url: str, tmp_path: Path) -> str:
     return str(path)
 
 
-def test_no_thread_of_ours_imports_anything_since_a_fork_would_keep_the_lock_of_that_import(
+def test_no_thread_of_the_processor_imports_anything_since_a_fork_would_keep_the_import_lock(
     spawn: Spawn, settings: str
 ) -> None:
     process = spawn("""
@@ -42,7 +42,7 @@ def wait(name, end=time.monotonic() + 10):
     while not processor.state()["background_processor"][name] and time.monotonic() < end:
         time.sleep(0.01)
 
-processor.start  # loads what whoever calls it loads
+processor.start  # imports what a caller of it imports
 sys.meta_path.insert(0, Watch())
 processor.start()
 wait("last_run")
@@ -58,7 +58,7 @@ print(json.dumps(late))
     assert json.loads(process.lines[-1]) == []
 
 
-def test_forks_at_any_moment_leave_parent_and_children_at_work(
+def test_after_a_fork_at_any_moment_parent_and_children_keep_working(
     spawn: Spawn, settings: str, database: Database
 ) -> None:
     rounds = 20
@@ -73,7 +73,7 @@ def submit(n):
 
 def child(n):
     faulthandler.dump_traceback_later(30, exit=True)
-    # Even: its first submit brings the thread back. Odd: it asks for it.
+    # In a child with an even number its first submit starts the thread, in the others `start` does.
     if n % 2:
         processor.start()
     submit(n)
@@ -110,8 +110,8 @@ time.sleep(60)
     assert effects() == sorted(expected)
 
 
-def test_no_fork_comes_while_a_thread_looks_up_an_address(spawn: Spawn) -> None:
-    """The child would have the C library's lock held for ever, and reach no server."""
+def test_a_fork_waits_while_a_thread_looks_up_an_address(spawn: Spawn) -> None:
+    """Otherwise the C library's lock stays held in the child, which then reaches no server."""
     process = spawn("""
 import os, sys, threading
 from processor.connections.fork_guard import resolving
@@ -129,7 +129,7 @@ thread.start()
 inside.wait()
 pid = os.fork()
 if not pid:
-    with resolving():  # Nobody holds it in the child.
+    with resolving():  # Not held in the child.
         os._exit(0 if left else 1)
 thread.join()
 with resolving():

@@ -1,4 +1,4 @@
-"""A real gunicorn with the shipped hook: one owner among its workers, whoever of them dies."""
+"""A real gunicorn with the shipped hook: each lane has one owner, whichever worker dies."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def submit(n):
 
 
 def ring(_):
-    """Whether setting the Event in this worker brings about a pass of its thread at once."""
+    """Whether setting the Event in this worker makes its thread run a pass at once."""
     before, end = metrics.value("passes"), time.monotonic() + 5.0
     processor.event.set()
     while metrics.value("passes") == before and time.monotonic() < end:
@@ -54,7 +54,7 @@ def state(_):
 def application(environ, start_response):
     if environ["PATH_INFO"].startswith("/health"):
         return web.application(environ, start_response)
-    time.sleep(0.02)  # so that the other workers get some of many requests
+    time.sleep(0.02)  # so that many requests are spread over all workers
     verb, _, argument = environ["PATH_INFO"].strip("/").partition("/")
     answer = {"pid": os.getpid(), verb: globals()[verb](argument)}
     start_response("200 OK", [("Content-Type", "application/json")])
@@ -80,23 +80,23 @@ class Site:
 
     def ask_all(self, path: str) -> dict[int, dict[str, Any]]:
         """The answers of all workers, by pid."""
-        heard: dict[int, dict[str, Any]] = {}
+        received: dict[int, dict[str, Any]] = {}
 
         def enough() -> bool:
             with ThreadPoolExecutor(WORKERS * 2) as pool:
                 answers = list(pool.map(self.get, [path] * WORKERS * 2))
-            heard.update({each["pid"]: each for each in answers})
-            return len(self.living(heard)) >= WORKERS
+            received.update({each["pid"]: each for each in answers})
+            return len(self.living(received)) >= WORKERS
 
         wait_until(enough, 20, lambda: self.process.output, ignore=OSError)
-        return self.living(heard)
+        return self.living(received)
 
     @staticmethod
-    def living(heard: dict[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:
-        return {pid: each for pid, each in heard.items() if Path(f"/proc/{pid}").exists()}
+    def living(answers: dict[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:
+        return {pid: each for pid, each in answers.items() if Path(f"/proc/{pid}").exists()}
 
     def owners(self) -> dict[str, list[int]]:
-        """The workers that say they own a lane, by lane."""
+        """The workers that report to own a lane, by lane."""
         owners: dict[str, list[int]] = {}
         for pid, each in self.ask_all("/state").items():
             for name, lane in each["state"]["lanes"].items():
@@ -104,7 +104,7 @@ class Site:
         return owners
 
     def one_owner_each(self) -> bool:
-        """Whether every lane has one owner: a worker that says so, or gunicorn's own process."""
+        """Whether every lane has one owner: a worker that reports it, or gunicorn's own process."""
         owners = list(itertools.chain(*self.owners().values()))
         owners += [pid for pid in self.holders() if pid == self.process.pid]
         return len(owners) == LANES and sorted(owners) == sorted(self.holders())
@@ -117,7 +117,7 @@ class Site:
             " and datname = current_database()")]  # fmt: skip
 
     def submit(self, numbers: range) -> set[int]:
-        """Submit through whatever workers come; the pids of those that took one."""
+        """Submit through the workers; return the pids of those that accepted any."""
         with ThreadPoolExecutor(WORKERS * 2) as pool:
             return {each["pid"] for each in pool.map(self.get, [f"/submit/{n}" for n in numbers])}
 
@@ -133,10 +133,10 @@ def site(
     mode = request.param
     database.execute("create table effect (n int)")
     (tmp_path / "app.py").write_text(APPLICATION)
-    # No interval and no take-over by time comes to help within these tests.
+    # So long that no interval ends and no lane is taken over by time within these tests.
     settings = settings_of(redis_url, database.dsn, {"interval": 30.0})
     (tmp_path / "processor.yml").write_text(yaml.safe_dump(settings))
-    # gunicorn puts a socket into the home directory, whose path must be short.
+    # gunicorn creates a socket in the home directory, whose path must be short.
     environ = {"SETTINGS": str(tmp_path / "processor.yml"),
                "HOME": str(tmp_path_factory.mktemp("g"))}  # fmt: skip
     environ["XDG_RUNTIME_DIR"] = environ["HOME"]
@@ -147,14 +147,14 @@ def site(
         *(["--preload"] if "--preload" in mode else []), "app:application", cwd=tmp_path, **environ,
     )  # fmt: skip
     site = Site(process, int(free_address.rpartition(":")[2]), database)
-    # One that is late would have no part in what comes now.
+    # All workers must be up, or a late one would not take part in the test.
     site.ask_all("/state")
     yield site
     if process.running:
         process.terminate(30)
 
 
-def test_every_worker_submits_and_rings_and_each_lane_has_one_owner_among_all_processes(
+def test_every_worker_submits_and_wakes_its_thread_and_each_lane_has_one_owner(
     site: Site
 ) -> None:
     wait_until(lambda: len(site.holders()) == LANES)
@@ -168,12 +168,12 @@ def test_every_worker_submits_and_rings_and_each_lane_has_one_owner_among_all_pr
     wait_until(site.one_owner_each)
 
 
-def test_another_takes_over_when_the_owner_is_killed_and_nothing_is_lost_or_doubled(
+def test_another_worker_takes_over_when_the_owner_is_killed_and_nothing_is_lost_or_doubled(
     site: Site
 ) -> None:
     wait_until(lambda: len(site.holders()) == LANES)
     site.submit(range(50))
-    # Where gunicorn's own process was first to come, all workers are standbys.
+    # If gunicorn's own process took the lanes first, all workers are standbys.
     owner = next((pid for pid in site.holders() if pid != site.process.pid),
                  min(site.ask_all("/state")))  # fmt: skip
 
@@ -186,7 +186,7 @@ def test_another_takes_over_when_the_owner_is_killed_and_nothing_is_lost_or_doub
     wait_until(lambda: owner not in site.holders() and site.one_owner_each())
 
 
-def test_when_gunicorn_is_told_to_end_all_is_drained_and_no_session_stays(site: Site) -> None:
+def test_a_terminated_gunicorn_drains_everything_and_leaves_no_session(site: Site) -> None:
     wait_until(lambda: len(site.holders()) == LANES)
     site.submit(range(20))
 
@@ -196,6 +196,6 @@ def test_when_gunicorn_is_told_to_end_all_is_drained_and_no_session_stays(site: 
         "select count(*) from pg_stat_activity where application_name like 'processor %'"
         " and datname = current_database()"
     )
-    # The server takes a moment to see that a client has gone.
+    # The server needs a moment to notice that a client has disconnected.
     wait_until(lambda: site.database.execute(left) == [(0,)])
     assert "Traceback" not in site.process.output

@@ -1,4 +1,4 @@
-"""The thread is started, stopped, forked and woken in every order that an application may find."""
+"""The thread is started, stopped, forked and woken in every order that an application may use."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.harness.servers import Database
 from tests.harness.wait import wait_until
 from tests.harness.workload import Site, plain
 
-#: What each program begins with.
+#: The head of each program.
 HEAD = """
 import json, os, random, sys, threading, time
 import processor
@@ -39,8 +39,8 @@ def owns():
     return any(lane["owner"] for lane in processor.state()["lanes"].values())
 
 def effect(part=0):
-    made = processor.Transaction()
-    return made.insert("effect", {"id": made.id, "part": part})
+    transaction = processor.Transaction()
+    return transaction.insert("effect", {"id": transaction.id, "part": part})
 """
 
 
@@ -51,7 +51,7 @@ def site(database: Database, redis_url: str) -> Iterator[Site]:
 
 @pytest.fixture
 def program(spawn: Spawn, site: Site) -> Callable[..., Process]:
-    """`program(code, **settings)`: a program with the site's settings, and these besides."""
+    """`program(code, **settings)`: run code with the settings of the site, changed by these."""
 
     def start(code: str, **settings: Any) -> Process:
         return spawn(HEAD + code, json.dumps(site.mapping | settings))
@@ -60,9 +60,9 @@ def program(spawn: Spawn, site: Site) -> Callable[..., Process]:
 
 
 def sessions(database: Database) -> int:
-    """Sessions on the test's database, but for the one that asks."""
-    asked = "SELECT count(*) FROM pg_stat_activity WHERE datname = %s AND pid <> pg_backend_pid()"
-    return int(database.execute(asked, (database.name,))[0][0])
+    """The number of sessions on the test's database, without the one that counts."""
+    query = "SELECT count(*) FROM pg_stat_activity WHERE datname = %s AND pid <> pg_backend_pid()"
+    return int(database.execute(query, (database.name,))[0][0])
 
 
 def clients(redis: redis_driver.Redis) -> int:
@@ -100,24 +100,24 @@ time.sleep(30)
 def test_500_rounds_of_start_and_stop_from_ten_threads_leave_nothing_behind(
     program: Callable[..., Process], site: Site
 ) -> None:
-    def there() -> tuple[int, int]:
+    def connections() -> tuple[int, int]:
         return sessions(site.database), clients(site.redis)
 
-    before = there()
+    before = connections()
 
     hammer = program(HAMMER)
     hammer.expect("hammered", 60)
 
     assert "Traceback" not in hammer.output, hammer.output
-    # Fewer, when what an earlier test dropped is collected only now.
+    # There may be fewer: connections that an earlier test dropped may be closed only now.
     wait_until(
-        lambda: all(now <= then for now, then in zip(there(), before, strict=True)),
+        lambda: all(now <= then for now, then in zip(connections(), before, strict=True)),
         message=lambda: f"{before}: {sessions(site.database)} {site.redis.client_list()}",
     )
     assert hammer.running
 
 
-def test_stop_before_start_twice_and_from_the_thread_itself_is_answered_at_once(
+def test_stop_before_start_stop_twice_and_stop_from_the_thread_itself_return_at_once(
     program: Callable[..., Process],
 ) -> None:
     orderly = program("""
@@ -140,7 +140,7 @@ assert processor.state()["background_processor"]["status"] == "stopped"
     assert orderly.wait() == 0, orderly.output
 
 
-#: Waits so long that only a wake-up can explain a pass.
+#: The delay is so long that only a wake-up can explain a pass.
 PATIENT: dict[str, Any] = {"interval": 50.0, "watchdog": {"limit": 200.0}}
 
 WAKE = """
@@ -171,7 +171,7 @@ def test_a_wake_up_at_any_moment_of_a_pass_makes_another_pass(
     woken = program(
         WAKE
         + """
-# The last moment: the pass has looked at everything, the thread does not wait yet.
+# The last moment is after the pass has looked for work and before the thread waits.
 todo = [drain_thread.hooks.before_pass, drain_thread.hooks.after_pass] * 20
 def ring():
     if todo:
@@ -196,7 +196,7 @@ print(passes())
     assert woken.wait(30) == 0, woken.output
 
 
-def test_a_storm_of_wake_ups_loses_no_work_and_ends_in_silence(
+def test_a_storm_of_wake_ups_loses_no_work_and_the_thread_rests_afterwards(
     program: Callable[..., Process], site: Site
 ) -> None:
     storm = program(
@@ -220,7 +220,7 @@ wait_until(quiet)
 print("committed", int(metrics.value("committed")))
 used = time.process_time()
 time.sleep(1)
-assert time.process_time() - used < 0.05, "it does not rest"
+assert time.process_time() - used < 0.05, "the thread does not rest"
 """,
         **patient(site),
     )
@@ -229,10 +229,10 @@ assert time.process_time() - used < 0.05, "it does not rest"
     assert "committed 200" in storm.output
 
 
-def test_without_any_wake_up_work_is_found_at_the_interval(
+def test_without_any_wake_up_work_is_found_after_the_interval(
     program: Callable[..., Process], site: Site
 ) -> None:
-    # Nobody sets the Event, and the doorbell may not listen.
+    # No submit in this process sets the Event, and Redis refuses XREAD to the doorbell.
     site.redis.acl_setuser("deaf", enabled=True, nopass=True, keys="*", categories=["+@all"],
                            commands=["-xread"])  # fmt: skip
     url = site.mapping["redis"]["url"].replace("redis://", "redis://deaf:x@")
@@ -249,13 +249,13 @@ def test_without_any_wake_up_work_is_found_at_the_interval(
     site.redis.acl_deluser("deaf")
 
 
-def test_idle_it_rests(program: Callable[..., Process], site: Site) -> None:
+def test_an_idle_processor_uses_little_cpu(program: Callable[..., Process], site: Site) -> None:
     idle = program(
         WAKE
         + """
-before, used, begun = passes(), time.process_time(), time.monotonic()
+before, used, started = passes(), time.process_time(), time.monotonic()
 time.sleep(2)
-made, lasted = passes() - before, time.monotonic() - begun
+made, lasted = passes() - before, time.monotonic() - started
 assert made <= lasted + 1, (made, lasted)
 assert time.process_time() - used < 0.05 * lasted
 """,
@@ -282,7 +282,7 @@ if child == 0:
     wait_until(lambda: processor.singleton.thread.is_alive())
     wait_until(lambda: processor.state()["background_processor"]["status"] == "standby")
     print("revived", flush=True)
-    # As a web worker ends: by its atexit functions, or without them.
+    # A web worker ends either with its atexit functions or without them.
     LEAVE
 pid, status = os.waitpid(child, 0)
 assert status == 0, status
@@ -298,10 +298,10 @@ print("unharmed")
 
 @pytest.mark.parametrize("leave", ["sys.exit(0)", "os._exit(0)", "processor.stop(); sys.exit(0)"])
 @pytest.mark.parametrize("revive", ["processor.submit(effect())", "processor.start()"])
-def test_a_forked_child_has_no_thread_until_it_starts_or_submits_and_harms_nobody(
+def test_a_forked_child_has_no_thread_until_it_starts_or_submits_and_the_parent_is_unharmed(
     program: Callable[..., Process], site: Site, revive: str, leave: str
 ) -> None:
-    # So long that the parent's session ends by no pause of the machine.
+    # So long that a pause of the machine does not end the parent's session.
     unhurried = {"dsn": site.database.dsn, "takeover": 60.0}
     code = FORK.replace("REVIVE", revive).replace("LEAVE", leave)
     parent = program(code, database=unhurried)
@@ -364,7 +364,7 @@ def test_a_fork_at_any_moment_of_a_busy_parent_leaves_no_lock_held(
         """
 processor.start()
 over = threading.Event()
-# Loads what a submit needs: Python itself has locks, and those of an import survive no fork.
+# Imports what a submit needs: a fork during an import leaves its lock held in the child.
 processor.submit(effect())
 def produce():
     while not over.is_set():
@@ -397,7 +397,7 @@ for thread in producers:
 
 
 @pytest.mark.parametrize("where", ["postgres", "redis"])
-def test_the_end_of_the_program_is_bounded_while_a_server_hangs(
+def test_a_program_ends_in_bounded_time_while_a_server_hangs(
     program: Callable[..., Process], site: Site, where: str,
     proxy_to: Callable[..., Proxy], database: Database, redis_server: Any,
 ) -> None:  # fmt: skip
@@ -434,7 +434,7 @@ print("ending", time.time(), flush=True)
 
 
 def open_gate(process: Process) -> None:
-    """Let a program go on that waits for a file in its directory."""
+    """Let a program continue that waits for a file in its directory."""
     with open(f"/proc/{process.pid}/cwd/go", "w"):
         pass
 
