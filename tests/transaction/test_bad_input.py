@@ -168,7 +168,7 @@ def test_a_bad_transaction_is_refused_in_one_line_with_field_and_remedy(
     assert first.startswith(f"processor: line 1: {field}"), first
     assert remedy in first
     assert len(first) < 300
-    assert resume == "processor: 0 accepted; go on with --from 1"
+    assert resume == "processor: 0 accepted; resume with --from 1"
     assert said.out == ""
     assert not redis.keys("*stream")
 
@@ -358,7 +358,7 @@ COMMAND_LINES: dict[str, list[Case]] = {
         (["queues"], "command", "processor queues --help"),
         (["dead", "revive"], "revive", "edit, list, retry, show"),
         (["print", "manual"], "manual", "acl, config, schema, unit"),
-        (["\x1b[31mred"], "\\x1b[31mred", "there are"),
+        (["\x1b[31mred"], "\\x1b[31mred", "one of demo, submit"),
         (["status", "extra"], "extra", "processor status --help"),
         (["--frobnicate"], "--frobnicate", "processor --help"),
         (["-c"], "-c", "processor --help"),
@@ -377,15 +377,15 @@ COMMAND_LINES: dict[str, list[Case]] = {
         (["queues", "pause"], "QUEUE", "processor queues pause --help"),
     ],
     "ids and choices": [
-        (["explain", "42"], "'42' is no id", "as `submit` prints it"),
+        (["explain", "42"], "'42' is not a transaction id", "as `submit` prints it"),
         (["explain"], "ID", "--idempotency-key"),
         (["explain", UNKNOWN, "--idempotency-key", "x"], "ID", "either"),
-        (["dead", "show", "x' or 1=1 --"], "no id", "as `submit` prints it"),
+        (["dead", "show", "x' or 1=1 --"], "not a transaction id", "as `submit` prints it"),
         (["dead", "retry", UNKNOWN, "nonsense"], "'nonsense'", "as `submit` prints it"),
         (["dead", "retry"], "IDs", "--all"),
         (["dead", "retry", UNKNOWN, "--all"], "IDs", "either"),
         (["dead", "list", "--since", "yesterday"], "--since", "write 2h, or 2026"),
-        (["dead", "list", "--since", "2026-11-21T06:00:00"], "--since", "has no zone"),
+        (["dead", "list", "--since", "2026-11-21T06:00:00"], "--since", "has no time zone"),
         (["dead", "discard", UNKNOWN, "--wait", "x"], "--wait", "write 90"),
     ],
 }  # fmt: skip
