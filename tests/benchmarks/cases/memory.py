@@ -49,4 +49,4 @@ def _resident(pid: int, name: str) -> float:
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith(name):
             return int(line.split()[1]) / 1024
-    raise RuntimeError(f"the kernel tells no {name}")
+    raise RuntimeError(f"the kernel reports no {name}")
