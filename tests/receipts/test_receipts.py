@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -530,3 +532,18 @@ def test_a_replica_without_recent_reports_counts_only_if_it_is_configured() -> N
     (found,) = replica_progress.parse(Replicas(servers={"gone": "", "new": ""}), replies)
     assert list(found.replicas) == ["gone", "new"]
     assert found.watched(now) == set()
+
+
+# What it costs.
+
+
+def test_importing_a_receipt_loads_neither_ledger_nor_postgresql() -> None:
+    """A producer that never asks how far a write got does not pay for the answer."""
+    program = (
+        "import sys, processor.receipts.receipt\n"
+        "print(*(name for name in sys.modules if name.partition('.')[0] == 'processor'))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    loaded = done.stdout.split()
+    assert len(loaded) <= 25, loaded
+    assert not {"processor.ledger", "processor.connections.postgres_session"} & set(loaded)
