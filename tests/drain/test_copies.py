@@ -1,7 +1,7 @@
-"""One transaction may lie in the stream twice: a lost reply, an impatient user. It is one effect.
+"""A transaction may be in the stream twice, after a lost reply or a second click: it is one effect.
 
-The hard ones are copies of what is parked or dead: they have their place already and must not stand
-in line a second time, where nobody would ever release them.
+The hard cases are copies of parked and dead entries: these must not be parked a second time, since
+nothing would ever release them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tests.harness.wait import wait_until
 
 @pytest.fixture(params=[1, 250], ids=["apart", "together"])
 def lane(request: pytest.FixtureRequest, site_of: Callable[..., Site]) -> Site:
-    """A site where copies come in batches of their own, or in the batch of the first one."""
+    """A site whose copies are in batches of their own, or in one batch with the original."""
     site = site_of(batch={"entries": request.param})
     site.execute("create table parent (id int primary key)")
     site.execute("create table child (parent int references parent)")
@@ -59,7 +59,7 @@ def test_a_transaction_submitted_again_and_again_is_one_effect(lane: Site) -> No
     assert lane.tape() == [1, 2]
 
 
-def test_a_copy_of_one_that_waits_for_its_retry_does_not_stop_the_line(lane: Site) -> None:
+def test_a_copy_of_an_entry_that_waits_for_its_retry_does_not_block_its_key(lane: Site) -> None:
     late, follower = child(1), write(2, key="k")
     lane.submit(late, follower, late, follower, late)
     lane.start()
@@ -72,7 +72,7 @@ def test_a_copy_of_one_that_waits_for_its_retry_does_not_stop_the_line(lane: Sit
     wait_until(lambda: nothing_is_left(lane), message=lane.tale)
 
 
-def test_nobody_waits_behind_a_copy(lane: Site) -> None:
+def test_no_entry_waits_behind_a_copy(lane: Site) -> None:
     done, late = write(1, keys=["k", "other"]), child(2)
     lane.submit(done, late)
     lane.start()
@@ -87,7 +87,7 @@ def test_nobody_waits_behind_a_copy(lane: Site) -> None:
 
 
 @pytest.mark.parametrize("request_", ["discard", "retry"])
-def test_a_copy_of_a_dead_letter_does_not_stop_the_line(lane: Site, request_: str) -> None:
+def test_a_copy_of_a_dead_letter_does_not_block_its_key(lane: Site, request_: str) -> None:
     lane.execute("alter table tape add constraint small check (n < 10)")
     bad, follower = write(10, key="k"), write(2, key="k")
     lane.submit(bad, follower, bad)
@@ -104,7 +104,7 @@ def test_a_copy_of_a_dead_letter_does_not_stop_the_line(lane: Site, request_: st
     wait_until(lambda: nothing_is_left(lane), message=lane.tale)
 
 
-def test_the_id_of_a_parked_one_with_another_payload_is_filed_and_not_applied(
+def test_another_payload_under_the_id_of_a_parked_entry_becomes_a_dead_letter(
     lane: Site,
 ) -> None:
     late = child(1)
@@ -122,7 +122,9 @@ def test_the_id_of_a_parked_one_with_another_payload_is_filed_and_not_applied(
     ]
 
 
-def test_what_was_committed_before_its_table_went_away_is_no_dead_letter(site: Site) -> None:
+def test_a_copy_of_a_committed_entry_is_no_dead_letter_after_its_table_was_dropped(
+    site: Site,
+) -> None:
     site.execute("create table brief (n int)")
     known = write(1).insert("brief", {"n": 1})
     site.submit(known)

@@ -1,8 +1,8 @@
-"""Whoever means harm, or is only careless, hurts nothing but the entry that he wrote.
+"""A hostile or careless producer harms nothing but its own entries.
 
-Entries and members that somebody else put into Redis, tables that may not be used, ids with two
-payloads, work that is slower than the deadlines, servers that change sides: the lane goes on, no
-effect is lost or doubled, and what cannot be applied is found as a dead letter.
+Entries and members that another program put into Redis, tables without privileges, ids with two
+payloads, work slower than the deadlines, servers that change roles: the lane continues, nothing is
+lost or applied twice, and what cannot be applied becomes a dead letter.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from tests.harness.wait import wait_until
 
 MakeSite = Callable[..., Site]
 
-#: The tape refuses scope x.
+#: The tape rejects rows of scope x.
 FAILING = """
 create table failing (scope text);
 insert into failing values ('x');
@@ -53,23 +53,23 @@ create trigger fail before insert on tape for each row execute function fail();
 
 
 def raw(*operations: dict[str, Any], **more: Any) -> dict[str, Any]:
-    """The fields of an entry that no producer would make."""
+    """The fields of an entry that no producer would write."""
     return {"v": 1, "tx": json.dumps({"id": new_id(), "operations": operations, **more})}
 
 
-# Tables that may not be looked up.
+# Tables that may not be looked up in the catalog.
 
 
 @pytest.fixture
 def guest(database: Database) -> Iterator[str]:
-    """A role that may do what the processor must, and use no other schema."""
+    """A role with the privileges that the processor needs, and usage on no other schema."""
     role = f"guest_of_{database.name}"
     database.execute(f"create role {role} login")
     yield role
     database.execute(f"drop owned by {role}; drop role {role}")
 
 
-def test_a_table_in_a_schema_without_usage_is_the_end_of_its_own_transactions_only(
+def test_a_table_without_privileges_fails_only_its_own_transactions(
     guest: str, database: Database, postgres_server: PostgresServer, site_of: MakeSite
 ) -> None:
     dsn = psycopg2.extensions.make_dsn(database.dsn, user=guest)
@@ -105,7 +105,7 @@ def test_a_table_in_a_schema_without_usage_is_the_end_of_its_own_transactions_on
 def test_deciding_on_a_clash_leaves_the_parked_original_and_its_keys_line_alone(
     request_: str, site_of: MakeSite
 ) -> None:
-    """Rule 15: the letter of a clash bears the id of the original, which still waits."""
+    """Rule 15: the dead letter of a clash has the id of the original, which still waits."""
     site = site_of(retry={"attempts": 9, "delay": 0.5, "max_delay": 0.5})
     site.execute(FAILING)
     site.start()
@@ -152,7 +152,7 @@ def test_of_two_payloads_that_both_fail_the_second_clashes_and_the_first_is_trie
     assert site.parked() == 0
 
 
-# What somebody else put into Redis.
+# What another program put into Redis.
 
 EVIL = "}'::uuid[]); delete from account; select id::text, outcome, 'x' from processor.ledger --"
 OPEN = "0000000000000001-00000000000000000000"
@@ -172,7 +172,7 @@ def evil_record(site: Site) -> None:
 
 
 def stranger_in_a_record(site: Site) -> None:
-    """A sound record under the id of another transaction."""
+    """A valid record under the id of another transaction."""
     body = write(77).encode(0.0, 1 << 20).body
     name = new_id()
     site.redis.hset(site.lane().parked, name, b"1-1\n0\n" + body)
@@ -187,7 +187,7 @@ PLANTED = [evil_line, evil_record, stranger_in_a_record, evil_identity]
 
 
 @pytest.mark.parametrize("plant", PLANTED)
-def test_what_somebody_else_put_into_redis_reaches_no_sql_and_stops_no_lane(
+def test_what_another_program_put_into_redis_reaches_no_sql_and_stops_no_lane(
     plant: Callable[[Site], None], site: Site
 ) -> None:
     site.execute("insert into account values (1)")
@@ -217,7 +217,7 @@ def deep(levels: int) -> list[Any]:
     return made
 
 
-#: The name: an entry that no door would let in.
+#: By name: an operation that every submit would refuse.
 HARMFUL: dict[str, dict[str, Any]] = {
     "all rows deleted": {"op": "delete", "table": "account", "where": {}},
     "all rows set": {"op": "update", "table": "account", "set": {"balance": 9}, "where": {}},
@@ -229,7 +229,7 @@ HARMFUL: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("several", [1, 5])
-def test_harmful_entries_die_one_and_all_and_no_row_is_lost(
+def test_harmful_entries_become_dead_letters_and_no_row_is_lost(
     several: int, site_of: MakeSite
 ) -> None:
     site = site_of(retry={"attempts": 1})
@@ -250,13 +250,13 @@ def test_harmful_entries_die_one_and_all_and_no_row_is_lost(
     assert (len(site.dead()), site.depth()) == (several * len(HARMFUL), 0)
 
 
-# What a session keeps.
+# What a session holds on to.
 
 
 def test_values_that_do_not_fit_leave_no_prepared_statements_behind(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each time names are looked up anew, and everything is prepared under new names."""
+    """Each time names are looked up again, and everything is prepared under new names."""
     monkeypatch.setattr(session_module, "_REFRESH_INTERVAL", 0.0)
     site.execute("create table small (id int, v smallint)")
     drain = site.drain()
@@ -277,8 +277,8 @@ def test_values_that_do_not_fit_leave_no_prepared_statements_behind(
 NAP = {"nap": "select pg_sleep(%(s)s)"}
 
 
-def test_a_transaction_is_given_the_time_that_it_asks_for(site_of: MakeSite) -> None:
-    """Its own limit is above the deadline of a call."""
+def test_a_transaction_gets_the_time_limit_that_it_sets(site_of: MakeSite) -> None:
+    """Its own limit is longer than the deadline of a call."""
     site = site_of(statements=NAP, database={"call_timeout": 1.0, "statement_timeout": 0.4})
     drain = site.drain()
     slow = write(2, timeout=10, attempts=1).statement("nap", {"s": 1.4})
@@ -290,11 +290,11 @@ def test_a_transaction_is_given_the_time_that_it_asks_for(site_of: MakeSite) -> 
     site.whole(3)
 
 
-def test_a_batch_of_slow_legal_statements_is_made_smaller_and_not_cut_for_ever(
+def test_a_batch_of_slow_statements_is_halved_until_it_fits_the_deadline(
     site_of: MakeSite,
 ) -> None:
-    # Ten take longer than a call may; half of them little more than half as long, so that no pause
-    # of the machine makes them too many as well.
+    # Ten take longer than the deadline of a call; five take little more than half of it, so that
+    # they fit even on a slow machine.
     site = site_of(statements=NAP, database={"call_timeout": 3.0, "statement_timeout": 2.4})
     drain = site.drain()
     site.submit(*(write(n, attempts=1).statement("nap", {"s": 0.32}) for n in range(1, 11)))
@@ -304,21 +304,21 @@ def test_a_batch_of_slow_legal_statements_is_made_smaller_and_not_cut_for_ever(
             break
 
     site.whole(10)
-    # Ten were too many, and once is enough to learn it.
+    # Ten were too many, which was learned from one lost session.
     assert drain.database.generation == 2
 
 
 def test_a_crasher_is_condemned_only_if_the_server_commits_without_it(
     own_postgres: Callable[..., PostgresServer], site_of: MakeSite
 ) -> None:
-    """A server that answers and waits for its standby is away, whatever it was asked to do."""
+    """A server that answers but waits for its standby is an outage, not the entry's fault."""
     server = own_postgres()
     site = site_of(postgres=server, database={"call_timeout": 1.0, "statement_timeout": 0.8})
     drain = site.drain()
     step(drain)
     site.execute("alter system set synchronous_standby_names = 'nobody'")
     site.execute("select pg_reload_conf()")
-    # The drain's own session has to have read the setting: each session reads it when idle.
+    # The drain's own session has to apply the setting, which a session does when idle.
     shown = "show synchronous_standby_names"
     wait_until(lambda: drain.database.run(shown) == [("nobody",)])
     one = write(1, attempts=1)
@@ -335,7 +335,7 @@ def test_a_crasher_is_condemned_only_if_the_server_commits_without_it(
     site.whole(1)
 
 
-def test_who_is_condemned_and_was_committed_nevertheless_is_no_dead_letter(site: Site) -> None:
+def test_a_condemned_entry_that_was_committed_is_no_dead_letter(site: Site) -> None:
     drain = site.drain()
     one = write(1)
     site.submit(one)
@@ -355,7 +355,7 @@ def test_who_is_condemned_and_was_committed_nevertheless_is_no_dead_letter(site:
 def test_a_page_is_never_larger_than_a_batch_may_be(
     site_of: MakeSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Small entries made it expect small ones."""
+    """Small entries before them lower the expected size."""
     site = site_of(batch={"bytes": 100_000}, buffer={"transaction_bytes": 100_000})
     site.execute("create table thick (t text)")
     sizes: list[int] = []
@@ -380,7 +380,7 @@ def test_a_page_is_never_larger_than_a_batch_may_be(
     assert sorted(sizes)[-2] <= 100_000 < sorted(sizes)[-1] < 151_000
 
 
-def test_pauses_and_what_is_due_are_learnt_during_a_backlog(site_of: MakeSite) -> None:
+def test_pauses_and_due_entries_are_noticed_during_a_backlog(site_of: MakeSite) -> None:
     site = site_of(batch={"entries": 1})
     site.start()
     load = [write(n) for n in range(1, 5_001)]
@@ -400,23 +400,23 @@ def test_pauses_and_what_is_due_are_learnt_during_a_backlog(site_of: MakeSite) -
     assert site.depth() == left
 
 
-# Servers that change sides, and passes that fail.
+# Servers that change roles, and passes that fail.
 
 
-def test_a_connect_that_times_out_does_not_forget_the_session_before_it(
+def test_after_a_connect_that_times_out_the_session_before_it_is_still_ended(
     site_of: MakeSite, proxy_to: Callable[..., Any], postgres_server: PostgresServer
 ) -> None:
-    """It may still hold its locks, and the one after it has to end it."""
+    """It may still hold its locks, and the next session has to end it."""
     proxy = proxy_to(postgres_server)
     site = site_of(postgres=proxy)
     settings = dataclasses.replace(
         site.settings.database, connect_timeout=0.3, call_timeout=0.3,
-        takeover=60.0,  # so that the server does not end it by itself
+        takeover=60.0,  # so that the server does not end it first
     )  # fmt: skip
     session = Session(settings, Progress(), application="cut")
     with closing(session):
         session.connect()
-        # Nothing that its client does reaches it any more.
+        # From here on nothing reaches it from its client.
         pid = session.run("select pg_backend_pid()")[0][0]
         proxy.hold()
         for _ in range(2):
@@ -434,7 +434,7 @@ def test_a_connect_that_times_out_does_not_forget_the_session_before_it(
 def test_a_producer_leaves_a_redis_that_is_no_longer_the_master(
     own_redis: Callable[..., RedisServer], site_of: MakeSite
 ) -> None:
-    """Its name may lead to another one by now."""
+    """The host name may resolve to another server by now."""
     server = own_redis()
     site = site_of(redis=server)
     producer = Writer(site.settings)
@@ -459,7 +459,7 @@ def test_a_producer_leaves_a_redis_that_is_no_longer_the_master(
 def test_passes_that_fail_are_no_progress(
     where: str, site_of: MakeSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rule 31: also if they reconnect each time before they fail."""
+    """Rule 31: even if each of them reconnects before it fails."""
     site = site_of(watchdog={"limit": 2.5}, interval=0.1)
     site.start()
 
@@ -479,17 +479,17 @@ def fail(*_: Any) -> float:
     raise KeyError(EVIL)
 
 
-def told(cli: Cli) -> list[tuple[str, str]]:
-    """Status and reason of each processor, as the others are told."""
+def published(cli: Cli) -> list[tuple[str, str]]:
+    """Status and reason of each processor, as published."""
     (status,) = cli("status", "--json").records
     each = [processor["background_processor"] for processor in status["processors"]]
     return [(one["status"], one["reason"]) for one in each]
 
 
-def test_of_a_pass_that_fails_health_and_status_say_just_that(
+def test_health_and_status_report_a_failed_pass_as_a_failed_pass(
     cli: Cli, site_of: MakeSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not that it stands by for another processor, or has stopped; its lanes are given up."""
+    """Neither reports a standby or a stopped processor; the lanes are given up."""
     site = site_of(interval=0.1)
     cli.use(site.mapping)
     site.start()
@@ -501,11 +501,13 @@ def test_of_a_pass_that_fails_health_and_status_say_just_that(
         assert "KeyError at test_hostile.py:" in said
         assert EVIL not in said
         assert site.status == "running"
-        wait_until(lambda: told(cli) == [("running", said)], message=lambda: str(told(cli)))
+        wait_until(
+            lambda: published(cli) == [("running", said)], message=lambda: str(published(cli))
+        )
         assert metrics.value("owner", lane="default:0") == 0
 
     wait_until(lambda: (site.status, site.reason) == ("running", ""), message=site.tale)
-    wait_until(lambda: told(cli) == [("running", "")], message=lambda: str(told(cli)))
+    wait_until(lambda: published(cli) == [("running", "")], message=lambda: str(published(cli)))
     site.submit(write(1))
     site.commits(1)
     wait_until(lambda: metrics.value("owner", lane="default:0") == 1)
@@ -513,7 +515,7 @@ def test_of_a_pass_that_fails_health_and_status_say_just_that(
     assert metrics.value("owner", lane="default:0") == 0
 
 
-def test_passes_that_fail_for_long_are_told_as_stuck_to_others_too(
+def test_passes_that_fail_for_long_are_published_as_stuck(
     cli: Cli, site_of: MakeSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site = site_of(watchdog={"limit": 2.5}, interval=0.1)
@@ -521,7 +523,7 @@ def test_passes_that_fail_for_long_are_told_as_stuck_to_others_too(
     site.start()
     monkeypatch.setattr(Drain, "_drain", fail)
 
-    wait_until(lambda: [word for word, _ in told(cli)] == ["stuck"], message=site.tale)
+    wait_until(lambda: [word for word, _ in published(cli)] == ["stuck"], message=site.tale)
     assert cli("status").code == 1
     site.shows("stuck")
     assert "a pass failed" in site.reason

@@ -1,7 +1,7 @@
-"""The ledger forgets, Redis is restored from a backup: nothing is done twice for that (rule 23).
+"""The ledger is pruned, Redis is restored from a backup: still nothing is applied twice (rule 23).
 
-Age is made by dating ledger rows back. A backup is the dump that Redis wrote at that time, put in
-its place while the server is down.
+Ledger rows are aged by changing their dates. A backup is an earlier dump of Redis, which replaces
+the dump file while the server is stopped.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ AGED = "update processor.ledger set committed_at = committed_at - interval '8 da
 KEPT = "select count(*) from processor.ledger"
 
 
-def without_settling(site: Site) -> None:
-    """Have the processor commit what lies in the stream without being able to remove it."""
+def commit_without_removal(site: Site) -> None:
+    """Commit the entries in the stream, with removal from it forbidden."""
     site.redis.execute_command("ACL", "SETUSER", "default", "-xdel")
     drain = site.drain(instance="before")
     step(drain)
@@ -41,15 +41,15 @@ def passes_until(drain: Drain, condition: Callable[[], object]) -> None:
     wait_until(after_a_pass, poll=0.05)
 
 
-# Off for long.
+# A processor that was off for long.
 
 
-def test_a_processor_that_was_off_for_longer_than_the_retention_doubles_nothing(
+def test_a_processor_that_was_off_for_longer_than_the_retention_applies_nothing_twice(
     own_redis, site_of
 ) -> None:
     site = site_of(redis=own_redis())
     site.submit(*(write(n) for n in range(1, 21)))
-    without_settling(site)
+    commit_without_removal(site)
     assert (site.tape(), site.depth()) == (list(range(1, 21)), 20)
     site.execute(AGED)
 
@@ -61,13 +61,11 @@ def test_a_processor_that_was_off_for_longer_than_the_retention_doubles_nothing(
     assert site.depth() == 0
 
 
-def test_what_was_applied_and_still_lies_in_a_paused_lane_is_not_forgotten(
-    own_redis, site_of
-) -> None:
-    """The age alone does not tell that an entry is settled."""
+def test_an_applied_entry_in_a_paused_lane_keeps_its_ledger_row(own_redis, site_of) -> None:
+    """Age alone does not show that an entry is settled."""
     site = site_of(redis=own_redis())
     site.submit(*(write(n) for n in range(1, 21)))
-    without_settling(site)
+    commit_without_removal(site)
     site.execute(AGED)
     site.redis.hset("processor:paused", "default", 0)
     drain = site.drain()
@@ -82,7 +80,7 @@ def test_what_was_applied_and_still_lies_in_a_paused_lane_is_not_forgotten(
     assert site.depth() == 0
 
 
-def test_what_was_applied_and_is_still_parked_is_not_forgotten(own_redis, site_of) -> None:
+def test_an_applied_entry_that_is_still_parked_keeps_its_ledger_row(own_redis, site_of) -> None:
     site = site_of(redis=own_redis(), retry={"delay": 60.0, "max_delay": 60.0})
     site.execute("create table child (parent int references account)")
     drain = site.drain(instance="before")
@@ -110,8 +108,8 @@ def test_what_was_applied_and_is_still_parked_is_not_forgotten(own_redis, site_o
     assert site.one("select count(*) from child") == 1
 
 
-def test_what_was_accepted_long_ago_and_never_applied_is_an_effect(site: Site) -> None:
-    """A pure rule of age would refuse it after an outage of weeks."""
+def test_an_old_entry_that_was_never_applied_is_applied(site: Site) -> None:
+    """A rule that goes by age alone would refuse it after an outage of weeks."""
     drain = site.drain()
     site.submit(write(1))
     step(drain)
@@ -131,7 +129,7 @@ def test_what_was_accepted_long_ago_and_never_applied_is_an_effect(site: Site) -
 # Pruning.
 
 
-def test_the_ledger_forgets_what_is_old_and_settled_and_keeps_the_rest(site_of) -> None:
+def test_ledger_rows_that_are_old_and_settled_are_pruned_and_the_others_kept(site_of) -> None:
     site = site_of(retry={"delay": 60.0})
     site.execute("create table checked (n int check (n > 0))")
     drain = site.drain()
@@ -145,14 +143,14 @@ def test_the_ledger_forgets_what_is_old_and_settled_and_keeps_the_rest(site_of) 
 
     step(site.drain(instance="after"))
 
-    # The dead one, and the one that is new.
+    # The rows of the dead letter and of the new entry.
     assert site.one(KEPT) == 2
     assert site.one("select count(*) from processor.ledger where outcome = 'dead'") == 1
     assert site.one("select pruned_to is not null from processor.lane where lane = 'default:0'")
     assert site.tape() == list(range(2, 12))
 
 
-def test_what_is_younger_than_the_retention_stays(site: Site) -> None:
+def test_ledger_rows_younger_than_the_retention_are_kept(site: Site) -> None:
     drain = site.drain()
     site.submit(write(1))
     step(drain)
@@ -164,11 +162,11 @@ def test_what_is_younger_than_the_retention_stays(site: Site) -> None:
     assert site.one(KEPT) == 1
 
 
-# Redis goes back.
+# A Redis that went back in time.
 
 
 def backup(server: RedisServer, site: Site) -> Path:
-    """Redis as it is now."""
+    """Copy the dump of Redis as of now."""
     site.redis.save()
     copy = server.directory / "backup.rdb"
     shutil.copy(server.directory / "dump.rdb", copy)
@@ -181,7 +179,11 @@ def restore(server: RedisServer, copy: Path) -> None:
     server.start()
 
 
-def test_a_restored_redis_brings_back_what_the_ledger_knows(own_redis, site_of, caplog) -> None:
+def test_entries_that_a_restored_redis_brings_back_are_found_in_the_ledger(
+    own_redis,
+    site_of,
+    caplog,
+) -> None:
     server = own_redis()
     site = site_of(redis=server)
     drain = site.drain()
@@ -205,11 +207,11 @@ def test_a_restored_redis_brings_back_what_the_ledger_knows(own_redis, site_of, 
     assert site.tape() == list(range(1, 23))
 
 
-@pytest.mark.parametrize("first", [False, True], ids=["nobody first", "a producer first"])
-def test_a_restored_redis_brings_back_what_the_ledger_forgot(
+@pytest.mark.parametrize("first", [False, True], ids=["processor first", "producer first"])
+def test_entries_that_a_restored_redis_brings_back_after_pruning_become_dead_letters(
     first: bool, own_redis, site_of
 ) -> None:
-    """It may have been applied: an operator has to judge. What came later is an effect."""
+    """They may have been applied: an operator has to judge. Later entries are applied."""
     server = own_redis()
     site = site_of(redis=server)
     drain = site.drain()
@@ -227,7 +229,7 @@ def test_a_restored_redis_brings_back_what_the_ledger_forgot(
 
     restore(server, copy)
     if first:
-        # Its entry is younger than all that Redis ever lost, so the stream does not look old.
+        # This entry is newer than all that Redis lost, so the stream does not look old.
         site.submit(write(5))
     step(second)
     step(second)
@@ -244,8 +246,11 @@ def test_a_restored_redis_brings_back_what_the_ledger_forgot(
     assert site.parked() == 1
 
 
-def test_what_a_paused_queue_brings_back_is_judged_when_it_goes_on(own_redis, site_of) -> None:
-    """Until then nothing is forgotten that tells it to be in doubt."""
+def test_entries_brought_back_in_a_paused_queue_are_judged_when_it_resumes(
+    own_redis,
+    site_of,
+) -> None:
+    """Until then the mark is kept that shows the doubt about them."""
     server = own_redis()
     site = site_of(redis=server)
     drain = site.drain()
@@ -270,7 +275,7 @@ def test_what_a_paused_queue_brings_back_is_judged_when_it_goes_on(own_redis, si
     assert [reason.partition(":")[0] for _, _, reason in site.dead()] == ["possibly applied"]
 
 
-def test_a_restored_redis_brings_back_what_was_parked_and_forgotten(own_redis, site_of) -> None:
+def test_parked_entries_brought_back_after_pruning_become_dead_letters(own_redis, site_of) -> None:
     server = own_redis()
     site = site_of(redis=server, retry={"delay": 60.0, "max_delay": 60.0, "attempts": 9})
     site.execute("create table late (n int)")
@@ -302,10 +307,10 @@ def test_a_restored_redis_brings_back_what_was_parked_and_forgotten(own_redis, s
 
 
 @pytest.mark.parametrize("paused", [False, True], ids=["at once", "in a paused queue first"])
-def test_a_restored_redis_brings_back_what_was_delayed_and_forgotten(
+def test_delayed_entries_brought_back_after_pruning_become_dead_letters(
     paused: bool, own_redis, site_of
 ) -> None:
-    """It enters the lane once more, under an entry id that looks new."""
+    """They enter the lane a second time, under entry ids that look new."""
     server = own_redis()
     site = site_of(redis=server)
     drain = site.drain()
@@ -320,7 +325,7 @@ def test_a_restored_redis_brings_back_what_was_delayed_and_forgotten(
     assert site.one(KEPT) == 0
 
     restore(server, copy)
-    # As if the clock of Redis, which gave their entry ids, were behind that of the producers.
+    # As if the clock of Redis, which made their entry ids, were behind that of the producers.
     for member in site.redis.zrange(site.lane().scheduled, 0, 1):
         site.redis.zincrby(site.lane().scheduled, 1.0, member)
     if paused:
@@ -346,8 +351,10 @@ def test_a_restored_redis_brings_back_what_was_delayed_and_forgotten(
     wait_until(lambda: site.redis.zcard(site.lane().blocked) == 0)
 
 
-def test_what_waits_for_an_operator_may_be_older_than_all_that_was_forgotten(site: Site) -> None:
-    """Without a rollback it is known that it was not applied."""
+def test_a_parked_entry_older_than_all_pruned_rows_is_applied_if_redis_never_went_back(
+    site: Site,
+) -> None:
+    """Without a rollback the ledger is certain that it was not applied."""
     first = site.drain(instance="first")
     poison = Transaction(key="k").insert("nowhere", {"n": 1})
     site.submit(poison, write(1, key="k"))

@@ -1,7 +1,7 @@
-"""Rules of the protocol that no other file is about: reading, settling, order.
+"""Rules of the protocol that have no test file of their own: reading, settling, order.
 
-Each test names its rule. Those of ownership, verdicts, dead letters and retention stand in the
-files of these names, rule 17 in the one of types.
+Each test names its rule. The rules of ownership, verdicts, dead letters and retention are tested in
+the files of these names, rule 17 in that of types.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def body_of(transaction: Transaction) -> bytes:
 
 
 def test_entries_below_the_cursor_are_found(site: Site) -> None:
-    """Rule 9: Redis gives out lower ids after its clock or its data went back."""
+    """Rule 9: Redis issues lower ids after its clock or its data went back."""
     drain = site.drain()
     site.submit(write(1), write(2))
     step(drain)
@@ -51,26 +51,26 @@ def test_entries_below_the_cursor_are_found(site: Site) -> None:
     assert site.depth() == 0
 
 
-def test_nothing_is_deleted_but_on_the_connection_on_which_it_was_read(
+def test_entries_are_removed_only_on_the_connection_on_which_they_were_read(
     site: Site, monkeypatch
 ) -> None:
-    """Rule 9: the id can be a stranger's by then, and the stranger was not applied."""
+    """Rule 9: by then the id may be that of another entry, which was not applied."""
     drain = site.drain()
     step(drain)
     fields = {"v": "1", "tx": body_of(write(1))}
     site.redis.xadd(site.lane().stream, fields, id="5-1")
     apply = Applier.apply
 
-    def back_to_before(self: Applier, *arguments: Any) -> Any:
+    def roll_back_redis(self: Applier, *arguments: Any) -> Any:
         outcome = apply(self, *arguments)
         drain.redis.close()
         site.redis.delete(site.lane().stream)
-        stranger = {"v": "1", "tx": body_of(write(2))}
-        site.redis.xadd(site.lane().stream, stranger, id="5-1")
+        other = {"v": "1", "tx": body_of(write(2))}
+        site.redis.xadd(site.lane().stream, other, id="5-1")
         return outcome
 
     with monkeypatch.context() as patch:
-        patch.setattr(Applier, "apply", back_to_before)
+        patch.setattr(Applier, "apply", roll_back_redis)
         step(drain, looks=False)
     assert site.depth() == 1
     step(drain)
@@ -80,7 +80,7 @@ def test_nothing_is_deleted_but_on_the_connection_on_which_it_was_read(
 
 
 def test_a_failed_delete_is_not_remembered_but_looked_up(own_redis, site_of) -> None:
-    """Rules 9 and 20: what could not be removed is found in the ledger when read again."""
+    """Rules 9 and 20: entries that could not be removed are found in the ledger when read again."""
     site = site_of(redis=own_redis())
     drain = site.drain()
     step(drain)
@@ -113,7 +113,7 @@ def test_a_batch_has_no_more_entries_than_it_may(many: int, site_of) -> None:
 
 
 def test_a_batch_has_no_more_bytes_than_it_may(site_of) -> None:
-    """Rule 10: after small entries come large ones, and are read few at a time."""
+    """Rule 10: large entries behind small ones are read a few at a time."""
     site = site_of(batch={"bytes": 50_000}, buffer={"transaction_bytes": 20_000})
     drain = site.drain()
     site.submit(*(write(n) for n in range(1, 101)))
@@ -124,7 +124,7 @@ def test_a_batch_has_no_more_bytes_than_it_may(site_of) -> None:
 
     bytes_of = "select sum(coalesce(length(scope), 0)) from tape group by xid order by 1 desc"
     sizes = [int(size) for (size,) in site.execute(bytes_of)]
-    # The first large ones are met with the small ones' average in mind.
+    # The first large entries are read with the average size of the small ones.
     assert max(sizes) <= 50_000
     assert len([size for size in sizes if size]) <= 14
     site.whole(200)
@@ -134,7 +134,7 @@ def test_a_batch_has_no_more_bytes_than_it_may(site_of) -> None:
 
 
 class Monitor:
-    """Every command that a Redis server is given while this is open."""
+    """Records every command that a Redis server receives while it is open."""
 
     def __init__(self, redis: redis_driver.Redis) -> None:
         self._redis = redis
@@ -147,10 +147,10 @@ class Monitor:
     def _run(self) -> None:
         with self._redis.monitor() as monitor:
             self._ready.set()
-            for heard in monitor.listen():
-                if heard["command"] == "ECHO the-end":
+            for seen in monitor.listen():
+                if seen["command"] == "ECHO the-end":
                     return
-                self.commands.append(heard["command"].split()[0].upper())
+                self.commands.append(seen["command"].split()[0].upper())
 
     def end(self) -> set[str]:
         self._redis.echo("the-end")
@@ -193,7 +193,7 @@ insert into failing values ('x');
 
 
 def test_parking_a_batch_costs_few_round_trips(site_of, proxy_to, redis_server) -> None:
-    """One for each entry took seconds, in which the session on PostgreSQL was taken for frozen."""
+    """With one round trip an entry, the session with PostgreSQL was taken for frozen meanwhile."""
     proxy = proxy_to(redis_server)
     site = site_of(redis=proxy, retry={"delay": 60.0, "max_delay": 60.0})
     site.execute(FAILING)
@@ -223,7 +223,7 @@ def test_parking_a_batch_costs_few_round_trips(site_of, proxy_to, redis_server) 
 
 
 @pytest.mark.parametrize("entries", [1, 250])
-def test_what_cannot_be_parked_in_a_full_redis_stays_and_its_key_is_blocked(
+def test_an_entry_that_a_full_redis_cannot_park_stays_and_its_key_is_blocked(
     entries: int, own_redis, site_of
 ) -> None:
     """Rule 20."""
@@ -238,7 +238,7 @@ def test_what_cannot_be_parked_in_a_full_redis_stays_and_its_key_is_blocked(
     wait_until(lambda: 5 in site.tape())
     assert not {1, 2, 4} & set(site.tape())
     assert outages() == 0
-    # Two of its passes later nobody has slipped through.
+    # Two passes later, no entry with the key has been applied.
     passes = counted("passes")
     wait_until(lambda: passes() >= 3)
     assert not {1, 2, 4} & set(site.tape())
@@ -251,8 +251,8 @@ def test_what_cannot_be_parked_in_a_full_redis_stays_and_its_key_is_blocked(
     assert site.dead() == []
 
 
-def test_nobody_is_parked_before_one_that_could_not_be(site: Site) -> None:
-    """Rule 20: in line before it, a follower would be let go before it."""
+def test_no_entry_is_parked_before_an_earlier_one_that_could_not_be(site: Site) -> None:
+    """Rule 20: a follower in line before it would be released before it."""
     drain = site.drain()
     step(drain)
     first, second = write(1, key="k"), write(2, keys=["j", "k"])
@@ -269,10 +269,10 @@ def test_nobody_is_parked_before_one_that_could_not_be(site: Site) -> None:
     assert lane.parking.unparked.keys() >= {first.id, second.id}
 
 
-def test_a_parked_one_that_fails_again_in_a_full_redis_is_not_tried_without_pause(
+def test_a_parked_entry_that_fails_again_in_a_full_redis_is_not_retried_without_pause(
     own_redis, site_of
 ) -> None:
-    """Rule 20: its next time cannot be written, and yet it has one."""
+    """Rule 20: its next retry cannot be written to Redis, and yet it has to wait."""
     site = site_of(redis=own_redis(), retry={"attempts": 500, "delay": 0.1, "max_delay": 0.1})
     site.execute(
         FAILING
@@ -323,7 +323,7 @@ def test_a_key_has_one_lane_and_its_order_there(site_of) -> None:
 
 
 def test_delayed_work_enters_its_lane_when_it_is_due(site: Site) -> None:
-    """Rule 24: the order is that of entering, not that of submitting."""
+    """Rule 24: the order is that of entering the lane, not that of submitting."""
     site.start()
     site.submit(write(3, delay=0.6), write(2, delay=0.3), write(1))
 
@@ -332,8 +332,8 @@ def test_delayed_work_enters_its_lane_when_it_is_due(site: Site) -> None:
     site.whole(3)
 
 
-def test_a_move_that_is_done_twice_is_one(site: Site) -> None:
-    """Rule 28: put first, remove after; what was put twice has one id."""
+def test_a_move_that_is_done_twice_applies_each_entry_once(site: Site) -> None:
+    """Rule 28: put first, remove after; an entry that was put twice has one id."""
     drain = site.drain()
     step(drain)
     site.submit(*(write(n, delay=0.01) for n in range(1, 4)))
@@ -350,7 +350,7 @@ def test_a_move_that_is_done_twice_is_one(site: Site) -> None:
 
 
 @pytest.mark.parametrize("executed", [True, False], ids=["executed", "not executed"])
-def test_a_move_whose_answer_is_lost_loses_and_doubles_nothing(
+def test_a_move_whose_reply_is_lost_loses_nothing_and_applies_nothing_twice(
     executed: bool, proxy_to, redis_server, site_of
 ) -> None:
     """Rule 28."""
@@ -369,7 +369,7 @@ def test_a_move_whose_answer_is_lost_loses_and_doubles_nothing(
 # Pauses and weights.
 
 
-def test_a_pause_is_heeded_while_the_backlog_never_ends(site_of) -> None:
+def test_a_pause_takes_effect_while_the_backlog_never_ends(site_of) -> None:
     site = site_of(batch={"entries": 2})
     numbers = itertools.count()
 
@@ -392,8 +392,8 @@ def test_a_pause_is_heeded_while_the_backlog_never_ends(site_of) -> None:
     site.redis.delete("processor:paused")
 
 
-def test_a_lane_that_is_locked_out_does_not_stop_the_others(site: Site) -> None:
-    """Contention pauses one lane; `high` goes on."""
+def test_a_lane_that_waits_for_a_table_lock_does_not_stop_the_others(site: Site) -> None:
+    """Contention pauses one lane; `high` continues."""
     site.execute("create table other (n int)")
     site.start()
     with closing(psycopg2.connect(site.dsn)) as blocker:
@@ -406,8 +406,8 @@ def test_a_lane_that_is_locked_out_does_not_stop_the_others(site: Site) -> None:
     site.commits(1)
 
 
-def test_ids_are_made_once_and_repeat_in_no_process(site: Site) -> None:
-    """Rule 11: our own repeating of a submit keeps the id."""
+def test_ids_are_made_once_and_never_repeat(site: Site) -> None:
+    """Rule 11: a repeated submit keeps the id."""
     transaction = Transaction()
     assert transaction.insert("tape", {"n": 1}).id == transaction.id
     assert len({new_id() for _ in range(1000)}) == 1000

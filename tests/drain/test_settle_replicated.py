@@ -1,4 +1,4 @@
-"""What stays in Redis until replicas have it, and what it costs (rule 22): parked work too."""
+"""Entries that stay in Redis until replicas have their outcome, parked ones included (rule 22)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SHELF = "create table shelf (n int primary key); create table link (n int refere
 
 
 def orphan(n: int = 9, **options: object) -> Transaction:
-    """It fails and is retried until shelf `n` is there."""
+    """A transaction that fails and is retried until shelf `n` exists."""
     return Transaction(**options).insert("link", {"n": n})  # type: ignore[arg-type]
 
 
@@ -48,9 +48,9 @@ def test_parked_entries_whose_copies_stay_are_not_read_again_and_again(
     site.submit(Transaction(key="a").insert("tape", {"n": "poison"}))
     site.submit(*(write(n, key="a") for n in range(1, 501)))
     site.parks(500)
-    # All of the stream is parked or dead, and nothing of it is withheld for the replica.
+    # Every entry in the stream is parked or dead; none is withheld for the replica.
     wait_until(lambda: site.depth() == 500, message=site.tale)
-    # The pass that brought it so far counts its batch at its end.
+    # A pass counts its batch only at its end.
     passes = counted("passes")
     wait_until(lambda: passes() >= 2)
     batches = counted("batches")
@@ -62,7 +62,7 @@ def test_parked_entries_whose_copies_stay_are_not_read_again_and_again(
     site.empties()
 
 
-def test_what_a_full_redis_does_not_park_has_no_long_way_read_again(
+def test_entries_that_a_full_redis_cannot_park_do_not_cause_the_whole_backlog_to_be_read_again(
     own_redis: Factory, site_of: Callable[..., Site], pair: Pair
 ) -> None:
     redis = own_redis()
@@ -82,7 +82,7 @@ def test_what_a_full_redis_does_not_park_has_no_long_way_read_again(
     wait_until(lambda: 1003 in site.tape(), message=site.tale)
     known, passes = counted("known"), counted("passes")
     wait_until(lambda: passes() > 10)
-    assert known() < 300 * passes(), "all of what is withheld is read again in every pass"
+    assert known() < 300 * passes(), "every pass reads all withheld entries again"
 
     pair.fail(site)
     site.redis.config_set("maxmemory", "0")
@@ -97,7 +97,7 @@ def test_what_a_full_redis_does_not_park_has_no_long_way_read_again(
 def test_a_commit_whose_reply_was_an_error_is_not_taken_for_an_earlier_one(
     site_at: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Found in the ledger, it is withheld for a position that is not before its own."""
+    """The entry is found in the ledger and withheld for a position at or after its own commit."""
     site = site_at(settle="replicated")
     site.execute(SHELF)
     drain = site.drain()
@@ -112,7 +112,7 @@ def test_a_commit_whose_reply_was_an_error_is_not_taken_for_an_earlier_one(
         return read_reply(row)
 
     monkeypatch.setattr(session, "_commit", reply)
-    # With limits of their own, entries are tried one by one when one of them fails.
+    # Entries with their own time limits are tried one by one when one of them fails.
     site.submit(orphan(timeout=5.0), *(write(n, timeout=5.0) for n in (1, 2)))
     step(drain)
 
@@ -122,7 +122,7 @@ def test_a_commit_whose_reply_was_an_error_is_not_taken_for_an_earlier_one(
 
 
 def lost(site: Site) -> None:
-    """Until the replica is taken for lost, and nothing waits for it any more."""
+    """Wait until the replica counts as lost, so that nothing waits for it."""
     wait_until(
         lambda: drain_thread.singleton.state.replicas["near"].state == "lost", message=site.tale
     )
@@ -131,10 +131,10 @@ def lost(site: Site) -> None:
 SOON_LOST = {"lost_after": 1.0, "timeout": 0.5, "interval": 0.02}
 
 
-def test_what_left_redis_without_an_id_does_not_stop_the_work_after_a_failover(
+def test_an_unreadable_entry_that_left_redis_does_not_stop_work_after_a_failover(
     site_at: Callable[..., Site], pair: Pair
 ) -> None:
-    """An entry that is no transaction has none to be looked up on the new primary."""
+    """An unreadable entry has no transaction id to be looked up on the new primary."""
     site = site_at(settle="replicated", replicas=SOON_LOST)
     site.start()
     site.submit(write(1))
@@ -152,10 +152,10 @@ def test_what_left_redis_without_an_id_does_not_stop_the_work_after_a_failover(
     wait_until(lambda: 3 in site.tape(), 15, site.tale, ignore=psycopg2.Error)
 
 
-def test_what_was_parked_without_a_copy_does_not_stop_the_work_after_a_failover(
+def test_an_entry_parked_without_a_copy_does_not_stop_work_after_a_failover(
     site_at: Callable[..., Site], pair: Pair
 ) -> None:
-    """Parked while `settle: committed` was in force, it has no copy in the stream."""
+    """It was parked under `settle: committed`, so that the stream has no copy of it."""
     site = site_at(replicas=SOON_LOST, retry={"attempts": 100, "delay": 0.3, "max_delay": 0.3})
     site.execute(SHELF)
     site.start()
@@ -176,10 +176,10 @@ def test_what_was_parked_without_a_copy_does_not_stop_the_work_after_a_failover(
     wait_until(lambda: 3 in site.tape(), 15, site.tale, ignore=psycopg2.Error)
 
 
-def test_what_was_read_on_another_connection_is_not_removed_although_replicas_have_it(
+def test_an_entry_read_on_another_connection_is_not_removed_even_if_replicas_have_it(
     site_of: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Redis went back in between, and gave the id to another entry (rule 9)."""
+    """Redis went back in between and issued the id again, to another entry (rule 9)."""
     site = site_of(settle="replicated", replicas={"servers": {"near": "host=/nowhere"}})
     stream = site.lane().stream
     site.submit(write(2))
@@ -204,4 +204,4 @@ def test_what_was_read_on_another_connection_is_not_removed_although_replicas_ha
         step(drain)
 
     assert site.tape() == [1, 2]
-    assert kept[0] == kept[1], "the entry of now has the id of the one before"
+    assert kept[0] == kept[1], "the new entry has the id of the old one"

@@ -1,7 +1,7 @@
-"""What becomes of commits when a replica is promoted that lacks the last of them (rule 22).
+"""What becomes of the last commits when a replica without them is promoted (rule 22).
 
-The link by which the replica follows goes through a proxy that is held: what is committed then is
-on the primary alone, and the primary is killed.
+The replica follows through a proxy. While the proxy is held, commits reach the primary alone; then
+the primary is killed.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def test_what_a_failover_lost_is_applied_again_once_and_in_order(
     site.empties()
     held(site, pair, *(write(n) for n in range(51, 101)))
     assert site.depth() == 50
-    # A batch is counted when it is settled, which is a moment after its commit.
+    # A batch is counted when it is settled, shortly after its commit.
     wait_until(lambda: committed() == 100)
 
     pair.fail(site)
@@ -62,14 +62,14 @@ def test_nothing_leaves_redis_before_the_replica_has_it(
     passes = counted("passes")
     wait_until(lambda: passes() > 10)
     assert site.depth() == 30
-    assert known() == 0, "idle passes read it all again"
+    assert known() == 0, "idle passes read the withheld entries again"
 
     pair.link.release()
     site.empties()
     replayed(site, pair, *range(1, 31))
 
 
-def test_a_failover_while_nobody_runs_loses_nothing_either(
+def test_a_failover_while_no_processor_runs_loses_nothing_either(
     site_at: Callable[..., Site], pair: Pair
 ) -> None:
     site = site_at(settle="replicated")
@@ -84,7 +84,7 @@ def test_a_failover_while_nobody_runs_loses_nothing_either(
     site.whole(20)
 
 
-def test_retries_and_dead_letters_that_a_failover_lost_come_to_the_same_end(
+def test_retries_and_dead_letters_that_a_failover_lost_end_the_same_way(
     site_at: Callable[..., Site], pair: Pair
 ) -> None:
     site = site_at(settle="replicated", retry={"delay": 0.05, "attempts": 2})
@@ -140,7 +140,7 @@ def test_an_entry_that_was_retried_with_success_before_the_failover_is_applied_a
 # A replica that is lost.
 
 
-def test_nothing_waits_for_a_lost_replica_and_it_is_said_loudly(
+def test_nothing_waits_for_a_lost_replica_and_its_loss_is_logged(
     site_at: Callable[..., Site], pair: Pair, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A replica beyond `replicas.lost_after` is lost (rule 33)."""
@@ -184,14 +184,14 @@ def test_what_a_failover_lost_is_reported_with_its_ids(
     assert "left 12 commits behind" in loss
     assert lost[0] in loss
     redis = RedisConnection(site.settings.redis.url, 1.0)
-    (told,) = replica_status.losses(redis, site.settings.namespace)
+    (record,) = replica_status.losses(redis, site.settings.namespace)
     redis.close()
-    assert set(told["ids"].split(",")) == set(lost)
+    assert set(record["ids"].split(",")) == set(lost)
     assert site.tape() == list(range(1, 31))
     assert any(lost[0] in r.getMessage() for r in caplog.records if r.levelno >= logging.ERROR)
 
 
-def test_what_was_submitted_twice_is_one_commit_that_a_failover_lost(
+def test_a_transaction_submitted_twice_is_reported_as_one_lost_commit(
     site_at: Callable[..., Site], pair: Pair
 ) -> None:
     site = site_at()
@@ -211,7 +211,7 @@ def test_what_was_submitted_twice_is_one_commit_that_a_failover_lost(
     assert "left 2 commits behind" in drain_thread.state()["background_processor"]["loss"]
 
 
-def test_a_lost_replica_that_is_promoted_is_known_to_lack_what_it_lacks(
+def test_commits_that_a_lost_replica_lacks_are_reported_when_it_is_promoted(
     site_at: Callable[..., Site], pair: Pair
 ) -> None:
     site = site_at(replicas={"timeout": 0.5, "lost_after": 1.0})
@@ -227,7 +227,7 @@ def test_a_lost_replica_that_is_promoted_is_known_to_lack_what_it_lacks(
     assert loss(site) == lost
 
 
-def test_what_left_redis_while_a_replica_was_lost_is_reported_when_that_is_promoted(
+def test_entries_that_left_redis_without_a_lost_replica_are_reported_when_it_is_promoted(
     site_at: Callable[..., Site], pair: Pair
 ) -> None:
     site = site_at(settle="replicated", retry={"attempts": 2, "delay": 0.1},
@@ -247,7 +247,7 @@ def test_what_left_redis_while_a_replica_was_lost_is_reported_when_that_is_promo
 
 
 def test_a_loss_window_outlives_a_reload(site_at: Callable[..., Site], pair: Pair) -> None:
-    """Also one that changes the settle level: what has left Redis by then is gone."""
+    """Also a reload that changes the settle level: entries that left Redis by then are lost."""
     site = site_at(settle="replicated")
     site.start()
     site.submit(write(1))
@@ -268,7 +268,7 @@ def test_a_loss_window_outlives_a_reload(site_at: Callable[..., Site], pair: Pai
     site.commits(1, 30)
 
 
-def test_what_a_failover_lost_is_shown_no_more_unless_it_is_submitted_again(
+def test_lost_commits_are_no_longer_merged_into_reads_unless_submitted_again(
     site_at: Callable[..., Site], pair: Pair, configured: Callable[[Site], Site]
 ) -> None:
     site = configured(site_at(overlay={"tables": {"account": "id"}}, interval=0.2))
@@ -279,7 +279,7 @@ def test_what_a_failover_lost_is_shown_no_more_unless_it_is_submitted_again(
     wait_until(lambda: not site.redis.exists(overlay))
     lost = [write(n).update("account", add={"balance": n}, where={"id": 1}) for n in (2, 3)]
     held(site, pair, *lost)
-    site.submit(lost[0])  # Its first reply was lost, it may be.
+    site.submit(lost[0])  # As if the first reply had been lost.
     site.empties()
 
     pair.fail(site)
@@ -300,7 +300,7 @@ def test_what_a_failover_lost_is_shown_no_more_unless_it_is_submitted_again(
     reader.close()
 
 
-def test_dead_letters_that_a_failover_lost_are_reported_and_hold_nothing_for_ever(
+def test_dead_letters_that_a_failover_lost_are_reported_and_hold_no_keys(
     site_at: Callable[..., Site], pair: Pair
 ) -> None:
     site = site_at(retry={"attempts": 1})
@@ -321,10 +321,10 @@ def test_dead_letters_that_a_failover_lost_are_reported_and_hold_nothing_for_eve
     site.commits(1, 3)
 
 
-def test_commits_that_a_crash_of_the_primary_lost_are_found_out(
+def test_commits_that_a_crash_of_the_primary_lost_are_reported(
     site_at: Callable[..., Site], pair: Pair
 ) -> None:
-    """With synchronous_commit off it counts on, on the same timeline, from before them."""
+    """With synchronous_commit off it continues on the same timeline, from before them."""
     site = site_at()
     site.start()
     site.submit(write(1))
@@ -349,9 +349,9 @@ def test_commits_that_a_crash_of_the_primary_lost_are_applied_again(
 
 
 def crash(site: Site, pair: Pair, *transactions: Transaction) -> list[str]:
-    """Commit what the primary loses, since it crashes before it wrote its log; their ids."""
+    """Commit transactions that the primary loses in a crash before it writes its log; their ids."""
     pair.primary.reload({"synchronous_commit": "off"})
-    # A session learns of it at its next statement.
+    # A session applies the setting at its next statement.
     passes = counted("passes")
     wait_until(lambda: passes() > 1)
     writer = site.one("select pid from pg_stat_activity where backend_type = 'walwriter'")
@@ -367,12 +367,12 @@ def crash(site: Site, pair: Pair, *transactions: Transaction) -> list[str]:
 
 
 def loss(site: Site) -> list[str]:
-    """The ids that are told to be lost, when there are some."""
+    """Wait for a report of lost commits; return their ids."""
     wait_until(lambda: drain_thread.state()["background_processor"]["loss"], 20, message=site.tale)
     redis = RedisConnection(site.settings.redis.url, 1.0)
-    (told,) = replica_status.losses(redis, site.settings.namespace)
+    (record,) = replica_status.losses(redis, site.settings.namespace)
     redis.close()
-    return told["ids"].split(",")
+    return record["ids"].split(",")
 
 
 def test_a_failover_that_lost_nothing_reports_nothing(
@@ -390,7 +390,7 @@ def test_a_failover_that_lost_nothing_reports_nothing(
     assert drain_thread.state()["background_processor"]["loss"] == ""
 
 
-def test_an_old_primary_that_comes_back_is_not_written_to(
+def test_a_returning_old_primary_is_not_written_to(
     site_at: Callable[..., Site], pair: Pair
 ) -> None:
     site = site_at()
@@ -414,7 +414,7 @@ def test_an_old_primary_that_comes_back_is_not_written_to(
     site.commits(1, 2, 3)
 
 
-def test_a_first_host_that_is_frozen_does_not_keep_from_the_second(
+def test_a_frozen_first_host_does_not_prevent_connecting_to_the_second(
     site_at: Callable[..., Site], pair: Pair
 ) -> None:
     site = site_at()

@@ -1,7 +1,7 @@
-"""Whose a lane is: one owner, fenced inside every commit, replaced when it is frozen (P6).
+"""Who owns a lane: one processor, fenced inside every commit, replaced when it is frozen (P6).
 
-Processors are programs where they are frozen, and drains without a thread where a test has to make
-their passes one by one.
+Where processors are frozen they are programs of their own. Where a test controls each pass they are
+drains without a thread.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ LANES = {"high:0", "default:0", "low:0"}
 
 
 def owner_of(site: Site, lane: str = "default:0") -> tuple[int, int]:
-    """Process id and epoch by the lane's row."""
+    """Process id and epoch of the owner, from the lane's row."""
     rows = site.execute("select instance, epoch from processor.lane where lane = %s", (lane,))
     return (int(rows[0][0].split(":")[1]), rows[0][1]) if rows else (0, 0)
 
 
-def told(site: Site, process: Process, figure: str = "status") -> Any:
-    """What a processor tells in Redis."""
+def published(site: Site, process: Process, figure: str = "status") -> Any:
+    """One figure of the state that a processor published in Redis."""
     for key in site.redis.scan_iter("processor:state:*"):
         if f":{process.pid}:" in key.decode() and (found := site.redis.get(key)):
             return json.loads(found)["background_processor"][figure]
@@ -46,14 +46,14 @@ def owned(drain: Drain) -> set[str]:
     return {lane.lane.name for lane in drain.owners.owned}
 
 
-def right_of(drain: Drain) -> Ownership:
-    right = drain.owners.lanes["default:0"].owner
-    assert right is not None
-    return right
+def ownership_of(drain: Drain) -> Ownership:
+    ownership = drain.owners.lanes["default:0"].owner
+    assert ownership is not None
+    return ownership
 
 
-def forget_lock(drain: Drain) -> None:
-    """Its advisory locks are gone and it does not know, as after a failover that it survived."""
+def release_locks(drain: Drain) -> None:
+    """Release its advisory locks without its knowledge, as a failover that it survives does."""
     drain.database.run("SELECT pg_advisory_unlock_all()")
 
 
@@ -61,12 +61,12 @@ def forget_lock(drain: Drain) -> None:
 
 
 def test_a_frozen_owner_is_replaced_within_seconds_and_stands_by_when_it_wakes(site_of) -> None:
-    """Rule 4: a stopped process keeps its connection, and with it the lock, for ever."""
+    """Rule 4: a frozen process keeps its connection, and with it the lock, indefinitely."""
     site = site_of(database={"takeover": 1.0}, interval=20.0)
     frozen = site.run()
     wait_until(lambda: owner_of(site)[0] == frozen.pid)
     standby = site.run()
-    wait_until(lambda: told(site, standby) == "standby")
+    wait_until(lambda: published(site, standby) == "standby")
     load = site.load()
     load.grow(50)
 
@@ -76,7 +76,7 @@ def test_a_frozen_owner_is_replaced_within_seconds_and_stands_by_when_it_wakes(s
     site.resumes(within=4.0 - (time.monotonic() - begun))
     load.grow(50)
     frozen.thaw()
-    wait_until(lambda: told(site, frozen) == "standby", message=lambda: frozen.output)
+    wait_until(lambda: published(site, frozen) == "standby", message=lambda: frozen.output)
     load.grow(50)
 
     site.whole(load.end())
@@ -85,8 +85,10 @@ def test_a_frozen_owner_is_replaced_within_seconds_and_stands_by_when_it_wakes(s
     wait_until(lambda: owner_of(site)[0] == frozen.pid, timeout=3.0)
 
 
-def test_an_owner_frozen_in_a_batch_that_commits_without_it(site_of) -> None:
-    """The batch goes on in the server; who takes over finds it in the ledger and settles it."""
+def test_a_batch_that_commits_while_its_owner_is_frozen_is_settled_by_the_next_owner(
+    site_of,
+) -> None:
+    """The batch continues in the server; the next owner finds it in the ledger and settles it."""
     site = site_of(
         database={
             "takeover": 1.0, "lock_timeout": 8.0, "statement_timeout": 9.0, "call_timeout": 9.5,
@@ -100,7 +102,7 @@ def test_an_owner_frozen_in_a_batch_that_commits_without_it(site_of) -> None:
         with other.cursor() as cursor:
             cursor.execute("lock table tape in access exclusive mode")
         site.submit(*(write(n) for n in range(1, 11)))
-        # In the batch: the standby may wait for a lock as well.
+        # The batch has begun. The standby may wait for a lock as well.
         waiting = (
             "select exists (select from pg_locks where not granted and relation = 'tape'::regclass)"
         )
@@ -109,7 +111,7 @@ def test_an_owner_frozen_in_a_batch_that_commits_without_it(site_of) -> None:
         frozen.freeze()
     site.commits(*range(1, 11))
     site.empties(timeout=4.0)
-    wait_until(lambda: told(site, standby, "already_applied") == 10)
+    wait_until(lambda: published(site, standby, "already_applied") == 10)
 
     frozen.thaw()
     site.submit(*(write(n) for n in range(11, 21)))
@@ -118,7 +120,7 @@ def test_an_owner_frozen_in_a_batch_that_commits_without_it(site_of) -> None:
 
 
 def test_an_idle_owner_touches_the_server_whatever_the_interval(site_of) -> None:
-    """Rule 4: at least every third of a takeover, else the server takes it for frozen."""
+    """Rule 4: at least every third of `takeover`, or the server would take it for frozen."""
     site = site_of(database={"takeover": 20.0}, interval=20.0)
     drain = site.drain()
     step(drain)
@@ -131,8 +133,8 @@ def test_an_idle_owner_touches_the_server_whatever_the_interval(site_of) -> None
     assert delay <= 20.0 / 3
 
 
-def test_the_session_bids_the_server_to_end_it_when_it_is_silent(site_of) -> None:
-    """Rules 4, 6 and 18, as the server understood them."""
+def test_the_session_has_the_server_end_it_when_it_goes_silent(site_of) -> None:
+    """Rules 4, 6 and 18, by the settings that the server reports."""
     site = site_of(database={"takeover": 3.0})
     drain = site.drain()
     step(drain)
@@ -161,10 +163,10 @@ def test_the_session_bids_the_server_to_end_it_when_it_is_silent(site_of) -> Non
 
 
 def test_an_owner_that_does_not_know_that_it_lost_its_lanes_is_fenced(site: Site) -> None:
-    """Rules 2, 3 and 5: it commits nothing, dead-letters nothing and stands by."""
+    """Rules 2, 3 and 5: it commits nothing, writes no dead letter and stands by."""
     old, new = site.drain(instance="old"), site.drain(instance="new")
     step(old)
-    forget_lock(old)
+    release_locks(old)
     step(new)
     assert owned(old) == owned(new) == LANES
     site.submit(*(write(n, attempts=1) for n in range(1, 6)))
@@ -183,7 +185,7 @@ def test_an_owner_that_does_not_know_that_it_lost_its_lanes_is_fenced(site: Site
 
 
 def test_an_owner_with_the_same_epoch_and_another_token_is_fenced(site: Site) -> None:
-    """Rule 2: an epoch that was lost at a failover is made a second time by somebody else."""
+    """Rule 2: another processor may reuse an epoch number that a failover lost."""
     drain = site.drain()
     step(drain)
     site.execute("update processor.lane set token = gen_random_uuid()")
@@ -197,8 +199,8 @@ def test_an_owner_with_the_same_epoch_and_another_token_is_fenced(site: Site) ->
     assert site.dead() == []
 
 
-def test_a_fenced_owner_buries_nothing(site: Site) -> None:
-    """Rules 5 and 15: dead letters go through the fence as well."""
+def test_a_fenced_owner_writes_no_dead_letter(site: Site) -> None:
+    """Rules 5 and 15: dead letters are fenced as well."""
     drain = site.drain()
     step(drain)
     site.execute("update processor.lane set epoch = epoch + 1")
@@ -214,26 +216,26 @@ def test_a_new_owner_waits_until_the_batch_of_the_old_one_is_decided(site: Site)
     """Rule 3: a fence that only reads lets a paused old owner commit after the new one."""
     old, new = site.drain(instance="old"), site.drain(instance="new")
     step(old)
-    forget_lock(old)
-    right = right_of(old)
-    old.database.run(f"BEGIN; {lane_rows.fence(right, 1)} SELECT 1")
+    release_locks(old)
+    ownership = ownership_of(old)
+    old.database.run(f"BEGIN; {lane_rows.fence(ownership, 1)} SELECT 1")
 
     step(new)
     assert owned(new) == LANES - {"default:0"}
-    # It leaves the lock to whoever is first when the lane can be had.
+    # It releases the lock, so that any processor can take the lane once it is free.
     assert site.one("select count(*) from pg_locks where locktype = 'advisory'") == len(LANES) - 1
     old.database.run("INSERT INTO tape (n) VALUES (1); COMMIT")
     step(new)
 
     assert owned(new) == LANES
-    assert right_of(new).epoch == right.epoch + 1
+    assert ownership_of(new).epoch == ownership.epoch + 1
     with pytest.raises(DatabaseError) as refused:
-        old.database.run(lane_rows.fence(right, 1))
+        old.database.run(lane_rows.fence(ownership, 1))
     assert refused.value.sqlstate == "PR001"
 
 
 def test_every_acquisition_raises_the_epoch_also_by_the_same_process(site: Site) -> None:
-    """Rule 2: only so is an unknown outcome of the session before decided."""
+    """Rule 2: only a new epoch decides what became of the last batch of the session before."""
     site.start()
     before = owner_of(site)
     site.execute(
@@ -262,7 +264,7 @@ def test_a_stopped_processor_gives_its_lanes_to_the_next_one_at_once(site: Site)
 
 
 def test_two_sites_with_the_same_names_write_into_one_database(site_of, own_redis) -> None:
-    """Rule 1: lock, epoch and ledger are of (buffer, lane); neither stands by for the other."""
+    """Rule 1: lock, epoch and ledger are keyed by (buffer, lane); neither site is a standby."""
     here, there = site_of(), site_of(redis=own_redis())
     drains = [here.drain(), there.drain()]
     for each, drain in zip((here, there), drains, strict=True):
@@ -274,7 +276,7 @@ def test_two_sites_with_the_same_names_write_into_one_database(site_of, own_redi
     assert here.one("select count(distinct buffer) from processor.ledger") == 2
 
 
-def test_a_buffer_that_lost_its_identity_is_reported_and_goes_on_under_a_new_one(
+def test_a_buffer_that_lost_its_identity_is_reported_and_continues_under_a_new_one(
     site: Site, caplog
 ) -> None:
     """Rule 1: never silently a new start."""
@@ -323,7 +325,7 @@ def test_a_transaction_pooler_is_detected_and_refused(
     assert site.tape() == []
 
 
-STRANGE = {
+UNUSUAL = {
     "DateStyle": "'SQL, DMY'", "IntervalStyle": "sql_standard", "TimeZone": "'Asia/Kolkata'",
     "standard_conforming_strings": "off", "search_path": "pg_catalog", "extra_float_digits": "-10",
     "client_encoding": "LATIN1", "default_transaction_isolation": "serializable",
@@ -331,8 +333,8 @@ STRANGE = {
 }  # fmt: skip
 
 
-def test_settings_that_a_role_brings_along_change_nothing(site: Site, database) -> None:
-    """Rule 6: the session pins what would give a text another meaning."""
+def test_settings_of_the_role_or_database_change_nothing(site: Site, database) -> None:
+    """Rule 6: the session pins every setting that would change the meaning of a text."""
     site.execute("create table kept (d date, i interval, t timestamptz, x float8, s text)")
     row: dict[str, Any] = {
         "d": "2026-02-03",
@@ -341,15 +343,15 @@ def test_settings_that_a_role_brings_along_change_nothing(site: Site, database) 
         "x": 0.1 + 0.2,
         "s": "back\\slash' \u00e9 \u4e2d",
     }
-    for name, value in STRANGE.items():
+    for name, value in UNUSUAL.items():
         execute(database.server.dsn, f"alter database {database.name} set {name} = {value}")
     drain = site.drain()
     site.submit(Transaction().insert("kept", row))
 
     step(drain)
 
-    # From another database, since these limits hold for whoever comes to this one.
-    for name in STRANGE:
+    # From another database, since these limits apply to every new session of this one.
+    for name in UNUSUAL:
         execute(database.server.dsn, f"alter database {database.name} reset {name}")
     assert site.execute(
         "select d = '2026-02-03', i = '26 hours', t = '2026-02-03T04:05:06Z', x, s from kept"
@@ -360,7 +362,7 @@ def test_settings_that_a_role_brings_along_change_nothing(site: Site, database) 
 
 
 def test_lanes_that_left_the_configuration_are_drained(site_of) -> None:
-    """Rule 7: a queue that was removed, and partitions that are no more."""
+    """Rule 7: the lanes of a removed queue, and of removed partitions."""
     before = {"nightly": {"partitions": 4}, "old": {}}
     site = site_of(queues=before)
     keys = [f"key {n}" for n in range(20)]
@@ -388,10 +390,10 @@ def test_a_lane_that_is_new_is_found_while_the_processor_runs(site_of) -> None:
     assert site.tape() == [1]
 
 
-def test_lanes_of_others_behind_a_long_link_hold_up_no_batch(
+def test_lanes_of_other_processors_delay_no_batch_over_a_long_link(
     site_of, proxy_to, postgres_server
 ) -> None:
-    """To ask for each of them takes longer than a pass has before its other steps."""
+    """Trying to take all of them takes longer than the time that a pass gives its batches."""
     proxy = proxy_to(postgres_server)
     others = {f"other{n}": {} for n in range(8)}
     step(site_of(queues=others).drain())
