@@ -35,7 +35,7 @@ PUBLIC = {
     "WaitTimeout",
 }  # fmt: skip
 
-SAYS_NOTHING = {"utils", "util", "helpers", "helper", "common", "manager", "base", "misc"}
+MEANINGLESS = {"utils", "util", "helpers", "helper", "common", "manager", "base", "misc"}
 
 
 # Layers.
@@ -81,9 +81,9 @@ def test_every_imported_driver_is_required():
 # Names.
 
 
-def test_no_module_has_a_name_that_says_nothing():
+def test_every_module_has_a_meaningful_name():
     for name in (*MODULES, *(path.stem for path in TESTS)):
-        assert not SAYS_NOTHING.intersection(name.split(".")), name
+        assert not MEANINGLESS.intersection(name.split(".")), name
 
 
 def test_public_names_are_those_of_the_contract():
@@ -92,7 +92,7 @@ def test_public_names_are_those_of_the_contract():
         assert getattr(processor, name) is not None
 
 
-def test_every_file_opens_with_what_it_is():
+def test_every_file_has_a_docstring():
     for path in (*MODULES.values(), *TESTS):
         assert ast.get_docstring(source.tree(path)), path
 
@@ -112,11 +112,11 @@ def calls(function: str) -> Iterator[str]:
                 yield node.args[0].value
 
 
-def test_every_crash_point_is_reached_and_none_but_those():
+def test_every_crash_point_is_reached_and_no_other():
     assert set(calls("crashpoint.reach")) == set(crashpoint.NAMES)
 
 
-def test_every_figure_is_counted_and_none_but_those():
+def test_every_declared_metric_is_set_and_no_other():
     counted, set_ = set(calls("metrics.count")), set(calls("metrics.gauge"))
 
     kinds = {name: kind for name, (kind, _) in metrics.DECLARED.items()}
@@ -124,7 +124,7 @@ def test_every_figure_is_counted_and_none_but_those():
     assert set_ == {name for name, kind in kinds.items() if kind == "gauge"}
 
 
-# The door.
+# The front door.
 
 LOOK = """
 import sys, threading, os
@@ -161,7 +161,7 @@ for module in sys.argv[1:]:
 
 
 def test_every_module_can_be_imported_first():
-    """Each in a process where none of ours was imported; only the drivers are there already."""
+    """Each module in a process that has imported only the drivers."""
     names = [f"processor.{name}" for name in MODULES if name and name != "__main__"]
 
     done = subprocess.run([sys.executable, "-W", "error", "-c", EACH_FIRST, *names], cwd=ROOT,
@@ -170,7 +170,7 @@ def test_every_module_can_be_imported_first():
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-# What is delivered.
+# What is shipped.
 
 
 def setup() -> configparser.ConfigParser:
@@ -185,14 +185,14 @@ def test_the_version_is_the_same_everywhere():
     assert processor.__version__ == setup()["metadata"]["version"] == titles[0]
 
 
-def test_every_package_is_delivered():
+def test_every_package_is_in_the_wheel():
     listed = set(setup()["options"]["packages"].split())
 
     packages = {f"processor.{name}".removesuffix(".") for name in source.packages(ROOT)}
     assert listed == packages | {"processor.etc", "processor.systemd"}
 
 
-def test_nothing_tells_of_the_machine_it_was_written_on():
+def test_no_file_names_the_machine_it_was_written_on():
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=False)
     if listed.returncode:
         pytest.skip("not a clone")

@@ -1,13 +1,12 @@
 """Which modules a transaction, a read and the retry of a dead letter pass through, as measured.
 
-A *station* of a walk is a module of `processor` in which a function runs that has the transaction
-in hand - as an argument, in any of its forms, from the builder's values to the SQL text - or that
-is called, directly or not, by such a function. The ground (errors, crash points, telemetry,
-settings), the opening of a session and the command line are not stations. While PostgreSQL works on
-a batch the drain thread turns to other batches, which is not part of the walk either. A walk ends
-when the COMMIT that contains the effect has returned, a read when it returns.
+A *station* of a walk is a module of `processor` with a function that is handed the transaction as
+an argument, in any of its forms: what the builder collects, the encoded body, an entry, a page or a
+batch with it, its SQL text, its dead letter or its id. The ground (errors, crash points, telemetry,
+settings), the opening of a session and the command line are not stations. A walk ends when the
+COMMIT that contains the effect has returned, a read when it returns.
 
-`python -m tests.house.walks` prints the walks, with the functions that ran in each module;
+`python -m tests.house.walks` prints the walks, with the functions that were handed it;
 `processor/README.rst` lists their stations, and `tests/house/test_walks.py` compares the two. The
 process that is measured has one processor on real servers and has done the same before, so that
 nothing is opened, compiled or registered.
@@ -47,12 +46,13 @@ GROUND = ("errors", "version", "crashpoint", "telemetry", "config", "cli")
 OPENING = ("admin.sessions", "connections.fork_guard", "connections.session_settings",
            "ledger.schema")  # fmt: skip
 
-#: The crash points behind the sending of a batch and behind its COMMIT; a decision on a dead letter
-#: passes them too.
-SENT, COMMITTED = "batch-sent", "batch-committed"
+#: The crash point behind the COMMIT of a batch; a decision on a dead letter passes it too.
+COMMITTED = "batch-committed"
 
 #: A value in each transaction that is followed, by which its forms are recognised.
 MARK = "walked-by-the-house-test"
+#: The mark, and the id of the transaction that is followed.
+marks = [MARK]
 
 DDL = f"""
 create table walked (id int primary key, note text);
@@ -68,17 +68,12 @@ class Walk:
     """The modules that were passed with their functions, in the order of the first call."""
 
     functions: dict[str, list[str]] = field(default_factory=dict)
-    sent: bool = False
     ended: bool = False
 
     def pass_through(self, module: str, function: str) -> None:
         names = self.functions.setdefault(module, [])
         if function not in names:
             names.append(function)
-
-    def reach(self, point: str) -> None:
-        self.sent |= point == SENT
-        self.ended |= point == COMMITTED
 
     @property
     def stations(self) -> dict[str, list[str]]:
@@ -111,7 +106,7 @@ class Tracer:
             return
         if getattr(local, "walk", None) is not walk:
             # The frames of this thread that were entered since the walk began, each with whether
-            # it works on the transaction.
+            # it or a caller of it has the transaction in hand.
             local.walk, local.stack = walk, []
         stack: list[tuple[FrameType, bool]] = local.stack
         if event == "return":
@@ -136,9 +131,8 @@ class Tracer:
         names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
         values = frame.f_locals
         if inherited and module == "crashpoint":
-            walk.reach(values["name"])
-            return False
-        in_hand = (inherited and not walk.sent) or any(_is_marked(values.get(n)) for n in names)
+            walk.ended |= values["name"] == COMMITTED
+        in_hand = any(_is_marked(values.get(name)) for name in names)
         if in_hand and not walk.ended:
             walk.pass_through(module, code.co_qualname)
         return in_hand or inherited
@@ -147,9 +141,9 @@ class Tracer:
 def _is_marked(value: Any, depth: int = DEPTH) -> bool:
     """Whether a value is a form of the transaction, or a container or record that has one."""
     if isinstance(value, str):
-        return MARK in value
+        return any(mark in value for mark in marks)
     if isinstance(value, bytes):
-        return MARK.encode() in value
+        return any(mark.encode() in value for mark in marks)
     if not depth:
         return False
     if isinstance(value, dict):
@@ -213,10 +207,12 @@ class Scene:
         self.rests()
         with self.tracer.follow() as walk:
             transaction = processor.Transaction(key=MARK)
+            marks.append(transaction.id)
             transaction.insert("walked", {"id": number, "note": MARK})
             transaction.update("walked", set={"note": MARK}, where={"id": 0})
             processor.submit(transaction)
             self.ends(walk)
+        marks.remove(transaction.id)
         return walk
 
     def read(self) -> Walk:
@@ -239,16 +235,12 @@ class Scene:
 
     def retry(self, transaction_id: str) -> Walk:
         """The walk of one retry, from the operator's command on."""
-        global MARK
         self.rests()
-        # The command names the id and nothing else of the transaction.
-        before, MARK = MARK, transaction_id
-        try:
-            with self.tracer.follow() as walk:
-                assert command_line(["dead", "retry", transaction_id, "--yes"]) == 0
-                self.ends(walk)
-        finally:
-            MARK = before
+        marks.append(transaction_id)
+        with self.tracer.follow() as walk:
+            assert command_line(["dead", "retry", transaction_id, "--yes"]) == 0
+            self.ends(walk)
+        marks.remove(transaction_id)
         return walk
 
     def ends(self, walk: Walk) -> None:
