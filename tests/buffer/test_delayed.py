@@ -1,4 +1,4 @@
-"""When a transaction has its turn: at once, when it is due, before others by weight."""
+"""When a transaction is applied: at once, when it is due, or earlier than others by weight."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from processor.transaction.builder import Transaction
 from tests.harness.site import Site, write
 from tests.harness.wait import wait_until
 
-#: Nothing but a ring explains a commit within seconds.
+#: With these settings only the doorbell explains a commit within seconds.
 PATIENT = {"interval": 50.0, "watchdog": {"limit": 200.0}, "database": {"takeover": 290.0}}
 
 
 def committed_at(site: Site, ids: Iterable[str]) -> list[float]:
-    """When each was committed, Unix seconds; waits until all are."""
+    """Wait until all are committed; return when each was, Unix seconds."""
     wanted = list(ids)
-    asked = (
+    query = (
         "select id::text, extract(epoch from committed_at)::float8 from processor.ledger"
         " where id = any (%s::uuid[]) and outcome = 'applied'"
     )
     found = wait_until(
-        lambda: len(rows := site.execute(asked, (wanted,))) == len(wanted) and dict(rows),
+        lambda: len(rows := site.execute(query, (wanted,))) == len(wanted) and dict(rows),
         message=site.tale,
     )
     return [found[i] for i in wanted]
@@ -62,7 +62,7 @@ def test_a_delayed_transaction_is_applied_when_it_is_due_and_not_before(
     assert site.tape() == [4, 2, 3, 1]
 
 
-def test_a_delayed_one_takes_its_place_in_order_when_it_is_due(site: Site) -> None:
+def test_a_delayed_transaction_enters_the_order_when_it_is_due(site: Site) -> None:
     site.submit(write(1, key="k", delay=0.3), write(2, key="k"), write(3, key="k", delay=0.6))
     site.start()
 
@@ -71,7 +71,7 @@ def test_a_delayed_one_takes_its_place_in_order_when_it_is_due(site: Site) -> No
     site.commits(2, 1, 3, 4)
 
 
-def test_a_delayed_one_submitted_twice_is_one_effect(site: Site) -> None:
+def test_a_delayed_transaction_submitted_twice_is_one_effect(site: Site) -> None:
     once = write(1, delay=0.3)
     site.start()
     for _ in range(3):
@@ -82,8 +82,8 @@ def test_a_delayed_one_submitted_twice_is_one_effect(site: Site) -> None:
     site.commits(1, 2)
 
 
-def test_submitting_a_delayed_one_again_does_not_put_it_off(site: Site) -> None:
-    """A client that repeats what it asked for would wait for ever."""
+def test_submitting_a_delayed_transaction_again_keeps_its_due_time(site: Site) -> None:
+    """Otherwise a client that repeats its submits would postpone it indefinitely."""
     once = write(1, idempotency_key="a", delay=60)
     site.submit(once)
     due = site.redis.zrange(site.lane().scheduled, 0, -1, withscores=True)
@@ -94,13 +94,13 @@ def test_submitting_a_delayed_one_again_does_not_put_it_off(site: Site) -> None:
     assert site.redis.zrange(site.lane().scheduled, 0, -1, withscores=True) == due
 
 
-def test_what_is_due_is_not_starved_by_a_backlog_that_never_ends(
+def test_due_transactions_are_not_starved_by_an_endless_backlog(
     site_of: Callable[..., Site],
 ) -> None:
     site = site_of(statements={"nap": "select pg_sleep(0.01)"}, batch={"entries": 5})
     site.execute("create table parent (id int primary key)")
     site.execute("create table child (parent int references parent)")
-    # Its first pass has seen that nothing is delayed.
+    # The first pass has found no delayed transactions.
     site.start()
     busy = [write(n).statement("nap") for n in range(400)]
     retried = write(2000, attempts=50).insert("child", {"parent": 1})
@@ -111,7 +111,7 @@ def test_what_is_due_is_not_starved_by_a_backlog_that_never_ends(
     site.submit(write(1000, delay=0.3, queue="high"))
 
     wait_until(lambda: {1000, 2000} <= set(site.tape()), 30, site.tale)
-    assert site.depth() > 50, "the backlog was over before"
+    assert site.depth() > 50, "the backlog ended too early"
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_what_is_due_is_not_starved_by_a_backlog_that_never_ends(
         ({"due": "2026-11-21T06:00:00Z", "delay": 5}, "due"),
     ],
 )
-def test_a_moment_that_is_none_is_refused_at_the_door(options: Any, field: str) -> None:
+def test_an_invalid_delay_or_due_time_is_refused(options: Any, field: str) -> None:
     with pytest.raises(InvalidTransaction) as refused:
         Transaction(**options)
     assert refused.value.field == field
@@ -137,7 +137,7 @@ def test_a_moment_that_is_none_is_refused_at_the_door(options: Any, field: str) 
 # Weights.
 
 
-def test_high_waits_for_a_batch_or_two_and_not_for_the_backlog(
+def test_the_high_queue_waits_for_a_batch_or_two_not_for_the_backlog(
     site_of: Callable[..., Site],
 ) -> None:
     site = site_of(statements={"nap": "select pg_sleep(0.01)"}, batch={"entries": 5})
@@ -152,9 +152,9 @@ def test_high_waits_for_a_batch_or_two_and_not_for_the_backlog(
         wait_until(lambda t=turn: t in site.tape("high"))
         order = [scope for (scope,) in site.execute("select scope from tape order by place")]
         place = [n for n, scope in enumerate(order) if scope == "high"][turn]
-        # The batch at work, the one that was read ahead of it, and some that we did not see yet.
+        # The current batch, the prefetched one, and a few rows committed since the count.
         assert place - seen <= 20, (turn, seen, place)
-    assert site.depth("low:0") > 50, "the backlog was over before"
+    assert site.depth("low:0") > 50, "the backlog ended too early"
 
 
 def test_full_queues_share_the_batches_by_their_weights(site_of: Callable[..., Site]) -> None:
@@ -166,7 +166,8 @@ def test_full_queues_share_the_batches_by_their_weights(site_of: Callable[..., S
 
     order = [scope for (scope,) in site.execute("select scope from tape order by place")]
 
-    # Twelve batches of ten: eight, three and one. The high ones are out after nine dozens.
+    # Of twelve batches of ten, eight are high, three default and one low. The high queue is empty
+    # after nine dozen batches.
     dozens = [Counter(order[start : start + 120]) for start in range(0, 720, 120)]
     for dozen in dozens:
         assert abs(dozen["high"] - 80) <= 10
@@ -180,7 +181,7 @@ def test_full_queues_share_the_batches_by_their_weights(site_of: Callable[..., S
 # The doorbell.
 
 
-def test_another_process_is_heard_in_milliseconds_whatever_the_interval(
+def test_a_submit_in_another_process_wakes_the_drain_within_milliseconds(
     site_of: Callable[..., Site],
 ) -> None:
     """The doorbell waits from the cursor of the drain (rule 30)."""
@@ -198,10 +199,10 @@ def test_another_process_is_heard_in_milliseconds_whatever_the_interval(
     assert max(waits) < 5.0, sorted(waits)
 
 
-def test_a_lane_that_was_never_written_before_is_found_at_the_interval(
+def test_a_new_lane_is_found_at_the_interval(
     site_of: Callable[..., Site],
 ) -> None:
-    """Nobody listens there yet; from then on it is heard as the others are."""
+    """The doorbell does not wait for a new lane yet; afterwards it does."""
     site = site_of(interval=0.5)
     site.run()
     wait_until(lambda: site.one("select count(*) from processor.lane") == 3)
@@ -214,7 +215,7 @@ def test_a_lane_that_was_never_written_before_is_found_at_the_interval(
     assert committed_at(site, [first.id])[0] - began < 3.0
 
 
-def test_the_own_process_needs_no_doorbell(site_of: Callable[..., Site]) -> None:
+def test_a_submit_in_the_same_process_needs_no_doorbell(site_of: Callable[..., Site]) -> None:
     site = site_of(**PATIENT)
     site.start()
     site.redis.execute_command("ACL", "SETUSER", "default", "-xread")
@@ -228,6 +229,6 @@ def test_the_own_process_needs_no_doorbell(site_of: Callable[..., Site]) -> None
         site.redis.execute_command("ACL", "SETUSER", "default", "+xread")
 
 
-def test_statements_of_another_test_are_not_known() -> None:
-    """The registry belongs to the process: whoever fills it in a test takes it away again."""
+def test_no_statements_remain_from_another_test() -> None:
+    """Statements are registered for the process: a test must remove those that it registers."""
     assert list(statements.names()) == []

@@ -1,4 +1,4 @@
-"""The number of partitions of a queue: fixed by the first who writes, changed while it is empty."""
+"""The number of partitions of a queue: set by the first write, changed only while it is empty."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ def submit(producer: Writer, transaction: Transaction) -> str:
     return producer.submit(transaction.encode(0.0, 1_000_000)).lane
 
 
-def test_keys_keep_their_lane_and_spread_over_all(producers: Any) -> None:
+def test_keys_keep_their_lane_and_spread_over_all_lanes(producers: Any) -> None:
     producer = producers(4)
     lanes = {n: submit(producer, write(n, key=f"k{n}")) for n in range(40)}
     assert set(lanes.values()) == {f"default:{n}" for n in range(4)}
     assert {n: submit(producer, write(n, key=f"k{n}")) for n in range(40)} == lanes
 
 
-def test_another_number_is_refused_while_work_lies_in_the_buffer(
+def test_the_number_cannot_change_while_the_buffer_holds_transactions(
     producers: Any, site: Site
 ) -> None:
-    """Rule 7: what shares a key would lie in two lanes, each of them an order of its own."""
+    """Rule 7: transactions that share a key would be in two lanes, without an order."""
     submit(producers(4), write(1, key="k"))
     with pytest.raises(ConfigError, match=r"queues.default.partitions: .* from 4 to 2 while 1 "):
         submit(producers(2), write(2, key="k"))
@@ -50,7 +50,7 @@ def test_another_number_is_refused_while_work_lies_in_the_buffer(
 
 
 @pytest.mark.parametrize("where", ["scheduled", "parked"])
-def test_work_that_waits_elsewhere_counts_as_well(
+def test_scheduled_and_parked_transactions_count_as_well(
     where: str, producers: Any, site: Site
 ) -> None:
     submit(producers(4), write(1, key="k", delay=3600.0) if where == "scheduled" else write(1))
@@ -62,7 +62,7 @@ def test_work_that_waits_elsewhere_counts_as_well(
         submit(producers(1), write(2))
 
 
-def test_an_empty_queue_takes_another_number_and_all_its_lanes_are_drained(
+def test_the_number_of_an_empty_queue_can_change_and_all_its_lanes_are_drained(
     producers: Any, site: Site
 ) -> None:
     submit(producers(4), write(1, key="k"))
@@ -71,6 +71,6 @@ def test_an_empty_queue_takes_another_number_and_all_its_lanes_are_drained(
     many = producers(16)
     lanes = {submit(many, write(n, key=f"k{n}")) for n in range(2, 42)}
     assert len(lanes) > 4
-    # The processor's own settings name one partition; the register tells it of the others.
+    # The processor's own settings have one partition; it finds the other lanes in the registry.
     wait_until(lambda: len(site.tape()) == 41)
     assert sorted(site.tape()) == list(range(1, 42))

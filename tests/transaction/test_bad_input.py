@@ -1,8 +1,8 @@
-"""What is wrong is refused in one line that names the field and the remedy, and nothing is lost.
+"""Bad input is refused in one line that names the field and the remedy, and nothing is lost.
 
-Classes of bad transactions (at the command line, and from Python), of bad settings, of bad command
-lines, and of entries that somebody wrote into Redis by hand. Each case is what is given, the field
-or argument that must be named, and words of the remedy.
+Classes of bad transactions (on the command line, and in Python), of bad settings, of bad command
+lines, and of entries that another program wrote to Redis. Each case is the input, the field or
+argument that the message must name, and words of the remedy.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ UPDATE = {"op": "update", "table": "account", "set": {"balance": 1}, "where": {"
 
 
 def of(*operations: Any, **options: Any) -> str:
-    """The JSON form of a transaction, good but for what is given."""
+    """The JSON form of a transaction that is valid except for the arguments."""
     return json.dumps({"operations": list(operations) or [INSERT]} | options)
 
 
@@ -133,7 +133,7 @@ TRANSACTIONS: dict[str, list[Case]] = {
         ('{"operations": {"op": "insert"}}', "operations", "must be an array"),
         ('{"operations": ["insert"]}', "operations[0]", "must be an object"),
     ],
-    "what the buffer does not take": [
+    "refused by the buffer": [
         (of(queue="hihg"), "queue", "one of default, high, low"),
         (of(queue=""), "queue", "omit it"),
         (of(queue="default\n"), "queue", "one of default, high, low"),
@@ -145,24 +145,24 @@ TRANSACTIONS: dict[str, list[Case]] = {
 
 
 def each(classes: dict[str, list[Case]]) -> list[Any]:
-    """The cases of all classes, each under the name of its class."""
+    """Return the cases of all classes, each with the name of its class."""
     return [pytest.param(*case, id=f"{name} {number}")
             for name, cases in classes.items() for number, case in enumerate(cases)]
 
 
 @pytest.fixture
-def door(cli: Cli, redis_url: str) -> Cli:
-    """A command line before an empty buffer that takes 2 KiB at most."""
+def submitting(cli: Cli, redis_url: str) -> Cli:
+    """A command line with an empty buffer and a limit of 2 KiB for a transaction."""
     limits = {"transaction_bytes": 2048}
     return cli.use({"redis": {"url": redis_url}, "buffer": limits})
 
 
 @pytest.mark.parametrize(("given", "field", "remedy"), each(TRANSACTIONS))
 def test_a_bad_transaction_is_refused_in_one_line_with_field_and_remedy(
-    door: Cli, redis: Any, given: str | bytes, field: str, remedy: str
+    submitting: Cli, redis: Any, given: str | bytes, field: str, remedy: str
 ) -> None:
     content = given if isinstance(given, bytes) else given.encode()
-    said = door("submit", stdin=content + b"\n")
+    said = submitting("submit", stdin=content + b"\n")
     assert said.code == 1
     first, resume = said.err.splitlines()
     assert first.startswith(f"processor: line 1: {field}"), first
@@ -175,9 +175,9 @@ def test_a_bad_transaction_is_refused_in_one_line_with_field_and_remedy(
 
 @pytest.mark.parametrize(("given", "field", "remedy"), each(TRANSACTIONS))
 def test_the_same_transaction_is_refused_by_submit_with_its_field(
-    door: Cli, given: str | bytes, field: str, remedy: str
+    submitting: Cli, given: str | bytes, field: str, remedy: str
 ) -> None:
-    processor.configure(door.head[1])
+    processor.configure(submitting.head[1])
     with pytest.raises(InvalidTransaction) as caught:
         processor.submit(given)
     assert f"{caught.value.field}: ".startswith(field)
@@ -186,10 +186,10 @@ def test_the_same_transaction_is_refused_by_submit_with_its_field(
 
 
 class Hostile:
-    """An object that does not want to be looked at."""
+    """An object whose text cannot be made."""
 
     def __str__(self) -> str:
-        raise RuntimeError("looked at")
+        raise RuntimeError("converted to text")
 
     __repr__ = __str__
 
@@ -234,15 +234,15 @@ def test_a_bad_object_is_refused_where_it_is_added(make: Any, field: str, remedy
     assert remedy in str(caught.value)
 
 
-def test_a_mapping_keeps_what_json_has_no_word_for() -> None:
+def test_a_mapping_keeps_values_that_json_cannot_express() -> None:
     given = {"a": float("nan"), "b": Decimal("1.10"), "c": b"\x01", "d": float("-inf")}
     made = Transaction.parse({"operations": [{"op": "insert", "table": "tape", "values": given}]})
     built = Transaction(id=made.id).insert("tape", given)
     assert made.encode(0, 9999).body == built.encode(0, 9999).body
 
 
-def test_a_block_that_fails_submits_nothing(door: Cli, redis: Any) -> None:
-    processor.configure(door.head[1])
+def test_a_block_that_fails_submits_nothing(submitting: Cli, redis: Any) -> None:
+    processor.configure(submitting.head[1])
 
     def fail() -> None:
         with processor.Transaction() as t:
@@ -329,7 +329,7 @@ def test_a_bad_variable_is_refused_in_one_line_with_name_and_remedy(
     assert remedy in said.error
 
 
-def test_every_problem_of_a_file_is_told_at_once(cli: Cli, tmp_path: Any) -> None:
+def test_every_problem_of_a_file_is_reported_at_once(cli: Cli, tmp_path: Any) -> None:
     path = tmp_path / "bad.yml"
     path.write_text("interval: x\nretry: {atempts: 1}\nbatch: {bytes: 0}")
     said = cli("check-config", "-c", str(path))
@@ -341,9 +341,9 @@ def test_every_problem_of_a_file_is_told_at_once(cli: Cli, tmp_path: Any) -> Non
 
 
 @pytest.mark.parametrize("text", ["select 1 -- ends %", "with x as (select 1)", ";", "-- nothing"])
-def test_a_statement_registered_in_code_is_checked_alike(text: str) -> None:
+def test_a_statement_registered_in_code_is_checked_like_a_configured_one(text: str) -> None:
     if text.startswith("with"):
-        statement("a", text)  # what it means is for PostgreSQL to say
+        statement("a", text)  # PostgreSQL will judge its meaning
         return
     with pytest.raises(ConfigError, match="statement a"):
         statement("a", text)
@@ -393,24 +393,24 @@ COMMAND_LINES: dict[str, list[Case]] = {
 
 @pytest.mark.parametrize(("arguments", "name", "remedy"), each(COMMAND_LINES))
 def test_a_bad_command_line_is_refused_in_one_line_with_argument_and_remedy(
-    door: Cli, arguments: list[str], name: str, remedy: str
+    submitting: Cli, arguments: list[str], name: str, remedy: str
 ) -> None:
-    said = door(*arguments)
+    said = submitting(*arguments)
     assert said.code == 2
     assert said.out == ""
     assert name in said.error
     assert remedy in said.error
 
 
-def test_an_unknown_queue_is_named_with_the_nearest(door: Cli) -> None:
+def test_an_unknown_queue_is_named_with_the_most_similar_one(submitting: Cli) -> None:
     for verb in ("pause", "resume"):
-        said = door("queues", verb, "defualt")
+        said = submitting("queues", verb, "defualt")
         assert said.code == 2
         assert "'defualt'" in said.error
         assert "did you mean default?" in said.error
 
 
-# Entries that somebody wrote into Redis by hand.
+# Entries that another program wrote to Redis.
 
 GOOD = Transaction().insert("tape", {"n": 9}).encode(0, 9999).body
 RAW: dict[str, tuple[list[tuple[Any, Any]], bytes]] = {
@@ -418,14 +418,14 @@ RAW: dict[str, tuple[list[tuple[Any, Any]], bytes]] = {
     "no body": ([("v", "1")], b"v=1"),
     "no version": ([("tx", GOOD)], b"tx=" + GOOD),
     "version 0": ([("v", "0"), ("tx", GOOD)], GOOD),
-    "version with a blank": ([("v", "1 "), ("tx", GOOD)], GOOD),
-    "version that is no number": ([("v", "one"), ("tx", GOOD)], GOOD),
+    "version with a space": ([("v", "1 "), ("tx", GOOD)], GOOD),
+    "version that is not a number": ([("v", "one"), ("tx", GOOD)], GOOD),
     "an empty body": ([("v", "1"), ("tx", b"")], b""),
-    "no JSON": ([("v", "1"), ("tx", b"\xff\x00\xfe")], b"\xff\x00\xfe"),
+    "not JSON": ([("v", "1"), ("tx", b"\xff\x00\xfe")], b"\xff\x00\xfe"),
     "a pickle": ([("v", "1"), ("tx", pickle.dumps({"a": 1}))], pickle.dumps({"a": 1})),
     "a list": ([("v", "1"), ("tx", b"[1]")], b"[1]"),
     "no id": ([("v", "1"), ("tx", of().encode())], of().encode()),
-    "an id that is none": (
+    "an invalid id": (
         [("v", "1"), ("tx", of(id="'; drop table tape; --").encode())],
         of(id="'; drop table tape; --").encode()),
     "no operations": (
@@ -434,26 +434,26 @@ RAW: dict[str, tuple[list[tuple[Any, Any]], bytes]] = {
     "an unknown operation": (
         [("v", "1"), ("tx", of({"op": "eval", "code": "1"}, id=UNKNOWN).encode())],
         of({"op": "eval", "code": "1"}, id=UNKNOWN).encode()),
-    "a dunder": (
+    "a field named __class__": (
         [("v", "1"), ("tx", of(id=UNKNOWN, __class__="os.system").encode())],
         of(id=UNKNOWN, __class__="os.system").encode()),
     "an insert of nothing": (
         [("v", "1"), ("tx", of({"op": "insert", "table": "tape"}, id=UNKNOWN).encode())],
         of({"op": "insert", "table": "tape"}, id=UNKNOWN).encode()),
-    "deeper than anybody nests": (
+    "nested too deeply": (
         [("v", "1"), ("tx", values("[" * 9000 + "]" * 9000).encode())],
         values("[" * 9000 + "]" * 9000).encode()),
 }  # fmt: skip
 
 
 def put_raw(site: Site, fields: list[tuple[Any, Any]]) -> None:
-    """Like `Site.put`, with the fields in this order, and as often as given."""
+    """Like `Site.put`, with the fields in this order, repeated if they are given twice."""
     flat = [part for pair in fields for part in pair]
     site.redis.execute_command("XADD", site.lane().stream, "*", *flat)
 
 
 @pytest.mark.parametrize("case", RAW)
-def test_a_malformed_entry_is_a_dead_letter_with_its_bytes_and_the_lane_goes_on(
+def test_a_malformed_entry_is_a_dead_letter_with_its_bytes_and_the_lane_continues(
     site: Site, at_site: Cli, case: str
 ) -> None:
     fields, raw = RAW[case]
@@ -473,7 +473,7 @@ def test_a_malformed_entry_is_a_dead_letter_with_its_bytes_and_the_lane_goes_on(
     assert at_site("dead", "discard", dead, "--yes", "--wait", "20s").code == 0
 
 
-def test_more_and_doubled_fields_are_kept_whole(site: Site) -> None:
+def test_extra_and_repeated_fields_are_kept(site: Site) -> None:
     put_raw(site, [("v", "1"), ("tx", GOOD), ("extra", "x")])
     put_raw(site, [("v", "1"), ("v", "2"), ("tx", GOOD)])
     site.submit(write(1))
@@ -484,7 +484,7 @@ def test_more_and_doubled_fields_are_kept_whole(site: Site) -> None:
     assert b"v=1\nv=2\ntx=" + GOOD in bodies
 
 
-def test_many_malformed_entries_among_good_ones_lose_none(site: Site) -> None:
+def test_many_malformed_entries_among_valid_ones_lose_none(site: Site) -> None:
     for n in range(1, 101):
         site.submit(write(n))
         put_raw(site, [("v", "1"), ("tx", b"\x00" * n)])
@@ -493,7 +493,7 @@ def test_many_malformed_entries_among_good_ones_lose_none(site: Site) -> None:
     site.commits(*range(1, 101))
 
 
-def test_an_entry_of_a_later_release_stays_and_the_lane_goes_on(site: Site, at_site: Cli) -> None:
+def test_an_entry_of_a_later_release_stays_and_the_lane_continues(site: Site, at_site: Cli) -> None:
     put_raw(site, [("v", "99"), ("tx", b"\x01 new")])
     site.submit(write(1))
     site.start()
@@ -504,7 +504,7 @@ def test_an_entry_of_a_later_release_stays_and_the_lane_goes_on(site: Site, at_s
     assert "update this processor" in at_site("status").out
 
 
-def test_a_table_name_is_never_more_than_a_name(site: Site) -> None:
+def test_a_table_name_is_only_a_name_never_sql(site: Site) -> None:
     hostile = 'tape" values (7); drop table account; --'
     site.start()
     site.submit(Transaction().insert(hostile[:60], {"n": 1}), write(1))

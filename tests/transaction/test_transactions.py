@@ -1,4 +1,4 @@
-"""Every operation, by builder and by JSON, on real tables; and what is no transaction."""
+"""Every operation, by builder and by JSON, on real tables; and invalid transactions."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ STATEMENTS = {
 
 @pytest.fixture
 def shop(site_of: Callable[..., Site]) -> Site:
-    """A site with some tables and statements, and its processor."""
+    """A site with tables and statements, and a running processor."""
     site = site_of(statements=STATEMENTS)
     site.execute(TABLES)
     site.start()
@@ -43,11 +43,11 @@ def shop(site_of: Callable[..., Site]) -> Site:
 
 
 def ends(site: Site, *transactions: Transaction) -> list[str]:
-    """Submit; for each the SQLSTATE that it died of, "" if it is applied."""
+    """Submit and wait; return for each the SQLSTATE of its dead letter, "" if it was applied."""
     site.submit(*transactions)
     ids = [str(one.id) for one in transactions]
-    asked = "select id::text, outcome from processor.ledger where id = any (%s::uuid[])"
-    wait_until(lambda: len(site.execute(asked, (ids,))) == len(set(ids)), message=site.tale)
+    query = "select id::text, outcome from processor.ledger where id = any (%s::uuid[])"
+    wait_until(lambda: len(site.execute(query, (ids,))) == len(set(ids)), message=site.tale)
     died = {i: state for i, state, _ in site.dead()}
     return [died.get(i, "") for i in ids]
 
@@ -56,7 +56,7 @@ def rows(site: Site, table: str) -> list[tuple[Any, ...]]:
     return site.execute(f"select * from {table} order by 1")
 
 
-# Operations. Each is written twice: as a builder call and as JSON.
+# Operations, each as a builder call and as JSON.
 
 ORDER = {"id": 1, "account": 7, "amount": 25, "note": None}
 BOTH: list[tuple[Callable[[Transaction], Transaction], dict[str, Any]]] = [
@@ -103,7 +103,7 @@ def test_builder_and_json_form_are_the_same_bytes(
     assert Transaction.parse(json.dumps(written).encode()).encode(0.0, 9999) == encoded
 
 
-def test_the_operations_of_a_transaction_are_done_in_their_order(shop: Site) -> None:
+def test_the_operations_of_a_transaction_run_in_order(shop: Site) -> None:
     whole = (
         Transaction(key="order-42")
         .insert("orders", {"id": 1, "account": 7, "amount": 25, "note": "new"})
@@ -130,7 +130,7 @@ def test_the_operations_of_a_transaction_are_done_in_their_order(shop: Site) -> 
     assert [total for _, total in rows(shop, "day")] == [28]
 
 
-def test_a_transaction_is_whole_or_not_at_all(shop: Site) -> None:
+def test_a_transaction_is_atomic(shop: Site) -> None:
     half = (
         Transaction()
         .insert("orders", {"id": 1})
@@ -144,7 +144,7 @@ def test_a_transaction_is_whole_or_not_at_all(shop: Site) -> None:
 
 
 @pytest.mark.parametrize("several", [1, 6])
-def test_another_number_of_rows_than_expected_is_poison(shop: Site, several: int) -> None:
+def test_a_different_number_of_rows_than_expected_is_poison(shop: Site, several: int) -> None:
     shop.execute("insert into orders (id, account) values (1, 7), (2, 7)")
     unmet = [
         lambda: Transaction().update("orders", {"note": "x"}, where={"account": 7}, expect=1),
@@ -195,7 +195,7 @@ def test_names_are_quoted_and_never_sql(shop: Site) -> None:
     assert rows(shop, "orders") == [(3, None, None, None)]
 
 
-def test_only_the_tables_of_the_allow_list_are_written(site_of: Callable[..., Site]) -> None:
+def test_only_tables_on_the_allow_list_can_be_written(site_of: Callable[..., Site]) -> None:
     site = site_of(database={"tables": ["orders"]})
     site.execute(TABLES)
     site.start()
@@ -224,7 +224,7 @@ def test_a_comment_at_the_end_of_a_statement_swallows_neither_the_next_one_nor_t
     assert shop.status == "running"
 
 
-def test_its_own_time_limit_makes_a_slow_one_poison_and_no_other(shop: Site) -> None:
+def test_a_timeout_makes_a_slow_transaction_poison_and_no_other(shop: Site) -> None:
     slow = Transaction(timeout=0.1, attempts=1).statement("nap", {"seconds": 0.4})
     patient = Transaction(attempts=1).statement("nap", {"seconds": 0.3})
 
@@ -232,7 +232,7 @@ def test_its_own_time_limit_makes_a_slow_one_poison_and_no_other(shop: Site) -> 
     assert shop.tape() == [1, 2]
 
 
-def test_its_own_attempts_count(shop: Site) -> None:
+def test_the_attempts_of_a_transaction_override_the_setting(shop: Site) -> None:
     shop.execute(
         "create function fail() returns int language plpgsql as $$ begin raise 'no'; end $$"
     )
@@ -246,18 +246,18 @@ def test_its_own_attempts_count(shop: Site) -> None:
 # Identity.
 
 
-def test_the_id_is_drawn_when_the_transaction_is_made(shop: Site) -> None:
+def test_the_id_is_generated_when_the_transaction_is_made(shop: Site) -> None:
     made = Transaction().insert("orders", {"id": 1})
-    drawn = made.id
+    generated = made.id
 
-    assert uuid.UUID(drawn).version == 7
-    assert [receipt.id for receipt in shop.submit(made, made)] == [drawn, drawn]
+    assert uuid.UUID(generated).version == 7
+    assert [receipt.id for receipt in shop.submit(made, made)] == [generated, generated]
     assert ends(shop, made) == [""]
     assert [row[0] for row in rows(shop, "orders")] == [1]
     assert Transaction().id != Transaction().id
 
 
-def test_ids_sort_by_the_time_at_which_they_were_made() -> None:
+def test_ids_sort_by_the_time_when_they_were_made() -> None:
     made = [identity.new_id() for _ in range(2000)]
 
     assert len(set(made)) == len(made)
@@ -265,7 +265,7 @@ def test_ids_sort_by_the_time_at_which_they_were_made() -> None:
     assert all(uuid.UUID(one).variant == uuid.RFC_4122 for one in made)
 
 
-def test_an_idempotency_key_decides_the_id_wherever_it_is_used(shop: Site) -> None:
+def test_an_idempotency_key_always_gives_the_same_id(shop: Site) -> None:
     first = Transaction(idempotency_key="invoice 7").insert("orders", {"id": 1})
     again = Transaction.parse(
         {"idempotency_key": "invoice 7",
@@ -304,7 +304,7 @@ def configured(shop: Site) -> Iterator[Site]:
     processor.configure({})
 
 
-def test_with_submits_at_a_clean_exit_and_not_at_another(configured: Site) -> None:
+def test_with_submits_unless_the_block_raises(configured: Site) -> None:
     with processor.Transaction(key="k") as made:
         made.insert("orders", {"id": 1})
         assert configured.depth() == 0
@@ -334,7 +334,7 @@ def test_submit_takes_the_json_form_as_text_bytes_and_mapping(configured: Site) 
     wait_until(lambda: [row[0] for row in rows(configured, "orders")] == [0, 1, 2, 3])
 
 
-def test_a_task_is_not_known_yet_and_refused_at_the_door() -> None:
+def test_a_task_is_not_supported_yet_and_refused() -> None:
     with pytest.raises(InvalidTransaction, match="task"):
         Transaction.parse({"operations": [{"op": "task", "name": "send", "args": {}}]})
 
@@ -360,7 +360,7 @@ def test_a_task_is_not_known_yet_and_refused_at_the_door() -> None:
         ("select 1; -- and more", "after a semicolon"),
     ],
 )
-def test_a_statement_that_would_reach_beyond_its_transaction_is_refused(
+def test_a_statement_that_would_affect_more_than_its_transaction_is_refused(
     sql: str, problem: str
 ) -> None:
     with pytest.raises(ConfigError, match=problem):
@@ -368,40 +368,40 @@ def test_a_statement_that_would_reach_beyond_its_transaction_is_refused(
     assert statements.find("bad") is None
 
 
-# What others put into the stream.
+# Entries that other programs add to the stream.
 
 
-def strange(operation: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
+def foreign(operation: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
     return {"operations": [operation or {"op": "statement", "name": "fail"}]} | more
 
 
 ALL = {"table": "tape", "where": {}}
-STRANGE = [
-    strange({"op": "insert", "table": "a.b.c", "values": {"id": 1}}),
-    strange({"op": "insert", "table": "", "values": {"id": 1}}),
-    strange({"op": "insert", "table": ".", "values": {"id": 1}}),
-    strange({"op": "insert", "table": "t" * 999, "values": {"id": 1}}),
-    strange({"op": "insert", "table": "tape", "values": {}}),
-    strange({"op": "insert", "table": "tape", "rows": []}),
-    strange({"op": "insert", "table": "tape", "rows": [{}, {"n": 1}]}),
-    strange({"op": "insert", "table": "tape", "values": {"scope": "\0"}}),
-    strange({"op": "insert", "table": "tape", "values": {"n": [[[]]]}}),
-    strange({"op": "upsert", "table": "tape", "values": {"n": 1}, "conflict": []}),
-    strange({"op": "delete", **ALL}),
-    strange({"op": "delete", **ALL, "expect": 1}),
-    strange({"op": "update", **ALL, "set": {"n": 1}}),
-    strange({"op": "update", **ALL, "add": {"n": 1}}),
-    strange(key="\0"),
-    strange(key=""),
-    strange(keys=["", "\0\0"]),
-    strange(due="soon"),
-    strange(attempts=-5),
-    strange(timeout=-1),
+FOREIGN = [
+    foreign({"op": "insert", "table": "a.b.c", "values": {"id": 1}}),
+    foreign({"op": "insert", "table": "", "values": {"id": 1}}),
+    foreign({"op": "insert", "table": ".", "values": {"id": 1}}),
+    foreign({"op": "insert", "table": "t" * 999, "values": {"id": 1}}),
+    foreign({"op": "insert", "table": "tape", "values": {}}),
+    foreign({"op": "insert", "table": "tape", "rows": []}),
+    foreign({"op": "insert", "table": "tape", "rows": [{}, {"n": 1}]}),
+    foreign({"op": "insert", "table": "tape", "values": {"scope": "\0"}}),
+    foreign({"op": "insert", "table": "tape", "values": {"n": [[[]]]}}),
+    foreign({"op": "upsert", "table": "tape", "values": {"n": 1}, "conflict": []}),
+    foreign({"op": "delete", **ALL}),
+    foreign({"op": "delete", **ALL, "expect": 1}),
+    foreign({"op": "update", **ALL, "set": {"n": 1}}),
+    foreign({"op": "update", **ALL, "add": {"n": 1}}),
+    foreign(key="\0"),
+    foreign(key=""),
+    foreign(keys=["", "\0\0"]),
+    foreign(due="soon"),
+    foreign(attempts=-5),
+    foreign(timeout=-1),
 ]
 
 
-@pytest.mark.parametrize("body", STRANGE, ids=lambda body: json.dumps(body)[:70])
-def test_what_the_door_would_have_refused_dies_and_the_lane_goes_on(
+@pytest.mark.parametrize("body", FOREIGN, ids=lambda body: json.dumps(body)[:70])
+def test_an_entry_that_submit_would_refuse_dies_and_the_lane_continues(
     site: Site, body: dict[str, Any]
 ) -> None:
     statements.statement("fail", "select 1 / 0")
