@@ -28,7 +28,7 @@ def written_identity(redis: RedisConnection, namespace: str) -> str | None:
     try:
         return canonical_id(key, text)
     except InvalidTransaction:
-        # Another program wrote this value. That is no reason to stop: all readers derive the same
+        # Another program wrote this value. Continue nevertheless: all readers derive the same
         # identity from it.
         return id_of_key(f"buffer {text}")
 

@@ -37,9 +37,9 @@ class RedisAnswer:
     newest: str
 
 
-def from_note(told: NotedOutcome) -> StatusLookup:
+def from_note(noted: NotedOutcome) -> StatusLookup:
     """Return what a commit note says of a transaction as a status."""
-    return StatusLookup(told.state, told.position, told.at, told.reason)
+    return StatusLookup(noted.state, noted.position, noted.at, noted.reason)
 
 
 def look_up(
@@ -103,9 +103,11 @@ def _noted(
     """Read the notes, newest first: a dead letter may have been applied since it was noted."""
     for _, fields in _pages(redis, target.lane, page, _start(target.entry_id, since)):
         note = _note(fields)
-        told = note and note.buffer == target.buffer and note.outcome_of(target.id, target.entry_id)
-        if told:
-            return from_note(told)
+        outcome = note and note.buffer == target.buffer and note.outcome_of(
+            target.id, target.entry_id
+        )  # fmt: skip
+        if outcome:
+            return from_note(outcome)
     return None
 
 

@@ -41,8 +41,8 @@ class Waiter:
         """Return what a note says of this waiter's transaction."""
         if note.buffer != self.target.buffer:
             return None
-        told = note.outcome_of(self.target.id, self.target.entry_id)
-        return from_note(told) if told else None
+        outcome = note.outcome_of(self.target.id, self.target.entry_id)
+        return from_note(outcome) if outcome else None
 
     def finish(self, result: StatusLookup) -> None:
         """End the wait with a status."""

@@ -128,7 +128,7 @@ def packages_are_acyclic(root: Path) -> list[str]:
 
 
 def no_own_imports_in_functions(root: Path) -> list[str]:
-    """Rule 3: what a module of ours needs of ours, it imports at its head, absolutely."""
+    """Rule 3: modules import our own modules at their head, by absolute names."""
     found = []
     for path in source.modules(root).values():
         for function in ast.walk(source.tree(path)):

@@ -156,7 +156,7 @@ def _is_marked(value: Any, depth: int = DEPTH) -> bool:
 def _parts(value: Any) -> list[str]:
     """The fields of a record, and what the builder has gathered.
 
-    What the owner of a lane remembers of its entries is no form of a transaction.
+    What the owner of a lane remembers of its entries does not count as a form of a transaction.
     """
     if type(value).__module__.startswith("processor.ownership"):
         return []

@@ -48,7 +48,7 @@ def run(options: Options) -> Result:
                 service.freeze()
                 limits.append(_least(stage))
                 service.thaw()
-                note(f"kill {turn + 1}: {figures[-1]:.3f} s, the least {limits[-1]:.3f} s, "
+                note(f"kill {turn + 1}: {figures[-1]:.3f} s, at best {limits[-1]:.3f} s, "
                      f"{stage.depth} entries left")  # fmt: skip
             engine.wait_until_empty(stage)
         finally:
