@@ -146,13 +146,15 @@ def read(wanted: Sequence[Relation], answer: Sequence[tuple[Any, ...]]) -> Snaps
 def conditions(
     relation: Relation, operation: Operation, digests: Collection[str] | None
 ) -> Iterator[Where]:
-    """Yield conditions for the rows that an operation may touch; with `digests` only rows with one.
+    """Yield conditions for the rows that an operation may touch.
+
+    With `digests`, only for the rows that have one of them.
     """
     keys = relation.keys
     if digests is not None:
-        for made, named_by in touch(keys, operation).rows.items():
-            if made in digests:
-                yield from (dict(zip(keys, values, strict=True)) for values in named_by)
+        for digest, key_values in touch(keys, operation).rows.items():
+            if digest in digests:
+                yield from (dict(zip(keys, values, strict=True)) for values in key_values)
         return
     if isinstance(operation, Insert):
         for row in operation.rows or [operation.values or {}]:
