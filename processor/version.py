@@ -1,3 +1,3 @@
 """The version of this release; `setup.cfg` and `CHANGELOG.rst` state the same one."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
