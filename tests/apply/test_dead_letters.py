@@ -21,24 +21,13 @@ from processor.runtime import drain_thread
 from processor.telemetry import metrics
 from processor.transaction.builder import Transaction
 from processor.transaction.ids import new_id
-from tests.harness.site import Site, counted, step, write
+from tests.harness.site import FAILING, Site, counted, step, write
 from tests.harness.wait import wait_until
 
 CHECKED = "create table checked (n int check (n > 0), place bigint generated always as identity)"
 NOISY = """
 create function see() returns trigger language plpgsql as $$ begin return new; end $$;
 create trigger see before insert on checked for each row execute function see();
-"""
-FAILING = """
-create table failing (scope text);
-create function fail() returns trigger language plpgsql as $$
-begin
-    if new.scope in (select scope from failing) then
-        raise exception 'not yet: %', new.scope;
-    end if;
-    return new;
-end $$;
-create trigger fail before insert on tape for each row execute function fail();
 """
 
 
@@ -181,7 +170,7 @@ def test_poison_costs_few_round_trips(site_of, proxy_to, postgres_server) -> Non
 def test_a_failure_is_retried_with_growing_waits_and_then_dead_lettered(site_of) -> None:
     """Each retry runs when its wait is over, not at the next interval."""
     site = site_of(retry={"attempts": 3, "delay": 0.2}, interval=20.0)
-    site.execute(FAILING + "insert into failing values ('x')")
+    site.execute(FAILING)
     site.start()
     bad = write(0, "x")
     started = time.time()
@@ -207,7 +196,7 @@ def test_a_failure_is_retried_with_growing_waits_and_then_dead_lettered(site_of)
 def test_each_wait_is_twice_the_previous_one_up_to_a_limit(site_of) -> None:
     """Plus up to a tenth, so that entries that failed together are not retried together."""
     site = site_of(retry={"attempts": 5, "delay": 60.0, "max_delay": 200.0})
-    site.execute(FAILING + "insert into failing values ('x')")
+    site.execute(FAILING)
     drain = site.drain()
     bad, retry = write(0, "x"), site.lane().retry
     site.submit(bad)
@@ -223,7 +212,7 @@ def test_each_wait_is_twice_the_previous_one_up_to_a_limit(site_of) -> None:
 
 def test_an_entry_whose_cause_of_failure_is_gone_commits_at_its_next_attempt(site_of) -> None:
     site = site_of(retry={"attempts": 9, "delay": 0.1, "max_delay": 0.2})
-    site.execute(FAILING + "insert into failing values ('x')")
+    site.execute(FAILING)
     site.start()
     retried = counted("retried")
     site.submit(write(1, "x"))
@@ -237,7 +226,7 @@ def test_an_entry_whose_cause_of_failure_is_gone_commits_at_its_next_attempt(sit
 
 @pytest.mark.parametrize("attempts", [1, 2])
 def test_a_transaction_may_set_its_number_of_attempts(attempts: int, site: Site) -> None:
-    site.execute(FAILING + "insert into failing values ('x')")
+    site.execute(FAILING)
     site.start()
     site.submit(write(1, "x", attempts=attempts))
 
@@ -262,7 +251,7 @@ def test_an_entry_that_can_never_succeed_is_not_retried(site: Site) -> None:
 def test_only_entries_with_the_key_of_a_retry_wait_and_they_keep_their_order(site_of) -> None:
     """Rules 25 and 26: the failed entry is retried in its place, not at the end of the lane."""
     site = site_of(retry={"attempts": 9, "delay": 0.1, "max_delay": 0.2})
-    site.execute(FAILING + "insert into failing values ('x')")
+    site.execute(FAILING)
     site.start()
     site.submit(write(1, "x", key="k"), write(2, key="k"), write(3), write(4, key="other"))
     site.commits(3, 4)
@@ -304,7 +293,7 @@ def test_a_dead_letter_holds_its_named_keys_until_an_operator_decides(
     request_: str, site: Site
 ) -> None:
     """Rules 15 and 27."""
-    site.execute(FAILING + "insert into failing values ('x')")
+    site.execute(FAILING)
     site.start()
     bad = write(1, "x", key="k", attempts=1)
     site.submit(bad, write(2, key="k"), write(3))
@@ -332,7 +321,7 @@ def test_a_dead_letter_holds_its_named_keys_until_an_operator_decides(
 
 
 def test_a_retry_that_fails_again_leaves_the_dead_letter_in_place(site: Site) -> None:
-    site.execute(FAILING + "insert into failing values ('x')")
+    site.execute(FAILING)
     site.start()
     bad = write(1, "x", key="k", attempts=1)
     site.submit(bad, write(2, key="k"))
@@ -349,7 +338,7 @@ def test_a_retry_that_fails_again_leaves_the_dead_letter_in_place(site: Site) ->
 
 def dead_letter(site: Site, bad: Transaction) -> None:
     """Make `bad` a dead letter, then remove the cause of its failure."""
-    site.execute(FAILING + "insert into failing values ('x')")
+    site.execute(FAILING)
     drain = site.drain(instance="before")
     site.submit(bad)
     while not site.dead():
