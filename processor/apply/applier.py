@@ -99,7 +99,10 @@ class Applier:
         return outcome
 
     def prerender(self, entries: Sequence[Entry]) -> BatchText | None:
-        """Render entries while the server works on others; None if they must be looked at again."""
+        """Render entries while the server works on others.
+
+        Return None if a table has to be looked up first, or if an entry cannot be rendered.
+        """
         try:
             batch = self._render(Outcome().without_copies(entries))
         except KeyError:

@@ -21,7 +21,7 @@ from processor.transaction.entry import Entry
 
 
 class BatchErrors:
-    """Judges the errors of one batch after the other, on one session."""
+    """Judges the errors of batches, on one session."""
 
     def __init__(self, committer: Committer, settings: Settings) -> None:
         self._committer = committer

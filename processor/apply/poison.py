@@ -55,7 +55,7 @@ def parts(renderer: Renderer, taken: Sequence[Taken]) -> Parts | None:
 
 
 class Isolation:
-    """Finds the poison of one batch after the other, on one session."""
+    """Isolates the poison of batches, on one session."""
 
     def __init__(self, committer: Committer, errors: BatchErrors, limit: float) -> None:
         """`limit` is how long the server may take to isolate a batch, in seconds."""

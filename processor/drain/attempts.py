@@ -1,6 +1,6 @@
 """One attempt at a batch of a lane, and what it teaches about the lane.
 
-`apply` returns what became of the entries. Here the failures of single transactions are told from
+`apply` returns what became of the entries. Here failures of single transactions are separated from
 those of the lane: another owner, contention, a failure common to all transactions, a transaction
 that ends its session. An attempt returns a decision; `carry_out` does to the lane what it says.
 """
@@ -81,10 +81,10 @@ class Attempts:
     """
 
     def __init__(
-        self, settings: Settings, session: Committer, applier: Applier, redis: RedisConnection
+        self, settings: Settings, committer: Committer, applier: Applier, redis: RedisConnection
     ) -> None:
         self._settings = settings
-        self._session = session
+        self._committer = committer
         self._applier = applier
         self._redis = redis
         self.answered = False
@@ -135,7 +135,7 @@ class Attempts:
     def _judge(
         self, lane: OwnedLane, entries: list[Entry], outcome: Outcome, share: float
     ) -> Decision:
-        """Tell failures of single transactions from one that all transactions have in common."""
+        """Separate failures of single transactions from one that all have in common."""
         state = lane.health.batch_taken(entries, outcome, self._settings.batch.entries, share)
         if not state or self._pause_was_lifted(lane):
             return Applied(outcome)
@@ -156,9 +156,9 @@ class Attempts:
         A server that answers but cannot commit, such as one that waits for a standby, is an outage.
         """
         assert lane.owner is not None
-        self._session.begin()
-        self._session.commit(lane_rows.fence(lane.owner, 0))
-        return not outcomes.find(self._session.session, [entry.id])
+        self._committer.begin()
+        self._committer.commit(lane_rows.fence(lane.owner, 0))
+        return not outcomes.find(self._committer.session, [entry.id])
 
 
 def _dead_crasher(lane: OwnedLane, entries: list[Entry]) -> Decision:

@@ -66,13 +66,13 @@ class Drain:
         self.redis = redis = RedisConnection(settings.redis.url, settings.redis.timeout)
         self.owners = Owners(settings, instance)
         self._watch = watch = watch or ReplicaWatch(settings, instance, lambda: None)
-        self._session = Committer(
+        self._committer = Committer(
             self.database, settings.database, watch.marks if watch.tracks else None
         )
-        self._connector = Connector(settings, self._session, redis, self.owners, watch)
-        self._applier = Applier(self._session, settings)
-        self._attempts = Attempts(settings, self._session, self._applier, redis)
-        writer = DeadLetterWriter(self._session, hold=settings.dead_letter.hold == "named")
+        self._connector = Connector(settings, self._committer, redis, self.owners, watch)
+        self._applier = Applier(self._committer, settings)
+        self._attempts = Attempts(settings, self._committer, self._applier, redis)
+        writer = DeadLetterWriter(self._committer, hold=settings.dead_letter.hold == "named")
         self._replicated = ReplicatedSettling(redis, watch)
         self._settler = Settler(settings, redis, writer, self._replicated, Parker(redis))
         self._admission = Admission(self.database, redis, self._settler, self._replicated)

@@ -33,11 +33,11 @@ class Connector:
     """
 
     def __init__(
-        self, settings: Settings, session: Committer, redis: RedisConnection, owners: Owners,
+        self, settings: Settings, committer: Committer, redis: RedisConnection, owners: Owners,
         watch: ReplicaWatch,
     ) -> None:  # fmt: skip
         self._settings = settings
-        self._session = session
+        self._committer = committer
         self._redis = redis
         self._owners = owners
         self._watch = watch
@@ -52,7 +52,7 @@ class Connector:
 
         Return whether the session with PostgreSQL is new. Raises Unavailable and DatabaseError.
         """
-        database: PostgresSession = self._session.session
+        database: PostgresSession = self._committer.session
         self.session_is_old = database.alive
         if not database.alive:
             self._owners.lose()
@@ -113,5 +113,5 @@ class Connector:
         owned = [lane.owner for lane in self._owners.owned if lane.owner is not None]
         self._watch.start_session({owner.token: owner.lane for owner in owned})
         if owned:
-            self._session.begin()
-            self._session.upper_bound(owned[0])
+            self._committer.begin()
+            self._committer.upper_bound(owned[0])

@@ -39,7 +39,7 @@ class LaneHealth:
     condemned: str = ""
     #: The first entry of the batch in which the session last ended, and how often in a row.
     _session_ends: tuple[str, int] = ("", 0)
-    #: The SQLSTATE with which transactions fail now, and which did so since the last success.
+    #: The SQLSTATE of the current failures, and the ids that failed with it since a success.
     _failing: tuple[str, frozenset[str]] = ("", frozenset())
 
     def batch_taken(

@@ -1,12 +1,12 @@
 """A lane with what its owner remembers of it. All of it may be forgotten at any time (rule 9).
 
-The memory is grouped in records by the module that writes them; every other module calls one of the
-methods named below.
+The memory is grouped in records by the module that writes each of them. Another module that has to
+change a record calls a method that is named after the reason.
 
 ============= ===================================================================================
 LaneCursor    how far the stream was read; written by `drain.prefetch`
 LaneTurn      when the lane is next among others; written by `drain.prefetch`
-LaneParking   what is parked and when it is due; written by `drain.park`, refreshed by `backlog`
+LaneParking   what is parked and when it is due; written by `drain.park`, measured by `backlog`
 LaneHealth    what failures say about the lane; written by `drain.attempts` (see `lane_health`)
 withheld      what waits in the stream for replicas; written by `drain.settle_replicated`
 the rest      who owns the lane; written by `owners`
@@ -126,7 +126,7 @@ class LaneParking:
     full_until: float = 0.0
 
     def measured(self, size: LaneSize) -> None:
-        """Take over what Redis answered."""
+        """Record what Redis answered."""
         self.next_due, self.next_retry = size.next_due, size.next_retry
         self.has_lines, self.has_records = size.lines > 0, size.parked > 0
 
@@ -179,7 +179,7 @@ class LaneParking:
 
 @dataclass(slots=True)
 class OwnedLane:
-    """A lane that this processor drains, or would like to. `owner` is None if another one does."""
+    """A lane that this processor owns, or tries to take: then `owner` is None."""
 
     lane: Lane
     turn: LaneTurn = field(default_factory=LaneTurn)
@@ -214,12 +214,12 @@ class OwnedLane:
             self.parking.unparked.clear()
 
     def rewind(self, position: str) -> None:
-        """Read on from `position`, behind which the entries lie that could not be parked."""
+        """Read on from `position`, so that entries that could not be parked are read again."""
         self.cursor.rewind(position)
         self.parking.read_unparked_again()
 
     def measured(self, size: LaneSize) -> None:
-        """Take over what Redis answered about the lane."""
+        """Record what Redis answered about the lane."""
         self.parking.measured(size)
         self.turn.oldest_age = size.oldest_age or 0.0
 

@@ -1,7 +1,7 @@
-"""One poison transaction hurts only itself and what names its key (P5).
+"""One poison transaction hurts only itself and those that share its key (P5).
 
-It is isolated exactly, retried by policy, then a dead letter in PostgreSQL, which holds its named
-keys until an operator decides.
+It is isolated exactly, retried by policy, and then becomes a dead letter in PostgreSQL, which holds
+its named keys until an operator decides.
 """
 
 from __future__ import annotations
@@ -21,24 +21,13 @@ from processor.runtime import drain_thread
 from processor.telemetry import metrics
 from processor.transaction.builder import Transaction
 from processor.transaction.ids import new_id
-from tests.harness.site import Site, counted, step, write
+from tests.harness.site import FAILING, Site, counted, step, write
 from tests.harness.wait import wait_until
 
 CHECKED = "create table checked (n int check (n > 0), place bigint generated always as identity)"
 NOISY = """
 create function see() returns trigger language plpgsql as $$ begin return new; end $$;
 create trigger see before insert on checked for each row execute function see();
-"""
-FAILING = """
-create table failing (scope text);
-create function fail() returns trigger language plpgsql as $$
-begin
-    if new.scope in (select scope from failing) then
-        raise exception 'not yet: %', new.scope;
-    end if;
-    return new;
-end $$;
-create trigger fail before insert on tape for each row execute function fail();
 """
 
 
@@ -55,7 +44,7 @@ def dead_ids(site: Site) -> list[str]:
     [{1}, {60}, {30}, {1, 2, 3}, {16, 17, 18}, {3, 20, 31, 58}, set(range(1, 61, 3))],
     ids=str,
 )
-def test_poison_is_isolated_exactly_wherever_it_stands(
+def test_poison_is_isolated_exactly_at_any_place_in_the_batch(
     poison: set[int], trigger: bool, site: Site
 ) -> None:
     """Rule 16."""
@@ -78,22 +67,22 @@ POISON: dict[str, tuple[str, Any]] = {
     "no such column": ("42703", lambda: Transaction().insert("tape", {"m": 1})),
     "a text for a number": ("22P02", lambda: Transaction().insert("tape", {"n": "one"})),
     "too large": ("22003", lambda: Transaction().insert("tape", {"n": 2**31})),
-    "not exactly": ("22P02", lambda: Transaction().insert("tape", {"n": 7.4})),
+    "not an integer": ("22P02", lambda: Transaction().insert("tape", {"n": 7.4})),
     "null": ("23502", lambda: Transaction().insert("tape", {"n": None})),
     "a value twice": ("23505", lambda: Transaction().insert("account", {"id": 1})),
     "a missing parent": ("23503", lambda: Transaction().insert("child", {"parent": 404})),
     "a check": ("23514", lambda: Transaction().insert("checked", {"n": -1})),
-    "nobody met": ("PR002", lambda: Transaction().update(
+    "no row": ("PR002", lambda: Transaction().update(
         "account", add={"balance": 1}, where={"id": 404}, expect=1)),
-    "too many met": ("PR002", lambda: Transaction().delete("tape", {"scope": None}, expect=0)),
+    "too many rows": ("PR002", lambda: Transaction().delete("tape", {"scope": None}, expect=0)),
     "no such statement": ("42883", lambda: Transaction().statement("unheard_of")),
     "a missing parameter": ("42P02", lambda: Transaction().statement("say")),
-    "our own schema": ("42501", lambda: Transaction().delete("processor.ledger", {"lane": "x"})),
+    "the own schema": ("42501", lambda: Transaction().delete("processor.ledger", {"lane": "x"})),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", POISON)
-def test_each_kind_of_poison_dies_alone_with_its_reason(name: str, site_of) -> None:
+def test_each_kind_of_poison_fails_alone_with_its_reason(name: str, site_of) -> None:
     site = site_of(statements={"say": "select %(word)s::text"}, retry={"attempts": 1})
     site.execute(f"{CHECKED}; create table child (parent int references account)")
     site.execute("insert into account values (1)")
@@ -111,8 +100,8 @@ def test_each_kind_of_poison_dies_alone_with_its_reason(name: str, site_of) -> N
 
 
 @pytest.mark.parametrize("width", [1, 250], ids=["alone", "in a batch"])
-def test_a_state_of_our_own_is_told_in_words(width: int, site: Site) -> None:
-    """No manual of PostgreSQL explains it."""
+def test_a_sqlstate_of_the_processor_is_explained_in_words(width: int, site: Site) -> None:
+    """PostgreSQL's manual does not explain it."""
     drain = site.drain()
     bad = Transaction(attempts=1).update(
         "account", add={"balance": 1}, where={"id": 404}, expect=1)
@@ -126,7 +115,7 @@ def test_a_state_of_our_own_is_told_in_words(width: int, site: Site) -> None:
     )]
 
 
-def test_the_dead_of_a_batch_are_one_line_of_the_log(site: Site, caplog) -> None:
+def test_the_dead_letters_of_a_batch_are_one_line_of_the_log(site: Site, caplog) -> None:
     caplog.set_level(logging.INFO)
     site.execute(f"create table failing (s text check (s <> '{SECRET}'))")
     drain = site.drain()
@@ -136,14 +125,14 @@ def test_the_dead_of_a_batch_are_one_line_of_the_log(site: Site, caplog) -> None
     step(drain)
 
     assert len(site.dead()) == 60
-    told = [each for each in caplog.records if "dead letter" in each.getMessage()]
-    assert [(each.levelname, each.getMessage()) for each in told] == [(
+    logged = [each for each in caplog.records if "dead letter" in each.getMessage()]
+    assert [(each.levelname, each.getMessage()) for each in logged] == [(
         "WARNING", f"lane default:0: 60 became dead letters, the first is {many[0].id}"
         " (SQLSTATE 23514): see `processor dead list`",
     )]
 
 
-def test_an_unreadable_entry_is_a_line_of_the_log_without_what_it_holds(
+def test_an_unreadable_entry_is_logged_without_its_content(
     site: Site, caplog
 ) -> None:
     drain = site.drain()
@@ -158,7 +147,7 @@ def test_an_unreadable_entry_is_a_line_of_the_log_without_what_it_holds(
 
 
 def test_poison_costs_few_round_trips(site_of, proxy_to, postgres_server) -> None:
-    """Rule 16: bisection cost 26 to 115 of them."""
+    """Rule 16: bisection cost 26 to 115 round trips."""
     proxy = proxy_to(postgres_server)
     site = site_of(postgres=proxy)
     site.execute(CHECKED)
@@ -178,10 +167,10 @@ def test_poison_costs_few_round_trips(site_of, proxy_to, postgres_server) -> Non
 # Retried by policy.
 
 
-def test_a_failure_is_retried_with_growing_waits_and_then_buried(site_of) -> None:
-    """When they are over, not at the next interval."""
+def test_a_failure_is_retried_with_growing_waits_and_then_dead_lettered(site_of) -> None:
+    """Each retry runs when its wait is over, not at the next interval."""
     site = site_of(retry={"attempts": 3, "delay": 0.2}, interval=20.0)
-    site.execute(FAILING + "insert into failing values ('x')")
+    site.execute(FAILING)
     site.start()
     bad = write(0, "x")
     started = time.time()
@@ -198,16 +187,16 @@ def test_a_failure_is_retried_with_growing_waits_and_then_buried(site_of) -> Non
     assert attempts == 3
     assert retried() == 2
     assert died - started >= 0.2 + 0.4
-    # What needs none has not waited for any of them.
+    # The entry that needs no retry has not waited for them.
     assert died - first >= 0.4
     site.empties()
     assert dead_ids(site) == [bad.id]
 
 
-def test_each_wait_is_twice_the_one_before_up_to_its_limit(site_of) -> None:
-    """And up to a tenth longer, so that what failed together does not come back together."""
+def test_each_wait_is_twice_the_previous_one_up_to_a_limit(site_of) -> None:
+    """Plus up to a tenth, so that entries that failed together are not retried together."""
     site = site_of(retry={"attempts": 5, "delay": 60.0, "max_delay": 200.0})
-    site.execute(FAILING + "insert into failing values ('x')")
+    site.execute(FAILING)
     drain = site.drain()
     bad, retry = write(0, "x"), site.lane().retry
     site.submit(bad)
@@ -221,9 +210,9 @@ def test_each_wait_is_twice_the_one_before_up_to_its_limit(site_of) -> None:
     wait_until(lambda: (step(drain), dead_ids(site) == [bad.id])[1])
 
 
-def test_a_failure_that_heals_is_committed_at_its_next_attempt(site_of) -> None:
+def test_an_entry_whose_cause_of_failure_is_gone_commits_at_its_next_attempt(site_of) -> None:
     site = site_of(retry={"attempts": 9, "delay": 0.1, "max_delay": 0.2})
-    site.execute(FAILING + "insert into failing values ('x')")
+    site.execute(FAILING)
     site.start()
     retried = counted("retried")
     site.submit(write(1, "x"))
@@ -236,8 +225,8 @@ def test_a_failure_that_heals_is_committed_at_its_next_attempt(site_of) -> None:
 
 
 @pytest.mark.parametrize("attempts", [1, 2])
-def test_a_transaction_may_say_how_often_it_is_tried(attempts: int, site: Site) -> None:
-    site.execute(FAILING + "insert into failing values ('x')")
+def test_a_transaction_may_set_its_number_of_attempts(attempts: int, site: Site) -> None:
+    site.execute(FAILING)
     site.start()
     site.submit(write(1, "x", attempts=attempts))
 
@@ -246,7 +235,7 @@ def test_a_transaction_may_say_how_often_it_is_tried(attempts: int, site: Site) 
     assert site.one("select attempts from processor.dead_letter") == attempts
 
 
-def test_what_can_never_succeed_is_not_tried_again(site: Site) -> None:
+def test_an_entry_that_can_never_succeed_is_not_retried(site: Site) -> None:
     drain = site.drain()
     site.submit(Transaction().insert("nowhere", {"n": 1}), write(1, attempts=9))
 
@@ -259,10 +248,10 @@ def test_what_can_never_succeed_is_not_tried_again(site: Site) -> None:
 # Keys.
 
 
-def test_followers_of_a_retry_wait_in_order_and_nobody_else(site_of) -> None:
-    """Rules 25 and 26: the one that failed is tried from its place, not from the tail."""
+def test_only_entries_with_the_key_of_a_retry_wait_and_they_keep_their_order(site_of) -> None:
+    """Rules 25 and 26: the failed entry is retried in its place, not at the end of the lane."""
     site = site_of(retry={"attempts": 9, "delay": 0.1, "max_delay": 0.2})
-    site.execute(FAILING + "insert into failing values ('x')")
+    site.execute(FAILING)
     site.start()
     site.submit(write(1, "x", key="k"), write(2, key="k"), write(3), write(4, key="other"))
     site.commits(3, 4)
@@ -281,8 +270,8 @@ def test_followers_of_a_retry_wait_in_order_and_nobody_else(site_of) -> None:
 
 
 @pytest.mark.parametrize("later", [False, True], ids=["together", "one after the other"])
-def test_keys_are_handed_on_along_the_line(later: bool, site: Site) -> None:
-    """Rule 25: who waits holds its own keys in turn."""
+def test_a_waiting_entry_blocks_its_other_keys(later: bool, site: Site) -> None:
+    """Rule 25: an entry that waits holds its own keys in turn."""
     site.start()
     bad = Transaction(key="a").insert("nowhere", {"n": 1})
     if later:
@@ -304,7 +293,7 @@ def test_a_dead_letter_holds_its_named_keys_until_an_operator_decides(
     request_: str, site: Site
 ) -> None:
     """Rules 15 and 27."""
-    site.execute(FAILING + "insert into failing values ('x')")
+    site.execute(FAILING)
     site.start()
     bad = write(1, "x", key="k", attempts=1)
     site.submit(bad, write(2, key="k"), write(3))
@@ -331,8 +320,8 @@ def test_a_dead_letter_holds_its_named_keys_until_an_operator_decides(
     assert found == [(outcome, digest.hexdigest())]
 
 
-def test_a_retry_that_fails_again_leaves_the_dead_letter_where_it_is(site: Site) -> None:
-    site.execute(FAILING + "insert into failing values ('x')")
+def test_a_retry_that_fails_again_leaves_the_dead_letter_in_place(site: Site) -> None:
+    site.execute(FAILING)
     site.start()
     bad = write(1, "x", key="k", attempts=1)
     site.submit(bad, write(2, key="k"))
@@ -347,9 +336,9 @@ def test_a_retry_that_fails_again_leaves_the_dead_letter_where_it_is(site: Site)
     assert site.one("select outcome from processor.ledger") == "dead"
 
 
-def died(site: Site, bad: Transaction) -> None:
-    """Have a transaction die of what is over now."""
-    site.execute(FAILING + "insert into failing values ('x')")
+def dead_letter(site: Site, bad: Transaction) -> None:
+    """Make `bad` a dead letter, then remove the cause of its failure."""
+    site.execute(FAILING)
     drain = site.drain(instance="before")
     site.submit(bad)
     while not site.dead():
@@ -358,10 +347,10 @@ def died(site: Site, bad: Transaction) -> None:
     site.execute("delete from failing")
 
 
-def test_a_retry_waits_for_a_server_that_takes_no_work(site: Site) -> None:
-    """It is an outage, however often it was tried by then (P4)."""
+def test_a_retry_waits_for_a_server_that_rejects_all_work(site: Site) -> None:
+    """That is an outage, no matter how often the retry was tried (P4)."""
     bad = write(1, "x", attempts=1)
-    died(site, bad)
+    dead_letter(site, bad)
     site.execute(
         "create table full_disk (yes bool); insert into full_disk values (true);"
         "create sequence refused; create or replace function fail() returns trigger"
@@ -379,12 +368,12 @@ def test_a_retry_waits_for_a_server_that_takes_no_work(site: Site) -> None:
     assert site.dead() == []
 
 
-def test_a_retry_is_given_the_time_that_the_transaction_asks_for(site_of) -> None:
+def test_a_retry_has_the_time_limit_of_its_transaction(site_of) -> None:
     site = site_of(
         database={"call_timeout": 1.5}, statements={"nap": "select pg_sleep(%(s)s)"}
     )
     bad = Transaction(attempts=1, timeout=10).statement("nap", {"s": 2.0})
-    died(site, bad.insert("tape", {"n": 1, "scope": "x"}))
+    dead_letter(site, bad.insert("tape", {"n": 1, "scope": "x"}))
     site.start()
 
     site.ask(bad.id, "retry")
@@ -392,13 +381,13 @@ def test_a_retry_is_given_the_time_that_the_transaction_asks_for(site_of) -> Non
     site.commits(1)
 
 
-def test_a_retry_that_somebody_cancels_is_made_again(site_of) -> None:
+def test_a_retry_that_an_operator_cancels_is_repeated(site_of) -> None:
     site = site_of(
         database={"statement_timeout": 10.0, "call_timeout": 12.0},
         statements={"nap": "select pg_sleep(%(s)s)"}, stop_timeout=20.0,
     )  # fmt: skip
     bad = Transaction(attempts=1).statement("nap", {"s": 0.6})
-    died(site, bad.insert("tape", {"n": 1, "scope": "x"}))
+    dead_letter(site, bad.insert("tape", {"n": 1, "scope": "x"}))
     site.start()
     site.ask(bad.id, "retry")
 
@@ -409,11 +398,11 @@ def test_a_retry_that_somebody_cancels_is_made_again(site_of) -> None:
 
 
 @pytest.mark.parametrize("request_", ["retry", "discard"])
-def test_a_dead_letter_locked_by_somebody_else_is_waited_for_and_stops_nobody(
+def test_a_request_waits_for_a_dead_letter_that_another_session_locks(
     request_: str, site: Site, caplog
 ) -> None:
     bad = write(1, "x", attempts=1)
-    died(site, bad)
+    dead_letter(site, bad)
     site.ask(bad.id, request_)
     outages = counted("outages")
     with closing(psycopg2.connect(site.dsn)) as other:
@@ -428,12 +417,12 @@ def test_a_dead_letter_locked_by_somebody_else_is_waited_for_and_stops_nobody(
 
 
 @pytest.mark.parametrize("request_", ["retry", "discard"])
-def test_an_error_behind_the_commit_of_a_decision_does_not_undo_it(
+def test_an_error_after_the_commit_of_a_decision_does_not_undo_it(
     request_: str, site: Site, monkeypatch
 ) -> None:
-    """Rule 13: whoever waits for the key goes on at once."""
+    """Rule 13: entries that wait for the key are applied at once."""
     bad = write(1, "x", key="k", attempts=1)
-    died(site, bad)
+    dead_letter(site, bad)
     site.execute(
         "create sequence called; create function late() returns text language plpgsql as $$ begin"
         " if exists (select from processor.dead_letter where outcome <> 'dead')"
@@ -454,10 +443,10 @@ def test_an_error_behind_the_commit_of_a_decision_does_not_undo_it(
     assert site.tape() == ([1, 2] if request_ == "retry" else [2])
 
 
-def test_a_copy_of_one_that_waits_has_no_second_place_in_line(site: Site) -> None:
-    """Nobody would ever release that one."""
+def test_a_copy_of_a_waiting_entry_does_not_wait_as_well(site: Site) -> None:
+    """The copy would never be released."""
     bad, waiting = write(1, "x", key="k", attempts=1), write(2, key="k")
-    died(site, bad)
+    dead_letter(site, bad)
     site.start()
     site.submit(waiting)
     site.parks(1)
@@ -472,7 +461,7 @@ def test_a_copy_of_one_that_waits_has_no_second_place_in_line(site: Site) -> Non
     wait_until(lambda: site.redis.zcard(site.lane().blocked) == 0)
 
 
-def test_what_waits_behind_a_dead_letter_survives_a_restart(site: Site) -> None:
+def test_entries_held_by_a_dead_letter_survive_a_restart(site: Site) -> None:
     first = site.drain(instance="first")
     bad = Transaction(key="k").insert("nowhere", {"n": 1})
     site.submit(bad, write(2, key="k"))
@@ -487,7 +476,7 @@ def test_what_waits_behind_a_dead_letter_survives_a_restart(site: Site) -> None:
     assert site.parked() == 2
 
 
-def test_lines_that_redis_lost_are_made_again_from_the_dead_letters(site: Site) -> None:
+def test_blocked_keys_that_redis_lost_are_rebuilt_from_the_dead_letters(site: Site) -> None:
     first = site.drain(instance="first")
     site.submit(Transaction(key="k").insert("nowhere", {"n": 1}))
     step(first)
@@ -502,8 +491,8 @@ def test_lines_that_redis_lost_are_made_again_from_the_dead_letters(site: Site) 
     assert site.parked() == 1
 
 
-def test_a_dead_letter_that_was_decided_while_nobody_drained_holds_no_longer(site: Site) -> None:
-    """Rule 26: an owner that dies between the commit and the release leaves nobody waiting."""
+def test_a_dead_letter_decided_while_no_processor_ran_releases_its_keys(site: Site) -> None:
+    """Rule 26: an owner that is killed between commit and release leaves no entry waiting."""
     first = site.drain(instance="first")
     bad = Transaction(key="k").insert("nowhere", {"n": 1})
     site.submit(bad, write(2, key="k"))
@@ -520,12 +509,12 @@ def test_a_dead_letter_that_was_decided_while_nobody_drained_holds_no_longer(sit
     assert site.parked() == 0
 
 
-def test_how_many_wait_is_told_within_seconds_of_the_death_and_of_the_decision(site: Site) -> None:
-    """Who is paged looks at the figure at once; with nothing new it is counted every 10 s."""
+def test_the_count_of_dead_letters_follows_within_seconds(site: Site) -> None:
+    """A paged operator reads it at once; without a change it is counted only every 10 s."""
     site.start()
     site.submit(write(1))
     site.commits(1)
-    # Counted already, just before.
+    # By now the dead letters have been counted once.
     passes = counted("passes")
     wait_until(lambda: passes() >= 2)
 
@@ -535,7 +524,7 @@ def test_how_many_wait_is_told_within_seconds_of_the_death_and_of_the_decision(s
     wait_until(lambda: metrics.value("dead_letters") == 0, 4.0)
 
 
-def test_dead_letters_that_hold_nothing_let_followers_pass_in_order(site_of) -> None:
+def test_dead_letters_that_hold_no_keys_are_overtaken_in_order(site_of) -> None:
     """Rule 27: `dead_letter.hold: none`."""
     site = site_of(dead_letter={"hold": "none"})
     site.start()
@@ -552,8 +541,8 @@ def test_dead_letters_that_hold_nothing_let_followers_pass_in_order(site_of) -> 
     wait_until(lambda: 6 in site.tape())
 
 
-def test_poison_without_a_key_holds_nobody(site: Site) -> None:
-    """Rule 25: it is overtaken; nothing is derived from the rows that it touches."""
+def test_poison_without_a_key_holds_no_entry(site: Site) -> None:
+    """Rule 25: it is overtaken; no key is derived from the rows that it writes."""
     site.execute("insert into account values (1)")
     drain = site.drain()
     poor = Transaction(attempts=1).update("account", add={"balance": 1}, where={"id": 1})
@@ -567,7 +556,7 @@ def test_poison_without_a_key_holds_nobody(site: Site) -> None:
     assert site.parked() == 0
 
 
-# Entries that are no transactions.
+# Entries that are not transactions.
 
 
 def body(**fields: Any) -> bytes:
@@ -584,17 +573,17 @@ UNREADABLE: dict[str, dict[Any, Any]] = {
     "no version": {"tx": body()},
     "no body": {"v": "1"},
     "version 0": {"v": "0", "tx": body()},
-    "version none": {"v": "", "tx": body()},
-    "version with a blank": {"v": "1 ", "tx": body()},
-    "version that is a word": {"v": "one", "tx": body()},
+    "empty version": {"v": "", "tx": body()},
+    "version with a space": {"v": "1 ", "tx": body()},
+    "version as a word": {"v": "one", "tx": body()},
     "empty body": {"v": "1", "tx": b""},
-    "no JSON": {"v": "1", "tx": b"{"},
+    "invalid JSON": {"v": "1", "tx": b"{"},
     "not UTF-8": {"v": "1", "tx": b'{"id": "\xff\xfe"}'},
     "a pickle": {"v": "1", "tx": b"\x80\x04\x95\x05\x00\x00\x00\x00\x00\x00\x00\x8c\x01a\x94."},
     "JSON of another kind": {"v": "1", "tx": b"[1, 2]"},
     "an unknown field": {"v": "1", "tx": body(sudo=True)},
     "no id": {"v": "1", "tx": body(id="")},
-    "an id that is no UUID": {"v": "1", "tx": body(id="42")},
+    "an id that is not a UUID": {"v": "1", "tx": body(id="42")},
     "no operations": {"v": "1", "tx": operations()},
     "operations of another kind": {"v": "1", "tx": body(operations="drop table tape")},
     "an unknown operation": {"v": "1", "tx": operations({"op": "drop", "table": "tape"})},
@@ -604,8 +593,8 @@ UNREADABLE: dict[str, dict[Any, Any]] = {
 
 
 @pytest.mark.parametrize("name", UNREADABLE)
-def test_an_entry_that_is_no_transaction_is_filed_with_its_raw_bytes(name: str, site: Site) -> None:
-    """Rule 10; and the lane goes on."""
+def test_an_unreadable_entry_is_a_dead_letter_with_its_raw_bytes(name: str, site: Site) -> None:
+    """Rule 10; the entries after it are applied."""
     drain = site.drain()
     site.submit(write(1, attempts=1))
     entry_id = site.put(UNREADABLE[name])
@@ -626,13 +615,13 @@ def test_an_entry_that_is_no_transaction_is_filed_with_its_raw_bytes(name: str, 
 
 
 STRANGE = {
-    "a version beyond counting": {"v": "9" * 5000, "tx": body()},
-    "an endless time limit": {"v": "1", "tx": body(timeout=1e308)},
+    "a version of 5000 digits": {"v": "9" * 5000, "tx": body()},
+    "an infinite time limit": {"v": "1", "tx": body(timeout=1e308)},
     "a time limit below zero": {"v": "1", "tx": body(timeout=-5.0)},
     "attempts below zero": {"v": "1", "tx": body(attempts=-5)},
     "a key with a NUL": {"v": "1", "tx": body(key="a\0b")},
     "an empty key": {"v": "1", "tx": body(key="")},
-    "a key without end": {"v": "1", "tx": body(key="k" * 100_000)},
+    "a very long key": {"v": "1", "tx": body(key="k" * 100_000)},
     "key and keys": {"v": "1", "tx": body(key="a", keys=["b"])},
     "keys twice": {"v": "1", "tx": body(keys=["a", "a"])},
     "text with a NUL": {"v": "1", "tx": operations(
@@ -645,33 +634,33 @@ STRANGE = {
         {"op": "insert", "table": "tape", "rows": [{}, {}]})},
     "rows that differ": {"v": "1", "tx": operations(
         {"op": "insert", "table": "tape", "rows": [{"n": 0}, {"scope": "x"}]})},
-    "a conflict with nothing": {"v": "1", "tx": operations(
+    "a conflict without columns": {"v": "1", "tx": operations(
         {"op": "upsert", "table": "account", "values": {"id": 1}, "conflict": []})},
-    "a conflict elsewhere": {"v": "1", "tx": operations(
+    "a conflict on another column": {"v": "1", "tx": operations(
         {"op": "upsert", "table": "account", "values": {"id": 1}, "conflict": ["balance"]})},
     "a column set and added": {"v": "1", "tx": operations(
         {"op": "update", "table": "account", "set": {"balance": 1}, "add": {"balance": 1},
          "where": {"id": 1}})},
-    "expecting less than nothing": {"v": "1", "tx": operations(
+    "a negative expect": {"v": "1", "tx": operations(
         {"op": "delete", "table": "account", "where": {"id": 1}, "expect": -1})},
-    "a name that is no name": {"v": "1", "tx": operations(
+    "a table name with SQL": {"v": "1", "tx": operations(
         {"op": "insert", "table": 'tape"; drop table tape; --', "values": {"n": 0}})},
     "a name with a NUL": {"v": "1", "tx": operations(
         {"op": "insert", "table": "ta\0pe", "values": {"n": 0}})},
     "an empty name": {"v": "1", "tx": operations(
         {"op": "insert", "table": "", "values": {"n": 0}})},
-    "a column that is no column": {"v": "1", "tx": operations(
+    "a column name with SQL": {"v": "1", "tx": operations(
         {"op": "insert", "table": "tape", "values": {'n") values (1); --': 0}})},
-    "values of every other kind": {"v": "1", "tx": operations(
+    "an object as a value": {"v": "1", "tx": operations(
         {"op": "insert", "table": "tape", "values": {"n": {"a": [1, {"b": None}]}}})},
-    "a number beyond all": {"v": "1", "tx": operations(
+    "a number of 4000 digits": {"v": "1", "tx": operations(
         {"op": "insert", "table": "tape", "values": {"n": 10**4000}})},
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", STRANGE)
-def test_whatever_stands_in_the_stream_the_lane_goes_on(name: str, site: Site) -> None:
-    """Anybody with the right to XADD can write here, past the door that would refuse it."""
+def test_no_entry_in_the_stream_stops_the_lane(name: str, site: Site) -> None:
+    """A client with the right to XADD can write entries that `submit` would refuse."""
     drain = site.drain()
     site.submit(write(1, attempts=1))
     site.put(STRANGE[name])
@@ -686,10 +675,10 @@ def test_whatever_stands_in_the_stream_the_lane_goes_on(name: str, site: Site) -
     assert site.one("select count(*) from account") <= 1
 
 
-def test_an_envelope_of_a_later_release_stays_and_the_lane_says_so(site: Site) -> None:
-    """Rule 10: during a rolling deploy somebody else understands it."""
+def test_an_entry_of_a_later_release_stays_and_the_lane_reports_it(site: Site) -> None:
+    """Rule 10: during a rolling deploy another processor can decode it."""
     site.start()
-    site.put({"v": "2", "tx": "a form that is not known yet"})
+    site.put({"v": "2", "tx": "a form of a later release"})
     site.submit(*(write(n, attempts=1) for n in range(1, 301)))
 
     site.commits(*range(1, 301))
@@ -705,7 +694,7 @@ def test_an_envelope_of_a_later_release_stays_and_the_lane_says_so(site: Site) -
 # One id, one outcome.
 
 
-def test_the_same_id_with_another_payload_is_filed_and_not_applied(site: Site) -> None:
+def test_the_same_id_with_another_payload_is_a_dead_letter_and_not_applied(site: Site) -> None:
     """Rule 15."""
     drain = site.drain()
     first = write(1)
@@ -734,10 +723,10 @@ def test_the_same_id_with_another_payload_within_a_batch(site: Site) -> None:
 
 
 @pytest.mark.parametrize("request_", ["retry", "discard"])
-def test_deciding_on_another_payload_leaves_the_first_ones_outcome_alone(
+def test_a_decision_on_another_payload_keeps_the_outcome_of_the_first(
     request_: str, site: Site
 ) -> None:
-    """Rule 15: one id has one outcome, and the first one has it."""
+    """Rule 15: one id has one outcome, that of its first payload."""
     site.start()
     first = write(1)
     site.submit(first)
@@ -755,7 +744,7 @@ def test_deciding_on_another_payload_leaves_the_first_ones_outcome_alone(
 
 
 def test_a_copy_of_a_dead_transaction_changes_nothing(site: Site) -> None:
-    """A lost reply to submit puts it into the stream twice; the second time it is dead already."""
+    """A lost reply to submit adds it to the stream twice; the second time it is already dead."""
     drain = site.drain()
     bad = Transaction().insert("nowhere", {"n": 1})
     site.submit(bad)
@@ -776,7 +765,7 @@ SECRET = "c4n4ry-s3cret"
 
 
 def test_values_are_neither_logged_nor_shown(site_of, caplog, capfd) -> None:
-    """Rule 19: the server's own sentence holds them; it is in the dead letter's row alone."""
+    """Rule 19: PostgreSQL's message contains them; only the dead letter's row stores it."""
     caplog.set_level(logging.DEBUG)
     site = site_of(statements={"cast": "select %(x)s::int"}, retry={"attempts": 2, "delay": 0.05})
     site.execute(f"""
@@ -803,9 +792,10 @@ def test_values_are_neither_logged_nor_shown(site_of, caplog, capfd) -> None:
     site.empties()
 
     shown = json.dumps(drain_thread.state()) + "".join(str(figure) for figure in metrics.snapshot())
-    told = b"".join(site.redis.get(key) or b"" for key in site.redis.scan_iter("*state*")).decode()
+    states = [site.redis.get(key) or b"" for key in site.redis.scan_iter("*state*")]
+    published = b"".join(states).decode()
     reasons = "".join(f"{state} {reason}" for _, state, reason in site.dead())
-    for text in (caplog.text, shown, told, reasons, "".join(capfd.readouterr())):
+    for text in (caplog.text, shown, published, reasons, "".join(capfd.readouterr())):
         assert SECRET not in text
     assert SECRET in site.one("select string_agg(detail, '') from processor.dead_letter")
 

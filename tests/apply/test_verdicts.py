@@ -1,6 +1,6 @@
-"""What a failure means, and what is done about it: row by row, then on a real server.
+"""Verdicts: each SQLSTATE in the table, then what the drain does about it on a real server.
 
-Every transaction here that must survive has one attempt only: whoever spends it loses the test.
+Every transaction that must survive has one attempt only, so a test fails if the attempt is spent.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import psycopg2
 import pytest
 from psycopg2 import errorcodes
 
-from processor.apply import committer as session_module
+from processor.apply import committer as committer_module
 from processor.apply.committer import Committer
 from processor.apply.retry import is_final
 from processor.apply.verdict import ErrorReply, Verdict, judge
@@ -57,19 +57,19 @@ def test_the_table_of_verdicts(state: str, verdict: Verdict) -> None:
 
 
 @pytest.mark.parametrize("state", [state for state, _ in ROWS])
-def test_an_error_that_leaves_the_session_idle_is_unknown_whatever_it_says(state: str) -> None:
+def test_an_error_that_leaves_the_session_idle_is_unknown_whatever_its_sqlstate(state: str) -> None:
     """Rule 13."""
     assert judge(ErrorReply(state, in_transaction=False)) is Verdict.UNKNOWN
 
 
 @pytest.mark.parametrize("state", ["26000", "42P05", "0A000"])
-def test_a_prepared_statement_that_the_server_does_not_know_is_prepared_anew(state: str) -> None:
+def test_a_prepared_statement_that_the_server_does_not_have_is_prepared_again(state: str) -> None:
     """Rule 17."""
     assert judge(ErrorReply(state, prepared=True)) is Verdict.STALE_PLAN
 
 
-def test_a_double_id_is_known_by_the_table_that_refused_it() -> None:
-    """Rule 14: a user's own table `ledger` is none of ours."""
+def test_a_repeated_id_is_recognized_by_the_table_that_refused_it() -> None:
+    """Rule 14: a table `ledger` in another schema is a table of the user."""
     assert judge(ErrorReply("23505", "processor", "ledger")) is Verdict.APPLIED
     assert judge(ErrorReply("23505", "public", "ledger")) is POISON
     assert judge(ErrorReply("23505", "processor", "dead_letter")) is POISON
@@ -80,7 +80,7 @@ def test_a_cancelled_statement_is_the_entrys_fault_only_beyond_its_limit() -> No
     assert judge(ErrorReply("57014", over_limit=False)) is CONTENTION
 
 
-#: Judged poison, yet they end an isolation; their entries are then applied one by one.
+#: Judged poison, but they end the isolation, and the entries are then applied one by one.
 APPLIED_ALONE = {"40000", "40002", "40003", "55P02", "55P04", "57000"}
 #: Outages that one entry's statement gets only by a fault of its own: PostgreSQL reports them when
 #: a session begins, or to the first statement of a batch.
@@ -101,20 +101,20 @@ def test_isolation_ends_with_every_state_that_concerns_the_whole_batch() -> None
             assert ends == (judge(ErrorReply(state)) is not POISON), state
 
 
-def test_only_what_can_never_succeed_skips_its_retries() -> None:
-    """A missing parent (23503) can be on its way in another lane."""
+def test_only_failures_that_can_never_succeed_skip_their_retries() -> None:
+    """The parent that a 23503 misses can be on its way in another lane."""
     final = {state for state, _ in ROWS if is_final(state)}
     assert final >= {"22000", "22003", "23502", "23505", "23514", "42P01", "42703", "42883"}
     assert not final & {"23503", "P0001", "PR002", "57014", "53400", "54001", "58P01", "42501"}
 
 
-# The same on a server: a row of the tape can raise any SQLSTATE.
+# On a real server: a row of the table `tape` can raise any SQLSTATE.
 
 RAISE = """
 create function raise_state() returns trigger language plpgsql as $$
 begin
     if new.scope is not null then
-        raise exception 'as it was told' using errcode = new.scope;
+        raise exception 'as requested' using errcode = new.scope;
     end if;
     return new;
 end $$;
@@ -128,7 +128,7 @@ create trigger raise_state before insert on tape for each row execute function r
     ["53400", "54000", "54001", "58P01", "P0001", "21000", "44000", "55000", "22012", "23514",
      "42501", "42883", "PR002", "0A000", "26000", "42P05", "2D000"],
 )  # fmt: skip
-def test_a_state_that_is_an_entrys_own_fault_isolates_it_exactly(
+def test_a_state_that_is_the_entrys_own_fault_fails_that_entry_alone(
     state: str, prepare: bool, site_of
 ) -> None:
     site = site_of(database={"prepare": prepare})
@@ -146,7 +146,7 @@ def test_a_state_that_is_an_entrys_own_fault_isolates_it_exactly(
 
 
 @pytest.mark.parametrize("state", ["40001", "40P01", "55P03", "57014"])
-def test_contention_pauses_the_lane_and_never_buries(state: str, site: Site) -> None:
+def test_contention_pauses_the_lane_without_dead_letters(state: str, site: Site) -> None:
     site.execute(RAISE)
     drain = site.drain()
     site.submit(write(1, attempts=1), write(2, state, attempts=1), write(3, attempts=1))
@@ -166,7 +166,9 @@ def test_contention_pauses_the_lane_and_never_buries(state: str, site: Site) -> 
 @pytest.mark.parametrize(
     "state", ["53100", "53200", "53300", "58030", "57P01", "25006", "08006", "28000"]
 )
-def test_a_state_of_the_server_shuts_the_gate_and_never_buries(state: str, site: Site) -> None:
+def test_a_state_of_the_server_shuts_the_gate_without_dead_letters(
+    state: str, site: Site
+) -> None:
     site.execute(RAISE)
     drain = site.drain()
     site.submit(write(1, attempts=1), write(2, state, attempts=1), write(3, attempts=1))
@@ -208,7 +210,7 @@ def lane_of(site: Site) -> dict[str, object]:
     return dict(drain_thread.state()["lanes"].get("default:0", {}))
 
 
-def test_a_table_locked_by_somebody_else_is_waited_for(site: Site) -> None:
+def test_the_lane_waits_for_a_table_that_another_session_locks(site: Site) -> None:
     site.start()
     with closing(psycopg2.connect(site.dsn)) as other:
         with other.cursor() as cursor:
@@ -222,7 +224,7 @@ def test_a_table_locked_by_somebody_else_is_waited_for(site: Site) -> None:
     wait_until(lambda: lane_of(site)["reason"] == "")
 
 
-def test_our_own_dead_letters_locked_by_somebody_else_lose_nothing(site: Site) -> None:
+def test_nothing_is_lost_while_another_session_locks_the_dead_letters(site: Site) -> None:
     site.start()
     with closing(psycopg2.connect(site.dsn)) as other:
         with other.cursor() as cursor:
@@ -237,8 +239,8 @@ def test_our_own_dead_letters_locked_by_somebody_else_lose_nothing(site: Site) -
     assert site.tape() == [1, 2]
 
 
-def test_an_operators_cancel_is_not_our_time_out(site_of) -> None:
-    """The SQLSTATE is the same; only our own clock tells the two apart."""
+def test_an_operators_cancel_is_not_taken_for_the_time_limit(site_of) -> None:
+    """The SQLSTATE is the same; only the processor's own clock distinguishes the two."""
     site = site_of(
         database={"statement_timeout": 10.0, "call_timeout": 12.0},
         statements={"nap": "select pg_sleep(%(s)s)"}, stop_timeout=20.0,
@@ -256,8 +258,8 @@ def test_an_operators_cancel_is_not_our_time_out(site_of) -> None:
     assert retried() == 0
 
 
-def test_a_cancel_within_the_time_that_a_transaction_asks_for_is_not_our_time_out(site_of) -> None:
-    """Its own limit is longer than that of all others. Once would be taken for bad luck."""
+def test_a_cancel_within_the_transactions_own_limit_is_not_taken_for_the_limit(site_of) -> None:
+    """Its own limit is longer than the default. Cancelled twice, because once might be chance."""
     site = site_of(statements={"nap": "select pg_sleep(%(s)s)"}, stop_timeout=20.0)
     site.start()
     nap = Transaction(attempts=1, timeout=10).statement("nap", {"s": 1.6})
@@ -276,7 +278,7 @@ def test_a_cancel_within_the_time_that_a_transaction_asks_for_is_not_our_time_ou
     assert (retried(), site.dead()) == (0, [])
 
 
-def test_a_deadlock_with_somebody_else_is_redone(site_of) -> None:
+def test_a_deadlock_with_another_session_is_retried_without_an_attempt(site_of) -> None:
     site = site_of(database={"lock_timeout": 0.9})
     site.execute("insert into account values (1), (2)")
     site.execute(f"alter database {site.one('select current_database()')}"
@@ -288,7 +290,7 @@ def test_a_deadlock_with_somebody_else_is_redone(site_of) -> None:
         site.submit(first.update("account", add={"balance": 1}, where={"id": 2}))
         waiting = "select exists (select from pg_locks where not granted)"
         wait_until(lambda: site.one(waiting))
-        # Whoever is chosen to fail: our side must come through.
+        # Either session may be the deadlock's victim; the processor must succeed in both cases.
         with contextlib.suppress(psycopg2.errors.DeadlockDetected):
             cursor.execute("update account set balance = 10 where id = 1")
         other.commit()
@@ -301,16 +303,16 @@ def test_a_deadlock_with_somebody_else_is_redone(site_of) -> None:
 # Time.
 
 
-@pytest.mark.parametrize("wary", [False, True], ids=["at once", "behind poison"])
-@pytest.mark.parametrize("own", [True, False], ids=["its own limit", "everybody's limit"])
-def test_a_statement_beyond_its_limit_dies_alone(own: bool, wary: bool, site_of) -> None:
-    """Rule 18: a limit counts for one statement; neighbours neither wait nor die with it."""
-    # Behind poison the limit is one for all that is sent together, that of the call.
+@pytest.mark.parametrize("after_poison", [False, True], ids=["at first", "after poison"])
+@pytest.mark.parametrize("own", [True, False], ids=["its own limit", "the default limit"])
+def test_a_statement_beyond_its_limit_fails_alone(own: bool, after_poison: bool, site_of) -> None:
+    """Rule 18: a limit counts for one statement; its neighbours neither wait nor fail with it."""
+    # After poison a batch is isolated, and one limit counts for all of it: that of the call.
     site = site_of(
         statements={"nap": "select pg_sleep(%(s)s)"}, database={"call_timeout": 1.5}
     )
     drain = site.drain()
-    if wary:
+    if after_poison:
         site.submit(Transaction(attempts=1).insert("account", {"id": None}))
         step(drain)
     options = {"timeout": 0.1} if own else {}
@@ -327,7 +329,7 @@ def test_a_statement_beyond_its_limit_dies_alone(own: bool, wary: bool, site_of)
 
 
 def test_many_quick_statements_together_may_take_longer_than_one(site_of) -> None:
-    """Rule 18: the server's limit is for each statement of a string, and none of them is slow."""
+    """Rule 18: the server's limit counts for each statement of a string, and none is slow."""
     site = site_of(
         statements={"nap": "select pg_sleep(0.2)"},
         database={"statement_timeout": 1.4, "call_timeout": 5.0},
@@ -368,10 +370,10 @@ def replace(_drain, site: Site) -> None:
 
 
 @pytest.mark.parametrize("change", [unprepare, prepare_others, widen, rename, replace])
-def test_what_was_prepared_may_go_stale_without_harm(
+def test_stale_prepared_statements_do_no_harm(
     change: Callable[[object, Site], None], site: Site
 ) -> None:
-    """Rule 17: 26000, 42P05, 0A000 and 22003 of a plan that the table has outgrown."""
+    """Rule 17: 26000, 42P05, 0A000, and the 22003 of a plan made before the column was widened."""
     drain = site.drain()
     site.submit(*(write(n, attempts=1) for n in range(1, 4)))
     step(drain)
@@ -388,7 +390,7 @@ def test_what_was_prepared_may_go_stale_without_harm(
     assert site.dead() == []
 
 
-def test_a_new_column_is_known_at_once(site: Site) -> None:
+def test_a_new_column_can_be_written_at_once(site: Site) -> None:
     drain = site.drain()
     site.submit(write(1, attempts=1))
     step(drain)
@@ -401,8 +403,8 @@ def test_a_new_column_is_known_at_once(site: Site) -> None:
     assert site.dead() == []
 
 
-def test_what_no_plan_can_do_is_poison_and_not_a_stale_plan(site_of) -> None:
-    """A statement that the server does not support has the SQLSTATE of an outgrown plan."""
+def test_a_statement_that_postgresql_cannot_plan_is_poison_and_not_a_stale_plan(site_of) -> None:
+    """An unsupported statement has the same SQLSTATE (0A000) as a stale plan."""
     site = site_of(statements={"never": "select count(*) from tape for update"})
     drain = site.drain()
     never = Transaction(attempts=1).statement("never")
@@ -417,7 +419,7 @@ def test_what_no_plan_can_do_is_poison_and_not_a_stale_plan(site_of) -> None:
 # Systemic.
 
 
-def test_the_same_failure_from_everybody_pauses_the_lane_and_buries_nobody(site: Site) -> None:
+def test_the_same_failure_of_many_entries_pauses_the_lane_without_dead_letters(site: Site) -> None:
     site.start()
     site.submit(write(1, attempts=1))
     site.commits(1)
@@ -433,7 +435,7 @@ def test_the_same_failure_from_everybody_pauses_the_lane_and_buries_nobody(site:
     site.whole(59)
 
 
-def test_a_pause_that_an_operator_lifts_lets_the_failures_be_as_they_are(site: Site) -> None:
+def test_after_an_operator_lifts_the_pause_the_failures_become_dead_letters(site: Site) -> None:
     site.start()
     lost = [Transaction().insert("nowhere", {"n": n}) for n in range(30)]
     site.submit(*lost)
@@ -448,7 +450,7 @@ def test_a_pause_that_an_operator_lifts_lets_the_failures_be_as_they_are(site: S
     site.commits(1)
 
 
-def test_a_few_of_the_same_failure_are_their_own_doing(site: Site) -> None:
+def test_a_few_of_the_same_failure_are_dead_letters(site: Site) -> None:
     drain = site.drain()
     lost = [Transaction().insert("nowhere", {"n": n}) for n in range(24)]
     site.submit(*lost)
@@ -464,7 +466,7 @@ def test_a_few_of_the_same_failure_are_their_own_doing(site: Site) -> None:
 CRASH = {"crash": "select pg_terminate_backend(pg_backend_pid())"}
 
 
-def test_an_entry_that_ends_its_session_is_found_and_dies_while_its_neighbours_commit(
+def test_an_entry_that_crashes_its_session_is_dead_and_its_neighbours_commit(
     site_of,
 ) -> None:
     site = site_of(statements=CRASH)
@@ -489,8 +491,8 @@ def test_an_entry_that_ends_its_session_is_found_and_dies_while_its_neighbours_c
     assert (site.depth(), site.parked()) == (0, 1)
 
 
-def test_who_is_condemned_takes_nobody_along(site: Site) -> None:
-    """A batch may have grown since it was alone in one; those behind it have no key to wait for."""
+def test_a_condemned_entry_takes_no_other_entry_along(site: Site) -> None:
+    """Its batch may have grown since it was alone; the entries after it have no key to wait for."""
     drain = site.drain()
     step(drain)
     crasher = write(0)
@@ -505,7 +507,7 @@ def test_who_is_condemned_takes_nobody_along(site: Site) -> None:
     assert (site.depth(), site.parked()) == (0, 0)
 
 
-def test_a_crasher_that_an_operator_retries_stays_dead_and_stops_nobody(site_of) -> None:
+def test_a_crasher_that_an_operator_retries_stays_dead_and_stops_no_other_work(site_of) -> None:
     site = site_of(statements=CRASH)
     drain = site.drain()
     crasher = Transaction().insert("tape", {"n": 0}).statement("crash")
@@ -528,11 +530,11 @@ def test_a_crasher_that_an_operator_retries_stays_dead_and_stops_nobody(site_of)
     site.shows("running")
 
 
-# What is known after an error.
+# The outcome after an error.
 
 
 @pytest.mark.parametrize("state", ["57014", "22012", "P0001"])
-def test_an_error_behind_the_commit_does_not_undo_it(state: str, site: Site, monkeypatch) -> None:
+def test_an_error_after_the_commit_does_not_undo_it(state: str, site: Site, monkeypatch) -> None:
     """Rule 13: the ledger decides first, the table of verdicts second."""
     drain = site.drain()
     step(drain)
@@ -544,7 +546,7 @@ def test_an_error_behind_the_commit_does_not_undo_it(state: str, site: Site, mon
     site.submit(*(write(n, attempts=1) for n in range(1, 6)))
     known, judged = counted("known"), verdicts()
     with monkeypatch.context() as patch:
-        patch.setattr(session_module, "_TAIL", f"{session_module._TAIL} WHERE late() = ''")
+        patch.setattr(committer_module, "_TAIL", f"{committer_module._TAIL} WHERE late() = ''")
         step(drain, looks=False)
 
     site.whole(5)
@@ -552,10 +554,10 @@ def test_an_error_behind_the_commit_does_not_undo_it(state: str, site: Site, mon
     assert judged() == 0
 
 
-def test_an_error_behind_the_commit_of_one_alone_does_not_undo_it(
+def test_an_error_after_the_commit_of_an_entry_alone_does_not_undo_it(
     site: Site, monkeypatch
 ) -> None:
-    """Rule 13, where a time limit of its own has each applied alone."""
+    """Rule 13, for entries that are applied alone because they have a time limit of their own."""
     drain = site.drain()
     step(drain)
     site.execute(
@@ -566,7 +568,7 @@ def test_an_error_behind_the_commit_of_one_alone_does_not_undo_it(
     site.submit(write(1, attempts=1, timeout=5), poison, write(3, attempts=1, timeout=5))
     known, dead = counted("known"), counted("dead")
     with monkeypatch.context() as patch:
-        patch.setattr(session_module, "_TAIL", f"{session_module._TAIL} WHERE late() = ''")
+        patch.setattr(committer_module, "_TAIL", f"{committer_module._TAIL} WHERE late() = ''")
         step(drain, looks=False)
 
     assert site.tape() == [1, 3]
@@ -575,13 +577,13 @@ def test_an_error_behind_the_commit_of_one_alone_does_not_undo_it(
 
 
 def verdicts() -> Callable[[], int]:
-    """How many verdicts are pronounced from now on."""
+    """Count the verdicts that are pronounced from now on."""
     each = [counted("verdicts", verdict=verdict.value) for verdict in Verdict]
     return lambda: sum(count() for count in each)
 
 
-def test_a_deferred_constraint_that_fails_at_commit_has_one_culprit(site: Site) -> None:
-    """Rules 13 and 16: idle as well after the error, and this time nothing was committed."""
+def test_a_deferred_constraint_that_fails_at_commit_fails_one_entry(site: Site) -> None:
+    """Rules 13 and 16: the session is idle after this error, too, but nothing was committed."""
     site.execute(
         "create table child (n int, parent int references account deferrable initially deferred)"
     )
@@ -598,7 +600,7 @@ def test_a_deferred_constraint_that_fails_at_commit_has_one_culprit(site: Site) 
     assert site.one("select count(*) from child") == 0
 
 
-def test_a_missing_parent_may_still_come(site_of) -> None:
+def test_a_missing_parent_may_still_arrive(site_of) -> None:
     """23503 is retried: the parent can be in another lane."""
     site = site_of(retry={"attempts": 5, "delay": 0.2})
     site.execute("create table child (n int, parent int references account)")
@@ -614,21 +616,21 @@ def test_a_missing_parent_may_still_come(site_of) -> None:
 
 
 @pytest.mark.parametrize("body", ["INSERT INTO tape (n) VALUES (1) --", "SELECT 1 /* ", "SELECT '"])
-def test_success_is_believed_only_if_the_batchs_own_mark_comes_back(body: str, site: Site) -> None:
-    """Rule 12: behind a comment that swallows the COMMIT the driver reports success."""
-    database = PostgresSession(site.settings.database, Progress(), application="test")
-    database.connect()
-    session = Committer(database, site.settings.database)
-    session.begin()
-    with pytest.raises((DatabaseUnavailable, session_module.DatabaseError)):
-        session.commit(body)
+def test_a_commit_counts_only_if_the_nonce_of_its_batch_comes_back(body: str, site: Site) -> None:
+    """Rule 12: the driver reports success even if a comment swallowed the COMMIT."""
+    session = PostgresSession(site.settings.database, Progress(), application="test")
+    session.connect()
+    committer = Committer(session, site.settings.database)
+    committer.begin()
+    with pytest.raises((DatabaseUnavailable, committer_module.DatabaseError)):
+        committer.commit(body)
 
-    database.close()
+    session.close()
     assert site.tape() == []
 
 
 def test_a_registered_statement_may_end_in_a_comment(site_of) -> None:
-    """Rule 12: what follows it is not part of the comment."""
+    """Rule 12: what follows the statement does not become part of the comment."""
     site = site_of(statements={"close": "insert into tape (n) values (2) -- daily close"})
     drain = site.drain()
     close = Transaction(attempts=1).statement("close")
@@ -639,7 +641,7 @@ def test_a_registered_statement_may_end_in_a_comment(site_of) -> None:
     site.whole(3)
 
 
-def test_an_id_that_is_known_is_applied_and_its_neighbours_are_redone(site: Site) -> None:
+def test_an_id_that_the_ledger_has_is_settled_and_its_neighbours_are_applied(site: Site) -> None:
     """Rule 14: the ledger's insert fails on a known id; ON CONFLICT DO NOTHING doubled the rest."""
     drain = site.drain()
     twice = write(1, attempts=1)
@@ -654,7 +656,7 @@ def test_an_id_that_is_known_is_applied_and_its_neighbours_are_redone(site: Site
     assert known() == 1
 
 
-def test_the_ledger_knows_outcome_and_payload(site: Site) -> None:
+def test_the_ledger_has_outcome_and_payload_hash(site: Site) -> None:
     """Rule 15."""
     drain = site.drain()
     good = write(1)

@@ -32,24 +32,12 @@ from processor.transaction.entry import Entry
 from processor.transaction.ids import new_id
 from tests.harness.cli import Cli
 from tests.harness.servers import Database
-from tests.harness.site import Site, counted, step, write
+from tests.harness.site import FAILING, Site, counted, step, write
 from tests.harness.wait import wait_until
 
 MakeSite = Callable[..., Site]
 
 #: The tape rejects rows of scope x.
-FAILING = """
-create table failing (scope text);
-insert into failing values ('x');
-create function fail() returns trigger language plpgsql as $$
-begin
-    if new.scope in (select scope from failing) then
-        raise exception 'not yet: %', new.scope;
-    end if;
-    return new;
-end $$;
-create trigger fail before insert on tape for each row execute function fail();
-"""
 
 
 def raw(*operations: dict[str, Any], **more: Any) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from processor.runtime import drain_thread
 from processor.transaction.builder import Transaction
 from processor.transaction.entry import decode
 from processor.transaction.ids import new_id
-from tests.harness.site import Site, counted, step, write
+from tests.harness.site import FAILING, Site, counted, step, write
 from tests.harness.wait import wait_until
 
 
@@ -176,20 +176,6 @@ def test_no_command_is_sent_in_a_transaction_or_a_script(site: Site) -> None:
 
     assert {"XADD", "XRANGE", "XDEL", "HSETNX", "ZADD"} <= commands
     assert not commands & {"MULTI", "EXEC", "WATCH", "EVAL", "EVALSHA", "FCALL", "XREADGROUP"}
-
-
-FAILING = """
-create table failing (scope text);
-create function fail() returns trigger language plpgsql as $$
-begin
-    if new.scope in (select scope from failing) then
-        raise exception 'not yet: %', new.scope;
-    end if;
-    return new;
-end $$;
-create trigger fail before insert on tape for each row execute function fail();
-insert into failing values ('x');
-"""
 
 
 def test_parking_a_batch_costs_few_round_trips(site_of, proxy_to, redis_server) -> None:

@@ -102,7 +102,7 @@ def test_a_commit_whose_reply_was_an_error_is_not_taken_for_an_earlier_one(
     site.execute(SHELF)
     drain = site.drain()
     step(drain)
-    session, commits = drain._session, []
+    session, commits = drain._committer, []
     read_reply = session._commit
 
     def reply(row: Any) -> Any:

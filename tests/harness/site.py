@@ -44,6 +44,20 @@ create table if not exists tape (
 create table if not exists account (id int primary key, balance bigint not null default 0);
 """
 
+#: The tape refuses the scopes in table `failing`, which are x.
+FAILING = """
+create table failing (scope text);
+create function fail() returns trigger language plpgsql as $$
+begin
+    if new.scope in (select scope from failing) then
+        raise exception 'not yet: %', new.scope;
+    end if;
+    return new;
+end $$;
+create trigger fail before insert on tape for each row execute function fail();
+insert into failing values ('x');
+"""
+
 #: Short deadlines, so that a test does not wait long for a time-out.
 SETTINGS: dict[str, Any] = {
     "redis": {"timeout": 0.5},

@@ -194,7 +194,7 @@ def test_a_server_is_found_while_the_primary_is_down(
     site = configured(made)
     site.start()
     receipt = committed(site)
-    receipt.wait("replicated", 10)
+    assert receipt.wait("replicated", 10).state == "replicated"
     primary.kill()
     assert processor.route(receipt).name == "near"
     site.redis.delete(site.lane().commits)

@@ -1,6 +1,6 @@
-"""What is folded means what it would have meant singly, or it is not folded.
+"""Folded transactions have the effect that they would have had singly, or are not folded.
 
-Each transaction here is one of several of one shape in one batch, so that a fold is tried.
+Each transaction here is one of several of one shape in one batch, so that folding is tried.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def add(where: dict[str, Any], n: int = 1, expect: int | None = None) -> Transac
 
 @pytest.fixture
 def folded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many transactions each fold took that was written."""
+    """The number of transactions in each fold that was rendered."""
     sizes: list[int] = []
     for kind in (FoldedAdd, FoldedInsert):
 
@@ -42,8 +42,8 @@ def folded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return sizes
 
 
-def test_additions_to_one_row_are_summed_up(site: Site, folded: list[int]) -> None:
-    """Otherwise the tests below would show nothing."""
+def test_additions_to_one_row_are_summed(site: Site, folded: list[int]) -> None:
+    """Without this the tests below would prove nothing."""
     site.execute(STOCK)
     drain = site.drain()
     site.submit(*(add({"name": "x", "shelf": 2 - n % 2}, n, expect=1) for n in range(1, 7)))
@@ -56,7 +56,7 @@ def test_additions_to_one_row_are_summed_up(site: Site, folded: list[int]) -> No
 
 @pytest.mark.parametrize("place", [0, 3, 5])
 @pytest.mark.parametrize("other", [2, None])
-def test_another_expectation_among_equal_ones_is_not_ignored(
+def test_a_different_expect_among_equal_ones_is_not_ignored(
     other: int | None, place: int, site: Site
 ) -> None:
     site.execute(STOCK)
@@ -73,11 +73,11 @@ def test_another_expectation_among_equal_ones_is_not_ignored(
     assert [row[:2] for row in site.dead()] == ([] if passes else [(odd.id, "PR002")])
 
 
-def test_a_row_that_is_not_there_is_missed_by_one_transaction_only(site: Site) -> None:
+def test_a_missing_row_fails_only_the_transaction_that_expects_it(site: Site) -> None:
     site.execute(STOCK)
     drain = site.drain()
     good = [add({"name": "x", "shelf": 1}, expect=1) for _ in range(5)]
-    bad = add({"name": "nobody", "shelf": 1}, expect=1)
+    bad = add({"name": "missing", "shelf": 1}, expect=1)
     site.submit(*good, bad)
 
     step(drain)
@@ -96,10 +96,10 @@ ALIKE: list[tuple[list[Any], dict[str, int]]] = [
 
 
 @pytest.mark.parametrize("expect", [None, 1])
-def test_keys_that_look_alike_lose_no_addition_and_are_not_mixed_up(
+def test_additions_to_keys_that_look_alike_reach_the_right_rows(
     expect: int | None, site: Site
 ) -> None:
-    """True and 1 are one key of a dict and two texts; 7 and "7" are two of a dict and one text."""
+    """True and 1 are one key of a dict but two texts; 7 and "7" are two keys but one text."""
     site.execute(STOCK)
     drain = site.drain()
     for keys, sums in ALIKE:
@@ -126,10 +126,10 @@ LOOKS: dict[str, str] = {
 
 
 @pytest.mark.parametrize("where", LOOKS)
-def test_a_function_of_ones_own_sees_every_row_that_came_before(
+def test_a_user_defined_function_sees_every_earlier_row(
     where: str, site: Site, folded: list[int]
 ) -> None:
-    """One INSERT of all of them would show it none."""
+    """A single INSERT of all rows would show it none of them."""
     site.execute(LOOKS[where])
     drain = site.drain()
     many = [Transaction(attempts=1).insert("seen", {"n": n}) for n in range(6)]
@@ -145,7 +145,7 @@ def test_a_function_of_ones_own_sees_every_row_that_came_before(
         assert [row[0] for row in site.dead()] == [t.id for t in many[3:]]
 
 
-def test_a_default_and_a_check_of_postgresqls_own_are_folded(site: Site, folded: list[int]) -> None:
+def test_a_table_with_built_in_default_and_check_is_folded(site: Site, folded: list[int]) -> None:
     site.execute("create table seen (n int check (n >= 0), at timestamptz default now())")
     drain = site.drain()
     site.submit(*(Transaction().insert("seen", {"n": n}) for n in range(6)))

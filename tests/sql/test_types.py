@@ -1,8 +1,8 @@
-"""What a person sends is what lies in the table, whichever way it got there; or it is refused.
+"""A value is stored exactly as it was sent, whichever way it is rendered, or it is refused.
 
-There are three ways: folded with others of its shape, prepared, and written out. The properties
-hold them against each other: a value that one of them takes differently would be stored
-differently, or meet other rows, from one day to the next (rule 17).
+There are three ways: folded with others of its shape, prepared, and in plain SQL. The property
+tests compare them: a value that one way treats differently would be stored differently, or match
+other rows, from one run to the next (rule 17).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ COLUMNS = {
 
 
 class Way:
-    """A table, and a drain that writes to it in one way."""
+    """A table, and a drain that writes to it in one of the ways."""
 
     def __init__(self, redis_url: str, database: Database, table: str, *, prepare: bool) -> None:
         self.table, self.database = table, database
@@ -53,7 +53,8 @@ class Way:
         self.cursor = self.connection.cursor()
         columns = ", ".join(f"{name} {kind}" for name, kind in COLUMNS.items())
         self.cursor.execute(f"CREATE TABLE {table} (id int PRIMARY KEY, {columns})")
-        # A failure is told at once, and no batch is a failure as a whole.
+        # One attempt, so that a failure is final. Each batch contains a transaction that succeeds,
+        # so that many failures do not pause the lane.
         self.site = Site(
             redis_url, database, retry={"attempts": 1}, batch={"entries": 50},
             database={"dsn": database.dsn, "prepare": prepare, "takeover": 60.0},
@@ -66,13 +67,13 @@ class Way:
         self.connection.close()
 
     def run(self, transactions: Sequence[Transaction]) -> list[str]:
-        """Apply them in one batch; for each the SQLSTATE that it died of, "" if it is applied."""
+        """Apply them in one batch; return the SQLSTATE of each failure, "" if it is applied."""
         good = Transaction().insert("good", {"id": 1})
         self.site.submit([Work(one) for one in (*transactions, good)])
         wanted = [one.id for one in transactions]
         deadline = time.monotonic() + 20
         while set(wanted) - (states := self._states(wanted)).keys():
-            assert time.monotonic() < deadline, "not all are decided"
+            assert time.monotonic() < deadline, "not all have an outcome"
             self.drain.run(time.monotonic())
         return [states[i] for i in wanted]
 
@@ -85,7 +86,7 @@ class Way:
         return dict(self.cursor.fetchall())
 
     def rows(self) -> list[tuple[Any, ...]]:
-        """The whole table, in the words of PostgreSQL."""
+        """The whole table, in PostgreSQL's text form."""
         self.cursor.execute(f"SELECT id, whole::text FROM {self.table} AS whole ORDER BY id")
         return list(self.cursor.fetchall())
 
@@ -94,7 +95,7 @@ class Way:
         return self.cursor.fetchall()[0][0]
 
     def fill(self, rows: Sequence[dict[str, Any]] = ()) -> None:
-        """Begin with these rows, put past the drain."""
+        """Replace the content of the table with these rows, without the drain."""
         self.cursor.execute(f"TRUNCATE {self.table}")
         for number, row in enumerate(rows):
             names = ", ".join(row)
@@ -119,7 +120,7 @@ def tables(postgres_server: PostgresServer) -> Iterator[Database]:
 
 @pytest.fixture(scope="module")
 def quick(redis_server: RedisServer, tables: Database) -> Iterator[Way]:
-    """Prepared, and folded where several of one shape come together."""
+    """Prepared, and folded where a batch has several of one shape."""
     way = Way(redis_server.url, tables, "quick", prepare=True)
     yield way
     way.close()
@@ -127,7 +128,7 @@ def quick(redis_server: RedisServer, tables: Database) -> Iterator[Way]:
 
 @pytest.fixture(scope="module")
 def plain(redis_server: RedisServer, tables: Database) -> Iterator[Way]:
-    """Written out."""
+    """In plain SQL."""
     way = Way(redis_server.url, tables, "plain", prepare=False)
     yield way
     way.close()
@@ -136,7 +137,7 @@ def plain(redis_server: RedisServer, tables: Database) -> Iterator[Way]:
 def test_several_of_one_shape_are_folded_in_the_quick_way(
     quick: Way, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Otherwise the properties below would hold two ways against each other and not three."""
+    """Without this the property tests below would compare two ways and not three."""
     folded = []
     write = FoldedInsert.write
     monkeypatch.setattr(
@@ -149,7 +150,7 @@ def test_several_of_one_shape_are_folded_in_the_quick_way(
     assert folded == [6]
 
 
-# What is sent comes back.
+# A value comes back as it was sent.
 
 UTC, EAST = datetime.UTC, datetime.timezone(datetime.timedelta(hours=5, minutes=45))
 MOMENT = datetime.datetime(2026, 11, 21, 6, 7, 8, 123456, tzinfo=UTC)
@@ -188,7 +189,7 @@ SAME: dict[str, list[Any]] = {
 
 
 @pytest.mark.parametrize("column", SAME)
-def test_every_type_that_a_person_sends_comes_back_as_it_was_sent(
+def test_a_value_of_every_type_comes_back_as_it_was_sent(
     quick: Way, plain: Way, column: str
 ) -> None:
     for way in (quick, plain):
@@ -204,7 +205,7 @@ def test_every_type_that_a_person_sends_comes_back_as_it_was_sent(
 
 
 def like(value: Any) -> Any:
-    """Values in a form in which equal ones are equal."""
+    """Return a value in a form that compares equal if the values are equal."""
     if isinstance(value, (bytearray, memoryview)):
         return bytes(value)
     if isinstance(value, list):
@@ -214,7 +215,7 @@ def like(value: Any) -> Any:
     return value
 
 
-def test_not_a_number_is_one_too(quick: Way, plain: Way) -> None:
+def test_nan_comes_back_as_nan(quick: Way, plain: Way) -> None:
     for way in (quick, plain):
         way.fill()
         row = {"id": 1, "f4": math.nan, "f8": Decimal("sNaN"), "n": Decimal("NaN"),
@@ -225,10 +226,10 @@ def test_not_a_number_is_one_too(quick: Way, plain: Way) -> None:
         assert all(value != value for value in read)
 
 
-def test_dates_and_numbers_inside_json_are_the_texts_that_postgresql_reads(quick: Way) -> None:
+def test_dates_and_numbers_inside_json_are_stored_exactly(quick: Way) -> None:
     quick.fill()
-    document = {"at": MOMENT, "id": uuid.UUID(int=1), "price": Decimal("0.10"), "big": 2**80}
-    assert quick.run([Transaction().insert("quick", {"id": 1, "jb": document})]) == [""]
+    value = {"at": MOMENT, "id": uuid.UUID(int=1), "price": Decimal("0.10"), "big": 2**80}
+    assert quick.run([Transaction().insert("quick", {"id": 1, "jb": value})]) == [""]
 
     quick.cursor.execute("SELECT jb::text FROM quick")
     text = quick.cursor.fetchall()[0][0]
@@ -251,7 +252,7 @@ def test_dates_and_numbers_inside_json_are_the_texts_that_postgresql_reads(quick
         pytest.param(10**5000, "4300 digits", id="endless"),
     ],
 )
-def test_what_cannot_be_sent_is_refused_at_the_door(value: Any, problem: str) -> None:
+def test_a_value_that_cannot_be_sent_is_refused_by_submit(value: Any, problem: str) -> None:
     with pytest.raises(InvalidTransaction, match=problem):
         Transaction().insert("t", {"c": value}).encode(0.0, 1 << 20)
 
@@ -287,7 +288,7 @@ def test_a_value_that_its_column_does_not_hold_exactly_is_poison_in_every_way(
             assert len(way.rows()) == 1
 
 
-def test_what_is_too_long_for_a_domain_meets_no_row(quick: Way, plain: Way) -> None:
+def test_a_value_too_long_for_a_domain_matches_no_row(quick: Way, plain: Way) -> None:
     for way in (quick, plain):
         for several in (1, 6):
             way.fill([{"short": "abc", "small": 9}])
@@ -302,7 +303,7 @@ def test_what_is_too_long_for_a_domain_meets_no_row(quick: Way, plain: Way) -> N
 
 
 @pytest.mark.parametrize("column", ["i2", "i4", "i8"])
-def test_fractions_neither_meet_nor_move_whole_numbers(quick: Way, plain: Way, column: str) -> None:
+def test_fractions_neither_match_nor_change_integers(quick: Way, plain: Way, column: str) -> None:
     """`where id = 7.4` matched row 7, `add 0.5` to -10 gave -9, when they were prepared."""
     for way in (quick, plain):
         for several in (1, 6):
@@ -318,7 +319,7 @@ def test_fractions_neither_meet_nor_move_whole_numbers(quick: Way, plain: Way, c
             assert way.rows() == before
 
 
-# The ways are held against each other.
+# The ways compared with each other.
 
 WHOLE = st.integers(-(2**15), 2**15) | st.integers() | st.sampled_from(
     [n + d for n in (2**15, 2**31, 2**53, 2**63, 10**400) for d in (-1, 0, 1)])  # fmt: skip
@@ -343,7 +344,7 @@ VALUES = st.recursive(
     max_leaves=5,
 )
 NAMES = st.sampled_from(sorted(COLUMNS))
-#: As a person would fill it, so that most are not refused.
+#: Values that fit their column, so that most are not refused.
 FITTING = st.one_of([
     st.tuples(st.just(name), st.sampled_from(values)) for name, values in SAME.items()
 ])  # fmt: skip
@@ -356,7 +357,7 @@ SOAK = settings(SETTINGS, max_examples=5000, derandomize=False, print_blob=True)
 
 
 def ways_agree(quick: Way, plain: Way, make: Any, rows: Sequence[dict[str, Any]] = ()) -> None:
-    """What `make(table)` says becomes the same in both tables, and dies of the same."""
+    """Check that `make(table)` has the same effect and the same failures in both tables."""
     for way in (quick, plain):
         way.fill(rows)
     ends = [way.run(make(way.table)) for way in (quick, plain)]
@@ -369,7 +370,7 @@ ROWS = st.lists(FITTING | st.tuples(NAMES, VALUES), min_size=1, max_size=6)
 
 
 def inserts_agree(quick: Way, plain: Way, cells: list[tuple[str, Any]], same: bool) -> None:
-    """`same`: all into one column, so that they have one shape and are folded."""
+    """With `same` all values go into one column, so that they have one shape and are folded."""
 
     def make(table: str) -> list[Transaction]:
         column = cells[0][0]
@@ -385,7 +386,7 @@ def inserts_agree(quick: Way, plain: Way, cells: list[tuple[str, Any]], same: bo
 @given(cells=ROWS, same=st.booleans())
 @example([("f8", 10**400)] * 5, True)
 @example([("n2", Decimal("1." + "0" * 40 + "1"))] * 5, True)
-def test_inserts_mean_the_same_folded_prepared_and_written_out(
+def test_inserts_mean_the_same_folded_prepared_and_in_plain_sql(
     quick: Way, plain: Way, cells: list[tuple[str, Any]], same: bool
 ) -> None:
     inserts_agree(quick, plain, cells, same)
@@ -395,7 +396,7 @@ def test_inserts_mean_the_same_folded_prepared_and_written_out(
 @pytest.mark.timeout(1200)
 @SOAK
 @given(cells=ROWS, same=st.booleans())
-def test_inserts_mean_the_same_for_long(
+def test_inserts_mean_the_same_in_a_long_run(
     quick: Way, plain: Way, cells: list[tuple[str, Any]], same: bool
 ) -> None:
     inserts_agree(quick, plain, cells, same)
@@ -408,7 +409,7 @@ FIRST = [
      "v": "123", "c": "ab", "u": str(uuid.UUID(int=0)), "tm": "10:00", "jb": "{}", "by": b"\0"},
     {},
 ]  # fmt: skip
-#: Table, what is set or added, and where.
+#: Kind, the column that is set or added to, the condition, and expect.
 CHANGES = st.lists(
     st.tuples(
         st.sampled_from(["set", "add", "delete"]),
@@ -424,7 +425,7 @@ CHANGES = st.lists(
 
 
 def changes_agree(quick: Way, plain: Way, changes: list[Any], times: int) -> None:
-    """`times`: the same over and over, so that they have one shape and are folded."""
+    """Each change is repeated `times`, so that the repetitions have one shape and are folded."""
 
     def make(table: str) -> list[Transaction]:
         return [_change(Transaction(), table, *each) for each in changes for _ in range(times)]
@@ -452,7 +453,7 @@ def _change(
     5,
 )
 @example([("add", ("n", Decimal("1E+99999")), ("id", 0), 1), ("add", ("n", 1), ("id", 0), 1)], 5)
-def test_changes_mean_the_same_folded_prepared_and_written_out(
+def test_changes_mean_the_same_folded_prepared_and_in_plain_sql(
     quick: Way, plain: Way, changes: list[Any], times: int
 ) -> None:
     changes_agree(quick, plain, changes, times)
@@ -462,7 +463,7 @@ def test_changes_mean_the_same_folded_prepared_and_written_out(
 @pytest.mark.timeout(1200)
 @SOAK
 @given(changes=CHANGES, times=st.sampled_from([1, 5]))
-def test_changes_mean_the_same_for_long(
+def test_changes_mean_the_same_in_a_long_run(
     quick: Way, plain: Way, changes: list[Any], times: int
 ) -> None:
     changes_agree(quick, plain, changes, times)
