@@ -2,7 +2,7 @@
 
 Hands the drain an `Outcome`: which entries are committed, which the ledger already had, which
 failed and why, and which are held behind those. Raises what concerns the whole batch: Fenced,
-Contended, Systemic, and the Unavailable of the connection.
+Contended, and the Unavailable of the connection.
 
 DESIGN. The quick way is a string of EXECUTEs behind the fence and the ledger rows. An error in it
 names no entry, so the batch is sent once more through `poison`: one more round trip, whatever the

@@ -10,12 +10,13 @@ import time
 from collections.abc import Sequence
 
 from processor.apply.committer import Committer
-from processor.apply.outcome import Fenced, Outcome, Systemic
+from processor.apply.outcome import Fenced, Outcome
 from processor.apply.verdict import ErrorReply, Verdict, judge
 from processor.config.settings import Settings
-from processor.errors import DatabaseError, DatabaseUnavailable
-from processor.ledger import outcomes
+from processor.errors import FENCED_STATE, DatabaseError, DatabaseUnavailable
+from processor.ledger import lane_rows, outcomes
 from processor.ledger.lane_rows import Ownership
+from processor.ledger.sqlstates import is_in_doubt
 from processor.telemetry import metrics
 from processor.transaction.entry import Entry
 
@@ -43,7 +44,7 @@ class BatchErrors:
     ) -> list[Entry] | None:  # fmt: skip
         """Return the entries to send again after an error; None if one of them is poison.
 
-        `started` is the monotonic time at which they were sent. Raises Fenced, Systemic and
+        `started` is the monotonic time at which they were sent. Raises Fenced and
         DatabaseUnavailable.
         """
         if not error.in_transaction:
@@ -67,9 +68,22 @@ class BatchErrors:
             raise Fenced(owner.lane)
         if verdict is Verdict.OUTAGE:
             raise DatabaseUnavailable(f"PostgreSQL rejects work: {error}")
-        if verdict is Verdict.SYSTEMIC:
-            raise Systemic(str(error))
         return None
+
+    def prove_alive(self, owner: Ownership, error: DatabaseError) -> None:
+        """Commit without the entry that failed with `error`, if that may be the server's failure.
+
+        Raises DatabaseUnavailable if this fails too: then the entry is not at fault.
+        """
+        if not is_in_doubt(error.sqlstate):
+            return
+        try:
+            self._committer.commit(lane_rows.fence(owner, 0))
+        except DatabaseError as probe:
+            self._committer.roll_back()
+            if probe.sqlstate == FENCED_STATE:
+                raise Fenced(owner.lane) from None
+            raise DatabaseUnavailable(f"PostgreSQL rejects work: {probe}") from None
 
 
 def verdict_on(

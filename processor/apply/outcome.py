@@ -1,4 +1,4 @@
-"""What became of a batch: the record that `apply` hands to the drain, and its three exceptions."""
+"""What became of a batch: the record that `apply` hands to the drain, and its two exceptions."""
 
 from __future__ import annotations
 
@@ -17,10 +17,6 @@ class Fenced(Exception):
 
 class Contended(Exception):
     """Locks or serialization failures block the batch; no entry is at fault."""
-
-
-class Systemic(Exception):
-    """The server reports an internal error of its own (class XX)."""
 
 
 @dataclass(slots=True)

@@ -166,7 +166,8 @@ class Isolation:
                 if rest is not None:
                     return None
             self._committer.roll_back()
-            return Reason(f"{error}", error.sqlstate, error.detail)
+            self._errors.prove_alive(owner, error)
+            return Reason(f"{error}", error.sqlstate, error.detail, error.constraint)
         outcome.committed.append(entry)
         return None
 
@@ -180,4 +181,5 @@ def _failures(commit: Commit) -> dict[int, Reason | None]:
 def _reason(failure: dict[str, str]) -> Reason:
     state = failure["sqlstate"]
     names = {kind: failure.get(kind) or "" for kind in ("table", "column", "constraint")}
-    return Reason(refusal(state, **names), state, failure.get("detail") or "")
+    detail = failure.get("detail") or ""
+    return Reason(refusal(state, **names), state, detail, names["constraint"])

@@ -8,12 +8,13 @@ from processor.errors import ENDS_SESSION_STATE, POSSIBLY_APPLIED_STATE
 _UNDEFINED_NAMES = frozenset({"42P01", "42703", "42883", "42704", "3F000"})
 
 
-def is_final(sqlstate: str) -> bool:
+def is_final(sqlstate: str, constraint: str = "") -> bool:
     """Whether the same transaction can only fail again, so that retries are pointless.
 
-    23503 (foreign key) is not final: the parent row may be on its way in another lane.
+    23503 (foreign key) is not final: the parent row may be on its way in another lane. Nor is 23514
+    without a constraint: no partition of the table takes the row, and one may be made soon.
     """
-    if sqlstate == "23503":
+    if sqlstate == "23503" or (sqlstate == "23514" and not constraint):
         return False
     return (
         sqlstate[:2] in ("22", "23")

@@ -23,7 +23,6 @@ class Verdict(enum.Enum):
     UNKNOWN = "unknown"
     POISON = "poison"
     STALE_PLAN = "stale plan"
-    SYSTEMIC = "systemic"
 
 
 # A prepared statement that the server does not have, has twice, or that no longer fits its table.
@@ -48,6 +47,8 @@ def judge(error: ErrorReply) -> Verdict:
 
     A session that is idle after an error makes the outcome *unknown* whatever the SQLSTATE (rule
     13): the caller looks the entries up in the ledger, then asks again with `in_transaction` set.
+    For a state that `sqlstates.is_in_doubt`, poison holds only if the server commits without the
+    entry: that is what isolation does, and what a probe finds out for an entry applied alone.
     """
     state = error.sqlstate
     if not error.in_transaction:
@@ -61,10 +62,6 @@ def judge(error: ErrorReply) -> Verdict:
     if state in sqlstates.CONTENTION or (state == "57014" and not error.over_limit):
         # A pg_cancel_backend has the same SQLSTATE as our own time limit: not the entry's fault.
         return Verdict.CONTENTION
-    if state in sqlstates.OUTAGE or (
-        state[:2] in sqlstates.OUTAGE_CLASSES and state not in _OWN_FAULT
-    ):
+    if state[:2] in sqlstates.OUTAGE_CLASSES and state not in _OWN_FAULT:
         return Verdict.OUTAGE
-    if state[:2] == sqlstates.INTERNAL_CLASS:
-        return Verdict.SYSTEMIC
     return Verdict.POISON

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from processor.apply.applier import Applier, BatchText
 from processor.apply.committer import Committer
-from processor.apply.outcome import Contended, Fenced, Outcome, Systemic
+from processor.apply.outcome import Contended, Fenced, Outcome
 from processor.config.settings import Settings
 from processor.connections.redis_client import RedisConnection
 from processor.errors import ENDS_SESSION_STATE, DatabaseUnavailable, Unavailable
@@ -114,8 +114,6 @@ class Attempts:
             return LaneLost()
         except Contended as error:
             return Paused(f"contended: {error}")
-        except Systemic as error:
-            return Paused(f"systemic: {error}")
         except DatabaseUnavailable:
             # The batch itself is suspected only if PostgreSQL answered in between.
             lane.health.session_ended(

@@ -138,7 +138,8 @@ def plan(
         if entry.entry_id in apart:
             continue
         attempts = entry.attempt + 1
-        if is_final(reason.sqlstate) or attempts >= (entry.attempts or policy.attempts):
+        final = is_final(reason.sqlstate, reason.constraint)
+        if final or attempts >= (entry.attempts or policy.attempts):
             deaths.append(Death(entry, reason, attempts))
         else:
             wait = backoff(attempts, policy.delay, policy.max_delay) * jitter()

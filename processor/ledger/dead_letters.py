@@ -25,12 +25,14 @@ class Reason:
     """Why a transaction failed.
 
     `text` is shown. `detail` is PostgreSQL's own message, which can contain values: it is stored in
-    the dead letter's row and nowhere else (rule 19).
+    the dead letter's row and nowhere else (rule 19). `constraint` is the name of the one that was
+    violated.
     """
 
     text: str
     sqlstate: str = ""
     detail: str = ""
+    constraint: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,15 +9,21 @@ from __future__ import annotations
 #: Another session is in the way: serialization failure, deadlock, lock timeout.
 CONTENTION = frozenset({"40001", "40P01", "55P03"})
 
-#: The server does no work at present: it shuts down, starts up, or is read-only.
-OUTAGE = frozenset({"25006", "57P01", "57P02", "57P03", "57P04", "57P05"})
-#: No connection, no resources, I/O error, authentication failed, no such database.
-OUTAGE_CLASSES = frozenset({"08", "53", "58", "28", "3D"})
+#: No resources, I/O error: the server cannot work, although the session is alive.
+OUTAGE_CLASSES = frozenset({"53", "58"})
 #: The state in an outage class that a transaction causes itself, if the session stays alive.
 OWN_FAULT = {"53": "53400", "58": "58P01"}
 
-#: Internal errors: the server itself is damaged.
-INTERNAL_CLASS = "XX"
+#: The server is read-only, shuts down or starts up; no connection, authentication failed, no such
+#: database; internal errors. A statement raises them in a live session too: for a foreign server
+#: that it calls, or by elog(ERROR) in an extension. A commit without it decides whose they are.
+_IN_DOUBT = frozenset({"25006", "57P01", "57P02", "57P03", "57P04", "57P05"})
+_IN_DOUBT_CLASSES = frozenset({"08", "28", "3D", "XX"})
+
+
+def is_in_doubt(sqlstate: str) -> bool:
+    """Whether a live session alone does not prove that the failure is the transaction's own."""
+    return sqlstate in _IN_DOUBT or sqlstate[:2] in _IN_DOUBT_CLASSES
 
 
 def _without_own_fault(prefix: str) -> str:
@@ -26,7 +32,7 @@ def _without_own_fault(prefix: str) -> str:
 
 
 #: What ends `isolate` as a whole, as a regular expression: contention, exhausted resources, a
-#: cancel, the server's end, I/O errors, internal errors. Every other state is one entry's failure.
+#: cancel, I/O errors. Every other state is one entry's failure.
 ENDS_ISOLATION = "^({})".format(
-    "|".join(map(_without_own_fault, ("40", "53", "55P", "57", "58", INTERNAL_CLASS)))
+    "|".join(map(_without_own_fault, ("40", "53", "55P", "570", "58")))
 )

@@ -6,6 +6,7 @@ Every transaction that must survive has one attempt only, so a test fails if the
 from __future__ import annotations
 
 import contextlib
+import datetime
 import re
 import time
 from collections.abc import Callable
@@ -32,11 +33,8 @@ from tests.harness.wait import wait_until
 OUTAGE, CONTENTION, POISON = Verdict.OUTAGE, Verdict.CONTENTION, Verdict.POISON
 
 TABLE = {
-    "08000 08003 08006 08P01": OUTAGE,
     "53000 53100 53200 53300": OUTAGE,
-    "57P01 57P02 57P03 57P05": OUTAGE,
     "58000 58030": OUTAGE,
-    "25006 28000 28P01 3D000": OUTAGE,
     "40001 40P01 55P03": CONTENTION,
     "57014": CONTENTION,
     "PR001": Verdict.FENCED,
@@ -46,7 +44,9 @@ TABLE = {
     "53400 54000 54001 54011 58P01": POISON,
     "26000 42P05 0A000": POISON,
     "21000 44000 55000 2D000 F0000 ZZ999": POISON,
-    "XX000 XX001 XX002": Verdict.SYSTEMIC,
+    # The server's only if it does not commit without the entry either.
+    "08000 08003 08006 08P01 57P01 57P02 57P03 57P05 25006 28000 28P01 3D000": POISON,
+    "XX000 XX001 XX002": POISON,
 }  # fmt: skip
 ROWS = [(state, verdict) for states, verdict in TABLE.items() for state in states.split()]
 
@@ -82,10 +82,8 @@ def test_a_cancelled_statement_is_the_entrys_fault_only_beyond_its_limit() -> No
 
 #: Judged poison, but they end the isolation, and the entries are then applied one by one.
 APPLIED_ALONE = {"40000", "40002", "40003", "55P02", "55P04", "57000"}
-#: Outages that one entry's statement gets only by a fault of its own: PostgreSQL reports them when
-#: a session begins, or to the first statement of a batch.
-NOT_OF_ONE_ENTRY = {"25006", "58P02", "58P03"}
-CLASSES_NOT_OF_ONE_ENTRY = ("08", "28", "3D")
+#: Outages of which isolation would not have to end: it commits the other entries, or fails too.
+NOT_OF_ONE_ENTRY = {"58P02", "58P03"}
 
 
 def test_isolation_ends_with_every_state_that_concerns_the_whole_batch() -> None:
@@ -95,16 +93,19 @@ def test_isolation_ends_with_every_state_that_concerns_the_whole_batch() -> None
         ends = re.match(ENDS_ISOLATION, state) is not None
         if state in APPLIED_ALONE:
             assert ends, state
-        elif state in NOT_OF_ONE_ENTRY or state[:2] in CLASSES_NOT_OF_ONE_ENTRY:
+        elif state in NOT_OF_ONE_ENTRY:
             assert not ends, state
         else:
             assert ends == (judge(ErrorReply(state)) is not POISON), state
 
 
 def test_only_failures_that_can_never_succeed_skip_their_retries() -> None:
-    """The parent that a 23503 misses can be on its way in another lane."""
+    """The parent that a 23503 misses can be on its way in another lane, and the partition that a
+    23514 without the name of a constraint misses can be made."""
     final = {state for state, _ in ROWS if is_final(state)}
-    assert final >= {"22000", "22003", "23502", "23505", "23514", "42P01", "42703", "42883"}
+    assert final >= {"22000", "22003", "23502", "23505", "42P01", "42703", "42883"}
+    assert is_final("23514", "amount_check")
+    assert not is_final("23514")
     assert not final & {"23503", "P0001", "PR002", "57014", "53400", "54001", "58P01", "42501"}
 
 
@@ -126,7 +127,8 @@ create trigger raise_state before insert on tape for each row execute function r
 @pytest.mark.parametrize(
     "state",
     ["53400", "54000", "54001", "58P01", "P0001", "21000", "44000", "55000", "22012", "23514",
-     "42501", "42883", "PR002", "0A000", "26000", "42P05", "2D000"],
+     "42501", "42883", "PR002", "0A000", "26000", "42P05", "2D000", "XX000", "XX001", "08001",
+     "08006", "28P01", "3D000", "57P01", "57P03", "25006"],
 )  # fmt: skip
 def test_a_state_that_is_the_entrys_own_fault_fails_that_entry_alone(
     state: str, prepare: bool, site_of
@@ -163,9 +165,7 @@ def test_contention_pauses_the_lane_without_dead_letters(state: str, site: Site)
     site.whole(3)
 
 
-@pytest.mark.parametrize(
-    "state", ["53100", "53200", "53300", "58030", "57P01", "25006", "08006", "28000"]
-)
+@pytest.mark.parametrize("state", ["53100", "53200", "53300", "58030"])
 def test_a_state_of_the_server_shuts_the_gate_without_dead_letters(
     state: str, site: Site
 ) -> None:
@@ -185,22 +185,72 @@ def test_a_state_of_the_server_shuts_the_gate_without_dead_letters(
     site.whole(3)
 
 
-@pytest.mark.parametrize("state", ["XX000", "XX001"])
-def test_an_internal_error_pauses_the_lane_loudly(state: str, site: Site, caplog) -> None:
-    site.execute(RAISE)
+#: The server refuses whatever writes, with this state: the ledger is the first to meet it.
+REFUSE = """
+create function refuse() returns trigger language plpgsql as $$
+begin raise exception 'as requested' using errcode = '{}'; end $$;
+create trigger refuse before update on processor.lane for each row execute function refuse();
+"""
+
+
+@pytest.mark.parametrize("state", ["XX000", "XX001", "25006", "57P03", "08006"])
+@pytest.mark.parametrize("own", [True, False], ids=["one-by-one", "together"])
+def test_a_state_that_a_commit_without_the_entries_meets_too_is_an_outage(
+    own: bool, state: str, site: Site
+) -> None:
     drain = site.drain()
-    site.submit(write(1, attempts=1), write(2, state, attempts=1), write(3, attempts=1))
+    step(drain)
+    site.execute(REFUSE.format(state))
+    site.submit(*(write(n, attempts=1, timeout=1 if own else None) for n in (1, 2, 3)))
 
     step(drain)
-    lane = drain.owners.lanes["default:0"]
-    assert lane.health.reason.startswith("systemic")
-    assert "paused" in caplog.text
-    assert state in caplog.text
-    site.execute("drop trigger raise_state on tape")
-    wait_until(lambda: lane.health.paused_until < time.monotonic())
+    assert drain.gate.is_shut
+    assert state in drain.gate.reason
+    assert site.dead() == []
+    site.execute("drop trigger refuse on processor.lane")
     step(drain)
 
+    assert not drain.gate.is_shut
     site.whole(3)
+
+
+def test_an_invalid_value_of_an_extension_stops_no_other_transaction(site_of) -> None:
+    """elog(ERROR) has the SQLSTATE XX000: "invalid geometry", with retries until it is dead."""
+    site = site_of(retry={"attempts": 2, "delay": 0.1})
+    site.execute(RAISE)
+    site.start()
+    bad = write(0, "XX000", key="parcel-7")
+    outages = counted("outages")
+
+    site.submit(write(1), bad, *(write(n) for n in range(2, 50)))
+
+    site.commits(*range(1, 50))
+    wait_until(lambda: [row[:2] for row in site.dead()] == [(bad.id, "XX000")])
+    assert outages() == 0
+
+
+def test_a_row_without_a_partition_is_tried_again_and_a_row_that_is_refused_is_not(site_of) -> None:
+    """Both are 23514; only a violated constraint has a name."""
+    site = site_of(retry={"attempts": 20, "delay": 0.1})
+    site.execute(
+        "create table measured (at date, n int constraint small check (n < 9))"
+        " partition by range (at)"
+    )
+    site.execute("create table november partition of measured for values from ('2026-11-01')"
+                 " to ('2026-12-01')")  # fmt: skip
+    site.start()
+    early = Transaction().insert("measured", {"at": datetime.date(2026, 12, 1), "n": 1})
+    wrong = Transaction().insert("measured", {"at": datetime.date(2026, 11, 1), "n": 10})
+    site.submit(wrong, early, write(1))
+
+    wait_until(lambda: [row[:2] for row in site.dead()] == [(wrong.id, "23514")])
+    wait_until(lambda: site.parked() == 1)
+    site.execute("create table december partition of measured for values from ('2026-12-01')"
+                 " to ('2027-01-01')")  # fmt: skip
+
+    wait_until(lambda: site.one("select count(*) from measured") == 1)
+    site.empties()
+    assert len(site.dead()) == 1
 
 
 # Contention.
