@@ -6,6 +6,7 @@ session_settings  the settings that a PostgreSQL session pins when it is opened,
 shared            one object per process for the settings in force, safe across forks
 sql_literals      text as SQL literals and identifiers
 wal_position      positions in the WAL, and which one proves that a commit is replayed (rule 34)
+type_casters      values of PostgreSQL in Python, whatever the application has registered
 postgres_session  a PostgreSQL session
 wal_queries       questions about WAL positions that several packages ask
 """

@@ -32,6 +32,7 @@ from processor.config import addresses
 from processor.config.settings import Database as Settings
 from processor.connections import session_settings
 from processor.connections.fork_guard import resolving
+from processor.connections.type_casters import TypeCasters
 from processor.connections.wal_position import is_superseded
 from processor.errors import DatabaseError, DatabaseUnavailable, PoolerDetected
 from processor.telemetry.progress import Progress
@@ -69,6 +70,7 @@ class PostgresSession:
         self._primary = writes if primary is None else primary
         self._connection: Any = None
         self._cursor: Any = None
+        self._casters: TypeCasters | None = None
         self._socket: socket.socket | None = None
         self._limit = self._deadline = 0.0
         self._previous: tuple[int, str] | None = None
@@ -131,6 +133,7 @@ class PostgresSession:
             self._wait()
             # libpq may have tried another address of the host by now.
             self._take_socket()
+            self._casters = TypeCasters(self._connection)
             self._cursor = self._connection.cursor()
             self._pin()
         except (psycopg2.Error, DatabaseError) as error:
@@ -214,6 +217,8 @@ class PostgresSession:
         Raises as `run`.
         """
         try:
+            if self._casters is not None:
+                self._casters.hide_registered()
             self._wait()
             rows = self._cursor.fetchall() if self._cursor.description else []
         except psycopg2.Error as error:

@@ -39,7 +39,7 @@ LINES = (
 DRIVERS = {
     "redis": {"connections.redis_client", "config.addresses"},
     "hiredis": {"connections.redis_client"},
-    "psycopg2": {"connections.postgres_session", "config.addresses"},
+    "psycopg2": {"connections.postgres_session", "connections.type_casters", "config.addresses"},
     "daemon": {"service.daemonize"},
     "yaml": {"config.yaml_file", "config.loader"},
     "sqlparse": {"transaction.statements"},
