@@ -7,6 +7,7 @@ operations     the records of operations, and the JSON form of a transaction
 decode_errors  the decoder's errors about a JSON form, as InvalidTransaction
 builder        `Transaction`, which a producer fills and submits
 entry          a transaction in a stream, decoded for the drain
+sql_tokens     the tokens of SQL text, as PostgreSQL's own scanner tells them apart
 statements     the registered statements that transactions may call
 write_set      the rows that an operation touches, as far as the producer can tell
 """

@@ -186,7 +186,7 @@ class Transaction:
     def statement(self, name: str, params: Mapping[str, Any] | None = None) -> Self:
         """Run the statement that is registered under `name`."""
         path = self._next_path()
-        if not isinstance(name, str) or not name:
+        if not isinstance(name, str) or not name or "\0" in name:
             raise InvalidTransaction(f"{path}.name", "must be the name of a registered statement")
         checked = plain_mapping(f"{path}.params", params) if params else {}
         return self._add(Statement(name, checked))

@@ -42,7 +42,6 @@ DRIVERS = {
     "psycopg2": {"connections.postgres_session", "connections.type_casters", "config.addresses"},
     "daemon": {"service.daemonize"},
     "yaml": {"config.yaml_file", "config.loader"},
-    "sqlparse": {"transaction.statements"},
     "waitress": {"web"},
     "prometheus_client": {"web"},
     "click": {"cli"},

@@ -148,7 +148,7 @@ def test_importing_opens_and_starts_nothing_and_loads_no_driver():
 
 EACH_FIRST = """
 import importlib, os, sys, threading
-import click, daemon, msgspec, prometheus_client, psycopg2, redis, rich, sqlparse, waitress, yaml
+import click, daemon, msgspec, prometheus_client, psycopg2, redis, rich, waitress, yaml
 for module in sys.argv[1:]:
     pid = os.fork()
     if not pid:
