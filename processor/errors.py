@@ -107,7 +107,6 @@ EXPECT_STATE = "PR002"  # the function `expect`: a different number of rows than
 ENDS_SESSION_STATE = "PR003"  # a dead letter: crashed its PostgreSQL session on every attempt
 ONE_BY_ONE_STATE = "PR004"  # raised and caught inside the function `isolate`
 POSSIBLY_APPLIED_STATE = "PR005"  # a dead letter: perhaps applied before Redis was restored
-LATER_SCHEMA_STATE = "PR006"  # `init-db`: the schema belongs to a later release
 
 #: What the states mean that users see; PostgreSQL's documentation does not list them.
 _OWN_STATES = {

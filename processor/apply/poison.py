@@ -104,12 +104,12 @@ class Isolation:
             f"SET LOCAL statement_timeout = {int(self._limit * 1000)};",
             lane_rows.fence(owner, len(entries), last=entries[-1].entry_id),
             outcomes.insert(owner, entries, prepared=prepared),
-            "SELECT set_config('processor.failures', processor.isolate(",
+            "SELECT pg_catalog.set_config('processor.failures', processor.isolate_2(",
             f"'{owner.buffer}', {quoted(owner.lane)}, '{{{','.join(e.id for e in entries)}}}',",
             f"ARRAY[{','.join(map(quoted, rendered.groups))}],",
             f"ARRAY[{','.join(map(quoted, rendered.plain))}],",
             f"'{{{','.join(str(later + 1) for later, _ in pairs)}}}',",
-            f"'{{{','.join(str(earlier + 1) for _, earlier in pairs)}}}', {_GROUP})::text, false);",
+            f"'{{{','.join(str(earlier + 1) for _, earlier in pairs)}}}', {_GROUP})::pg_catalog.text, false);",
         ))  # fmt: skip
         return self._committer.commit(body, prepared=prepared, meanwhile=meanwhile)
 

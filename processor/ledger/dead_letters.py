@@ -128,7 +128,7 @@ def resolve(letter: DeadLetter, outcome: str) -> str:
     return (
         f"WITH met AS (UPDATE processor.dead_letter SET outcome = '{outcome}', request = NULL,"
         f" resolved_at = now() WHERE {_is(letter)} RETURNING 1)"
-        " SELECT processor.expect((SELECT count(*) FROM met), 1);"
+        " SELECT processor.expect_2((SELECT pg_catalog.count(*) FROM met), 1);"
     )
 
 

@@ -82,7 +82,7 @@ def fence(owner: Ownership, applied: int, dead: int = 0, last: str | None = None
     entry. The row then carries the batch's transaction id, which `replicas.commit_marks` records.
     """
     return (
-        f"SELECT processor.fence('{owner.buffer}', {quoted(owner.lane)}, {owner.epoch},"
+        f"SELECT processor.fence_2('{owner.buffer}', {quoted(owner.lane)}, {owner.epoch},"
         f" '{owner.token}', {applied}, {dead}, {'NULL' if last is None else quoted(last)}),"
         " set_config('processor.xid', pg_current_xact_id()::text, false);"
     )

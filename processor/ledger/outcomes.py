@@ -105,7 +105,7 @@ def resolve(
         f"WITH met AS (UPDATE processor.ledger SET outcome = '{outcome}', hash = '{payload_hash}',"
         f" buffer = '{owner.buffer}', xid = pg_current_xact_id(), committed_at = now()"
         f" WHERE id = '{dead}' AND hash = '{dead_hash}' AND outcome = 'dead' RETURNING 1)"
-        " SELECT processor.expect((SELECT count(*) FROM met), 1);"
+        " SELECT processor.expect_2((SELECT pg_catalog.count(*) FROM met), 1);"
     )
 
 

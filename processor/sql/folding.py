@@ -116,7 +116,7 @@ class FoldedAdd:
         return (
             f"PREPARE {self.name} ({', '.join(types)}, bigint) AS"
             f" WITH met AS ({update} RETURNING 1)"
-            f" SELECT processor.expect((SELECT count(*) FROM met), ${len(types) + 1});"
+            f" SELECT processor.expect_2((SELECT pg_catalog.count(*) FROM met), ${len(types) + 1});"
         )
 
     def write(self, rows: Sequence[Sequence[Any]]) -> str:

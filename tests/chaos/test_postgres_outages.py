@@ -373,14 +373,14 @@ def test_a_schema_that_goes_missing_is_an_outage_with_a_remedy(site: Site) -> No
 @pytest.mark.parametrize("init", [False, True])
 def test_a_schema_of_a_later_release_is_an_outage_and_stays_as_it_is(init: bool, site_of) -> None:
     site = site_of(database={"init": init})
-    site.execute("update processor.meta set version = 99")
+    site.execute("update processor.meta set version = 99, oldest = 99, newest = 99")
     drain_thread.start(site.settings)
     site.submit(write(1))
     site.shows("outage")
     wait_until(lambda: "version 99" in site.reason, message=lambda: site.reason)
 
     assert site.one("select processor.version()") == 99
-    site.execute(f"update processor.meta set version = {schema.VERSION}")
+    site.execute(f"update processor.meta set version = 1, oldest = 1, newest = {schema.VERSION}")
     site.commits(1)
 
 

@@ -246,7 +246,7 @@ def test_init_db_creates_the_schema_and_may_run_again(cli: Cli, database: Any) -
     cli.use({"database": {"dsn": database.dsn}})
     for _ in range(2):
         assert cli("init-db").code == 0
-    assert database.execute("select processor.version()") == [(schema.VERSION,)]
+    assert database.execute("select newest from processor.meta") == [(schema.VERSION,)]
 
 
 def test_init_db_does_not_change_the_schema_of_a_later_release(cli: Cli, database: Any) -> None:
@@ -254,17 +254,17 @@ def test_init_db_does_not_change_the_schema_of_a_later_release(cli: Cli, databas
     cli.use({"database": {"dsn": database.dsn}})
     assert cli("init-db").code == 0
     database.execute(
-        "update processor.meta set version = 99;"
-        "create or replace function processor.expect(met bigint, expected bigint) returns void"
+        "update processor.meta set version = 99, oldest = 99, newest = 99;"
+        "create or replace function processor.expect_2(met bigint, expected bigint) returns void"
         " language sql as 'select 99'"
     )
 
-    said = cli("init-db")
+    said = cli("init-db", "--upgrade")
 
     assert (said.code, "version 99" in said.err) == (69, True)
     assert "init-db" not in said.err
     assert database.execute("select processor.version()") == [(99,)]
-    source = "select prosrc from pg_proc where proname = 'expect'"
+    source = "select prosrc from pg_proc where proname = 'expect_2'"
     assert database.execute(source) == [("select 99",)]
 
 
@@ -276,7 +276,10 @@ def test_init_db_without_privileges_names_the_role_the_database_and_the_owner(
     who = f"role {lowly.name} may not"
     where = f"schema processor in database {name} at "
 
-    said = cli("init-db")
+    site.execute(f"drop schema processor cascade; {schema.MIGRATIONS[0]}")
+    site.execute(f"grant usage on schema processor to {lowly.name};"
+                 f"grant select on processor.meta to {lowly.name}")  # fmt: skip
+    said = cli("init-db", "--upgrade")
     assert said.code == 69
     assert said.error.startswith(f"{who} upgrade {where}")
     assert said.error.endswith(f"its owner, {owner} (see PROCESSOR_ADMIN_DSN)")
@@ -290,9 +293,10 @@ def test_init_db_without_privileges_names_the_role_the_database_and_the_owner(
 
 def test_init_db_that_meets_a_lock_does_not_suggest_another_role(cli: Cli, site: Site) -> None:
     cli.use(site.mapping)
+    site.execute(f"drop schema processor cascade; {schema.MIGRATIONS[0]}")
     with closing(psycopg2.connect(site.dsn)) as other, other.cursor() as cursor:
-        cursor.execute("lock table processor.ledger in access exclusive mode")
-        said = cli("init-db")
+        cursor.execute("lock table processor.dead_letter in access exclusive mode")
+        said = cli("init-db", "--upgrade")
     assert said.code == 69
     assert " cannot upgrade schema processor in database " in said.error
     assert said.error.endswith(": SQLSTATE 55P03")
@@ -306,7 +310,7 @@ def test_the_sql_that_init_db_prints_creates_the_schema(cli: Cli, database: Any)
     text = text.replace("TO processor;", f"TO {name};")
     try:
         database.execute(text)
-        assert database.execute("select processor.version()") == [(schema.VERSION,)]
+        assert database.execute("select newest from processor.meta") == [(schema.VERSION,)]
         assert "+xadd" in said.out
     finally:
         database.execute(f"drop owned by {name}; drop role {name}")

@@ -185,7 +185,7 @@ def test_doctor_judges_schema_retention_pauses_and_dead_letters(cli: Cli, site: 
     assert "forgets an id after 2h" in found["checklist", "repeatable work"]["found"]
     assert found["redis", "queues"]["found"] == "low is paused"
     drain_thread.stop()
-    site.execute("update processor.meta set version = 0")
+    site.execute("update processor.meta set version = 0, newest = 0")
     assert diagnosis(cli, "postgresql", "schema")["level"] == "fail"
 
 
