@@ -109,7 +109,8 @@ class Isolation:
             f"ARRAY[{','.join(map(quoted, rendered.groups))}],",
             f"ARRAY[{','.join(map(quoted, rendered.plain))}],",
             f"'{{{','.join(str(later + 1) for later, _ in pairs)}}}',",
-            f"'{{{','.join(str(earlier + 1) for _, earlier in pairs)}}}', {_GROUP})::pg_catalog.text, false);",
+            f"'{{{','.join(str(earlier + 1) for _, earlier in pairs)}}}', {_GROUP})",
+            "::pg_catalog.text, false);",
         ))  # fmt: skip
         return self._committer.commit(body, prepared=prepared, meanwhile=meanwhile)
 

@@ -164,7 +164,9 @@ def check_rights(session: PostgresSession) -> None:
     Call it after `check`, which shows that the tables exist.
     """
     wanted = [(name, right) for name, rights in _PRIVILEGES.items() for right in rights.split()]
-    asked = ", ".join(f"pg_catalog.has_table_privilege('processor.{n}', '{right}')" for n, right in wanted)
+    asked = ", ".join(
+        f"pg_catalog.has_table_privilege('processor.{n}', '{right}')" for n, right in wanted
+    )
     granted = session.run(f"SELECT {asked}")[0]
     missing = {name for (name, _), has in zip(wanted, granted, strict=True) if not has}
     if missing:

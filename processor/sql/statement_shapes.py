@@ -188,7 +188,9 @@ def _expected(template: Template, expect: int | None) -> None:
     if expect is not None:
         template.pieces[0] = "WITH met AS (" + template.pieces[0]
         template.argument(
-            " RETURNING 1) SELECT processor.expect_2((SELECT pg_catalog.count(*) FROM met), ", _COUNT, "bigint"
+            " RETURNING 1) SELECT processor.expect_2((SELECT pg_catalog.count(*) FROM met), ",
+            _COUNT,
+            "bigint",
         )
         template.text(")")
 

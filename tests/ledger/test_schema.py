@@ -51,7 +51,9 @@ def test_a_schema_of_an_older_release_is_upgraded_or_an_outage_with_the_remedy(
     site.commits(1)
 
 
-def test_release_0_1_finds_the_version_that_it_demands_after_the_upgrade(database: Database) -> None:
+def test_release_0_1_finds_the_version_that_it_demands_after_the_upgrade(
+    database: Database,
+) -> None:
     database.execute(schema.DDL)
     assert database.execute("select processor.version()") == [(1,)]
     assert database.execute("select oldest, newest from processor.meta") == [(1, schema.VERSION)]
