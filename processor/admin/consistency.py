@@ -230,9 +230,9 @@ def _outcomes(database: PostgresSession, identity: str) -> Iterator[Problem]:
 def _counters(database: PostgresSession, identity: str) -> Iterator[Problem]:
     """Each commit adds to the counters. They may exceed the rows, which may have been pruned."""
     rows = database.run(
-        "WITH done AS (SELECT lane, count(*) AS n FROM processor.ledger"
+        "WITH done AS (SELECT lane, pg_catalog.count(*) AS n FROM processor.ledger"
         f" WHERE buffer = {quoted(identity)} AND outcome = 'applied' GROUP BY lane),"
-        " dead AS (SELECT lane, count(*) AS n FROM processor.dead_letter"
+        " dead AS (SELECT lane, pg_catalog.count(*) AS n FROM processor.dead_letter"
         f" WHERE buffer = {quoted(identity)} GROUP BY lane)"
         " SELECT lane, lane.applied, coalesce(done.n, 0), lane.dead, coalesce(dead.n, 0)"
         " FROM processor.lane LEFT JOIN done USING (lane) LEFT JOIN dead USING (lane)"

@@ -25,10 +25,12 @@ from processor.sql.renderer import Renderer
 from processor.transaction.entry import Entry
 
 _TAIL = (
-    "SELECT '{}', pg_current_wal_lsn()::text, pg_current_wal_insert_lsn()::text,"
-    " current_setting('synchronous_commit'), current_setting('processor.failures', true),"
-    " left(pg_walfile_name(pg_current_wal_insert_lsn()), 8),"
-    " current_setting('processor.xid', true)"
+    "SELECT '{}', pg_catalog.pg_current_wal_lsn()::text,"
+    " pg_catalog.pg_current_wal_insert_lsn()::text,"
+    " pg_catalog.current_setting('synchronous_commit'),"
+    " pg_catalog.current_setting('processor.failures', true),"
+    " pg_catalog.\"left\"(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()), 8),"
+    " pg_catalog.current_setting('processor.xid', true)"
 )
 
 #: Seconds between two refreshes of the catalog.

@@ -185,7 +185,7 @@ class PostgresSession:
         previous, self._previous = self._previous, None
         if previous is not None:
             self.run(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity"
                 f" WHERE pid = {previous[0]} AND backend_start = '{previous[1]}'"
                 " AND usename = current_user"
             )

@@ -12,12 +12,15 @@ from processor.config.settings import Database
 #: process id and start of the backend, system identifier, timeline (0 on a standby, where an
 #: ordinary role cannot read it).
 LOOK = (
-    "SELECT current_setting('server_version_num')::int, pg_is_in_recovery(),"
-    " current_setting('default_transaction_read_only')::bool, pg_backend_pid(),"
-    " (SELECT backend_start::text FROM pg_stat_activity WHERE pid = pg_backend_pid()),"
-    " (SELECT system_identifier::text FROM pg_control_system()),"
-    " CASE WHEN pg_is_in_recovery() THEN '0'"
-    " ELSE left(pg_walfile_name(pg_current_wal_insert_lsn()), 8) END"
+    "SELECT pg_catalog.current_setting('server_version_num')::int, pg_catalog.pg_is_in_recovery(),"
+    " pg_catalog.current_setting('default_transaction_read_only')::boolean,"
+    " pg_catalog.pg_backend_pid(),"
+    " (SELECT backend_start::text FROM pg_catalog.pg_stat_activity"
+    " WHERE pid = pg_catalog.pg_backend_pid()),"
+    " (SELECT system_identifier::text FROM pg_catalog.pg_control_system()),"
+    " CASE WHEN pg_catalog.pg_is_in_recovery() THEN '0'"
+    " ELSE pg_catalog.\"left\"("
+    "pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()), 8) END"
 )
 
 
@@ -38,7 +41,7 @@ def writing(settings: Database) -> str:
         f" SET idle_in_transaction_session_timeout = {takeover};"
         " SET client_connection_check_interval = 1000;"
         " SET default_transaction_isolation = 'read committed'; SET row_security = on;"
-        " SELECT pg_backend_pid()"
+        " SELECT pg_catalog.pg_backend_pid()"
     )
 
 

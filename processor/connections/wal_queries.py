@@ -14,7 +14,7 @@ def replayed_lsn(database: PostgresSession) -> int | None:
 
     Raises DatabaseError and DatabaseUnavailable.
     """
-    replayed = database.run("SELECT pg_last_wal_replay_lsn()::text")[0][0]
+    replayed = database.run("SELECT pg_catalog.pg_last_wal_replay_lsn()::text")[0][0]
     return parse_lsn(replayed) if replayed else None
 
 
@@ -24,5 +24,5 @@ def insert_position(database: PostgresSession) -> Position:
     Rounded like a commit with `synchronous_commit = off`, because the caller does not know how
     those commits were made. Raises DatabaseError and DatabaseUnavailable.
     """
-    insert = database.run("SELECT pg_current_wal_insert_lsn()::text")[0][0]
+    insert = database.run("SELECT pg_catalog.pg_current_wal_insert_lsn()::text")[0][0]
     return Position(database.system, database.timeline, after_commit(insert, insert, "off"))

@@ -1,6 +1,7 @@
 """What is stored in PostgreSQL: every table of the schema `processor`, as SQL text.
 
 sqlstates     Which SQLSTATEs concern more than one transaction, for Python and SQL alike.
+migrations    The SQL of each version of the schema.
 schema        The tables and functions of the schema; how it is created and checked.
 lane_rows     Table `lane`: who owns a lane, and the fence of every batch.
 outcomes      Table `ledger`: the id and outcome of every transaction.

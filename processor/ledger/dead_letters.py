@@ -60,8 +60,9 @@ class DeadLetter:
 
 
 _COLUMNS = (
-    "id::text, replace(hash::text, '-', ''), buffer::text, lane, entry, keys, body, reason,"
-    " sqlstate, detail, attempts, holds, died_at, request, requested_by, edited, outcome, trace"
+    "id::text, pg_catalog.replace(hash::text, '-', ''), buffer::text, lane, entry, keys, body,"
+    " reason, sqlstate, detail, attempts, holds, died_at, request, requested_by, edited, outcome,"
+    " trace"
 )
 
 
@@ -127,7 +128,7 @@ def resolve(letter: DeadLetter, outcome: str) -> str:
     """
     return (
         f"WITH met AS (UPDATE processor.dead_letter SET outcome = '{outcome}', request = NULL,"
-        f" resolved_at = now() WHERE {_is(letter)} RETURNING 1)"
+        f" resolved_at = pg_catalog.now() WHERE {_is(letter)} RETURNING 1)"
         " SELECT processor.expect_2((SELECT pg_catalog.count(*) FROM met), 1);"
     )
 
@@ -144,7 +145,8 @@ def failed_again(letter: DeadLetter, reason: Reason) -> str:
 def count_open(session: PostgresSession, buffer: str) -> int:
     """Return how many dead letters of a buffer wait for a decision."""
     rows = session.run(
-        f"SELECT count(*) FROM processor.dead_letter WHERE buffer = '{buffer}' AND outcome = 'dead'"
+        "SELECT pg_catalog.count(*) FROM processor.dead_letter"
+        f" WHERE buffer = '{buffer}' AND outcome = 'dead'"
     )
     return int(rows[0][0])
 
@@ -152,7 +154,7 @@ def count_open(session: PostgresSession, buffer: str) -> int:
 def open_elsewhere(session: PostgresSession, buffer: str) -> list[tuple[str, int]]:
     """Return the other buffers whose dead letters wait for a decision, with how many."""
     return [(row[0], row[1]) for row in session.run(
-        "SELECT buffer::text, count(*) FROM processor.dead_letter"
+        "SELECT buffer::text, pg_catalog.count(*) FROM processor.dead_letter"
         f" WHERE outcome = 'dead' AND buffer <> '{buffer}' GROUP BY 1 ORDER BY 2 DESC, 1"
     )]  # fmt: skip
 
@@ -183,7 +185,7 @@ def count_listed(
 ) -> int:  # fmt: skip
     """Return how many dead letters all pages of `listed` have together."""
     conditions = _conditions(lane, sqlstate, since, everything, buffer)
-    rows = session.run(f"SELECT count(*) FROM processor.dead_letter WHERE {conditions}")
+    rows = session.run(f"SELECT pg_catalog.count(*) FROM processor.dead_letter WHERE {conditions}")
     return int(rows[0][0])
 
 
@@ -197,7 +199,7 @@ def _conditions(
     if lane is not None:
         conditions.append(f"lane = {quoted(lane)}")
     if sqlstate is not None:
-        conditions.append(f"starts_with(sqlstate, {quoted(sqlstate)})")
+        conditions.append(f"pg_catalog.starts_with(sqlstate, {quoted(sqlstate)})")
     if since is not None:
         conditions.append(f"died_at >= {quoted(since.isoformat())}")
     return " AND ".join(conditions)
@@ -224,8 +226,9 @@ def record_request(
     taker = buffer or letter.buffer
     text = "NULL" if edited is None else f"'\\x{edited.hex()}'"
     update = (
-        f"UPDATE processor.dead_letter SET request = {quoted(verb)}, requested_at = now(),"
-        f" requested_by = {quoted(_operator())}, edited = {text}, buffer = '{taker}'"
+        f"UPDATE processor.dead_letter SET request = {quoted(verb)},"
+        f" requested_at = pg_catalog.now(), requested_by = {quoted(_operator())},"
+        f" edited = {text}, buffer = '{taker}'"
         f" WHERE {_is(letter)} AND outcome = 'dead' RETURNING lane"
     )
     if taker != letter.buffer:

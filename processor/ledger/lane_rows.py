@@ -36,8 +36,9 @@ def is_drained(session: PostgresSession, namespace: str, buffer: str) -> bool:
     lanes = session.run(f"SELECT lane FROM processor.lane WHERE buffer = '{buffer}'")
     keys = ",".join(str(lock_key(namespace, buffer, lane)) for (lane,) in lanes)
     return bool(session.run(
-        "SELECT EXISTS (SELECT FROM pg_locks JOIN pg_database d ON d.oid = pg_locks.database"
-        " WHERE locktype = 'advisory' AND objsubid = 1 AND datname = current_database()"
+        "SELECT EXISTS (SELECT FROM pg_catalog.pg_locks AS l JOIN pg_catalog.pg_database AS d"
+        " ON d.oid = l.database"
+        " WHERE locktype = 'advisory' AND objsubid = 1 AND datname = pg_catalog.current_database()"
         f" AND classid::bigint << 32 | objid::bigint = ANY ('{{{keys}}}'::bigint[]))"
     )[0][0])  # fmt: skip
 
@@ -51,7 +52,7 @@ def acquire(
     returns (rule 3). Returns None if another session holds the lock.
     """
     key = lock_key(namespace, buffer, lane)
-    if not session.run(f"SELECT pg_try_advisory_lock({key})")[0][0]:
+    if not session.run(f"SELECT pg_catalog.pg_try_advisory_lock({key})")[0][0]:
         return None
     token = str(uuid.uuid4())
     try:
@@ -61,18 +62,18 @@ def acquire(
             f" '{token}')"
             " ON CONFLICT (buffer, lane) DO UPDATE SET epoch = lane.epoch + 1,"
             " token = excluded.token, site = excluded.site, instance = excluded.instance,"
-            " seen_at = clock_timestamp() RETURNING epoch"
+            " seen_at = pg_catalog.clock_timestamp() RETURNING epoch"
         )
     except DatabaseError:
         # A batch of the previous owner still locks the row. Release the lock for a later attempt.
-        session.run(f"ROLLBACK; SELECT pg_advisory_unlock({key})")
+        session.run(f"ROLLBACK; SELECT pg_catalog.pg_advisory_unlock({key})")
         raise
     return Ownership(buffer, lane, int(rows[0][0]), token)
 
 
 def give_up(session: PostgresSession, namespace: str, buffer: str, lane: str) -> None:
     """Release a lane, so that another processor can take it at once."""
-    session.run(f"SELECT pg_advisory_unlock({lock_key(namespace, buffer, lane)})")
+    session.run(f"SELECT pg_catalog.pg_advisory_unlock({lock_key(namespace, buffer, lane)})")
 
 
 def fence(owner: Ownership, applied: int, dead: int = 0, last: str | None = None) -> str:
@@ -84,5 +85,5 @@ def fence(owner: Ownership, applied: int, dead: int = 0, last: str | None = None
     return (
         f"SELECT processor.fence_2('{owner.buffer}', {quoted(owner.lane)}, {owner.epoch},"
         f" '{owner.token}', {applied}, {dead}, {'NULL' if last is None else quoted(last)}),"
-        " set_config('processor.xid', pg_current_xact_id()::text, false);"
+        " pg_catalog.set_config('processor.xid', pg_catalog.pg_current_xact_id()::text, false);"
     )

@@ -78,7 +78,7 @@ def find(session: PostgresSession, ids: Sequence[str]) -> dict[str, Recorded]:
         return {}
     ids = [canonical_id("id", i) for i in ids]
     rows = session.run(
-        "SELECT id::text, outcome, replace(hash::text, '-', '') FROM processor.ledger"
+        "SELECT id::text, outcome, pg_catalog.replace(hash::text, '-', '') FROM processor.ledger"
         f" WHERE id = ANY ('{{{','.join(ids)}}}'::uuid[])"
     )
     return {row[0]: Recorded(row[1], row[2]) for row in rows}
@@ -87,7 +87,8 @@ def find(session: PostgresSession, ids: Sequence[str]) -> dict[str, Recorded]:
 def row(session: PostgresSession, transaction_id: str) -> LedgerRow | None:
     """Return the ledger's row of one transaction, or None if it has none."""
     rows = session.run(
-        "SELECT outcome, buffer::text, lane, entry, replace(hash::text, '-', ''), committed_at"
+        "SELECT outcome, buffer::text, lane, entry, pg_catalog.replace(hash::text, '-', ''),"
+        " committed_at"
         f" FROM processor.ledger WHERE id = '{canonical_id('id', transaction_id)}'"
     )
     return LedgerRow(*rows[0]) if rows else None
@@ -103,7 +104,8 @@ def resolve(
     """
     return (
         f"WITH met AS (UPDATE processor.ledger SET outcome = '{outcome}', hash = '{payload_hash}',"
-        f" buffer = '{owner.buffer}', xid = pg_current_xact_id(), committed_at = now()"
+        f" buffer = '{owner.buffer}', xid = pg_catalog.pg_current_xact_id(),"
+        " committed_at = pg_catalog.now()"
         f" WHERE id = '{dead}' AND hash = '{dead_hash}' AND outcome = 'dead' RETURNING 1)"
         " SELECT processor.expect_2((SELECT pg_catalog.count(*) FROM met), 1);"
     )
@@ -118,11 +120,11 @@ def prunable(
     (ms) of the oldest entry in the stream.
     """
     return [(row[0], row[1]) for row in session.run(
-        "SELECT id::text, split_part(entry, '-', 1)::bigint FROM processor.ledger"
+        "SELECT id::text, pg_catalog.split_part(entry, '-', 1)::bigint FROM processor.ledger"
         f" WHERE buffer = '{owner.buffer}'"
         f" AND lane = {quoted(owner.lane)} AND outcome <> 'dead'"
-        f" AND committed_at < now() - interval '{retention} seconds'"
-        f" AND split_part(entry, '-', 1)::bigint < {oldest} LIMIT {count}"
+        f" AND committed_at < pg_catalog.now() - interval '{retention} seconds'"
+        f" AND pg_catalog.split_part(entry, '-', 1)::bigint < {oldest} LIMIT {count}"
     )]  # fmt: skip
 
 
@@ -131,7 +133,8 @@ def prune(owner: Ownership, ids: Sequence[str]) -> str:
     return (
         "WITH gone AS (DELETE FROM processor.ledger"
         f" WHERE id = ANY ('{{{','.join(ids)}}}'::uuid[]) RETURNING entry)"
-        " UPDATE processor.lane SET pruned_to = greatest(pruned_to,"
-        " (SELECT to_timestamp(max(split_part(entry, '-', 1)::bigint) / 1000.0) FROM gone))"
+        " UPDATE processor.lane SET pruned_to = greatest(pruned_to, (SELECT"
+        " pg_catalog.to_timestamp(pg_catalog.max(pg_catalog.split_part(entry, '-', 1)::bigint)"
+        " OPERATOR(pg_catalog./) 1000.0) FROM gone))"
         f" WHERE buffer = '{owner.buffer}' AND lane = {quoted(owner.lane)}"
     )

@@ -110,7 +110,8 @@ class Owners:
     ) -> None:
         assert lane.owner is not None
         rows = database.run(
-            "SELECT last_entry, (extract(epoch FROM pruned_to) * 1000)::bigint FROM processor.lane"
+            "SELECT last_entry, (extract(epoch FROM pruned_to) OPERATOR(pg_catalog.*) 1000)::bigint"
+            " FROM processor.lane"
             f" WHERE buffer = '{self.buffer}' AND lane = {quoted(lane.name)}"
         )
         last, pruned_to = rows[0]

@@ -106,7 +106,8 @@ def oids(database: PostgresSession, names: Sequence[str]) -> dict[str, int]:
     """Return the oids of tables, by the names that operations give them; 0 if there is none."""
     asked = ",".join(f"({quoted(name)},{quoted(table(name))})" for name in names)
     rows = database.run(
-        f"SELECT name, to_regclass(quoted)::oid::bigint FROM (VALUES {asked}) AS a (name, quoted)"
+        "SELECT name, pg_catalog.to_regclass(quoted)::oid::bigint"
+        f" FROM (VALUES {asked}) AS a (name, quoted)"
     )
     return {name: oid or 0 for name, oid in rows}
 
@@ -162,16 +163,20 @@ SELECT a.attrelid::bigint, a.attname, a.attnotnull,
        coalesce(d.adbin, t.typdefaultbin) IS NOT NULL OR a.attidentity <> ''
        OR a.attgenerated <> '',
        CASE WHEN a.attgenerated = '' THEN
-           coalesce(pg_get_expr(d.adbin, d.adrelid), pg_get_expr(t.typdefaultbin, 0)) END,
+           coalesce(pg_catalog.pg_get_expr(d.adbin, d.adrelid),
+                    pg_catalog.pg_get_expr(t.typdefaultbin, 0)) END,
        t.typtype = 'e',
-       CASE WHEN row_number() OVER (PARTITION BY a.attrelid ORDER BY a.attnum) = 1 THEN
-           (SELECT jsonb_agg((SELECT jsonb_agg(k.attname) FROM pg_attribute k
-                               WHERE k.attrelid = i.indrelid
-                                 AND k.attnum = ANY (i.indkey[0:i.indnkeyatts - 1])))
-              FROM pg_index i WHERE i.indrelid = a.attrelid AND i.indisunique AND i.indisvalid
+       CASE WHEN pg_catalog.row_number() OVER (PARTITION BY a.attrelid ORDER BY a.attnum) = 1 THEN
+           (SELECT pg_catalog.jsonb_agg((
+                   SELECT pg_catalog.jsonb_agg(k.attname) FROM pg_catalog.pg_attribute k
+                    WHERE k.attrelid = i.indrelid AND k.attnum
+                          OPERATOR(pg_catalog.=) ANY (i.indkey[0:i.indnkeyatts - 1])))
+              FROM pg_catalog.pg_index i
+             WHERE i.indrelid = a.attrelid AND i.indisunique AND i.indisvalid
                AND i.indpred IS NULL AND i.indexprs IS NULL) END
-  FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
-  LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
- WHERE a.attrelid IN ({}) AND a.attnum > 0 AND NOT a.attisdropped
+  FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
+  LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+ WHERE a.attrelid OPERATOR(pg_catalog.=) ANY ('{{{}}}'::oid[])
+   AND a.attnum > 0 AND NOT a.attisdropped
  ORDER BY a.attrelid, a.attnum
 """

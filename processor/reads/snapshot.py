@@ -42,11 +42,12 @@ class Prepared:
         self._plain, self._merged = f"processor_p{number}", f"processor_m{number}"
         source = f"FROM {table(relation.name)} x"
         declared = f" ({', '.join(types)})" if types else ""
+        plain, merged = _conditions(relation, where, 1), _conditions(relation, where, 2)
         self.prepare = (
-            f"PREPARE {self._plain}{declared} AS SELECT x.* {source}{_conditions(where, 1)};"
+            f"PREPARE {self._plain}{declared} AS SELECT x.* {source}{plain};"
             f"PREPARE {self._merged} ({', '.join(['uuid[]', *types])}) AS"
             f" SELECT ARRAY({_LEDGER.format('$1')}), t.* FROM (SELECT 1) AS one"
-            f" LEFT JOIN (SELECT true AS there, x.* {source}{_conditions(where, 2)}) t ON true;"
+            f" LEFT JOIN (SELECT true AS there, x.* {source}{merged}) t ON true;"
         )
 
     def plain(self, where: Where) -> str:
@@ -180,13 +181,13 @@ def digest_of(relation: Relation, where: Where) -> str | None:
     return row_digest(tuple(where.get(column) for column in relation.keys))
 
 
-def _conditions(where: Where, start: int) -> str:
+def _conditions(relation: Relation, where: Where, start: int) -> str:
     parts, number = [], start
     for name, value in where.items():
         if value is None:
             parts.append(f"x.{named(name)} IS NULL")
         else:
-            parts.append(f"x.{named(name)} = ${number}")
+            parts.append(f"x.{named(name)} {relation.columns[name].equals} ${number}")
             number += 1
     return f" WHERE {' AND '.join(parts)}" if parts else ""
 
@@ -203,7 +204,8 @@ def _text(relation: Relation, name: str, value: Any) -> str:
 def _conjunction(relation: Relation, where: Where) -> str:
     return " AND ".join(
         f"x.{named(n)} IS NULL" if v is None
-        else f"x.{named(n)} = {quoted(_text(relation, n, v))}::{relation.columns[n].type}"
+        else f"x.{named(n)} {relation.columns[n].equals} {quoted(_text(relation, n, v))}"
+             f"::{relation.columns[n].type}"
         for n, v in where.items()
     )  # fmt: skip
 
@@ -225,9 +227,13 @@ def _disjunction(relation: Relation, wheres: Iterable[Where]) -> Iterator[str]:
             for name, texts in zip(given, zip(*found, strict=True), strict=True)
         ]
         names = [f"x.{named(name)}" for name in given]
+        equals = [relation.columns[name].equals for name in given]
+        pairs = [f"{n} {e} u.c{i}" for i, (n, e) in enumerate(zip(names, equals, strict=True))]
+        aliases = ", ".join(f"c{i}" for i in range(len(given)))
         some = (
-            f"{names[0]} = ANY ({arrays[0]})" if len(given) == 1
-            else f"({', '.join(names)}) IN (SELECT * FROM unnest({', '.join(arrays)}))"
+            f"{names[0]} {equals[0]} ANY ({arrays[0]})" if len(given) == 1
+            else f"EXISTS (SELECT FROM unnest({', '.join(arrays)}) AS u ({aliases})"
+                 f" WHERE {' AND '.join(pairs)})"
         )  # fmt: skip
         yield " AND ".join([some, *(f"x.{named(name)} IS NULL" for name in nulls)])
 

@@ -19,9 +19,9 @@ def replayed(tokens: Iterable[str]) -> str:
     """
     wanted = ",".join(tokens)
     return (
-        "SELECT pg_last_wal_replay_lsn()::text,"
-        " extract(epoch FROM pg_postmaster_start_time())::text,"
-        " (SELECT jsonb_object_agg(token, xmin::text)"
+        "SELECT pg_catalog.pg_last_wal_replay_lsn()::text,"
+        " extract(epoch FROM pg_catalog.pg_postmaster_start_time())::text,"
+        " (SELECT pg_catalog.jsonb_object_agg(token, xmin::text)"
         f" FROM processor.lane WHERE token = ANY ('{{{wanted}}}'::uuid[]))"
     )
 
@@ -36,11 +36,12 @@ def lane_rows(shown: Mapping[str, str] | None) -> list[tuple[str, int]]:
 #: A role without pg_monitor sees that there are replicas, but not their positions. Logical
 #: subscribers stream as well, and are not replicas.
 STREAMING_REPLICAS = (
-    "SELECT application_name, min(replay_lsn)::text,"
-    " extract(epoch FROM max(backend_start))::text,"
-    " left(pg_walfile_name(pg_current_wal_insert_lsn()), 8)"
-    " FROM pg_stat_replication r WHERE NOT EXISTS (SELECT FROM pg_replication_slots s"
-    " WHERE s.active_pid = r.pid AND s.slot_type = 'logical') GROUP BY application_name"
+    "SELECT application_name, pg_catalog.min(replay_lsn)::text,"
+    " extract(epoch FROM pg_catalog.max(backend_start))::text,"
+    " pg_catalog.\"left\"(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()), 8)"
+    " FROM pg_catalog.pg_stat_replication r WHERE NOT EXISTS"
+    " (SELECT FROM pg_catalog.pg_replication_slots s WHERE s.active_pid = r.pid"
+    " AND s.slot_type = 'logical') GROUP BY application_name"
 )
 
 

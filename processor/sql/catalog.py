@@ -22,6 +22,7 @@ class Column:
     `type` is the name for casts, `base` and `modifier` are the oid and modifier of the base type,
     `element` is the oid of an array's elements or 0. `domain` is the domain over the base type, if
     any. `deterministic` is true if equal texts have equal bytes in the column's collation.
+    `builtin` is true if PostgreSQL itself compares its values, and not an extension.
     """
 
     name: str
@@ -31,6 +32,12 @@ class Column:
     element: int
     domain: str = ""
     deterministic: bool = True
+    builtin: bool = True
+
+    @property
+    def equals(self) -> str:
+        """The equality operator, which another user's operator must not replace (rule 92)."""
+        return "OPERATOR(pg_catalog.=)" if self.builtin else "="
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,21 +145,23 @@ def _table(name: str, columns: dict[str, Column], facts: Row) -> Table:
 _COLUMNS = """
 WITH RECURSIVE asked (name, quoted) AS (VALUES {}),
 relations AS (
-    SELECT name, to_regclass(quoted) AS oid FROM asked
+    SELECT name, pg_catalog.to_regclass(quoted)::oid AS oid FROM asked
 ), base AS (
-    SELECT r.name, a.attname, a.attnum, format_type(a.atttypid, -1) AS domain, a.atttypid AS oid,
-           a.atttypmod AS modifier, a.attcollation AS collation, 0 AS depth
-      FROM relations r JOIN pg_attribute a ON a.attrelid = r.oid
+    SELECT r.name, a.attname, a.attnum, pg_catalog.format_type(a.atttypid, -1) AS domain,
+           a.atttypid AS oid, a.atttypmod AS modifier, a.attcollation AS collation, 0 AS depth
+      FROM relations r JOIN pg_catalog.pg_attribute a ON a.attrelid = r.oid
      WHERE a.attnum > 0 AND NOT a.attisdropped
     UNION ALL
     SELECT b.name, b.attname, b.attnum, b.domain, t.typbasetype, t.typtypmod, b.collation,
            b.depth + 1
-      FROM base b JOIN pg_type t ON t.oid = b.oid WHERE t.typtype = 'd'
+      FROM base b JOIN pg_catalog.pg_type t ON t.oid = b.oid WHERE t.typtype = 'd'
 )
-SELECT b.name, b.attname, format_type(b.oid, -1), b.oid::bigint, b.modifier,
+SELECT b.name, b.attname, pg_catalog.format_type(b.oid, -1), b.oid::bigint, b.modifier,
        CASE WHEN t.typcategory = 'A' THEN t.typelem::bigint ELSE 0 END,
-       CASE WHEN b.depth > 0 THEN b.domain ELSE '' END, coalesce(l.collisdeterministic, true)
-  FROM base b JOIN pg_type t ON t.oid = b.oid LEFT JOIN pg_collation l ON l.oid = b.collation
+       CASE WHEN b.depth > 0 THEN b.domain ELSE '' END, coalesce(l.collisdeterministic, true),
+       b.oid::bigint < 16384 OR t.typcategory = 'A' OR t.typtype IN ('e', 'r', 'm', 'c')
+  FROM base b JOIN pg_catalog.pg_type t ON t.oid = b.oid
+       LEFT JOIN pg_catalog.pg_collation l ON l.oid = b.collation
  WHERE t.typtype <> 'd'
  ORDER BY b.name, b.attnum
 """
@@ -162,36 +171,41 @@ WITH asked (name, quoted) AS (VALUES {})
 SELECT a.name, c.oid::bigint,
        c.relkind = 'r' AND NOT c.relhasrules AND NOT c.relrowsecurity AND NOT c.relispartition
        AND NOT c.relhassubclass
-       AND NOT EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = c.oid AND NOT g.tgisinternal)
-       AND NOT EXISTS (SELECT FROM pg_attribute g WHERE g.attrelid = c.oid AND g.attgenerated <> '')
-       AND NOT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid
+       AND NOT EXISTS (SELECT FROM pg_catalog.pg_trigger g
+                        WHERE g.tgrelid = c.oid AND NOT g.tgisinternal)
+       AND NOT EXISTS (SELECT FROM pg_catalog.pg_attribute g
+                        WHERE g.attrelid = c.oid AND g.attgenerated <> '')
+       AND NOT EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid
                           AND (i.indexprs IS NOT NULL OR i.indpred IS NOT NULL))
-       -- A function of the user's own may read other rows, in a default or in a check.
-       AND NOT EXISTS (SELECT FROM pg_attrdef g JOIN pg_depend p
-                          ON p.classid = 'pg_attrdef'::regclass AND p.objid = g.oid
-                       WHERE g.adrelid = c.oid AND p.refclassid = 'pg_proc'::regclass)
-       AND NOT EXISTS (SELECT FROM pg_constraint n LEFT JOIN pg_depend p
-                          ON p.classid = 'pg_constraint'::regclass AND p.objid = n.oid
-                         AND p.refclassid = 'pg_proc'::regclass
+       -- A function of the user's own may read other rows, in a default or in a check. The
+       -- oids of catalogs are constant: pg_attrdef 2604, pg_constraint 2606, pg_proc 1255.
+       AND NOT EXISTS (SELECT FROM pg_catalog.pg_attrdef g JOIN pg_catalog.pg_depend p
+                          ON p.classid = '2604' AND p.objid = g.oid
+                       WHERE g.adrelid = c.oid AND p.refclassid = '1255')
+       AND NOT EXISTS (SELECT FROM pg_catalog.pg_constraint n LEFT JOIN pg_catalog.pg_depend p
+                          ON p.classid = '2606' AND p.objid = n.oid
+                         AND p.refclassid = '1255'
                        WHERE n.conrelid = c.oid AND n.contype = 'c'
                          AND (p.objid IS NOT NULL OR n.conkey IS NULL OR 0 = ANY (n.conkey))),
-       (SELECT jsonb_agg((SELECT jsonb_agg(attname) FROM pg_attribute
+       (SELECT pg_catalog.jsonb_agg((SELECT pg_catalog.jsonb_agg(attname)
+                                       FROM pg_catalog.pg_attribute
                            WHERE attrelid = c.oid AND attnum = ANY (i.indkey::int2[])))
-          FROM pg_index i WHERE i.indrelid = c.oid AND i.indisunique AND i.indisvalid
+          FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indisunique AND i.indisvalid
            AND i.indpred IS NULL AND i.indexprs IS NULL AND i.indnkeyatts = i.indnatts),
-       (SELECT jsonb_agg(DISTINCT attname) FROM pg_attribute g
+       (SELECT pg_catalog.jsonb_agg(DISTINCT attname) FROM pg_catalog.pg_attribute g
          WHERE g.attrelid = c.oid AND (
-               EXISTS (SELECT FROM pg_constraint n WHERE n.conrelid = c.oid
+               EXISTS (SELECT FROM pg_catalog.pg_constraint n WHERE n.conrelid = c.oid
                           AND n.contype IN ('c', 'u', 'p', 'x', 'f') AND g.attnum = ANY (n.conkey))
-            OR EXISTS (SELECT FROM pg_constraint n WHERE n.confrelid = c.oid
+            OR EXISTS (SELECT FROM pg_catalog.pg_constraint n WHERE n.confrelid = c.oid
                           AND g.attnum = ANY (n.confkey))
-            OR EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisunique
+            OR EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indisunique
                           AND g.attnum = ANY (i.indkey::int2[])))),
-       (SELECT jsonb_agg(n.confrelid::bigint) FROM pg_constraint n
+       (SELECT pg_catalog.jsonb_agg(n.confrelid::bigint) FROM pg_catalog.pg_constraint n
          WHERE n.conrelid = c.oid AND n.contype = 'f'),
-       EXISTS (SELECT FROM pg_attribute g LEFT JOIN pg_attrdef d
+       EXISTS (SELECT FROM pg_catalog.pg_attribute g LEFT JOIN pg_catalog.pg_attrdef d
                    ON d.adrelid = g.attrelid AND d.adnum = g.attnum
                 WHERE g.attrelid = c.oid
-                  AND (g.attidentity <> '' OR pg_get_expr(d.adbin, d.adrelid) LIKE '%nextval%'))
-  FROM asked a JOIN pg_class c ON c.oid = to_regclass(a.quoted)
+                  AND (g.attidentity <> ''
+                       OR pg_catalog.pg_get_expr(d.adbin, d.adrelid) LIKE '%nextval%'))
+  FROM asked a JOIN pg_catalog.pg_class c ON c.oid = pg_catalog.to_regclass(a.quoted)::oid
 """

@@ -56,6 +56,11 @@ _EXACT = Context(prec=1000, traps=[Inexact, InvalidOperation, Overflow])
 _CANONICAL_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}").fullmatch
 
 
+def _unnested(count: int) -> str:
+    """Return the rows of so many arrays; unnest of one array could be another user's (rule 92)."""
+    return f"ROWS FROM ({', '.join(f'pg_catalog.unnest(${n})' for n in range(1, count + 1))})"
+
+
 class NotFolded(Exception):
     """These values cannot be folded; their transactions are rendered singly."""
 
@@ -66,11 +71,10 @@ class FoldedInsert:
     def __init__(self, name: str, target: Table, columns: Sequence[Column]) -> None:
         self.name = name
         types = ", ".join(f"{c.type}[]" for c in columns)
-        parameters = ", ".join(f"${n}" for n in range(1, len(columns) + 1))
         names = ", ".join(named(c.name) for c in columns)
         self.prepare = (
             f"PREPARE {name} ({types}) AS INSERT INTO {table(target.name)} ({names})"
-            f" SELECT * FROM unnest({parameters});"
+            f" SELECT * FROM {_unnested(len(columns))};"
         )
         self.prepared = False
         self._arrays = [_array(c) for c in columns]
@@ -101,15 +105,18 @@ class FoldedAdd:
     def _prepare(self, target: Table) -> str:
         types = [f"{c.type}[]" for c in self._keys]
         types += ["numeric[]" if c.base == NUMERIC else "bigint[]" for c in self._added]
-        parameters = ", ".join(f"${n}" for n in range(1, len(types) + 1))
         names = ", ".join([f"k{n}" for n in range(len(self._keys))]
                           + [f"s{n}" for n in range(len(self._added))])  # fmt: skip
-        sums = ", ".join(f"{named(c.name)} = t.{named(c.name)} + d.s{n}"
-                         for n, c in enumerate(self._added))  # fmt: skip
-        where = " AND ".join(f"t.{named(c.name)} = d.k{n}" for n, c in enumerate(self._keys))
+        sums = ", ".join(
+            f"{named(c.name)} = t.{named(c.name)} OPERATOR(pg_catalog.+) d.s{n}"
+            for n, c in enumerate(self._added)
+        )
+        where = " AND ".join(
+            f"t.{named(c.name)} {c.equals} d.k{n}" for n, c in enumerate(self._keys)
+        )
         update = (
             f"UPDATE {table(target.name)} AS t SET {sums}"
-            f" FROM unnest({parameters}) AS d ({names}) WHERE {where}"
+            f" FROM {_unnested(len(types))} AS d ({names}) WHERE {where}"
         )
         if not self._expect:
             return f"PREPARE {self.name} ({', '.join(types)}) AS {update};"

@@ -250,9 +250,11 @@ def _is_simple(entry: Entry) -> bool:
 def _limited(text: str, seconds: float) -> str:
     """Return `text` with a time limit that counts for each of its statements."""
     return (
-        "SELECT set_config('processor.limit', current_setting('statement_timeout'), true);"
+        "SELECT pg_catalog.set_config('processor.limit',"
+        " pg_catalog.current_setting('statement_timeout'), true);"
         f"SET LOCAL statement_timeout = {int(min(max(1, seconds * 1000), _LONGEST))};{text}"
-        "SELECT set_config('statement_timeout', current_setting('processor.limit'), true);"
+        "SELECT pg_catalog.set_config('statement_timeout',"
+        " pg_catalog.current_setting('processor.limit'), true);"
     )
 
 

@@ -157,7 +157,9 @@ def _update(target: Table, operation: Update) -> Template:
         separator = ", "
     for name in operation.add or ():
         column = _column(target, name)
-        template.argument(f"{separator}{named(name)} = {named(name)} + ", *_added(column))
+        template.argument(
+            f"{separator}{named(name)} = {named(name)} OPERATOR(pg_catalog.+) ", *_added(column)
+        )
         separator = ", "
     _where(target, operation.where, template)
     _expected(template, operation.expect)
@@ -180,7 +182,7 @@ def _where(target: Table, where: dict[str, Any], template: Template) -> None:
         if value is None:
             template.text(f"{word}{named(name)} IS NULL")
         else:
-            template.argument(f"{word}{named(name)} = ", column, column.type)
+            template.argument(f"{word}{named(name)} {column.equals} ", column, column.type)
         word = " AND "
 
 

@@ -57,7 +57,7 @@ def _schema(database: PostgresSession) -> Iterator[Finding]:
 def _role(database: PostgresSession) -> Finding:
     row = database.run(
         "SELECT rolname, rolsuper, rolcreatedb, rolcreaterole, rolreplication, rolbypassrls"
-        " FROM pg_roles WHERE rolname = current_user"
+        " FROM pg_catalog.pg_roles WHERE rolname = current_user"
     )[0]
     name, superuser, *powers = row
     remedy = "use the role of `processor print schema` for the drain"
@@ -66,7 +66,7 @@ def _role(database: PostgresSession) -> Finding:
     words = ("create databases", "create roles", "replicate", "bypass row security")
     may = [word for word, has in zip(words, powers, strict=True) if has]
     may += [role for role in _STRONG
-            if _one(database, f"SELECT pg_has_role('{role}', 'MEMBER')")]
+            if _one(database, f"SELECT pg_catalog.pg_has_role('{role}', 'MEMBER')")]
     if may:
         return _finding("role", WARN, f"{name} may {', '.join(may)}", remedy)
     return _finding("role", OK, f"{name} has no privileges beyond its tables")
@@ -76,18 +76,18 @@ def _tables(database: PostgresSession, settings: Settings) -> Iterator[Finding]:
     """The tables that database.tables allows in transactions; none if it is empty."""
     for name in settings.database.tables:
         identifier = quoted(table(name))
-        if not _one(database, f"SELECT to_regclass({identifier}) IS NOT NULL"):
+        if not _one(database, f"SELECT pg_catalog.to_regclass({identifier}) IS NOT NULL"):
             yield _finding("tables", FAIL, f"{name} does not exist",
                            "create it, or remove it from database.tables")
-        elif not _one(database, f"SELECT has_table_privilege({identifier}, 'INSERT')"):
+        elif not _one(database, f"SELECT pg_catalog.has_table_privilege({identifier}, 'INSERT')"):
             yield _finding("tables", WARN, f"the role may not insert into {name}", "grant it")
 
 
 def _commit(database: PostgresSession) -> Iterator[Finding]:
-    if _one(database, "SELECT current_setting('fsync')") == "off":
+    if _one(database, "SELECT pg_catalog.current_setting('fsync')") == "off":
         yield _finding("fsync", FAIL, "off: a crash of the machine may destroy the database",
                        "set fsync on")
-    level = _one(database, "SELECT current_setting('synchronous_commit')")
+    level = _one(database, "SELECT pg_catalog.current_setting('synchronous_commit')")
     if level == "off":
         yield _finding("synchronous_commit", WARN, "off: a crash may lose the last commits, whose"
                        " entries are no longer in Redis", "set it on for the role that drains")
@@ -98,7 +98,9 @@ def _commit(database: PostgresSession) -> Iterator[Finding]:
 def _timeouts(database: PostgresSession, settings: Settings) -> Finding:
     names = ("statement_timeout", "lock_timeout", "idle_session_timeout",
              "idle_in_transaction_session_timeout")
-    values = {name: str(_one(database, f"SELECT current_setting('{name}')")) for name in names}
+    values = {
+        name: str(_one(database, f"SELECT pg_catalog.current_setting('{name}')")) for name in names
+    }
     unset = [name for name, value in values.items() if value == "0"]
     if unset:
         return _finding("timeouts", FAIL, f"not in force: {', '.join(unset)}",
@@ -108,7 +110,7 @@ def _timeouts(database: PostgresSession, settings: Settings) -> Finding:
 
 
 def _encoding(database: PostgresSession) -> Finding:
-    encoding = _one(database, "SELECT current_setting('server_encoding')")
+    encoding = _one(database, "SELECT pg_catalog.current_setting('server_encoding')")
     if encoding != "UTF8":
         return _finding("encoding", WARN, f"{encoding}: other text becomes a dead letter",
                         "use a database with encoding UTF8")
@@ -117,9 +119,10 @@ def _encoding(database: PostgresSession) -> Finding:
 
 def _connections(database: PostgresSession) -> Finding:
     limit, used = database.run(
-        "SELECT current_setting('max_connections')::int"
-        " - current_setting('superuser_reserved_connections')::int,"
-        " (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend')"
+        "SELECT pg_catalog.current_setting('max_connections')::int"
+        " - pg_catalog.current_setting('superuser_reserved_connections')::int,"
+        " (SELECT pg_catalog.count(*) FROM pg_catalog.pg_stat_activity"
+        " WHERE backend_type = 'client backend')"
     )[0]
     if limit - used < _FREE:
         return _finding("connections", WARN, f"{used} of {limit} in use",
@@ -129,8 +132,8 @@ def _connections(database: PostgresSession) -> Finding:
 
 def _link(database: PostgresSession) -> Finding:
     host, encrypted = database.run(
-        "SELECT host(inet_server_addr()),"
-        " (SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid())"
+        "SELECT pg_catalog.host(pg_catalog.inet_server_addr()),"
+        " (SELECT ssl FROM pg_catalog.pg_stat_ssl WHERE pid = pg_catalog.pg_backend_pid())"
     )[0]
     if host is None or encrypted:
         return _finding("link", OK, "TLS" if encrypted else "a Unix socket")
@@ -149,7 +152,8 @@ def _dead_letters(database: PostgresSession, identity: str) -> Finding:
 
 def clock(database: PostgresSession) -> float:
     """The time by the clock of PostgreSQL, in Unix seconds."""
-    return float(database.run("SELECT extract(epoch FROM clock_timestamp())::float8")[0][0])
+    sql = "SELECT extract(epoch FROM pg_catalog.clock_timestamp())::float8"
+    return float(database.run(sql)[0][0])
 
 
 def _one(database: PostgresSession, sql: str) -> object:

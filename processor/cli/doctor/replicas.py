@@ -38,9 +38,9 @@ def _replica(name: str, database: PostgresSession, system: str) -> Finding:
         return _finding(name, FAIL, "belongs to another cluster than the primary",
                         "give the address of a physical replica of database.dsn")
     readable, lag = database.run(
-        "SELECT has_table_privilege('processor.lane', 'SELECT')"
-        " AND has_table_privilege('processor.ledger', 'SELECT'),"
-        " extract(epoch FROM now() - pg_last_xact_replay_timestamp())::float8"
+        "SELECT pg_catalog.has_table_privilege('processor.lane', 'SELECT')"
+        " AND pg_catalog.has_table_privilege('processor.ledger', 'SELECT'),"
+        " extract(epoch FROM pg_catalog.now() - pg_catalog.pg_last_xact_replay_timestamp())::float8"
     )[0]
     if not readable:
         return _finding(name, FAIL, "the role may not read processor.lane and processor.ledger",
@@ -54,7 +54,9 @@ def _replica(name: str, database: PostgresSession, system: str) -> Finding:
 
 
 def _streaming(primary: PostgresSession, promotable: tuple[str, ...]) -> Iterator[Finding]:
-    rows = primary.run("SELECT application_name, replay_lsn IS NOT NULL FROM pg_stat_replication")
+    rows = primary.run(
+        "SELECT application_name, replay_lsn IS NOT NULL FROM pg_catalog.pg_stat_replication"
+    )
     names = {name for name, visible in rows if visible}
     if len(names) < len(rows):
         yield _finding("pg_stat_replication", WARN, "the role may not read replicas' progress",
