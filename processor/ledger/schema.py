@@ -160,9 +160,7 @@ BEGIN
             SET CONSTRAINTS ALL IMMEDIATE;
             SET CONSTRAINTS ALL DEFERRED;
         EXCEPTION WHEN OTHERS THEN
-            IF sqlstate ~ '{ends_isolation}' THEN
-                RAISE;
-            END IF;
+            IF sqlstate ~ '{ends_isolation}' THEN RAISE; END IF;
             FOR k IN first..last LOOP
                 IF EXISTS (SELECT FROM unnest(later, earlier) AS pair (l, e)
                             WHERE l = k AND e = ANY (bad)) THEN
@@ -175,9 +173,7 @@ BEGIN
                     SET CONSTRAINTS ALL IMMEDIATE;
                     SET CONSTRAINTS ALL DEFERRED;
                 EXCEPTION WHEN OTHERS THEN
-                    IF sqlstate ~ '{ends_isolation}' THEN
-                        RAISE;
-                    END IF;
+                    IF sqlstate ~ '{ends_isolation}' THEN RAISE; END IF;
                     GET STACKED DIAGNOSTICS
                         state = RETURNED_SQLSTATE, message = MESSAGE_TEXT,
                         more = PG_EXCEPTION_DETAIL, tab = TABLE_NAME, col = COLUMN_NAME,
