@@ -58,12 +58,9 @@ class Applier:
         self._isolation = Isolation(committer, self._errors, limit)
 
     def apply(
-        self,
-        owner: Ownership,
-        entries: Sequence[Entry],
-        prerendered: BatchText | None = None,
+        self, owner: Ownership, entries: Sequence[Entry], prerendered: BatchText | None = None,
         meanwhile: Callable[[], None] | None = None,
-    ) -> Outcome:
+    ) -> Outcome:  # fmt: skip
         """Apply entries of one lane, in order. Raises as the module says.
 
         `prerendered` is what `prerender` returned for the same entries. `meanwhile` is called once,
@@ -71,9 +68,7 @@ class Applier:
         """
         outcome = Outcome()
         self._committer.begin()
-        self._errors.begin()
-        self._isolation.begin()
-        pending = outcome.without_copies(entries)
+        pending = _without_copies(entries, outcome)
         tries = 0
         while pending:
             batch = self._rendered(pending, prerendered, outcome)
@@ -89,6 +84,10 @@ class Applier:
                 self._send(owner, batch, outcome, meanwhile)
                 break
             except DatabaseError as error:
+                if tries == 1:
+                    # The first error of this batch.
+                    self._errors.begin()
+                    self._isolation.begin()
                 rest = self._errors.rest(owner, pending, outcome, error, started)
                 if rest is None:
                     rest = self._isolation.find(owner, pending, outcome, error)
@@ -104,7 +103,7 @@ class Applier:
         Return None if a table has to be looked up first, or if an entry cannot be rendered.
         """
         try:
-            batch = self._render(Outcome().without_copies(entries))
+            batch = self._render(_without_copies(entries, Outcome()))
         except KeyError:
             return None
         return None if batch.unfit else batch
@@ -118,12 +117,14 @@ class Applier:
             and prerendered.entries == entries
         ):
             return prerendered
-        names = tables_of(entries)
-        self._committer.look_up_tables(names)
-        batch = self._render(entries)
+        try:
+            batch = self._render(entries)
+        except KeyError:
+            self._committer.look_up_tables(tables_of(entries))
+            batch = self._render(entries)
         if batch.unfit:
             # The catalog may be older than the table: refresh it before anything is pronounced.
-            self._committer.look_up_tables(names, refresh=True)
+            self._committer.look_up_tables(tables_of(entries), refresh=True)
             batch = self._render(entries)
         if batch.unfit:
             # An entry that was committed before its table changed has not failed: ask the ledger.
@@ -137,7 +138,7 @@ class Applier:
         renderer = self._committer.renderer
         taken, unfit = renderer.take_all(entries)
         version = self._committer.text_version
-        if self._isolation.expects_poison and not unfit and not has_own_limit(entries):
+        if self._isolation.expected > 0 and not unfit and not has_own_limit(entries):
             rendered = parts(renderer, taken)
             if rendered is not None:
                 return BatchText(entries, "", {}, version, rendered)
@@ -167,3 +168,20 @@ class Applier:
             body, prepared=prepared, extra=extra_time(entries), meanwhile=meanwhile
         )
         outcome.committed += entries
+
+
+def _without_copies(entries: Sequence[Entry], outcome: Outcome) -> list[Entry]:
+    """Return the first entry of each id; record copies, and other payloads as clashing."""
+    # A lost XADD reply puts one id into the stream twice (rule 14).
+    if len({entry.id for entry in entries}) == len(entries):
+        return list(entries)
+    first: dict[str, Entry] = {}
+    for entry in entries:
+        same = first.setdefault(entry.id, entry)
+        if same is entry:
+            continue
+        if same.hash == entry.hash:
+            outcome.copies.setdefault(same.entry_id, []).append(entry.entry_id)
+        else:
+            outcome.clashing.append(entry)
+    return list(first.values())

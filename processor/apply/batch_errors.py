@@ -30,7 +30,7 @@ class BatchErrors:
         self._replanned = False
 
     def begin(self) -> None:
-        """Get ready for a batch: its stale plans are replaced once."""
+        """Get ready for the errors of a batch: its stale plans are replaced once."""
         self._replanned = False
 
     def look_up(self, entries: Sequence[Entry], outcome: Outcome) -> list[Entry]:

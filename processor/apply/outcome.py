@@ -38,22 +38,6 @@ class Outcome:
     copies: dict[str, list[str]] = field(default_factory=dict)
     commit: Commit | None = None
 
-    def without_copies(self, entries: Sequence[Entry]) -> list[Entry]:
-        """Return the first entry of each id; record copies, and other payloads as clashing."""
-        # A lost XADD reply puts one id into the stream twice (rule 14).
-        if len({entry.id for entry in entries}) == len(entries):
-            return list(entries)
-        first: dict[str, Entry] = {}
-        for entry in entries:
-            same = first.setdefault(entry.id, entry)
-            if same is entry:
-                continue
-            if same.hash == entry.hash:
-                self.copies.setdefault(same.entry_id, []).append(entry.entry_id)
-            else:
-                self.clashing.append(entry)
-        return list(first.values())
-
     def without_known(
         self, entries: Sequence[Entry], found: Mapping[str, Recorded], *, hold: bool
     ) -> list[Entry]:

@@ -62,16 +62,12 @@ class Isolation:
         self._committer = committer
         self._errors = errors
         self._limit = limit
-        self._expected = 0
+        #: How many batches are to be isolated from the start, because poison was found lately.
+        self.expected = 0
         self._isolated = False
 
-    @property
-    def expects_poison(self) -> bool:
-        """Whether batches are to be isolated from the start, because poison was found lately."""
-        return self._expected > 0
-
     def begin(self) -> None:
-        """Get ready for a batch: it is isolated once."""
+        """Get ready for the errors of a batch: it is isolated once."""
         self._isolated = False
 
     def apply(
@@ -79,13 +75,13 @@ class Isolation:
         meanwhile: Callable[[], None] | None,
     ) -> None:  # fmt: skip
         """Commit the entries that can be committed; record the others as failed or held."""
-        self._expected -= 1
+        self.expected -= 1
         crashpoint.reach("isolate-before")
         outcome.commit = self._commit(owner, entries, rendered, meanwhile)
         crashpoint.reach("isolate-after")
         failures = _failures(outcome.commit)
         if failures:
-            self._expected = _ISOLATED_AFTERWARDS
+            self.expected = _ISOLATED_AFTERWARDS
         for place, entry in enumerate(entries):
             if place not in failures:
                 outcome.committed.append(entry)
@@ -121,7 +117,7 @@ class Isolation:
 
         Where isolation cannot decide, the entries are applied one by one, and none are left.
         """
-        self._expected = _ISOLATED_AFTERWARDS
+        self.expected = _ISOLATED_AFTERWARDS
         if error.sqlstate[:2] == "42":
             # A table or column may have changed since it was looked up.
             self._committer.forget_tables()

@@ -97,8 +97,6 @@ class Overlay:
     def show(self, encoded: Encoded, at: float) -> list[Command]:
         """Return the commands that show a transaction; none if it does not concern the overlay."""
         keys = self.declared.keys
-        if not keys and not encoded.cache:
-            return []
         concerned: list[Operation] = []
         tables: dict[str, None] = {}
         rows: dict[tuple[str, str], None] = {}

@@ -43,7 +43,8 @@ class Admission:
         if parked_copies.placed or parked_copies.clashing:
             apart = {e.entry_id for e in (*parked_copies.placed, *parked_copies.clashing)}
             entries = [e for e in entries if e.entry_id not in apart]
-        if not any(e.keys for e in entries):
+        blocks = lane.parking.has_lines or lane.parking.unparked
+        if not blocks or not any(e.keys for e in entries):
             return entries, parked_copies
         free, outcome = self._free(lane, entries)
         outcome.placed += parked_copies.placed

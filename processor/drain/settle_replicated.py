@@ -32,11 +32,8 @@ class ReplicatedSettling:
     def __init__(self, redis: RedisConnection, watch: ReplicaWatch) -> None:
         self._redis = redis
         self._watch = watch
-
-    @property
-    def applies(self) -> bool:
-        """Whether entries stay in the stream until they are replicated."""
-        return self._watch.settles_replicated
+        #: Whether entries stay in the stream until they are replicated.
+        self.applies = watch.settles_replicated
 
     def keep(self, lane: OwnedLane, page: Page, notes: Sequence[Command]) -> None:
         """A page is committed: send its note, and withhold it."""

@@ -44,6 +44,7 @@ class Writer:
         self.settings = settings
         self.pool = RedisPool(settings.redis.url, settings.redis.timeout)
         self._overlay = Overlay(settings)
+        self._shows_tables = bool(settings.overlay.tables)
         self._lanes: dict[str, Lane] = {}
         self._depths: dict[DepthQuery, int] = {}
 
@@ -98,7 +99,8 @@ class Writer:
 
     def _addition(self, lane: Lane, encoded: Encoded, queries: list[DepthQuery]) -> Addition:
         """The commands that add a transaction to its lane and to the overlay, both or neither."""
-        shown = self._overlay.show(encoded, time.time())
+        may_show = self._shows_tables or encoded.cache
+        shown = self._overlay.show(encoded, time.time()) if may_show else []
         if not shown:
             return [self._add(lane, encoded)]
         query: DepthQuery = ("HLEN", self._overlay.prefix)

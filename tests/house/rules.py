@@ -55,6 +55,10 @@ MAY_USE_THE_FRONT_DOOR = ("cli", "__main__")
 EXPORTS = {source.FRONT, "embedded", "web"}
 
 MODULE_LINES, CLASS_LINES, FUNCTION_LINES = 400, 250, 40
+#: So many equal lines are a repetition.
+REPEATED_LINES = 6
+#: A migration that was released never changes, and a later one may replace a function that it made.
+HISTORY = "ledger.migrations.m"
 PACKAGE_FILES, MEDIAN_MODULE_LINES = 16, 150
 
 #: `rule 13`, `rules 14 and 15`, `rules 1 to 3`.
@@ -212,6 +216,28 @@ def modules_and_packages_have_a_readable_size(root: Path) -> list[str]:
     if lengths and median(lengths) > MEDIAN_MODULE_LINES:
         found.append(f"processor: the median module has {median(lengths):.0f} lines, more than"
                      f" {MEDIAN_MODULE_LINES}; cut those that hold two ideas")  # fmt: skip
+    return found
+
+
+# Repetition.
+
+
+def no_lines_stand_twice(root: Path) -> list[str]:
+    """No two places share six lines or more: what is the same logic has one home."""
+    first: dict[tuple[str, ...], tuple[Path, int]] = {}
+    found: list[str] = []
+    for name, path in source.modules(root).items():
+        if name.startswith(HISTORY):
+            continue
+        lines = source.code_lines(path)
+        end = 0
+        for at in range(len(lines) - REPEATED_LINES + 1):
+            run = tuple(text for _, text in lines[at : at + REPEATED_LINES])
+            other, line = first.setdefault(run, (path, lines[at][0]))
+            if (other, line) != (path, lines[at][0]) and at >= end:
+                found.append(f"{source.where(root, path, lines[at][0])}: repeats"
+                             f" {source.where(root, other, line)}; give both one home")  # fmt: skip
+                end = at + REPEATED_LINES
     return found
 
 

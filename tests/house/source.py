@@ -62,6 +62,24 @@ def imports(path: Path) -> Iterator[Import]:
         yield from imports_of(node)
 
 
+def code_lines(path: Path) -> list[tuple[int, str]]:
+    """The lines of a file with their numbers, without imports, docstrings and comments.
+
+    Lines without a letter, such as a lone bracket, say nothing and are left out too.
+    """
+    text = path.read_text()
+    left_out: set[int] = set()
+    for node in ast.walk(_parsed(text)):
+        prose = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        if prose or isinstance(node, ast.Import | ast.ImportFrom):
+            left_out.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    return [
+        (number, line.strip()) for number, line in enumerate(text.splitlines(), 1)
+        if number not in left_out and re.search(r"[A-Za-z]", line)
+        and not line.strip().startswith("#")
+    ]  # fmt: skip
+
+
 def imports_of(node: ast.AST) -> Iterator[Import]:
     if isinstance(node, ast.Import):
         yield from (Import(each.name, node.lineno) for each in node.names)

@@ -49,6 +49,7 @@ RULES = [
     rules.packages_name_their_modules,
     rules.drivers_stay_in_their_places,
     rules.modules_and_packages_have_a_readable_size,
+    rules.no_lines_stand_twice,
     rules.cited_rules_stand_in_the_protocol,
     rules.cited_promises_stand_in_the_protocol,
     rules.rules_of_the_protocol_are_guarded,

@@ -292,6 +292,17 @@ def test_a_rule_that_its_test_does_not_cite_is_found(tree: Tree):
     one(rules.rules_of_the_protocol_are_guarded(root), "rule 1 is not cited", "test_it")
 
 
+# Repetition.
+
+
+def test_lines_that_stand_twice_are_found_and_imports_and_prose_are_not(tree: Tree):
+    same = "".join(f"value_{n} = {n}\n" for n in range(6))
+    prose = '"""Prose.\n\na\nb\nc\nd\ne\nf\n"""\nimport os\nimport re\nimport sys\n'
+    root = tree({"processor/low/one.py": f"{prose}\n{same}", "processor/low/two.py": same})
+
+    one(rules.no_lines_stand_twice(root), "processor/low/two.py:1", "processor/low/one.py:14")
+
+
 # Rules 8 and 9: names.
 
 

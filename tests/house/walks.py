@@ -1,15 +1,17 @@
 """Which modules a transaction, a read and the retry of a dead letter pass through, as measured.
 
 A *station* of a walk is a module of `processor` with a function that is handed the transaction as
-an argument, in any of its forms: what the builder collects, the encoded body, an entry, a page or a
-batch with it, its SQL text, its dead letter or its id. The ground (errors, crash points, telemetry,
-settings), the opening of a session and the command line are not stations. A walk ends when the
-COMMIT that contains the effect has returned, a read when it returns.
+an argument, or that is called, directly or not, by such a function. All forms of the transaction
+count: what the builder collects, the encoded body, an entry, a page or a batch with it, its SQL
+text, its dead letter or its id. The ground (errors, crash points, telemetry, settings), the opening
+of a session and the command line are not stations. While PostgreSQL works on a batch, the drain
+thread works on other batches, which is not part of the walk. A walk ends when the COMMIT that
+contains the effect has returned, a read when it returns.
 
-`python -m tests.house.walks` prints the walks, with the functions that were handed it;
-`processor/README.rst` lists their stations, and `tests/house/test_walks.py` compares the two. The
-process that is measured has one processor on real servers and has done the same before, so that
-nothing is opened, compiled or registered.
+`python -m tests.house.walks` prints the walks, with the functions that ran in each module, and how
+many modules ran in any thread until the pass ended; `processor/README.rst` lists the stations, and
+`tests/house/test_walks.py` compares the two. The process that is measured has one processor on real
+servers and has done the same before, so that nothing is opened, compiled or registered.
 """
 
 from __future__ import annotations
@@ -46,8 +48,11 @@ GROUND = ("errors", "version", "crashpoint", "telemetry", "config", "cli")
 OPENING = ("admin.sessions", "connections.fork_guard", "connections.session_settings",
            "ledger.schema")  # fmt: skip
 
-#: The crash point behind the COMMIT of a batch; a decision on a dead letter passes it too.
-COMMITTED = "batch-committed"
+#: The crash points behind the sending of a batch and behind its COMMIT; a decision on a dead letter
+#: passes them too.
+SENT, COMMITTED = "batch-sent", "batch-committed"
+#: The function that runs one pass of the drain thread.
+PASS = ("drain.drain", "Drain.run")
 
 #: A value in each transaction that is followed, by which its forms are recognised.
 MARK = "walked-by-the-house-test"
@@ -68,12 +73,20 @@ class Walk:
     """The modules that were passed with their functions, in the order of the first call."""
 
     functions: dict[str, list[str]] = field(default_factory=dict)
+    sent: bool = False
     ended: bool = False
+    #: Every module that ran in any thread until the pass ended, the ground included.
+    everything: set[str] = field(default_factory=set)
+    pass_ended: bool = False
 
     def pass_through(self, module: str, function: str) -> None:
         names = self.functions.setdefault(module, [])
         if function not in names:
             names.append(function)
+
+    def reach(self, point: str) -> None:
+        self.sent |= point == SENT
+        self.ended |= point == COMMITTED
 
     @property
     def stations(self) -> dict[str, list[str]]:
@@ -106,12 +119,13 @@ class Tracer:
             return
         if getattr(local, "walk", None) is not walk:
             # The frames of this thread that were entered since the walk began, each with whether
-            # it or a caller of it has the transaction in hand.
+            # it or a caller of it was handed the transaction.
             local.walk, local.stack = walk, []
         stack: list[tuple[FrameType, bool]] = local.stack
         if event == "return":
             if stack and stack[-1][0] is frame:
                 stack.pop()
+            walk.pass_ended |= walk.ended and _place(frame) == PASS
         elif event == "call":
             local.busy = True
             try:
@@ -121,21 +135,30 @@ class Tracer:
 
     @staticmethod
     def _enter(walk: Walk, frame: FrameType, inherited: bool) -> bool:
-        code = frame.f_code
-        if not code.co_filename.startswith(PACKAGE):
+        module, function = _place(frame)
+        if not module:
             return inherited
-        module = code.co_filename.removeprefix(PACKAGE).removesuffix(".py").replace(os.sep, ".")
+        walk.everything.add(module)
         if _within(module, ("cli",)):
             # A command has the id in hand in all that it does.
             return False
-        names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
-        values = frame.f_locals
+        code, values = frame.f_code, frame.f_locals
         if inherited and module == "crashpoint":
-            walk.ended |= values["name"] == COMMITTED
-        in_hand = any(_is_marked(values.get(name)) for name in names)
-        if in_hand and not walk.ended:
-            walk.pass_through(module, code.co_qualname)
-        return in_hand or inherited
+            walk.reach(values["name"])
+        names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+        is_handed = any(_is_marked(values.get(name)) for name in names)
+        if (is_handed or (inherited and not walk.sent)) and not walk.ended:
+            walk.pass_through(module, function)
+        return is_handed or inherited
+
+
+def _place(frame: FrameType) -> tuple[str, str]:
+    """The module and function of a frame; the module is empty if it is not one of `processor`."""
+    code = frame.f_code
+    if not code.co_filename.startswith(PACKAGE):
+        return "", ""
+    path = code.co_filename.removeprefix(PACKAGE).removesuffix(".py")
+    return path.replace(os.sep, "."), code.co_qualname
 
 
 def _is_marked(value: Any, depth: int = DEPTH) -> bool:
@@ -210,9 +233,11 @@ class Scene:
             marks.append(transaction.id)
             transaction.insert("walked", {"id": number, "note": MARK})
             transaction.update("walked", set={"note": MARK}, where={"id": 0})
-            processor.submit(transaction)
+            receipt = processor.submit(transaction)
             self.ends(walk)
         marks.remove(transaction.id)
+        # From now on, a thread watches the commit notes.
+        receipt.wait(timeout=20)
         return walk
 
     def read(self) -> Walk:
@@ -244,7 +269,9 @@ class Scene:
         return walk
 
     def ends(self, walk: Walk) -> None:
-        wait_until(lambda: walk.ended, 20, lambda: f"{walk.functions}: {processor.state()}")
+        wait_until(lambda: walk.pass_ended, 20, lambda: f"{walk.functions}: {processor.state()}")
+        # Until the thread that watches the commit notes has read the one of this pass.
+        time.sleep(0.2)
 
     @staticmethod
     def rests() -> None:
@@ -252,8 +279,8 @@ class Scene:
         time.sleep(1.5)
 
 
-def measure(settings: Mapping[str, Any], file: Path) -> dict[str, dict[str, list[str]]]:
-    """The stations of the three walks, the second time that each is gone."""
+def measure(settings: Mapping[str, Any], file: Path) -> dict[str, Walk]:
+    """The three walks, the second time that each is gone."""
     scene = Scene(settings, file)
     try:
         submits = [scene.submit(number) for number in (1, 2)]
@@ -263,8 +290,7 @@ def measure(settings: Mapping[str, Any], file: Path) -> dict[str, dict[str, list
         read = scene.read()
     finally:
         processor.stop()
-    walks = {"submit": submits[-1], "read": read, "retry": retries[-1]}
-    return {name: walk.stations for name, walk in walks.items()}
+    return {"submit": submits[-1], "read": read, "retry": retries[-1]}
 
 
 def settings_for(redis_url: str, dsn: str) -> dict[str, Any]:
@@ -283,7 +309,10 @@ def main() -> None:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         settings = settings_for(redis.url, postgres.dsn)
         found = measure(settings, directory / "processor.json")
-    print(json.dumps(found, indent=2))
+    for name in ("submit", "retry"):
+        everything = sorted(found[name].everything)
+        print(f"{name}: {len(everything)} modules ran until the pass ended: {' '.join(everything)}")
+    print(json.dumps({name: walk.stations for name, walk in found.items()}, indent=2))
 
 
 def walked() -> dict[str, dict[str, list[str]]]:
