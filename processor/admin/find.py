@@ -81,7 +81,7 @@ def _parked(redis: RedisConnection, lane: Lane, wanted: str) -> Found | None:
     return Found(
         "parked", lane.name, entry_id.decode(), attempt=int(failed.split(b" ")[0]), keys=keys,
         reason=parked.last_failure(record), retry_at=None if retry is None else float(retry),
-        heads=waiting_lines.first_places(redis, lane, keys),
+        heads=waiting_lines.show_first_places(redis, lane, keys),
     )
 
 
@@ -109,7 +109,7 @@ def _in_stream(redis: RedisConnection, lane: Lane, wanted: str) -> Found | None:
             keys = header.all_keys()
             return Found(
                 "stream", lane.name, entry_id, (version or b"").decode("ascii", "replace"),
-                keys=keys, heads=waiting_lines.first_places(redis, lane, keys),
+                keys=keys, heads=waiting_lines.show_first_places(redis, lane, keys),
             )
     return None
 

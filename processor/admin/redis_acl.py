@@ -16,7 +16,7 @@ PRODUCER = (
     "zadd", "zcard", "zscore",
 )  # fmt: skip
 PROCESSOR = (
-    "exec", "exists", "get", "hdel", "hexists", "hget", "hgetall", "hlen", "hmget", "hset",
+    "exec", "exists", "get", "hdel", "hexists", "hget", "hgetall", "hlen", "hmget", "hscan", "hset",
     "hsetnx", "lrange", "lrem", "multi", "rpush", "sadd", "set", "smembers", "time", "xadd", "xdel",
     "xinfo|stream", "xlen", "xrange", "xread", "xrevrange", "zadd", "zcard", "zrange",
     "zrangebylex", "zrangebyscore", "zrem", "zscore",

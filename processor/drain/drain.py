@@ -77,8 +77,9 @@ class Drain:
         self._settler = Settler(settings, redis, writer, self._replicated, Parker(redis))
         self._admission = Admission(self.database, redis, self._settler, self._replicated)
         self._due_work = DueWork(
-            settings, redis, self._admission, self._attempts, self._settler, self._replicated
-        )
+            settings, self.database, redis, self._admission, self._attempts, self._settler,
+            self._replicated,
+        )  # fmt: skip
         self._prefetch = Prefetch(settings, redis, self._replicated)
         self._backlog = Backlog(settings, redis, self.owners)
         self._maintenance = Maintenance(
@@ -108,6 +109,9 @@ class Drain:
             self._backlog.measure_if_due(time.monotonic())
             self._drain(now)
             self._maintenance.run(time.monotonic(), busy=self._work_left())
+            self._due_work.look(
+                self._open_lanes(), time.monotonic(), time.time(), busy=self._work_left()
+            )
             self._end_outage(now)
             self._last_run = time.time()
             metrics.gauge("last_pass", self._last_run)
