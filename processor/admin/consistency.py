@@ -257,7 +257,7 @@ def _ids(database: PostgresSession, table: str, condition: str, ids: Sequence[st
 
 def _stream(redis: RedisConnection, lane: Lane) -> Iterator[list[Entry]]:
     cursor = "-"
-    while raws := stream.entries(redis.call(*stream.read(lane, cursor, _PAGE))):
+    while raws := stream.entries(checked(redis.read([stream.read(lane, cursor, _PAGE)]))[0]):
         cursor = raws[-1][0]
         yield [entry for raw in raws if (entry := _decoded(raw)) is not None]
 

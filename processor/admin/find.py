@@ -15,7 +15,7 @@ import msgspec
 from processor.buffer import parked, stream, waiting_lines
 from processor.buffer.lane import Lane
 from processor.buffer.waiting_lines import Place
-from processor.connections.redis_client import RedisConnection
+from processor.connections.redis_client import RedisConnection, checked
 
 _PAGE = 100
 _SCANNED = 1000
@@ -125,7 +125,8 @@ def _likely_first(redis: RedisConnection, lane: Lane, wanted: str) -> Iterator[s
 
 def _entries(redis: RedisConnection, lane: Lane, start: str, end: str) -> Iterator[stream.Raw]:
     while True:
-        page = stream.entries(redis.call("XRANGE", lane.stream, start, end, "COUNT", _PAGE))
+        command = ("XRANGE", lane.stream, start, end, "COUNT", _PAGE)
+        page = stream.entries(checked(redis.read([command]))[0])
         yield from page
         if len(page) < _PAGE:
             return

@@ -22,8 +22,8 @@ PROCESSOR = (
     "zrangebylex", "zrangebyscore", "zrem", "zscore",
 )
 OPERATOR = (
-    "acl|whoami", "get", "hdel", "hget", "hgetall", "hincrby", "hlen", "hmget", "hscan", "hset",
-    "info", "sadd", "scan", "smembers", "time", "xinfo|stream", "xlen", "xrange", "zcard", "zrange",
+    "acl|whoami", "get", "hdel", "hexists", "hget", "hgetall", "hincrby", "hlen", "hmget", "hscan",
+    "hset", "info", "sadd", "scan", "smembers", "time", "xinfo|stream", "xlen", "xrange", "zcard", "zrange",
     "zrangebylex", "zscan", "zscore",
 )
 

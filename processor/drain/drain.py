@@ -49,6 +49,9 @@ log = logging.getLogger("processor.drain")
 
 #: Seconds after which the batches of a pass make room for its other steps; one batch always runs.
 _BUDGET = 1.0
+#: A reply of Redis may have so many times the bytes of a batch; what is larger is read cut short.
+_BATCHES = 4
+_SMALLEST_LIMIT = 1_048_576
 
 
 class Drain:
@@ -63,7 +66,8 @@ class Drain:
         self.database = PostgresSession(
             settings.database, progress, application=f"processor {instance}"
         )
-        self.redis = redis = RedisConnection(settings.redis.url, settings.redis.timeout)
+        limit = max(_SMALLEST_LIMIT, _BATCHES * settings.batch.bytes)
+        self.redis = redis = RedisConnection(settings.redis.url, settings.redis.timeout, limit)
         self.owners = Owners(settings, instance)
         self._watch = watch = watch or ReplicaWatch(settings, instance, lambda: None)
         self._committer = Committer(

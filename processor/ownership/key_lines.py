@@ -11,7 +11,7 @@ import logging
 
 from processor.buffer import parked, waiting_lines
 from processor.connections.postgres_session import PostgresSession
-from processor.connections.redis_client import RedisConnection
+from processor.connections.redis_client import RedisConnection, checked
 from processor.errors import RedisRefused
 from processor.ledger import dead_letters, outcomes
 from processor.ownership.owned_lane import OwnedLane
@@ -60,8 +60,8 @@ def look(
     for head in bare:
         stream = lane.lane.stream
         # Neither dead letter nor entry: a failover lost the dead letter that held the key.
-        lost = head.id not in known and not redis.call(
-            "XRANGE", stream, head.entry_id, head.entry_id)  # fmt: skip
+        lost = head.id not in known and not checked(
+            redis.read([("XRANGE", stream, head.entry_id, head.entry_id)]))[0]  # fmt: skip
         if lost or (head.id in known and known[head.id].outcome != "dead"):
             parked.release(redis, lane.lane, [(head.id, head.entry_id, [head.key])], 0.0)
             lane.parking.retry_soon()
