@@ -23,8 +23,8 @@ PROCESSOR = (
 )
 OPERATOR = (
     "acl|whoami", "get", "hdel", "hexists", "hget", "hgetall", "hincrby", "hlen", "hmget", "hscan",
-    "hset", "info", "sadd", "scan", "smembers", "time", "xinfo|stream", "xlen", "xrange", "zcard", "zrange",
-    "zrangebylex", "zscan", "zscore",
+    "hset", "info", "sadd", "scan", "smembers", "time", "xinfo|stream", "xlen", "xrange", "zcard",
+    "zrange", "zrangebylex", "zscan", "zscore",
 )
 
 # The keys that a producer may use. The identity and the register are shared by all lanes.

@@ -130,8 +130,8 @@ def test_the_printed_users_have_exactly_the_commands_that_the_code_sends() -> No
         sent["operator" if {"admin", "cli"} & set(inside) else "processor"] |= commands_in(path)
     # Commands that the operator's user sends through modules of `buffer`, and those of `doctor` for
     # which it has the right.
-    sent["operator"] |= {"zrangebylex", "hmget", "hexists", "smembers", "time", "hgetall", "xlen", "zcard",
-                         "hlen", "zrange", "xinfo", "info", "acl", "sadd"}
+    sent["operator"] |= {"zrangebylex", "hmget", "hexists", "smembers", "time", "hgetall", "xlen",
+                         "zcard", "hlen", "zrange", "xinfo", "info", "acl", "sadd"}
     assert {name.partition("|")[0] for name in redis_acl.OPERATOR} == sent["operator"]
     assert {name.partition("|")[0] for name in redis_acl.PROCESSOR} == sent["processor"]
     asking = ("producer/writer", "buffer/partitions", "receipts/tracker",
