@@ -2,13 +2,15 @@
 
 A point is armed only by `PROCESSOR_CRASHPOINT=name[:n]` together with `PROCESSOR_CRASHPOINTS=armed`
 in the environment at import, never by configuration or data. At the n-th visit (default: the first)
-the process sends itself SIGKILL, which no handler or buffer can soften.
+the process sends itself SIGKILL, which no handler or buffer can soften. With `name:n:freeze` it
+sends itself SIGSTOP instead, so that a test can have another process take over and then wake it.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import threading
 
 #: Every crash point, in the order in which a batch reaches them.
 NAMES = (
@@ -32,7 +34,12 @@ NAMES = (
     "park-after",
     "dead-before",
     "dead-after",
+    "retry-before",
+    "retry-recorded",
     "release-before",
+    "release-due",
+    "release-lines",
+    "release-records",
     "release-after",
     "move-added",
     "move-removed",
@@ -40,14 +47,14 @@ NAMES = (
 )
 
 
-def _armed() -> tuple[str, int]:
+def _armed() -> tuple[str, int, int]:
     if os.environ.get("PROCESSOR_CRASHPOINTS") != "armed":
-        return "", 0
-    name, _, nth = os.environ.get("PROCESSOR_CRASHPOINT", "").partition(":")
-    return name, int(nth or 1)
+        return "", 0, signal.SIGKILL
+    name, nth, action = (os.environ.get("PROCESSOR_CRASHPOINT", "") + "::").split(":")[:3]
+    return name, int(nth or 1), signal.SIGSTOP if action == "freeze" else signal.SIGKILL
 
 
-_name, _left = _armed()
+_name, _left, _signal = _armed()
 
 
 def reach(name: str) -> None:
@@ -59,5 +66,6 @@ def reach(name: str) -> None:
 def _count_down() -> None:
     global _left
     _left -= 1
-    if _left <= 0:
-        os.kill(os.getpid(), signal.SIGKILL)
+    if _left == 0:
+        # To this thread: another one would take a moment to stop this one.
+        signal.pthread_kill(threading.get_ident(), _signal)

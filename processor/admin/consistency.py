@@ -181,7 +181,7 @@ def _untried(redis: RedisConnection, lane: Lane, ids: set[str]) -> Iterator[str]
     for transaction_id, score in zip(ordered, checked(scores), strict=True):
         record = None if score is not None else redis.call("HGET", lane.parked, transaction_id)
         if record is not None:
-            heads = waiting_lines.first_places(redis, lane, parked.parse(record).keys)
+            heads = waiting_lines.show_first_places(redis, lane, parked.parse(record).keys)
             if all(head.id == transaction_id for head in heads.values()):
                 yield transaction_id
 
@@ -257,7 +257,7 @@ def _ids(database: PostgresSession, table: str, condition: str, ids: Sequence[st
 
 def _stream(redis: RedisConnection, lane: Lane) -> Iterator[list[Entry]]:
     cursor = "-"
-    while raws := stream.entries(redis.call(*stream.read(lane, cursor, _PAGE))):
+    while raws := stream.entries(checked(redis.read([stream.read(lane, cursor, _PAGE)]))[0]):
         cursor = raws[-1][0]
         yield [entry for raw in raws if (entry := _decoded(raw)) is not None]
 

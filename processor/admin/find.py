@@ -15,7 +15,7 @@ import msgspec
 from processor.buffer import parked, stream, waiting_lines
 from processor.buffer.lane import Lane
 from processor.buffer.waiting_lines import Place
-from processor.connections.redis_client import RedisConnection
+from processor.connections.redis_client import RedisConnection, checked
 
 _PAGE = 100
 _SCANNED = 1000
@@ -81,7 +81,7 @@ def _parked(redis: RedisConnection, lane: Lane, wanted: str) -> Found | None:
     return Found(
         "parked", lane.name, entry_id.decode(), attempt=int(failed.split(b" ")[0]), keys=keys,
         reason=parked.last_failure(record), retry_at=None if retry is None else float(retry),
-        heads=waiting_lines.first_places(redis, lane, keys),
+        heads=waiting_lines.show_first_places(redis, lane, keys),
     )
 
 
@@ -109,7 +109,7 @@ def _in_stream(redis: RedisConnection, lane: Lane, wanted: str) -> Found | None:
             keys = header.all_keys()
             return Found(
                 "stream", lane.name, entry_id, (version or b"").decode("ascii", "replace"),
-                keys=keys, heads=waiting_lines.first_places(redis, lane, keys),
+                keys=keys, heads=waiting_lines.show_first_places(redis, lane, keys),
             )
     return None
 
@@ -125,7 +125,8 @@ def _likely_first(redis: RedisConnection, lane: Lane, wanted: str) -> Iterator[s
 
 def _entries(redis: RedisConnection, lane: Lane, start: str, end: str) -> Iterator[stream.Raw]:
     while True:
-        page = stream.entries(redis.call("XRANGE", lane.stream, start, end, "COUNT", _PAGE))
+        command = ("XRANGE", lane.stream, start, end, "COUNT", _PAGE)
+        page = stream.entries(checked(redis.read([command]))[0])
         yield from page
         if len(page) < _PAGE:
             return

@@ -45,7 +45,7 @@ def look(redis: RedisConnection, settings: Settings) -> Overview:
     """Read the buffer once; writes nothing. Raises RedisUnavailable and RedisRefused."""
     names = lane_names(redis, settings)
     lanes = [Lane(settings.namespace, name) for name in names]
-    replies = redis.calls(lane_size.measure(settings.namespace, lanes))
+    replies = redis.read(lane_size.measure(settings.namespace, lanes))
     paused, sizes = lane_size.measured(lanes, replies)
     pauses = replies[1]
     until = {q.decode(): float(u) for q, u in zip(pauses[::2], pauses[1::2], strict=True)}

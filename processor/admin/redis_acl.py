@@ -16,15 +16,15 @@ PRODUCER = (
     "zadd", "zcard", "zscore",
 )  # fmt: skip
 PROCESSOR = (
-    "exec", "exists", "get", "hdel", "hexists", "hget", "hgetall", "hlen", "hmget", "hset",
+    "exec", "exists", "get", "hdel", "hexists", "hget", "hgetall", "hlen", "hmget", "hscan", "hset",
     "hsetnx", "lrange", "lrem", "multi", "rpush", "sadd", "set", "smembers", "time", "xadd", "xdel",
     "xinfo|stream", "xlen", "xrange", "xread", "xrevrange", "zadd", "zcard", "zrange",
     "zrangebylex", "zrangebyscore", "zrem", "zscore",
 )
 OPERATOR = (
-    "acl|whoami", "get", "hdel", "hget", "hgetall", "hincrby", "hlen", "hmget", "hscan", "hset",
-    "info", "sadd", "scan", "smembers", "time", "xinfo|stream", "xlen", "xrange", "zcard", "zrange",
-    "zrangebylex", "zscan", "zscore",
+    "acl|whoami", "get", "hdel", "hexists", "hget", "hgetall", "hincrby", "hlen", "hmget", "hscan",
+    "hset", "info", "sadd", "scan", "smembers", "time", "xinfo|stream", "xlen", "xrange", "zcard",
+    "zrange", "zrangebylex", "zscan", "zscore",
 )
 
 # The keys that a producer may use. The identity and the register are shared by all lanes.

@@ -7,6 +7,7 @@ came back: psycopg2 reports success when a comment swallowed the COMMIT (rule 12
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 
 from processor import crashpoint
 from processor.config.settings import Database as Settings
+from processor.connections import session_settings
 from processor.connections.postgres_session import PostgresSession, Row
 from processor.connections.wal_position import Position, after_commit
 from processor.errors import DatabaseError, DatabaseUnavailable
@@ -22,7 +24,10 @@ from processor.ledger.lane_rows import Ownership
 from processor.replicas.commit_marks import CommitMarks
 from processor.sql.catalog import Catalog
 from processor.sql.renderer import Renderer
+from processor.transaction import statements
 from processor.transaction.entry import Entry
+
+log = logging.getLogger("processor.apply")
 
 _TAIL = (
     "SELECT '{}', pg_catalog.pg_current_wal_lsn()::text,"
@@ -31,6 +36,16 @@ _TAIL = (
     " pg_catalog.current_setting('processor.failures', true),"
     " pg_catalog.\"left\"(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()), 8),"
     " pg_catalog.current_setting('processor.xid', true)"
+)
+
+#: What a transaction cannot undo of the session: its advisory locks, and the number of statements
+#: that others than this package prepared.
+_LEFT = (
+    ", (SELECT pg_catalog.string_agg("
+    "pg_catalog.concat_ws(' ', classid, objid, objsubid, mode), ',') FROM pg_catalog.pg_locks"
+    " WHERE locktype = 'advisory' AND pid = pg_catalog.pg_backend_pid()),"
+    " (SELECT pg_catalog.count(*) FROM pg_catalog.pg_prepared_statements"
+    " WHERE name OPERATOR(pg_catalog.!~) '^processor_(ledger|f?[0-9]+)$')"
 )
 
 #: Seconds between two refreshes of the catalog.
@@ -60,8 +75,9 @@ class Committer:
         self.session = session
         self._marks = marks
         self.catalog = Catalog()
-        self.renderer = Renderer(self.catalog, settings.tables, prepares=settings.prepare)
         self._settings = settings
+        self._restoring = session_settings.restoring(settings) + lane_rows.RECORD_XID
+        self.renderer = self._new_renderer()
         self._generation = -1
         self._ledger_prepared = False
         self._stale = False
@@ -79,11 +95,15 @@ class Committer:
             self.forget_tables()
         if self._generation != self.session.generation:
             self._generation = self.session.generation
-            self.renderer = Renderer(
-                self.catalog, self._settings.tables, prepares=self._settings.prepare
-            )
+            self.renderer = self._new_renderer()
             self.catalog.forget()
             self._ledger_prepared = self._stale = False
+
+    def _new_renderer(self) -> Renderer:
+        return Renderer(
+            self.catalog, self._settings.tables, prepares=self._settings.prepare,
+            restoring=self._restoring,
+        )  # fmt: skip
 
     @property
     def text_version(self) -> tuple[int, int]:
@@ -131,10 +151,12 @@ class Committer:
         and DatabaseUnavailable with the outcome unknown.
         """
         nonce = os.urandom(8).hex()
+        # Text of statements contains what restores the session behind them.
+        watched = statements.any_registered() and self._restoring in body.replace("''", "'")
         string = "".join((
             "" if self.session.idle else "ROLLBACK;",
             self._preparations() if prepared else "",
-            "BEGIN;", body, "COMMIT;", _TAIL.format(nonce),
+            "BEGIN;", body, "COMMIT;", _TAIL.format(nonce), _LEFT if watched else "",
         ))  # fmt: skip
         try:
             self.session.send(string, deadline=self._settings.call_timeout + extra)
@@ -147,11 +169,27 @@ class Committer:
                 # Which PREPAREs of this string ran before it failed is unknown.
                 self._stale = True
             raise
+        return self._confirmed(rows, nonce, watched=watched)
+
+    def _confirmed(self, rows: Sequence[Row], nonce: str, *, watched: bool) -> Commit:
         if not self.session.idle or not rows or rows[0][0] != nonce:
             self.session.close()
             raise DatabaseUnavailable("PostgreSQL did not confirm the end of the batch")
         crashpoint.reach("batch-committed")
-        return self._commit(rows[0])
+        if not watched:
+            return self._commit(rows[0])
+        *row, locks, strange = rows[0]
+        self._restore(locks, strange)
+        return self._commit(tuple(row))
+
+    def _restore(self, locks: str | None, prepared: int) -> None:
+        """Undo what registered statements left on the session beyond their transaction."""
+        if prepared:
+            self._stale = True
+        changed = lane_rows.restore_locks(self.session, lane_rows.advisory_locks(locks))
+        if changed:
+            log.warning("registered statements changed %d advisory locks of the session, which were"
+                        " restored: use pg_advisory_xact_lock", changed)
 
     def shortest_limit(self, entries: Sequence[Entry]) -> float:
         """Return after how many seconds PostgreSQL may cancel a statement of these entries."""

@@ -29,11 +29,11 @@ def last_generated(redis: RedisConnection, lane: Lane) -> str:
 
     "0-0" if the lane has no stream. Raises RedisUnavailable and RedisRefused.
     """
-    try:
-        reply = redis.call("XINFO", "STREAM", lane.stream)
-    except RedisRefused as refused:
-        if refused.code == "ERR":  # No such key: the stream was never written, or is lost.
+    # The reply contains the first and the last entry, which may be too large.
+    (reply,) = redis.read([("XINFO", "STREAM", lane.stream)])
+    if isinstance(reply, RedisRefused):
+        if reply.code == "ERR":  # No such key: the stream was never written, or is lost.
             return "0-0"
-        raise
+        raise reply
     pairs = dict(zip(reply[::2], reply[1::2], strict=True))
     return str(pairs[b"last-generated-id"].decode())

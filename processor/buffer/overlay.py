@@ -33,7 +33,7 @@ from processor.config.settings import Settings
 from processor.connections.redis_client import Command, RedisConnection, checked
 from processor.errors import RedisRefused
 from processor.transaction.builder import Encoded
-from processor.transaction.ids import canonical_id
+from processor.transaction.ids import canonical_id, is_id
 from processor.transaction.operations import Operation, Statement, encoder
 from processor.transaction.write_set import Declared, touch
 
@@ -189,14 +189,6 @@ class Overlay:
             return set()
         found = checked(redis.calls([("HEXISTS", self.prefix, each) for each in ids]))
         return {each for each, there in zip(ids, found, strict=True) if there}
-
-
-def is_id(text: str) -> bool:
-    """Whether a text is the id of a transaction, and so may be used in SQL."""
-    try:
-        return canonical_id("id", text) == text
-    except ValueError:
-        return False
 
 
 def record(found: bytes) -> Pending | None:

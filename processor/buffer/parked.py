@@ -8,16 +8,19 @@ is due (rule 26). A lane has three structures, in the order in which they are wr
 `:parked`   id -> record: entry id, failed attempts, reason of the last failure, body
 
 They are written before the entry is removed from the stream, and may be written twice (rule 28).
-They are removed in the order lines, record, retry, so that a crash in between leaves enough to
-finish the removal.
+They are removed in the order lines, record, retry. What a crash in between leaves, and what an
+owner that was frozen writes after another one took over, is found by the owner's regular look at
+all records and lines (`page`, and `key_lines` in `ownership`): whatever the ledger has is settled.
 """
 
 from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
+from processor import crashpoint
 from processor.buffer.entry_ids import order
 from processor.buffer.lane import Lane
 from processor.buffer.waiting_lines import first_places, member, read_lines
@@ -69,24 +72,48 @@ def entry_ids(redis: RedisConnection, lane: Lane, ids: Sequence[str]) -> set[str
 
 def having_record(redis: RedisConnection, lane: Lane, ids: Sequence[str]) -> set[str]:
     """Return those of these transactions that have a record."""
-    if not ids:
-        return set()
-    records = redis.call("HMGET", lane.parked, *ids)
-    return {i for i, record in zip(ids, records, strict=True) if record is not None}
+    found = checked(redis.calls([("HEXISTS", lane.parked, i) for i in ids])) if ids else []
+    return {i for i, there in zip(ids, found, strict=True) if there}
 
 
 def _entries(redis: RedisConnection, lane: Lane, ids: Sequence[str]) -> dict[str, Entry]:
     if not ids:
         return {}
     records = redis.call("HMGET", lane.parked, *ids)
+    return _parsed({i: found for i, found in zip(ids, records, strict=True) if found is not None})
+
+
+def _parsed(records: Mapping[str, bytes]) -> dict[str, Entry]:
     entries = {}
-    for i, record in zip(ids, records, strict=True):
+    for i, record in records.items():
         with contextlib.suppress(Unreadable):
             # A record under another transaction's id does not belong to it: applying the entry
             # would never remove the record.
-            if record is not None and (entry := parse(record)).id == i:
+            if (entry := parse(record)).id == i:
                 entries[i] = entry
     return entries
+
+
+@dataclass(frozen=True, slots=True)
+class RecordPage:
+    """Some of the records of a lane; `after` is where to continue, 0 at the end.
+
+    `damaged` are the ids under which there is something else than a record of this transaction.
+    """
+
+    entries: list[Entry]
+    damaged: list[str]
+    after: int
+
+
+def page(redis: RedisConnection, lane: Lane, after: int, count: int) -> RecordPage:
+    """Return about `count` records, in no particular order; `after` is 0 to begin."""
+    cursor, pairs = redis.call("HSCAN", lane.parked, after, "COUNT", count)
+    named = zip(pairs[::2], pairs[1::2], strict=True)
+    records = {i.decode(errors="replace"): record for i, record in named}
+    entries = _parsed(records)
+    damaged = [i for i in records if i not in entries]
+    return RecordPage(list(entries.values()), damaged, int(cursor))
 
 
 # Retries.
@@ -110,6 +137,14 @@ def make_due(redis: RedisConnection, lane: Lane, ids: Iterable[str], now: float)
 def promote(redis: RedisConnection, lane: Lane, keys: Iterable[str], now: float) -> None:
     """Make the first entry in the line of each of these keys due, unless it is already."""
     make_due(redis, lane, (first.id for first in first_places(redis, lane, keys).values()), now)
+
+
+def make_free_ones_due(
+    redis: RedisConnection, lane: Lane, entries: Sequence[Entry], now: float
+) -> None:
+    """Make those of these entries due at `now` that wait for no other entry, unless they are."""
+    first, _ = _first_in_line(redis, lane, entries)
+    make_due(redis, lane, (entry.id for entry in first), now)
 
 
 def due_entries(redis: RedisConnection, lane: Lane, now: float, count: int) -> list[Entry]:
@@ -184,11 +219,14 @@ def release(
     lines = read_lines(redis, lane, asked, len(done) + 1)
     next_ids = [next((p.id for p in line if p.id not in leaving), "") for line in lines]
     make_due(redis, lane, filter(None, next_ids), now)
+    crashpoint.reach("release-due")
     members = [member(key, entry_id, i) for i, entry_id, keys in done for key in keys]
     ids = [i for i, _, _ in done]
     if members:
         redis.call("ZREM", lane.blocked, *members)
+    crashpoint.reach("release-lines")
     redis.call("HDEL", lane.parked, *ids)
+    crashpoint.reach("release-records")
     redis.call("ZREM", lane.retry, *ids)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from processor.buffer.lane import Lane
+from processor.connections.large_replies import Cut
 from processor.connections.redis_client import Command
 from processor.transaction.entry import VERSION
 
@@ -33,6 +34,16 @@ def entries(reply: Any) -> list[Raw]:
             found.append((entry_id.decode(), fields[1], fields[3], fields[3]))
         else:
             found.append(_foreign(entry_id.decode(), fields))
+    return found
+
+
+def cut_sizes(reply: Any) -> dict[str, int]:
+    """Return the bytes of those entries of which the reply to `read` has only a part (P12)."""
+    found = {}
+    for entry_id, fields in reply:
+        if any(isinstance(each, Cut) for each in fields):
+            sizes = (each.length if isinstance(each, Cut) else len(each) for each in fields)
+            found[entry_id.decode()] = sum(sizes)
     return found
 
 

@@ -69,16 +69,38 @@ def leave(lane: Lane, entries: Iterable[Entry]) -> Command:
 
 
 def first_places(redis: RedisConnection, lane: Lane, keys: Iterable[str]) -> dict[str, Place]:
-    """Return the first place in the line of each of these keys that has a line."""
+    """Return the first place in the line of each of these keys that has a line.
+
+    For the owner of the lane: see `read_lines`.
+    """
     asked = list(dict.fromkeys(keys))
     lines = read_lines(redis, lane, asked, 1)
     return {key: line[0] for key, line in zip(asked, lines, strict=True) if line}
 
 
+def show_first_places(
+    redis: RedisConnection, lane: Lane, keys: Iterable[str]
+) -> dict[str, Place]:
+    """Return the same as `first_places` without changing anything; for queries."""
+    asked = list(dict.fromkeys(keys))
+    found: dict[str, Place] = {}
+    count = 1
+    while asked:
+        replies = checked(redis.calls([_read_line(lane, key, count) for key in asked]))
+        for key, reply in zip(asked, replies, strict=True):
+            if places := parse_places(reply):
+                found[key] = places[0]
+        # Only members of other programs so far, and more of them: the first place is behind them.
+        asked = [key for key, reply in zip(asked, replies, strict=True)
+                 if key not in found and len(reply) == count]  # fmt: skip
+        count *= 8
+    return found
+
+
 def read_lines(
     redis: RedisConnection, lane: Lane, keys: Sequence[str], count: int
 ) -> list[list[Place]]:
-    """Return the first `count` places in the line of each key.
+    """Return the first `count` places in the line of each key, for the owner of the lane.
 
     Members that other programs wrote are removed, because they would hide the places behind them.
     """

@@ -1,10 +1,11 @@
 """The clients of Redis and PostgreSQL, with a deadline on every call, and what they share.
 
 fork_guard        delays a fork while a thread resolves a server's address
+large_replies     replies of Redis that are too large for memory, read cut short
 redis_client      connections to Redis, without automatic retries; a pool for many threads
-session_settings  the settings that a PostgreSQL session pins when it is opened, as SQL
 shared            one object per process for the settings in force, safe across forks
 sql_literals      text as SQL literals and identifiers
+session_settings  the settings that a PostgreSQL session pins when it is opened, as SQL
 wal_position      positions in the WAL, and which one proves that a commit is replayed (rule 34)
 type_casters      values of PostgreSQL in Python, whatever the application has registered
 postgres_session  a PostgreSQL session

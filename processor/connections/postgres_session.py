@@ -83,6 +83,8 @@ class PostgresSession:
         self.timeline = 0
         #: System identifier and timeline of the primary last written to; an older one is refused.
         self.newest: tuple[str, int] | None = None
+        #: The advisory locks that this session is to hold, as `ledger.lane_rows` took them.
+        self.locks: set[int] = set()
         self.last_call = 0.0
         self.calls = 0
 
@@ -119,6 +121,7 @@ class PostgresSession:
                 if number == len(hosts):
                     raise
         self.generation += 1
+        self.locks.clear()
         self._end_previous()
         log.debug("connected to PostgreSQL at %s as %s", self.address, self._application)
 

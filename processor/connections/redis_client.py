@@ -17,6 +17,7 @@ import email.parser  # noqa: F401
 import encodings.idna  # noqa: F401
 import logging
 import socket
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -25,10 +26,11 @@ from urllib.parse import urlsplit
 import hiredis
 import redis
 from redis.backoff import NoBackoff
-from redis.connection import parse_url
+from redis.connection import DefaultParser, parse_url
 from redis.retry import Retry
 
 from processor.connections.fork_guard import resolving
+from processor.connections.large_replies import CountingReader, ReplyTooLarge, read_cut
 from processor.errors import ConfigError, RedisRefused, RedisUnavailable
 
 _pack = cast(Callable[[tuple[Any, ...]], bytes], hiredis.pack_command)
@@ -37,6 +39,11 @@ log = logging.getLogger("processor.connections")
 
 Command = Sequence[bytes | str | int | float]
 Reply = Any
+
+#: A reply with entries may have this size unless the connection has a limit of its own.
+_REPLY_LIMIT = 64 * 1_048_576
+#: After a reply was too large, the next ones are read carefully for so many seconds.
+_CAREFUL = 10.0
 
 
 def checked(replies: list[Reply]) -> list[Reply]:
@@ -47,10 +54,25 @@ def checked(replies: list[Reply]) -> list[Reply]:
     return replies
 
 
+class _CountingParser(DefaultParser):  # type: ignore[misc, valid-type]
+    """Parses replies as redis-py does, and stops at a limit."""
+
+    def on_connect(self, connection: Any, **options: Any) -> None:
+        super().on_connect(connection, **options)
+        self._reader: Any = CountingReader(self._reader)
+
+    def allow(self, size: int | None) -> None:
+        """Allow the next reply at most so many bytes; None for any number."""
+        if self._reader is not None:
+            self._reader.left = size
+
+
 class RedisConnection:
     """One connection, opened by the first call and reopened by the first call after a failure."""
 
-    def __init__(self, url: str, timeout: float) -> None:
+    def __init__(self, url: str, timeout: float, reply_limit: int = _REPLY_LIMIT) -> None:
+        self.reply_limit = reply_limit
+        self._careful_until = float("-inf")
         self._kind, self._options = _options(url, timeout)
         self._address = _address(self._options)
         self._timeout = timeout
@@ -71,10 +93,34 @@ class RedisConnection:
             raise reply
         return reply
 
-    def calls(self, commands: Sequence[Command], *, block: float = 0.0) -> list[Reply]:
+    @property
+    def is_careful(self) -> bool:
+        """Whether replies to `read` may contain `Cut` texts."""
+        return time.monotonic() < self._careful_until
+
+    def read(self, commands: Sequence[Command], *, block: float = 0.0) -> list[Reply]:
+        """Do the same as `calls`, for commands that only read and whose replies contain entries.
+
+        A reply above `reply_limit` is read again with a `Cut` in place of a text that is too large
+        (P12). The first time this takes another connection.
+        """
+        if not self.is_careful:
+            try:
+                return self.calls(commands, block=block, limit=self.reply_limit)
+            except ReplyTooLarge:
+                log.warning("Redis at %s has an entry of more than %d bytes, or many large ones",
+                            self._address, self.reply_limit)  # fmt: skip
+        self._careful_until = time.monotonic() + _CAREFUL
+        return self.calls(commands, block=block, cut=True)
+
+    def calls(
+        self, commands: Sequence[Command], *, block: float = 0.0, limit: int | None = None,
+        cut: bool = False,
+    ) -> list[Reply]:  # fmt: skip
         """Return the replies to several commands sent in one write; refusals are in the list.
 
-        `block` is the time that the server itself may wait, in seconds, on top of the deadline.
+        `block` is the time that the server itself may wait, in seconds, on top of the deadline. A
+        reply above `limit` bytes raises ReplyTooLarge. See `read` about `cut`.
         Raises RedisUnavailable if any reply is missing; any of the commands may then have run.
         """
         connection = self._open()
@@ -82,11 +128,13 @@ class RedisConnection:
             # redis-py's own packing takes five times as long for the same bytes.
             packed = b"".join(map(_pack, map(tuple, commands)))
             connection.send_packed_command([packed], check_health=False)
-            if block:
-                replies = [self._reply(connection, timeout=self._timeout + block) for _ in commands]
+            if cut:
+                replies = self._cut_replies(connection, len(commands), block)
+            elif limit or block:
+                replies = self._limited_replies(connection, len(commands), block, limit)
             else:
                 replies = [self._reply(connection) for _ in commands]
-        except (redis.RedisError, OSError, RedisUnavailable) as error:
+        except (redis.RedisError, OSError, ValueError, RedisUnavailable) as error:
             self.close()
             unavailable = _unavailable(error, self._address, self._timeout + block)
             unavailable.sent = True
@@ -98,6 +146,23 @@ class RedisConnection:
         if any(isinstance(r, RedisRefused) and r.code in _ELSEWHERE for r in replies):
             # The host name may resolve to another server by now: the next call reconnects.
             self.close()
+        return replies
+
+    def _cut_replies(self, connection: Any, count: int, block: float) -> list[Reply]:
+        connection._sock.settimeout(self._timeout + block)
+        replies = read_cut(connection._sock, count, self.reply_limit)
+        connection._sock.settimeout(self._timeout)
+        return replies
+
+    def _limited_replies(
+        self, connection: Any, count: int, block: float, limit: int | None
+    ) -> list[Reply]:
+        options = {"timeout": self._timeout + block} if block else {}
+        replies = []
+        for _ in range(count):
+            connection._parser.allow(limit)
+            replies.append(self._reply(connection, **options))
+        connection._parser.allow(None)
         return replies
 
     @staticmethod
@@ -206,6 +271,7 @@ def _options(url: str, timeout: float) -> tuple[Any, dict[str, Any]]:
         socket_timeout=timeout,
         socket_connect_timeout=timeout,
         retry=Retry(NoBackoff(), 0),
+        parser_class=_CountingParser,
         health_check_interval=0,
     )
     if kind is redis.UnixDomainSocketConnection:

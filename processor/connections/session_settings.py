@@ -6,7 +6,10 @@ are. A writing session also ends automatically when its owner is frozen (rules 4
 
 from __future__ import annotations
 
+import re
+
 from processor.config.settings import Database
+from processor.connections.sql_literals import named, quoted
 
 #: The first query of a session: version, whether the server is a standby, whether it is read-only,
 #: process id and start of the backend, system identifier, timeline (0 on a standby, where an
@@ -23,33 +26,69 @@ LOOK = (
     "pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()), 8) END"
 )
 
+# It ends a session in the middle of a batch, and PostgreSQL 14 to 16 do not have it.
+_TRANSACTION_TIMEOUT = (
+    "SELECT pg_catalog.set_config('transaction_timeout', '0', false)"
+    " WHERE pg_catalog.current_setting('server_version_num')::pg_catalog.int4 >= 170000;"
+)
+
 
 def reading(settings: Database) -> str:
     """Return the settings of a read-only session; psycopg2 can parse its intervals."""
-    return (
-        _both(settings) + " SET IntervalStyle = 'postgres'; SET default_transaction_read_only = on"
-    )
+    return _set(_both(settings) | {
+        "IntervalStyle": "postgres", "default_transaction_read_only": "on",
+    })  # fmt: skip
 
 
 def writing(settings: Database) -> str:
     """Return the settings of the session that owns lanes; the result is its process id."""
-    takeover = int(settings.takeover * 1000)
+    return _set(pinned(settings)) + " SELECT pg_catalog.pg_backend_pid()"
+
+
+def restoring(settings: Database) -> str:
+    """Return what makes the session that owns lanes what it was, within a transaction (rule 12).
+
+    Registered statements may call functions that change it. What a transaction cannot undo is left:
+    advisory locks of the session and statements that were prepared.
+    """
     return (
-        f"{_both(settings)} SET IntervalStyle = 'iso_8601';"
-        f" SET lock_timeout = {int(settings.lock_timeout * 1000)};"
-        f" SET idle_session_timeout = {takeover};"
-        f" SET idle_in_transaction_session_timeout = {takeover};"
-        " SET client_connection_check_interval = 1000;"
-        " SET default_transaction_isolation = 'read committed'; SET row_security = on;"
-        " SELECT pg_catalog.pg_backend_pid()"
+        "RESET SESSION AUTHORIZATION;RESET ROLE;RESET ALL;"
+        f"{_set(pinned(settings))}CLOSE ALL;UNLISTEN *;DISCARD TEMP;DISCARD SEQUENCES;"
     )
 
 
-def _both(settings: Database) -> str:
+def pinned(settings: Database) -> dict[str, str]:
+    """Return the settings of the session that owns lanes."""
+    takeover = f"{int(settings.takeover * 1000)}ms"
+    return _both(settings) | {
+        "IntervalStyle": "iso_8601",
+        "lock_timeout": f"{int(settings.lock_timeout * 1000)}ms",
+        "idle_session_timeout": takeover,
+        "idle_in_transaction_session_timeout": takeover,
+        "client_connection_check_interval": "1s",
+        "default_transaction_isolation": "read committed",
+        "row_security": "on",
+    }
+
+
+def _both(settings: Database) -> dict[str, str]:
     names = [name.strip() for name in settings.search_path.split(",") if name.strip()]
-    path = ", ".join('"' + name.strip('"').replace('"', '""') + '"' for name in names)
-    return (
-        "SET DateStyle = 'ISO, YMD'; SET TimeZone = 'UTC'; SET standard_conforming_strings = on;"
-        f" SET extra_float_digits = 1; SET search_path = {path};"
-        f" SET statement_timeout = {int(settings.statement_timeout * 1000)};"
+    return {
+        "DateStyle": "ISO, YMD",
+        "TimeZone": "UTC",
+        "standard_conforming_strings": "on",
+        "extra_float_digits": "1",
+        "search_path": ", ".join(
+            name if re.fullmatch("[a-z_][a-z0-9_]*", name) else named(name.strip('"'))
+            for name in names
+        ),
+        "statement_timeout": f"{int(settings.statement_timeout * 1000)}ms",
+    }
+
+
+def _set(settings: dict[str, str]) -> str:
+    calls = ", ".join(
+        f"pg_catalog.set_config('{name}', {quoted(value)}, false)"
+        for name, value in settings.items()
     )
+    return f"SELECT {calls};{_TRANSACTION_TIMEOUT}"

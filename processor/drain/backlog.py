@@ -74,7 +74,7 @@ class Backlog:
     def _measure(self) -> None:
         lanes = list(self._owners.lanes.values())
         keys = [lane.lane for lane in lanes]
-        replies = self._redis.calls(lane_size.measure(self._settings.namespace, keys))
+        replies = self._redis.read(lane_size.measure(self._settings.namespace, keys))
         try:
             self.paused, sizes = lane_size.measured(keys, replies)
         except RedisRefused as refused:

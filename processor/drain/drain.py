@@ -49,6 +49,9 @@ log = logging.getLogger("processor.drain")
 
 #: Seconds after which the batches of a pass make room for its other steps; one batch always runs.
 _BUDGET = 1.0
+#: A reply of Redis may have so many times the bytes of a batch; what is larger is read cut short.
+_BATCHES = 4
+_SMALLEST_LIMIT = 1_048_576
 
 
 class Drain:
@@ -63,7 +66,8 @@ class Drain:
         self.database = PostgresSession(
             settings.database, progress, application=f"processor {instance}"
         )
-        self.redis = redis = RedisConnection(settings.redis.url, settings.redis.timeout)
+        limit = max(_SMALLEST_LIMIT, _BATCHES * settings.batch.bytes)
+        self.redis = redis = RedisConnection(settings.redis.url, settings.redis.timeout, limit)
         self.owners = Owners(settings, instance)
         self._watch = watch = watch or ReplicaWatch(settings, instance, lambda: None)
         self._committer = Committer(
@@ -77,8 +81,9 @@ class Drain:
         self._settler = Settler(settings, redis, writer, self._replicated, Parker(redis))
         self._admission = Admission(self.database, redis, self._settler, self._replicated)
         self._due_work = DueWork(
-            settings, redis, self._admission, self._attempts, self._settler, self._replicated
-        )
+            settings, self.database, redis, self._admission, self._attempts, self._settler,
+            self._replicated,
+        )  # fmt: skip
         self._prefetch = Prefetch(settings, redis, self._replicated)
         self._backlog = Backlog(settings, redis, self.owners)
         self._maintenance = Maintenance(
@@ -108,6 +113,9 @@ class Drain:
             self._backlog.measure_if_due(time.monotonic())
             self._drain(now)
             self._maintenance.run(time.monotonic(), busy=self._work_left())
+            self._due_work.look(
+                self._open_lanes(), time.monotonic(), time.time(), busy=self._work_left()
+            )
             self._end_outage(now)
             self._last_run = time.time()
             metrics.gauge("last_pass", self._last_run)

@@ -1,37 +1,57 @@
 """Work that has become due: delayed entries enter their lane, parked entries are tried again.
 
+The owner also looks at all that is parked, a page at a time, and settles what the ledger has. The
+release of an applied entry takes several commands, and a cut between them leaves a record that
+nothing else would find. So does an owner that was frozen: it may write records and lines after
+another processor has taken over and applied their entries (rules 26, 28).
+
 While Redis is full nothing can be added to it, so both wait for a second; reading and settling
 continue (rule 20).
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 from processor.buffer import delayed, parked
+from processor.buffer.entry_ids import order
 from processor.config.settings import Settings
+from processor.connections.postgres_session import PostgresSession
 from processor.connections.redis_client import RedisConnection
 from processor.drain.admission import Admission
 from processor.drain.attempts import Attempts, carry_out
 from processor.drain.settle import Settler
 from processor.drain.settle_replicated import ReplicatedSettling
 from processor.errors import RedisRefused, RedisUnavailable
+from processor.ledger import outcomes
+from processor.ownership import key_lines
 from processor.ownership.owned_lane import OwnedLane
+from processor.transaction.entry import Entry
+from processor.transaction.ids import is_id
 
+log = logging.getLogger("processor.drain")
+
+#: A page of what is parked is looked at this often, seconds: idle, and while there is other work.
+_LOOK_EVERY = 1.0
+_LOOK_EVERY_BUSY = 5.0
+_PAGE = 500
 
 class DueWork:
     """Does what is due in the lanes of one processor."""
 
     def __init__(
-        self, settings: Settings, redis: RedisConnection, admission: Admission, attempts: Attempts,
-        settler: Settler, replicated: ReplicatedSettling,
+        self, settings: Settings, database: PostgresSession, redis: RedisConnection,
+        admission: Admission, attempts: Attempts, settler: Settler, replicated: ReplicatedSettling,
     ) -> None:  # fmt: skip
         self._settings = settings
+        self._database = database
         self._redis = redis
         self._admission = admission
         self._attempts = attempts
         self._settler = settler
         self._replicated = replicated
+        self._looked = float("-inf")
 
     def move_delayed(self, lanes: Sequence[OwnedLane], now: float) -> None:
         """Move delayed entries that are due at `now` (Unix seconds) into their streams."""
@@ -59,17 +79,64 @@ class DueWork:
                 continue
             if self._replicated.applies and not (entries := lane.in_turn(entries)):
                 continue
-            outcome = self._admission.dead_before_retry(lane, entries) or carry_out(
-                self._attempts.attempt(lane, entries), lane
-            )
-            if outcome is None:
-                continue
-            worked = True
-            try:
-                self._settler.settle_parked(lane, outcome, now)
-            except RedisRefused as refused:
-                _wait_if_full(lane, refused)
+            worked = self._apply(lane, entries, now) or worked
         return worked
+
+    def _apply(self, lane: OwnedLane, entries: list[Entry], now: float) -> bool:
+        """Apply parked entries and settle them; return whether there was anything to settle."""
+        outcome = self._admission.dead_before_retry(lane, entries) or carry_out(
+            self._attempts.attempt(lane, entries), lane
+        )
+        if outcome is None:
+            return False
+        try:
+            self._settler.settle_parked(lane, outcome, now)
+        except RedisRefused as refused:
+            _wait_if_full(lane, refused)
+        return True
+
+    # The regular look at what is parked.
+
+    def look(
+        self, lanes: Sequence[OwnedLane], now: float, wall: float, *, busy: bool
+    ) -> None:
+        """Look at a page of one lane; `now` is monotonic, `wall` in Unix seconds."""
+        if now - self._looked < (_LOOK_EVERY_BUSY if busy else _LOOK_EVERY):
+            return
+        self._looked = now
+        parking = [lane for lane in lanes if lane.parking.has_lines or lane.parking.has_records]
+        if not parking:
+            return
+        lane = min(parking, key=lambda each: each.parking.looked)
+        lane.parking.looked = now
+        try:
+            lane.parking.look_at_lines = key_lines.look(
+                self._database, self._redis, lane, lane.parking.look_at_lines
+            )
+            if lane.parking.has_records:
+                self._look_at_records(lane, wall)
+        except RedisRefused as refused:
+            _wait_if_full(lane, refused)
+
+    def _look_at_records(self, lane: OwnedLane, wall: float) -> None:
+        # Records have the size of entries, and so no more bytes are read than for a batch.
+        count = max(1, min(_PAGE, int(self._settings.batch.bytes / lane.cursor.entry_bytes)))
+        page = parked.page(self._redis, lane.lane, lane.parking.look_at_records, count)
+        lane.parking.look_at_records = page.after
+        damaged = [i for i in page.damaged if is_id(i)]
+        known = outcomes.find(self._database, [*(e.id for e in page.entries), *damaged])
+        decided = sorted(
+            (e for e in page.entries if e.id in known), key=lambda e: order(e.entry_id)
+        )
+        if decided:
+            log.warning("lane %s: settling %d parked entries that were decided before", lane.name,
+                        len(decided))  # fmt: skip
+            self._apply(lane, decided, wall)
+        if gone := [i for i in damaged if i in known and known[i].outcome != "dead"]:
+            parked.release(self._redis, lane.lane, [(i, "0-0", ()) for i in gone], wall)
+        waiting = [e for e in page.entries if e.id not in known]
+        parked.make_free_ones_due(self._redis, lane.lane, waiting, wall)
+        lane.parking.retry_soon()
 
 
 def _wait_if_full(lane: OwnedLane, refused: RedisRefused) -> None:

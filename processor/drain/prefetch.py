@@ -8,7 +8,7 @@ lanes without a page are read in one round trip, while PostgreSQL works on the b
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from processor import crashpoint
@@ -55,7 +55,7 @@ class Prefetch:
         """Read a page for each of these lanes that has none, if there are entries for one."""
         empty = [lane for lane in lanes if lane.cursor.page is None]
         while empty:
-            replies = self._redis.calls(
+            replies = self._redis.read(
                 [stream.read(lane.lane, lane.cursor.position, self._count(lane)) for lane in empty]
             )
             crashpoint.reach("batch-read")
@@ -75,28 +75,33 @@ class Prefetch:
         if not raws:
             lane.cursor.reach_end()
             return True
-        raws = self._within(raws)
+        cut = stream.cut_sizes(reply) if self._redis.is_careful else {}
+        raws = self._within(raws, cut)
         size = sum(len(raw[3]) for raw in raws) / len(raws)
         lane.cursor.advance(raws[-1][0], size)
-        page = self._decode(lane, raws)
+        page = self._decode(lane, raws, cut)
         if page.entries or page.unreadable:
             lane.cursor.page = page
         return lane.cursor.page is not None
 
-    def _within(self, raws: list[Raw]) -> list[Raw]:
+    def _within(self, raws: list[Raw], cut: Mapping[str, int]) -> list[Raw]:
         """As many entries as fit the bytes of a batch, at least one; the rest is read again."""
         total = 0
         for number, raw in enumerate(raws):
-            total += len(raw[3])
+            total += cut.get(raw[0], 0) or len(raw[3])
             if number and total > self._settings.batch.bytes:
                 return raws[:number]
         return raws
 
-    def _decode(self, lane: OwnedLane, raws: list[Raw]) -> Page:
+    def _decode(self, lane: OwnedLane, raws: list[Raw], cut: Mapping[str, int]) -> Page:
         page = Page(self._redis.generation, raws[0][0], raws[-1][0])
         later = lane.cursor.later_versions
         for entry_id, version, body, whole in raws:
             if entry_id in later:
+                continue
+            if entry_id in cut:
+                why = f"{cut[entry_id]} bytes are too many, only the first are kept"
+                page.unreadable.append((_stand_in(lane, entry_id, whole), why))
                 continue
             try:
                 page.entries.append(decode(entry_id, version, body))

@@ -42,7 +42,7 @@ class Pruning:
         if lane.owner is None:
             return False
         keys, limit = lane.lane, lane.doubtful_until
-        head, parked_count, mark = checked(self._redis.calls([
+        head, parked_count, mark = checked(self._redis.read([
             stream.read(keys, "-", 1), ("HLEN", keys.parked), ("GET", keys.pruned)
         ]))  # fmt: skip
         oldest = int(head[0][0].partition(b"-")[0]) if head else sys.maxsize

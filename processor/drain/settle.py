@@ -98,7 +98,9 @@ class Settler:
             )
         ]  # fmt: skip
         if again:
+            crashpoint.reach("retry-before")
             checked(self._redis.calls(again))
+            crashpoint.reach("retry-recorded")
         for note in self._note(lane, settlement, None):
             self._redis.calls([note])
         crashpoint.reach("release-before")

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from processor.buffer import parked, stream
 from processor.buffer.entry_ids import last_generated, order
-from processor.connections.redis_client import Command, RedisConnection
+from processor.connections.redis_client import Command, RedisConnection, checked
 from processor.connections.wal_position import Position
 from processor.errors import RedisRefused, RedisUnavailable
 from processor.ownership.owned_lane import OwnedLane, Page
@@ -100,16 +100,16 @@ class ReplicatedSettling:
         newest = self._watch.marks.newest()
         if newest is not None and not self._watch.is_everywhere(newest):
             asked: list[Command] = [("XRANGE", lane.lane.stream, i, i) for i in ids]
-            found = [reply for reply in self._redis.calls(asked) if reply]
+            found = [reply for reply in self._redis.read(asked) if reply]
             self._remember(newest, [raw for reply in found for raw in stream.entries(reply)])
         self._remove(lane, ids)
 
     def _release(self, lane: OwnedLane, span: Range) -> None:
         start = span.first
         while True:
-            reply = self._redis.call(
-                "XRANGE", lane.lane.stream, start, span.last, "COUNT", _PAGE
-            )
+            (reply,) = checked(self._redis.read(
+                [("XRANGE", lane.lane.stream, start, span.last, "COUNT", _PAGE)]
+            ))  # fmt: skip
             raws = stream.entries(reply)
             gone = self._decided(lane, raws)
             if gone and not self._watch.is_everywhere(span.position):

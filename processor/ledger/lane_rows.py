@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from processor.connections.postgres_session import PostgresSession
@@ -23,6 +24,33 @@ class Ownership:
     lane: str
     epoch: int
     token: str
+
+
+@dataclass(frozen=True, slots=True)
+class AdvisoryLock:
+    """An advisory lock as pg_locks shows it: the halves of its key, which kind of key, its mode."""
+
+    high: int
+    low: int
+    kind: int
+    mode: str
+
+    @property
+    def key(self) -> int | None:
+        """Its key as `lock_key` makes them, None if it cannot be one of a lane."""
+        if self.kind != 1 or self.mode != "ExclusiveLock":
+            return None
+        return (self.high << 32 | self.low) - (1 << 64 if self.high >> 31 else 0)
+
+    @property
+    def release(self) -> str:
+        """The statement that releases it once."""
+        name = "pg_catalog.pg_advisory_unlock" + ("_shared" if self.mode == "ShareLock" else "")
+        if self.kind == 1:
+            key = str((self.high << 32 | self.low) - (1 << 64 if self.high >> 31 else 0))
+        else:
+            key = ", ".join(str(n - (1 << 32 if n >> 31 else 0)) for n in (self.high, self.low))
+        return f"SELECT {name}({key})"
 
 
 def lock_key(namespace: str, buffer: str, lane: str) -> int:
@@ -41,6 +69,29 @@ def is_drained(session: PostgresSession, namespace: str, buffer: str) -> bool:
         " WHERE locktype = 'advisory' AND objsubid = 1 AND datname = pg_catalog.current_database()"
         f" AND classid::bigint << 32 | objid::bigint = ANY ('{{{keys}}}'::bigint[]))"
     )[0][0])  # fmt: skip
+
+
+def advisory_locks(text: str | None) -> list[AdvisoryLock]:
+    """Return locks that were written as "high low kind mode", with commas between them."""
+    parts = [one.split() for one in (text or "").split(",") if one]
+    return [AdvisoryLock(int(high), int(low), int(kind), mode) for high, low, kind, mode in parts]
+
+
+def restore_locks(session: PostgresSession, found: Sequence[AdvisoryLock]) -> int:
+    """Release the locks that are not of a lane, and take those of lanes that are missing.
+
+    Returns how many there were of both. A lane whose lock was released and is taken by another
+    processor now is lost at the next fence.
+    """
+    strange = [lock for lock in found if lock.key not in session.locks]
+    missing = session.locks - {lock.key for lock in found}
+    for lock in strange:
+        # Held as often as it was taken.
+        while session.run(lock.release)[0][0]:
+            pass
+    for key in missing:
+        session.run(f"SELECT pg_catalog.pg_try_advisory_lock({key})")
+    return len(strange) + len(missing)
 
 
 def acquire(
@@ -68,12 +119,21 @@ def acquire(
         # A batch of the previous owner still locks the row. Release the lock for a later attempt.
         session.run(f"ROLLBACK; SELECT pg_catalog.pg_advisory_unlock({key})")
         raise
+    session.locks.add(key)
     return Ownership(buffer, lane, int(rows[0][0]), token)
 
 
 def give_up(session: PostgresSession, namespace: str, buffer: str, lane: str) -> None:
     """Release a lane, so that another processor can take it at once."""
-    session.run(f"SELECT pg_catalog.pg_advisory_unlock({lock_key(namespace, buffer, lane)})")
+    key = lock_key(namespace, buffer, lane)
+    session.locks.discard(key)
+    session.run(f"SELECT pg_catalog.pg_advisory_unlock({key})")
+
+
+#: Records the id of the transaction again, once the settings of the session were reset.
+RECORD_XID = (
+    "SELECT pg_catalog.set_config('processor.xid', pg_catalog.pg_current_xact_id()::text, false);"
+)
 
 
 def fence(owner: Ownership, applied: int, dead: int = 0, last: str | None = None) -> str:

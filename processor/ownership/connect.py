@@ -93,6 +93,7 @@ class Connector:
         if before:
             # While we hold the old buffer's locks it looks alive, and its dead letters cannot be
             # adopted.
+            database.locks.clear()
             database.run("SELECT pg_catalog.pg_advisory_unlock_all()")
         self._report_other_buffers(database)
 

@@ -1,7 +1,8 @@
 """Make the lines of a lane's blocked keys agree with the dead letters that hold those keys.
 
-Needed after Redis lost the lines, and after a crash between the commit that decided a dead letter
-and the release of its keys.
+Needed after Redis lost the lines, after a crash between the commit that decided a transaction and
+its release, and after an owner that was frozen put entries into lines that another owner had left.
+The last can happen at any time, so the owner also looks at the lines regularly (rule 26).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import logging
 
 from processor.buffer import parked, waiting_lines
 from processor.connections.postgres_session import PostgresSession
-from processor.connections.redis_client import RedisConnection
+from processor.connections.redis_client import RedisConnection, checked
 from processor.errors import RedisRefused
 from processor.ledger import dead_letters, outcomes
 from processor.ownership.owned_lane import OwnedLane
@@ -24,7 +25,9 @@ def rebuild(database: PostgresSession, redis: RedisConnection, lane: OwnedLane) 
     """Put the dead letters of an owned lane into their lines, and take out what was decided."""
     try:
         _put_dead_letters(database, redis, lane)
-        _take_out_decided(database, redis, lane)
+        after = look(database, redis, lane, b"")
+        while after:
+            after = look(database, redis, lane, after)
     except RedisRefused as refused:
         if refused.code != "OOM":
             raise
@@ -42,20 +45,24 @@ def _put_dead_letters(database: PostgresSession, redis: RedisConnection, lane: O
             redis.call("ZADD", lane.lane.blocked, *(p for m in members for p in (0, m)))
 
 
-def _take_out_decided(database: PostgresSession, redis: RedisConnection, lane: OwnedLane) -> None:
-    after = b""
-    while True:
-        heads, after = waiting_lines.holders(redis, lane.lane, after, _PAGE)
-        bodies = parked.having_record(redis, lane.lane, [h.id for h in heads])
-        bare = [h for h in heads if h.id not in bodies]
-        known = outcomes.find(database, [h.id for h in bare])
-        parked.make_due(redis, lane.lane, bodies, 0.0)
-        for head in bare:
-            stream = lane.lane.stream
-            # Neither dead letter nor entry: a failover lost the dead letter that held the key.
-            lost = head.id not in known and not redis.call(
-                "XRANGE", stream, head.entry_id, head.entry_id)  # fmt: skip
-            if lost or (head.id in known and known[head.id].outcome != "dead"):
-                parked.release(redis, lane.lane, [(head.id, head.entry_id, [head.key])], 0.0)
-        if not after:
-            return
+def look(
+    database: PostgresSession, redis: RedisConnection, lane: OwnedLane, after: bytes
+) -> bytes:
+    """Look at the first places of some lines: take out what is decided, make the others due.
+
+    `after` is b"" to begin, then what the last call returned, which is b"" at the end.
+    """
+    heads, after = waiting_lines.holders(redis, lane.lane, after, _PAGE)
+    bodies = parked.having_record(redis, lane.lane, [h.id for h in heads])
+    bare = [h for h in heads if h.id not in bodies]
+    known = outcomes.find(database, [h.id for h in bare])
+    parked.make_due(redis, lane.lane, bodies, 0.0)
+    for head in bare:
+        stream = lane.lane.stream
+        # Neither dead letter nor entry: a failover lost the dead letter that held the key.
+        lost = head.id not in known and not checked(
+            redis.read([("XRANGE", stream, head.entry_id, head.entry_id)]))[0]  # fmt: skip
+        if lost or (head.id in known and known[head.id].outcome != "dead"):
+            parked.release(redis, lane.lane, [(head.id, head.entry_id, [head.key])], 0.0)
+            lane.parking.retry_soon()
+    return after

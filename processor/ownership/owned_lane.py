@@ -124,6 +124,10 @@ class LaneParking:
     next_due: float | None = 0.0
     unparked: dict[str, Entry] = field(default_factory=dict)
     full_until: float = 0.0
+    #: Where the regular look at what is parked goes on, and when it was last made (monotonic).
+    look_at_records: int = 0
+    look_at_lines: bytes = b""
+    looked: float = 0.0
 
     def measured(self, size: LaneSize) -> None:
         """Record what Redis answered."""

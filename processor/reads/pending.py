@@ -20,6 +20,7 @@ from processor.buffer.overlay import Overlay, Pending
 from processor.connections.redis_client import Command, RedisConnection, checked
 from processor.errors import RedisUnavailable
 from processor.telemetry.status import Replica
+from processor.transaction.ids import is_id
 from processor.transaction.write_set import Touch, decides, touch
 
 #: With more statements than this in the overlay, their ids are not looked up in the ledger.
@@ -147,7 +148,7 @@ class PendingWrites:
             ("HGETALL", self._keys.missed),
         ])  # fmt: skip
         ids = [each.decode(errors="replace") for each in statements]
-        found.statements = [each for each in ids[:_MOST_STATEMENTS] if overlay.is_id(each)]
+        found.statements = [each for each in ids[:_MOST_STATEMENTS] if is_id(each)]
         found.unsure = len(ids) > _MOST_STATEMENTS
         pairs = zip(missed[::2], missed[1::2], strict=True)
         found.missed = {

@@ -90,7 +90,7 @@ class Doorbell:
             "XREAD", "COUNT", 1, "BLOCK", int(_BLOCK * 1000), "STREAMS", *streams,
             *streams.values(),
         )  # fmt: skip
-        reply = self._redis.calls([command], block=_BLOCK)[0]
+        reply = self._redis.read([command], block=_BLOCK)[0]
         if isinstance(reply, ProcessorError):
             raise reply
         if reply and streams is self._streams:

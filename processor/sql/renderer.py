@@ -53,8 +53,12 @@ Taken = tuple[Entry, Plan | None, list[list[Any]]]
 class Renderer:
     """Renders transactions for one session; keeps the compiled and prepared statements."""
 
-    def __init__(self, catalog: Catalog, allowed: Sequence[str], *, prepares: bool) -> None:
+    def __init__(
+        self, catalog: Catalog, allowed: Sequence[str], *, prepares: bool, restoring: str = ""
+    ) -> None:
+        """`restoring` follows each transaction with statements, which may change the session."""
         self._catalog = catalog
+        self._restoring = restoring
         self._allowed = frozenset(allowed)
         self._prepares = prepares
         self._shapes: dict[tuple[Any, ...], Shape] = {}
@@ -185,7 +189,10 @@ class Renderer:
             with _at(number):
                 parts += self._operation(operation)
         text = "".join(parts)
-        return text if entry.timeout is None else _limited(text, entry.timeout)
+        changes = any(type(operation) is Statement for operation in entry.operations)
+        if entry.timeout is None:
+            return text + self._restoring if changes else text
+        return _limited(text, entry.timeout) + (self._restoring if changes else _USUAL_LIMIT)
 
     def _operation(self, operation: Operation) -> Iterator[str]:
         if isinstance(operation, Statement):
@@ -247,14 +254,19 @@ def _is_simple(entry: Entry) -> bool:
     return True
 
 
+#: Ends the limit that `_limited` begins.
+_USUAL_LIMIT = (
+    "SELECT pg_catalog.set_config('statement_timeout',"
+    " pg_catalog.current_setting('processor.limit'), true);"
+)
+
+
 def _limited(text: str, seconds: float) -> str:
-    """Return `text` with a time limit that counts for each of its statements."""
+    """Return `text` with a time limit that counts for each of its statements, and goes on."""
     return (
         "SELECT pg_catalog.set_config('processor.limit',"
         " pg_catalog.current_setting('statement_timeout'), true);"
         f"SET LOCAL statement_timeout = {int(min(max(1, seconds * 1000), _LONGEST))};{text}"
-        "SELECT pg_catalog.set_config('statement_timeout',"
-        " pg_catalog.current_setting('processor.limit'), true);"
     )
 
 

@@ -43,3 +43,11 @@ def canonical_id(field: str, value: object) -> str:
             field, "is not a UUID",
             hint="use processor.new_id(), or idempotency_key for any other string",
         ) from None  # fmt: skip
+
+
+def is_id(text: str) -> bool:
+    """Whether a text is the id of a transaction, and so may be used in SQL."""
+    try:
+        return canonical_id("id", text) == text
+    except ValueError:
+        return False

@@ -83,6 +83,11 @@ def find(name: str) -> Statement | None:
     return _statements.get(name)
 
 
+def any_registered() -> bool:
+    """Whether any statement is registered."""
+    return bool(_statements)
+
+
 def names() -> Iterable[str]:
     """Return the names of all registered statements, sorted."""
     return sorted(_statements)
