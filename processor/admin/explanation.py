@@ -18,6 +18,7 @@ from processor.admin.overview import Overview, PublishedState
 from processor.admin.sessions import OperatorSessions
 from processor.admin.wording import count, seconds
 from processor.buffer.entry_ids import sortable
+from processor.buffer.parked import HELD
 from processor.errors import DatabaseError, DatabaseUnavailable
 from processor.ledger import dead_letters, outcomes
 from processor.ledger.dead_letters import DeadLetter
@@ -168,6 +169,12 @@ def _parked(found: Found, known: _Redis) -> Explanation:
                         facts)
     if found.retry_at <= known.seen.now:
         return _waiting(found, *_lane(found, known, "its next attempt is due"), facts)
+    if found.retry_at >= HELD:
+        queue = found.lane.rpartition(":")[0]
+        return _waiting(found, "all transactions of its kind fail, so they are held: see"
+                        " `processor queues list`",
+                        f"the first of them that succeeds, or `processor queues resume {queue}`",
+                        facts)
     last = f", last with {found.reason}" if found.reason else ""
     return _waiting(found, f"it failed {count(found.attempt, 'time')}{last}",
                     f"its next attempt is at {timestamp(found.retry_at)}", facts)

@@ -6,7 +6,9 @@ the buffer and costs a submit nothing. A pause with an end expires automatically
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from processor.admin import overview
 from processor.admin.overview import Overview
@@ -26,7 +28,8 @@ class QueueLane:
     """One lane with its queue.
 
     `configured` is False for a queue that left the settings. `paused_until` is in Unix seconds,
-    None if the queue is not paused, 0 if the pause lasts until it is resumed.
+    None if the queue is not paused, 0 if the pause lasts until it is resumed. `failing` are the
+    kinds of transactions that are held because all of them fail, as the owner published them.
     """
 
     name: str
@@ -35,21 +38,30 @@ class QueueLane:
     weight: int
     size: LaneSize
     paused_until: float | None
+    failing: Sequence[Mapping[str, Any]] = ()
 
 
 def lanes(sessions: OperatorSessions) -> list[QueueLane]:
     """Every lane, configured or ever written (rule 7)."""
     with sessions.redis() as redis:
         seen = overview.look(redis, sessions.settings)
-    return [_lane(sessions, seen, name) for name in seen.lanes]
+        states = overview.processors(redis, sessions.settings)
+    failing = {
+        name: lane.get("failing", ())
+        for state in states for name, lane in state["lanes"].items() if lane["owner"]
+    }  # fmt: skip
+    return [_lane(sessions, seen, name, failing.get(name, ())) for name in seen.lanes]
 
 
-def _lane(sessions: OperatorSessions, seen: Overview, name: str) -> QueueLane:
+def _lane(
+    sessions: OperatorSessions, seen: Overview, name: str, failing: Sequence[Mapping[str, Any]]
+) -> QueueLane:
     queue = overview.queue_of(name)
     configured = sessions.settings.queues.get(queue)
     weight = configured.weight if configured else 1
     return QueueLane(
-        name, queue, configured is not None, weight, seen.lanes[name], seen.paused.get(queue)
+        name, queue, configured is not None, weight, seen.lanes[name], seen.paused.get(queue),
+        failing,
     )
 
 

@@ -144,7 +144,10 @@ class Applier:
                 return BatchText(entries, "", {}, version, rendered)
         text, refused = renderer.batch(taken)
         unfit |= refused
-        reasons = {i: Reason(str(error), error.sqlstate) for i, error in unfit.items()}
+        reasons = {
+            i: Reason(str(error), error.sqlstate, operation=error.number)
+            for i, error in unfit.items()
+        }
         return BatchText(entries, text, reasons, version)
 
     def _send(

@@ -25,7 +25,8 @@ class Outcome:
 
     `committed`: applied by this batch. `known`: the ledger already had their outcome. `clashing`:
     their id belongs to another payload. `failed`: refused, with the reason. `held`: they share a
-    key with an earlier entry that failed. `placed`: already among the lane's parked entries.
+    key with an earlier entry that failed. `paused`: their kind is paused, with the score of its
+    pause (see `ownership.failing_alike`). `placed`: already among the lane's parked entries.
     `copies`: by entry id, further entries of the stream with the same id and payload.
     """
 
@@ -34,6 +35,7 @@ class Outcome:
     clashing: list[Entry] = field(default_factory=list)
     failed: list[tuple[Entry, Reason]] = field(default_factory=list)
     held: list[Entry] = field(default_factory=list)
+    paused: list[tuple[Entry, float]] = field(default_factory=list)
     placed: list[Entry] = field(default_factory=list)
     copies: dict[str, list[str]] = field(default_factory=dict)
     commit: Commit | None = None

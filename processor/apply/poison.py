@@ -164,7 +164,7 @@ class Isolation:
                     return None
             self._committer.roll_back()
             self._errors.prove_alive(owner, error)
-            return Reason(f"{error}", error.sqlstate, error.detail, error.constraint)
+            return Reason(f"{error}", error.sqlstate, error.detail, error.constraint, error.table)
         outcome.committed.append(entry)
         return None
 
@@ -179,4 +179,4 @@ def _reason(failure: dict[str, str]) -> Reason:
     state = failure["sqlstate"]
     names = {kind: failure.get(kind) or "" for kind in ("table", "column", "constraint")}
     detail = failure.get("detail") or ""
-    return Reason(refusal(state, **names), state, detail, names["constraint"])
+    return Reason(refusal(state, **names), state, detail, names["constraint"], names["table"])

@@ -14,13 +14,18 @@ def is_final(sqlstate: str, constraint: str = "") -> bool:
     23503 (foreign key) is not final: the parent row may be on its way in another lane. Nor is 23514
     without a constraint: no partition of the table takes the row, and one may be made soon.
     """
-    if sqlstate == "23503" or (sqlstate == "23514" and not constraint):
-        return False
     return (
-        sqlstate[:2] in ("22", "23")
+        is_of_value(sqlstate, constraint)
         or sqlstate in _UNDEFINED_NAMES
         or sqlstate in (ENDS_SESSION_STATE, POSSIBLY_APPLIED_STATE)
     )
+
+
+def is_of_value(sqlstate: str, constraint: str = "") -> bool:
+    """Whether PostgreSQL refuses the values of a transaction, and will refuse them again."""
+    if sqlstate == "23503" or (sqlstate == "23514" and not constraint):
+        return False
+    return sqlstate[:2] in ("22", "23")
 
 
 def backoff(attempt: int, delay: float, ceiling: float) -> float:

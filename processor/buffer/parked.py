@@ -4,7 +4,8 @@ A parked entry never re-enters the stream. The owner applies it from here, in ac
 is due (rule 26). A lane has three structures, in the order in which they are written:
 
 `:blocked`  the waiting lines of keys (see `waiting_lines`)
-`:retry`    id -> when the entry is due, Unix seconds
+`:retry`    id -> when the entry is due, Unix seconds. A score above HELD is that of the pause of a
+            kind, which holds the entry: it is not due
 `:parked`   id -> record: entry id, failed attempts, reason of the last failure, body
 
 They are written before the entry is removed from the stream, and may be written twice (rule 28).
@@ -16,6 +17,8 @@ all records and lines (`page`, and `key_lines` in `ownership`): whatever the led
 from __future__ import annotations
 
 import contextlib
+import itertools
+import random
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +29,12 @@ from processor.buffer.lane import Lane
 from processor.buffer.waiting_lines import first_places, member, read_lines
 from processor.connections.redis_client import Command, RedisConnection, checked
 from processor.transaction.entry import VERSION, Entry, Unreadable, decode
+
+#: Scores from here on are no times: each belongs to the pause of one kind (the year is 8307).
+HELD = 2e11
+#: Held entries are skipped at random up to here, to try another one each time.
+_MOST_SKIPPED = 100_000
+_RELEASED_AT_ONCE = 500
 
 _RECORD = re.compile(rb"([0-9]{1,20}-[0-9]{1,20})\n([0-9]{1,9})(?: ([^\n]*))?\n").match
 
@@ -154,6 +163,13 @@ def due_entries(redis: RedisConnection, lane: Lane, now: float, count: int) -> l
     them that wait for nothing else.
     """
     found = redis.call("ZRANGEBYSCORE", lane.retry, "-inf", repr(now), "LIMIT", 0, count)
+    first = _runnable(redis, lane, found)
+    followers = _followers(redis, lane, first, count - len(first))
+    return sorted([*first, *followers], key=lambda e: order(e.entry_id))
+
+
+def _runnable(redis: RedisConnection, lane: Lane, found: Sequence[bytes]) -> list[Entry]:
+    """Return the entries of `:retry` that are first in all their lines; remove the others."""
     if not found:
         return []
     ids = [i.decode(errors="replace") for i in found]
@@ -162,8 +178,40 @@ def due_entries(redis: RedisConnection, lane: Lane, now: float, count: int) -> l
     first, not_first = _first_in_line(redis, lane, list(due.values()))
     if gone or not_first:
         redis.call("ZREM", lane.retry, *gone, *not_first)
-    followers = _followers(redis, lane, first, count - len(first))
-    return sorted([*first, *followers], key=lambda e: order(e.entry_id))
+    return first
+
+
+# Entries whose kind is paused.
+
+
+def count_held(redis: RedisConnection, lane: Lane, score: float) -> int:
+    """Return how many entries the pause with this score holds."""
+    return int(redis.call("ZCOUNT", lane.retry, repr(score), repr(score)))
+
+
+def one_held(redis: RedisConnection, lane: Lane, score: float, count: int) -> list[Entry]:
+    """Return one of the `count` entries that the pause with this score holds, [] if it is gone.
+
+    Another one each time: the first may fail for a reason of its own.
+    """
+    skipped = random.randrange(min(max(count, 1), _MOST_SKIPPED))
+    at = repr(score)
+    found = redis.call("ZRANGEBYSCORE", lane.retry, at, at, "LIMIT", skipped, 1)
+    return _runnable(redis, lane, found)
+
+
+def release_held(redis: RedisConnection, lane: Lane, staying: Iterable[float], now: float) -> bool:
+    """Make entries due that are held with other scores than these; return whether some are left."""
+    bounds = [f"({score!r}" for score in sorted(staying)]
+    more = False
+    for low, high in itertools.pairwise([repr(HELD), *bounds, "+inf"]):
+        ids = redis.call(
+            "ZRANGEBYSCORE", lane.retry, low, high, "LIMIT", 0, _RELEASED_AT_ONCE
+        )
+        if ids:
+            redis.call("ZADD", lane.retry, "XX", *(part for i in ids for part in (repr(now), i)))
+        more = more or len(ids) == _RELEASED_AT_ONCE
+    return more
 
 
 def _first_in_line(

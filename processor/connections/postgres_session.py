@@ -27,6 +27,7 @@ from typing import Any
 
 import psycopg2
 import psycopg2.extensions as pg
+from psycopg2 import errorcodes
 
 from processor.config import addresses
 from processor.config.settings import Database as Settings
@@ -301,6 +302,14 @@ class PostgresSession:
 
 # Sessions inherited by a fork. Collecting them would send a goodbye on the parent's socket.
 _inherited: list[Sequence[Any]] = []
+
+
+def condition(sqlstate: str) -> str:
+    """Return PostgreSQL's name of a SQLSTATE, such as undefined_table; "" if it has none."""
+    try:
+        return str(errorcodes.lookup(sqlstate)).lower()
+    except KeyError:
+        return ""
 
 
 def _safe_message(error: Exception) -> str:

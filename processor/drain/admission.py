@@ -43,12 +43,15 @@ class Admission:
         if parked_copies.placed or parked_copies.clashing:
             apart = {e.entry_id for e in (*parked_copies.placed, *parked_copies.clashing)}
             entries = [e for e in entries if e.entry_id not in apart]
+        free, outcome = entries, Outcome()
         blocks = lane.parking.has_lines or lane.parking.unparked
-        if not blocks or not any(e.keys for e in entries):
-            return entries, parked_copies
-        free, outcome = self._free(lane, entries)
+        if blocks and any(e.keys for e in entries):
+            free, outcome = self._free(lane, entries)
         outcome.placed += parked_copies.placed
         outcome.clashing += parked_copies.clashing
+        if lane.alike.pauses:
+            free, outcome.paused, behind = lane.alike.split(free)
+            outcome.held += behind
         return free, outcome
 
     def _free(self, lane: OwnedLane, entries: list[Entry]) -> tuple[list[Entry], Outcome]:

@@ -21,7 +21,7 @@ from processor.connections.redis_client import RedisConnection
 from processor.errors import ENDS_SESSION_STATE, DatabaseUnavailable, Unavailable
 from processor.ledger import lane_rows, outcomes
 from processor.ledger.dead_letters import Reason
-from processor.ownership.lane_health import SYSTEMIC
+from processor.ownership.failing_alike import SYSTEMIC, Kind, KindPause, in_words
 from processor.ownership.owned_lane import OwnedLane
 from processor.telemetry import metrics
 from processor.transaction.entry import Entry
@@ -72,6 +72,38 @@ def carry_out(decision: Decision, lane: OwnedLane) -> Outcome | None:
             log.error("lane %s: paused for %.0f s: %s", lane.name, seconds, decision.reason)
     lane.read_again()
     return None
+
+
+def report(lane: OwnedLane, pause: KindPause, now: float) -> None:
+    """Log a paused kind, at `now` (monotonic)."""
+    pause.reported = now
+    log.error("lane %s: %s", lane.name, in_words(pause.published(now, time.time()), lane.name))
+
+
+def report_over(lane: OwnedLane, pause: KindPause) -> None:
+    """Log the end of a paused kind, and remove its metric."""
+    kind = pause.kind
+    log.warning("lane %s: %s no longer fails with %s: the transactions that were held are applied"
+                " now", lane.name, kind.operations, kind.sqlstate)  # fmt: skip
+    _forget(lane, kind)
+
+
+def report_empty(lane: OwnedLane, pause: KindPause) -> None:
+    """Log that a paused kind holds nothing any more, and remove its metric."""
+    log.warning("lane %s: %s: no transactions are held any more", lane.name,
+                pause.kind.operations)  # fmt: skip
+    _forget(lane, pause.kind)
+
+
+def report_resumed(lane: OwnedLane, pause: KindPause) -> None:
+    """Log that an operator ended the pause of a kind, and remove its metric."""
+    log.warning("lane %s: resumed by an operator: %s is tried again, and fails if it fails again",
+                lane.name, pause.kind.operations)  # fmt: skip
+    _forget(lane, pause.kind)
+
+
+def _forget(lane: OwnedLane, kind: Kind) -> None:
+    metrics.drop("held", lane=lane.name, operations=kind.operations, sqlstate=kind.sqlstate)
 
 
 class Attempts:
@@ -134,19 +166,22 @@ class Attempts:
         self, lane: OwnedLane, entries: list[Entry], outcome: Outcome, share: float
     ) -> Decision:
         """Separate failures of single transactions from one that all have in common."""
+        begun, over = lane.alike.judge(outcome, time.monotonic(), time.time())
+        for pause in over:
+            report_over(lane, pause)
+        before = lane.health.reason
         state = lane.health.batch_taken(entries, outcome, self._settings.batch.entries, share)
-        if not state or self._pause_was_lifted(lane):
+        if before and not lane.health.reason:
+            log.warning("lane %s: works again; it was paused: %s", lane.name, before)
+        if begun or state:
+            # An earlier `queues resume` was for an earlier pause.
+            self._redis.call("HDEL", f"{self._settings.namespace}:resumed", lane.name)
+        for pause in begun:
+            report(lane, pause, time.monotonic())
+        if not state:
             return Applied(outcome)
         return Paused(f"systemic: SQLSTATE {state} from at least {SYSTEMIC} transactions in a row:"
                       " mend the cause, or let them fail by `processor queues resume`")  # fmt: skip
-
-    def _pause_was_lifted(self, lane: OwnedLane) -> bool:
-        """Whether an operator lifted the pause: `queues resume` accepts the failures."""
-        key = f"{self._settings.namespace}:resumed"
-        if not self._redis.call("HDEL", key, lane.name):
-            return False
-        lane.health.accept_failures()
-        return True
 
     def _is_crasher(self, lane: OwnedLane, entry: Entry) -> bool:
         """Whether PostgreSQL commits without this entry, and has never committed it (rule 13, P4).

@@ -47,6 +47,8 @@ class Backlog:
             if lane.health.paused_until > now:
                 moments.append(lane.health.paused_until - now)
                 continue
+            if lane.alike.next_try is not None:
+                moments.append(lane.alike.next_try - now)
             parking = lane.parking
             full = parking.full_until - now
             moments += [

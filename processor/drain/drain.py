@@ -61,6 +61,7 @@ class Drain:
         self, settings: Settings, instance: str, progress: Progress, stopping: Callable[[], bool],
         watch: ReplicaWatch | None = None,
     ) -> None:  # fmt: skip
+        self._settings = settings
         self._stopping = stopping
         self.gate = Gate()
         self.database = PostgresSession(
@@ -135,6 +136,7 @@ class Drain:
     def _drain(self, now: float) -> None:
         """Do what is due, then batch after batch until nothing is left or the budget is spent."""
         self._due_work.move_delayed(self._open_lanes(), time.time())
+        self._due_work.retry_held(self.owners.owned)
         # Once at the start of each pass, also while the streams never run empty.
         self._due_work.retry_parked(self._open_lanes(), time.time())
         self._prefetch.rewind(self.owners.owned)
@@ -167,6 +169,7 @@ class Drain:
         if outcome is None:
             return
         outcome.held += others.held
+        outcome.paused += others.paused
         outcome.placed += others.placed
         outcome.clashing += others.clashing
         self._finish_settling()
@@ -195,11 +198,13 @@ class Drain:
         self._releasing = sum(map(self._replicated.release, self.owners.owned)) > 0
 
     def _open_lanes(self) -> list[OwnedLane]:
-        """The owned lanes that are not paused."""
+        """The owned lanes that are not paused, and have room for what they hold."""
         now = time.monotonic()
+        limit = self._settings.buffer.limit
         return [
             lane for lane in self.owners.owned
             if lane.health.paused_until <= now and lane.lane.queue not in self._backlog.paused
+            and not (lane.alike.pauses and lane.parking.records >= limit)
         ]  # fmt: skip
 
     def _work_left(self) -> bool:

@@ -5,6 +5,9 @@ release of an applied entry takes several commands, and a cut between them leave
 nothing else would find. So does an owner that was frozen: it may write records and lines after
 another processor has taken over and applied their entries (rules 26, 28).
 
+Of each kind that is paused since all of it fails, one entry is tried now and then; when a pause has
+ended, the entries that it held are made due.
+
 While Redis is full nothing can be added to it, so both wait for a second; reading and settling
 continue (rule 20).
 """
@@ -12,30 +15,39 @@ continue (rule 20).
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 
+from processor.apply.outcome import Outcome
 from processor.buffer import delayed, parked
 from processor.buffer.entry_ids import order
 from processor.config.settings import Settings
 from processor.connections.postgres_session import PostgresSession
 from processor.connections.redis_client import RedisConnection
 from processor.drain.admission import Admission
-from processor.drain.attempts import Attempts, carry_out
+from processor.drain.attempts import Attempts, carry_out, report, report_empty, report_resumed
 from processor.drain.settle import Settler
 from processor.drain.settle_replicated import ReplicatedSettling
 from processor.errors import RedisRefused, RedisUnavailable
 from processor.ledger import outcomes
 from processor.ownership import key_lines
+from processor.ownership.failing_alike import KindPause
 from processor.ownership.owned_lane import OwnedLane
+from processor.telemetry import metrics
 from processor.transaction.entry import Entry
 from processor.transaction.ids import is_id
 
 log = logging.getLogger("processor.drain")
 
+#: A paused kind is logged again after so many seconds.
+_REPORT_EVERY = 60.0
+#: Rounds of releases in a pass, so that releases do not delay new work.
+_RELEASED_A_PASS = 10
 #: A page of what is parked is looked at this often, seconds: idle, and while there is other work.
 _LOOK_EVERY = 1.0
 _LOOK_EVERY_BUSY = 5.0
 _PAGE = 500
+
 
 class DueWork:
     """Does what is due in the lanes of one processor."""
@@ -79,21 +91,29 @@ class DueWork:
                 continue
             if self._replicated.applies and not (entries := lane.in_turn(entries)):
                 continue
-            worked = self._apply(lane, entries, now) or worked
+            if lane.alike.pauses:
+                # What is behind an entry of a paused kind stays in line, and follows it.
+                entries, paused, _ = lane.alike.split(entries)
+                self._settle(lane, Outcome(paused=paused), now)
+                worked = True
+            if entries and self._apply(lane, entries, now):
+                worked = True
         return worked
 
     def _apply(self, lane: OwnedLane, entries: list[Entry], now: float) -> bool:
-        """Apply parked entries and settle them; return whether there was anything to settle."""
+        """Apply and settle parked entries; return whether they were judged."""
         outcome = self._admission.dead_before_retry(lane, entries) or carry_out(
             self._attempts.attempt(lane, entries), lane
         )
-        if outcome is None:
-            return False
+        if outcome is not None:
+            self._settle(lane, outcome, now)
+        return outcome is not None
+
+    def _settle(self, lane: OwnedLane, outcome: Outcome, now: float) -> None:
         try:
             self._settler.settle_parked(lane, outcome, now)
         except RedisRefused as refused:
             _wait_if_full(lane, refused)
-        return True
 
     # The regular look at what is parked.
 
@@ -137,6 +157,64 @@ class DueWork:
         waiting = [e for e in page.entries if e.id not in known]
         parked.make_free_ones_due(self._redis, lane.lane, waiting, wall)
         lane.parking.retry_soon()
+
+    # Entries whose kind is paused.
+
+    def retry_held(self, lanes: Sequence[OwnedLane]) -> None:
+        """Once a pass: end the pauses that operators resumed, and try the kinds that are due.
+
+        Raises Unavailable and DatabaseError.
+        """
+        self._resume(lanes)
+        for lane in lanes:
+            for pause in list(lane.alike.pauses):
+                self._look_after(lane, pause)
+            if lane.alike.leftovers and lane.parking.full_until <= time.monotonic():
+                self._release(lane)
+
+    def _resume(self, lanes: Sequence[OwnedLane]) -> None:
+        now = time.monotonic()
+        paused = [x for x in lanes if x.alike.pauses or x.health.paused_until > now]
+        if not paused:
+            return
+        key = f"{self._settings.namespace}:resumed"
+        replies = self._redis.calls([("HDEL", key, lane.name) for lane in paused])
+        for lane, reply in zip(paused, replies, strict=True):
+            if reply == 1:
+                for pause in lane.alike.pauses:
+                    report_resumed(lane, pause)
+                lane.alike.resume()
+                lane.health.resume()
+
+    def _look_after(self, lane: OwnedLane, pause: KindPause) -> None:
+        """Count what a pause holds, and try one of it if that is due."""
+        now = time.monotonic()
+        pause.held = held = parked.count_held(self._redis, lane.lane, pause.score)
+        metrics.gauge("held", held, lane=lane.name, operations=pause.kind.operations,
+                      sqlstate=pause.kind.sqlstate)  # fmt: skip
+        if now - pause.reported >= _REPORT_EVERY:
+            report(lane, pause, now)
+        blocked = lane.health.paused_until > now or lane.parking.full_until > now
+        if pause.next_try > now or blocked:
+            return
+        pause.tried(now)
+        if entries := parked.one_held(self._redis, lane.lane, pause.score, held):
+            self._apply(lane, entries, time.time())
+        elif not held:
+            lane.alike.end(pause)
+            report_empty(lane, pause)
+
+    def _release(self, lane: OwnedLane) -> None:
+        scores = [pause.score for pause in lane.alike.pauses]
+        try:
+            for _ in range(_RELEASED_A_PASS):
+                more = parked.release_held(self._redis, lane.lane, scores, time.time())
+                lane.parking.retry_soon()
+                if not more:
+                    lane.alike.nothing_left()
+                    return
+        except RedisRefused as refused:
+            _wait_if_full(lane, refused)
 
 
 def _wait_if_full(lane: OwnedLane, refused: RedisRefused) -> None:

@@ -37,6 +37,10 @@ class Parker:
             ])
             for retry in settlement.retries
         ]  # fmt: skip
+        waiting += [
+            (e, [parked.retry_at(lane.lane, e.id, score), parked.put_new(lane.lane, e)])
+            for e, score in settlement.paused
+        ]
         waiting += [(entry, []) for entry in settlement.blocking]
         waiting += [(e, [parked.put_new(lane.lane, e)]) for e in settlement.held]
         recorded = self._put(lane, waiting)

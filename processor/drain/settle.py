@@ -63,6 +63,7 @@ class Settler:
     ) -> PendingSettlement:
         """Plan the settlement of a page, at `now` (Unix seconds), and write its dead letters."""
         waiting = [*(entry.id for entry, _ in outcome.failed), *(e.id for e in outcome.held)]
+        waiting += [entry.id for entry, _ in outcome.paused]
         hashes = parked.payload_hashes(self._redis, lane.lane, waiting) if waiting else {}
         settlement = plan(outcome, self._policy, hold=self._hold, parked_hashes=hashes)
         self._write_dead_letters(lane, settlement.deaths)
@@ -97,6 +98,7 @@ class Settler:
                 parked.retry_at(lane.lane, retry.entry.id, now + retry.wait),
             )
         ]  # fmt: skip
+        again += [parked.retry_at(lane.lane, e.id, score) for e, score in settlement.paused]
         if again:
             crashpoint.reach("retry-before")
             checked(self._redis.calls(again))

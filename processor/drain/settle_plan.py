@@ -43,9 +43,10 @@ class Retry:
 class Settlement:
     """What is done about each entry of a batch.
 
-    `committed` were applied by this batch, `known` before it, according to the ledger. `retries`
-    and `held` are parked. `deaths` become dead letters; `blocking` are the dead letters, new and
-    known ones, that hold their keys. `clashing` have the id of another payload, `placed` are copies
+    `committed` were applied by this batch, `known` before it, according to the ledger. `retries`,
+    `held` and `paused` are parked, the last with the score of the pause of their kind. `deaths`
+    become dead letters; `blocking` are the dead letters, new and known ones, that hold their keys.
+    `clashing` have the id of another payload, `placed` are copies
     of parked entries, and `copies` are further entry ids by that of the entry they repeat.
     `position` is where the batch was committed.
     """
@@ -55,6 +56,7 @@ class Settlement:
     retries: Sequence[Retry] = ()
     deaths: Sequence[Death] = ()
     held: Sequence[Entry] = ()
+    paused: Sequence[tuple[Entry, float]] = ()
     blocking: Sequence[Entry] = ()
     clashing: Sequence[Entry] = ()
     placed: Sequence[Entry] = ()
@@ -74,6 +76,7 @@ class Settlement:
             any(retry.entry.keys for retry in self.retries),
             any(death.entry.keys for death in self.deaths if not death.clashing),
             any(entry.keys for entry in self.held),
+            any(entry.keys for entry, _ in self.paused),
             any(entry.keys for entry, _ in self.known),
         ))  # fmt: skip
 
@@ -152,6 +155,7 @@ def plan(
     return Settlement(
         outcome.committed, outcome.known, retries, deaths,
         [e for e in outcome.held if e.entry_id not in apart] if apart else outcome.held,
+        [p for p in outcome.paused if p[0].entry_id not in apart] if apart else outcome.paused,
         blocking, clashing, outcome.placed, outcome.copies,
         outcome.commit.position if outcome.commit else None,
     )  # fmt: skip
@@ -164,5 +168,6 @@ def _clashing_with_parked(outcome: Outcome, hashes: Mapping[str, str]) -> list[E
     """
     if not hashes:
         return []
-    waiting = [*(entry for entry, _ in outcome.failed), *outcome.held]
+    failed = (entry for entry, _ in outcome.failed)
+    waiting = [*failed, *outcome.held, *(entry for entry, _ in outcome.paused)]
     return [e for e in waiting if hashes.get(e.id, e.hash) != e.hash]

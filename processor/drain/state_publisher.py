@@ -16,6 +16,7 @@ from processor.connections.redis_client import RedisConnection
 from processor.drain.backlog import Backlog
 from processor.drain.gate import Gate
 from processor.errors import RedisRefused, Unavailable
+from processor.ownership.failing_alike import in_words
 from processor.ownership.owned_lane import OwnedLane
 from processor.ownership.owners import Owners
 from processor.replicas.health import set_gauges
@@ -87,6 +88,10 @@ class StatePublisher:
     def _lane(self, lane: OwnedLane, now: float) -> LaneState:
         size = self._backlog.sizes.get(lane.name)
         status, reason = "running", lane.health.reason
+        wall = time.time()
+        failing = tuple(pause.published(now, wall) for pause in lane.alike.pauses)
+        if failing and not reason:
+            reason = "; ".join(in_words(kind, lane.name) for kind in failing)
         if lane.cursor.later_versions and not reason:
             # They stay in the stream for a newer processor; the lane continues (rule 10).
             later = len(lane.cursor.later_versions)
@@ -104,7 +109,7 @@ class StatePublisher:
         return LaneState(
             status, reason, size.depth if size else 0, size.scheduled if size else 0,
             size.parked if size else 0, size.oldest_age if size else None,
-            lane.owner is not None, lane.owner.epoch if lane.owner else 0,
+            lane.owner is not None, lane.owner.epoch if lane.owner else 0, failing,
         )  # fmt: skip
 
     def publish(self, state: State) -> None:

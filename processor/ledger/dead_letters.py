@@ -25,14 +25,16 @@ class Reason:
     """Why a transaction failed.
 
     `text` is shown. `detail` is PostgreSQL's own message, which can contain values: it is stored in
-    the dead letter's row and nowhere else (rule 19). `constraint` is the name of the one that was
-    violated.
+    the dead letter's row and nowhere else (rule 19). `constraint` and `table` are
+    those that the server named, `operation` is the index of the one that failed, if it is known.
     """
 
     text: str
     sqlstate: str = ""
     detail: str = ""
     constraint: str = ""
+    table: str = ""
+    operation: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

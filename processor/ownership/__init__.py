@@ -1,6 +1,7 @@
 """Which processor owns a lane; failover to a promoted server.
 
 replication_backlog  entries of one lane that wait in the stream for replicas, as ranges
+failing_alike        kinds of transactions that are paused because all of them fail
 lane_health          what failures say about a lane: pauses, smaller batches, suspects
 owned_lane           a lane with what its owner remembers of it, in records
 key_lines            the lines of blocked keys, rebuilt from the dead letters

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 
 from processor.apply.outcome import Outcome
 from processor.apply.retry import backoff
+from processor.ownership.failing_alike import SYSTEMIC
 from processor.transaction.entry import Entry
 
-#: So many transactions that fail with one SQLSTATE, none succeeding in between, pause the lane.
-SYSTEMIC = 25
 #: A batch is halved after the session ended so often with the same entry at its head.
 _CRASHES = 3
-_LONGEST_PAUSE = 60.0
+#: Seconds. Work is to continue soon after the cause is gone, and one try costs little.
+_LONGEST_PAUSE = 3.0
 #: A batch that takes this share of the deadline of a call is too large.
 _TOO_LONG = 0.4
 
@@ -41,6 +41,8 @@ class LaneHealth:
     _session_ends: tuple[str, int] = ("", 0)
     #: The SQLSTATE of the current failures, and the ids that failed with it since a success.
     _failing: tuple[str, frozenset[str]] = ("", frozenset())
+    #: An operator resumed the lane: the next failures that are alike are accepted.
+    _accepting: bool = False
 
     def batch_taken(
         self, entries: Sequence[Entry], outcome: Outcome, ordinary: int, share: float
@@ -57,6 +59,7 @@ class LaneHealth:
         self._session_ends = ("", 0)
         if outcome.committed:
             self.pauses, self.reason, self._failing = 0, "", ("", frozenset())
+            self._accepting = False
             return ""
         state, failed = self._failing
         for entry, reason in outcome.failed:
@@ -64,15 +67,18 @@ class LaneHealth:
                 state, failed = reason.sqlstate, frozenset()
             if reason.sqlstate:
                 failed |= {entry.id}
+        if len(failed) >= SYSTEMIC and self._accepting:
+            state, failed, self._accepting = "", frozenset(), False
         self._failing = (state, failed)
         return state if len(failed) >= SYSTEMIC else ""
 
-    def accept_failures(self) -> None:
-        """An operator lifted a systemic pause: count failures from the start."""
-        self._failing = ("", frozenset())
+    def resume(self) -> None:
+        """An operator resumed the lane: it is tried at once, and its next failures are accepted."""
+        self._failing, self._accepting = ("", frozenset()), True
+        self.pauses, self.paused_until = 0, 0.0
 
     def pause(self, reason: str, now: float, jitter: float) -> float:
-        """Leave the lane alone: for a second, two, four, at most a minute. Return the seconds.
+        """Leave the lane alone: for one second, two, then three at a time. Return the seconds.
 
         `now` is monotonic time, the seconds are multiplied by `jitter`.
         """

@@ -7,6 +7,7 @@ change a record calls a method that is named after the reason.
 LaneCursor    how far the stream was read; written by `drain.prefetch`
 LaneTurn      when the lane is next among others; written by `drain.prefetch`
 LaneParking   what is parked and when it is due; written by `drain.park`, measured by `backlog`
+FailingAlike  which kinds of transactions are paused; written by `drain.attempts` and `due_work`
 LaneHealth    what failures say about the lane; written by `drain.attempts` (see `lane_health`)
 withheld      what waits in the stream for replicas; written by `drain.settle_replicated`
 the rest      who owns the lane; written by `owners`
@@ -24,6 +25,7 @@ from processor.buffer.entry_ids import order
 from processor.buffer.lane import Lane
 from processor.buffer.lane_size import LaneSize
 from processor.ledger.lane_rows import Ownership
+from processor.ownership.failing_alike import FailingAlike
 from processor.ownership.lane_health import LaneHealth
 from processor.ownership.replication_backlog import ReplicationBacklog
 from processor.transaction.entry import Entry
@@ -120,6 +122,8 @@ class LaneParking:
 
     has_lines: bool = True
     has_records: bool = True
+    #: How many entries were parked when Redis was last asked.
+    records: int = 0
     next_retry: float | None = 0.0
     next_due: float | None = 0.0
     unparked: dict[str, Entry] = field(default_factory=dict)
@@ -133,6 +137,7 @@ class LaneParking:
         """Record what Redis answered."""
         self.next_due, self.next_retry = size.next_due, size.next_retry
         self.has_lines, self.has_records = size.lines > 0, size.parked > 0
+        self.records = size.parked
 
     def forget(self) -> None:
         """Assume that everything may be there, and due."""
@@ -197,6 +202,7 @@ class OwnedLane:
     cursor: LaneCursor = field(default_factory=LaneCursor)
     parking: LaneParking = field(default_factory=LaneParking)
     health: LaneHealth = field(default_factory=LaneHealth)
+    alike: FailingAlike = field(default_factory=FailingAlike)
     withheld: ReplicationBacklog = field(default_factory=ReplicationBacklog)
 
     @property
@@ -207,6 +213,7 @@ class OwnedLane:
     def forget(self) -> None:
         """Trust nothing that was read: start from the head, and let the ledger decide (rule 9)."""
         self.withheld.forget()
+        self.alike.look_for_leftovers()
         self.read_again()
 
     def read_again(self) -> None:
@@ -234,6 +241,7 @@ class OwnedLane:
     def start_epoch(self) -> None:
         """The lane is owned again: read what is not settled."""
         self.read_again()
+        self.alike.look_for_leftovers()
         self.lost_epoch = 0
 
     def fenced(self) -> None:

@@ -35,6 +35,7 @@ class Unrenderable(Exception):
 
     def __init__(self, number: int | None, sqlstate: str, problem: str) -> None:
         super().__init__(problem if number is None else f"operations[{number}]: {problem}")
+        self.number = number
         self.sqlstate = sqlstate
 
 

@@ -30,6 +30,7 @@ DECLARED: dict[str, tuple[str, str]] = {
     "depth": ("gauge", "entries in the lane"),
     "oldest_age": ("gauge", "age of the oldest entry in the lane, in seconds"),
     "lost": ("counter", "commits lost by a failover"),
+    "held": ("gauge", "transactions that wait because all of their kind fail"),
     "owner": ("gauge", "1 if this processor owns the lane, else 0"),
     "dead_letters": ("gauge", "dead letters that await a decision"),
     "replica_lag": ("gauge", "seconds for which the replica has lacked a commit of this processor"),
@@ -49,6 +50,11 @@ def count(name: str, by: float = 1, **labels: str) -> None:
 def gauge(name: str, value: float, **labels: str) -> None:
     """Set a gauge. Raises KeyError for a metric that is not in DECLARED."""
     _values[_declared(name), tuple(sorted(labels.items()))] = value
+
+
+def drop(name: str, **labels: str) -> None:
+    """Remove a metric with these labels: what it measured is gone."""
+    _values.pop((_declared(name), tuple(sorted(labels.items()))), None)
 
 
 def value(name: str, **labels: str) -> float:

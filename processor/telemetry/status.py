@@ -13,6 +13,23 @@ from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
+class FailingKind:
+    """Transactions of one kind that all fail and are held: operation and table, and the SQLSTATE.
+
+    `condition` is the name of the SQLSTATE, `held` how many transactions wait, and `first` the id
+    of the first of them. `since` and `next_try` are in Unix seconds.
+    """
+
+    operations: str
+    sqlstate: str
+    condition: str
+    held: int
+    first: str
+    since: float
+    next_try: float
+
+
+@dataclass(frozen=True, slots=True)
 class LaneState:
     """One lane at the end of a pass."""
 
@@ -24,6 +41,7 @@ class LaneState:
     oldest_age: float | None = None
     owner: bool = False
     epoch: int = 0
+    failing: tuple[FailingKind, ...] = ()
 
 
 #: The watch reports each replica at least every second. An older report, in seconds, may come from
@@ -114,6 +132,20 @@ def lane_mapping(lane: LaneState) -> dict[str, Any]:
         "oldest_age": None if lane.oldest_age is None else round(lane.oldest_age, 3),
         "owner": lane.owner,
         "epoch": lane.epoch,
+        "failing": [failing_mapping(kind) for kind in lane.failing],
+    }
+
+
+def failing_mapping(kind: FailingKind) -> dict[str, Any]:
+    """One paused kind in the dict of `as_mapping`."""
+    return {
+        "operations": kind.operations,
+        "sqlstate": kind.sqlstate,
+        "condition": kind.condition,
+        "held": kind.held,
+        "first": kind.first,
+        "since": timestamp(kind.since),
+        "next_try": timestamp(kind.next_try),
     }
 
 

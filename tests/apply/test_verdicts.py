@@ -469,27 +469,28 @@ def test_a_statement_that_postgresql_cannot_plan_is_poison_and_not_a_stale_plan(
 # Systemic.
 
 
-def test_the_same_failure_of_many_entries_pauses_the_lane_without_dead_letters(site: Site) -> None:
+def test_the_same_failure_of_many_entries_holds_them_without_dead_letters(site: Site) -> None:
     site.start()
     site.submit(write(1, attempts=1))
     site.commits(1)
 
     site.execute("alter table tape rename to elsewhere")
     site.submit(*(write(n, attempts=1) for n in range(2, 60)))
-    wait_until(lambda: lane_of(site)["status"] == "paused")
-    assert "systemic: SQLSTATE 42P01" in str(lane_of(site)["reason"])
+    wait_until(lambda: lane_of(site)["failing"])
+    assert "insert into tape fails with 42P01" in str(lane_of(site)["reason"])
     assert site.dead() == []
     site.execute("alter table elsewhere rename to tape")
 
-    site.commits(*range(1, 60))
-    site.whole(59)
+    wait_until(lambda: sorted(site.tape()) == list(range(1, 60)))
+    site.empties()
+    assert site.dead() == []
 
 
 def test_after_an_operator_lifts_the_pause_the_failures_become_dead_letters(site: Site) -> None:
     site.start()
     lost = [Transaction().insert("nowhere", {"n": n}) for n in range(30)]
     site.submit(*lost)
-    wait_until(lambda: lane_of(site)["status"] == "paused")
+    wait_until(lambda: lane_of(site)["failing"])
     assert site.dead() == []
 
     site.redis.hincrby("processor:resumed", "default:0", 1)

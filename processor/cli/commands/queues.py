@@ -33,9 +33,9 @@ def list_(sessions: OperatorSessions, as_json: bool) -> None:
             output.record(_record(lane))
         return
     output.table(
-        ("lane", "weight", "entries", "scheduled", "parked", "oldest", "paused"),
+        ("lane", "weight", "entries", "scheduled", "parked", "oldest", "paused", "failing"),
         [(lane.name, lane.weight, lane.size.depth, lane.size.scheduled, lane.size.parked,
-          seconds(lane.size.oldest_age), _paused(lane)) for lane in lanes],
+          seconds(lane.size.oldest_age), _paused(lane), _failing(lane)) for lane in lanes],
     )
 
 
@@ -82,7 +82,15 @@ def _record(lane: QueueLane) -> dict[str, Any]:
         **size_mapping(lane.size),
         "paused": lane.paused_until is not None,
         "paused_until": timestamp(lane.paused_until) if lane.paused_until else None,
+        "failing": list(lane.failing),
     }
+
+
+def _failing(lane: QueueLane) -> str:
+    return "; ".join(
+        f"{kind['operations']}: {kind['sqlstate']} {kind['condition']}, {kind['held']} held, the"
+        f" first {kind['first']}, next try at {kind['next_try']}" for kind in lane.failing
+    )
 
 
 def _paused(lane: QueueLane) -> str:
