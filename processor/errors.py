@@ -50,9 +50,13 @@ class Unavailable(ProcessorError):
 
 
 class RedisUnavailable(Unavailable):
-    """Redis is unavailable. `sent` is True if it may have received a command."""
+    """Redis is unavailable. `sent` is True if it may have received a command.
+
+    `timed_out` is True if it did not answer within the deadline.
+    """
 
     sent = False
+    timed_out = False
 
 
 class DatabaseUnavailable(Unavailable):

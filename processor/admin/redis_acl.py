@@ -12,14 +12,14 @@ from urllib.parse import parse_qs, urlsplit
 
 PRODUCER = (
     "exec", "exists", "get", "hexists", "hget", "hgetall", "hlen", "hmget", "hset", "hsetnx",
-    "lrange", "multi", "rpush", "sadd", "set", "xadd", "xlen", "xrange", "xread", "xrevrange",
-    "zadd", "zcard", "zscore",
+    "lrange", "multi", "rpush", "sadd", "set", "watch", "xadd", "xlen", "xrange",
+    "xread", "xrevrange", "zadd", "zcard", "zscore",
 )  # fmt: skip
 PROCESSOR = (
     "exec", "exists", "get", "hdel", "hexists", "hget", "hgetall", "hlen", "hmget", "hscan", "hset",
-    "hsetnx", "lrange", "lrem", "multi", "rpush", "sadd", "set", "smembers", "time", "xadd", "xdel",
-    "xinfo|stream", "xlen", "xrange", "xread", "xrevrange", "zadd", "zcard", "zrange",
-    "zrangebylex", "zrangebyscore", "zrem", "zscore",
+    "hsetnx", "lrange", "lrem", "multi", "rpush", "sadd", "set", "smembers", "time",
+    "watch", "xadd", "xdel", "xinfo|stream", "xlen", "xrange", "xread", "xrevrange", "zadd",
+    "zcard", "zrange", "zrangebylex", "zrangebyscore", "zrem", "zscore",
 )
 OPERATOR = (
     "acl|whoami", "get", "hdel", "hexists", "hget", "hgetall", "hincrby", "hlen", "hmget", "hscan",

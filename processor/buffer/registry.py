@@ -22,9 +22,12 @@ def written_identity(redis: RedisConnection, namespace: str) -> str | None:
     """Return the identity of this buffer, or None if it has none yet; writes nothing."""
     key = f"{namespace}:buffer"
     found = redis.call("GET", key)
-    if found is None:
-        return None
-    text = found.decode(errors="replace")
+    return None if found is None else identity_in(key, found)
+
+
+def identity_in(key: str, value: bytes) -> str:
+    """Return the identity of a buffer from the value of its key."""
+    text = value.decode(errors="replace")
     try:
         return canonical_id(key, text)
     except InvalidTransaction:

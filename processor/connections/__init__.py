@@ -2,7 +2,8 @@
 
 fork_guard        delays a fork while a thread resolves a server's address
 large_replies     replies of Redis that are too large for memory, read cut short
-redis_client      connections to Redis, without automatic retries; a pool for many threads
+redis_client      a connection to Redis, without automatic retries
+redis_pool        connections to Redis that the threads of a process share
 shared            one object per process for the settings in force, safe across forks
 sql_literals      text as SQL literals and identifiers
 session_settings  the settings that a PostgreSQL session pins when it is opened, as SQL

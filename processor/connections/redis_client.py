@@ -16,15 +16,16 @@ import contextlib
 import email.parser  # noqa: F401
 import encodings.idna  # noqa: F401
 import logging
+import select
 import socket
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 from urllib.parse import urlsplit
 
 import hiredis
 import redis
+from redis._parsers.hiredis import NOT_ENOUGH_DATA
 from redis.backoff import NoBackoff
 from redis.connection import DefaultParser, parse_url
 from redis.retry import Retry
@@ -77,6 +78,7 @@ class RedisConnection:
         self._address = _address(self._options)
         self._timeout = timeout
         self._connection: Any = None
+        self._poll: Any = None
         self.generation = 0
         #: Values that the user of the connection keeps until it closes.
         self.memory: dict[str, Any] = {}
@@ -85,6 +87,20 @@ class RedisConnection:
     def alive(self) -> bool:
         """Whether the connection is open, as far as this side knows."""
         return self._connection is not None
+
+    @property
+    def ended(self) -> bool:
+        """Whether the other side closed the connection, or wrote something nobody asked for.
+
+        Asked before an idle connection is used again: what is sent on a closed connection may have
+        been received or not, and nothing tells which.
+        """
+        if self._connection is None or self._poll is None:
+            return False
+        try:
+            return bool(self._poll.poll(0))
+        except OSError:
+            return True
 
     def call(self, *command: bytes | str | int | float) -> Reply:
         """Return the reply to one command. Raises RedisRefused and RedisUnavailable."""
@@ -133,7 +149,7 @@ class RedisConnection:
             elif limit or block:
                 replies = self._limited_replies(connection, len(commands), block, limit)
             else:
-                replies = [self._reply(connection) for _ in commands]
+                replies = _replies(connection, len(commands))
         except (redis.RedisError, OSError, ValueError, RedisUnavailable) as error:
             self.close()
             unavailable = _unavailable(error, self._address, self._timeout + block)
@@ -169,10 +185,8 @@ class RedisConnection:
     def _reply(connection: Any, **options: float) -> Reply:
         try:
             return connection.read_response(**options)
-        except redis.exceptions.BusyLoadingError as error:
-            raise RedisUnavailable(f"Redis is loading its data: {_code(error)}") from None
-        except redis.ResponseError as error:
-            return RedisRefused(_code(error), _sentence(error))
+        except (redis.exceptions.BusyLoadingError, redis.ResponseError) as error:
+            return _refused(error)
 
     def close(self) -> None:
         """Close the connection; the next call opens another. Never raises."""
@@ -206,52 +220,58 @@ class RedisConnection:
             except (redis.RedisError, OSError) as error:
                 raise _unavailable(error, self._address, self._timeout) from None
             self._connection = connection
+            self._poll = _poll_of(connection._sock)
             self.generation += 1
             self.memory = {}
             log.debug("connected to Redis at %s", self._address)
         return self._connection
 
 
-class RedisPool:
-    """Connections that the threads of a process share; one thread uses each at a time."""
-
-    _MAX_IDLE = 32
-
-    def __init__(self, url: str, timeout: float) -> None:
-        self._url = url
-        self._timeout = timeout
-        self._idle: deque[RedisConnection] = deque()
-
-    def take(self) -> RedisConnection:
-        """Return a connection for the caller alone, who must return it with `give`."""
-        try:
-            return self._idle.pop()
-        except IndexError:
-            return RedisConnection(self._url, self._timeout)
-
-    def give(self, connection: RedisConnection) -> None:
-        """Put a connection back into the pool."""
-        if connection.alive and len(self._idle) < self._MAX_IDLE:
-            self._idle.append(connection)
-        else:
-            connection.close()
-
-    def close(self) -> None:
-        """Close the idle connections."""
-        while self._idle:
-            self._idle.pop().close()
-
-    def drop(self) -> None:
-        """Drop the idle connections without closing them, in a forked child."""
-        while self._idle:
-            self._idle.pop().drop()
-
-
 # Connections inherited by a fork. Collecting them would close the parent's sockets.
 _inherited: list[Any] = []
 
+#: A firewall that forgets connections without traffic does so after minutes; the default of the
+#: system is to probe after two hours.
+_KEEPALIVE = {
+    getattr(socket, name): seconds
+    for name, seconds in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4))
+    if hasattr(socket, name)
+}
+
 #: Errors of a server that is no longer, or not yet, the one to write to.
 _ELSEWHERE = frozenset({"READONLY", "MASTERDOWN", "NOAUTH", "CLUSTERDOWN"})
+
+
+def _replies(connection: Any, count: int) -> list[Reply]:
+    """Read replies from the parser itself: redis-py needs a microsecond more for each."""
+    parser = connection._parser
+    reader = parser._reader
+    replies = []
+    for _ in range(count):
+        reply = reader.gets()
+        while reply is NOT_ENOUGH_DATA:
+            parser.read_from_socket()
+            reply = reader.gets()
+        replies.append(_refused(reply) if isinstance(reply, Exception) else reply)
+    return replies
+
+
+def _poll_of(sock: Any) -> Any:
+    """Return what asks whether there is something to receive; None without the system call."""
+    if not hasattr(select, "poll"):  # Windows has none, and some green threads remove it.
+        return None
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return poll
+
+
+def _refused(error: Exception) -> RedisRefused:
+    """Return an error reply as a record. Raises what is no refusal of one command."""
+    if isinstance(error, redis.exceptions.BusyLoadingError):
+        raise RedisUnavailable(f"Redis is loading its data: {_code(error)}")
+    if isinstance(error, redis.ResponseError):
+        return RedisRefused(_code(error), _sentence(error))
+    raise error
 
 
 def _options(url: str, timeout: float) -> tuple[Any, dict[str, Any]]:
@@ -278,6 +298,7 @@ def _options(url: str, timeout: float) -> tuple[Any, dict[str, Any]]:
         del options["socket_connect_timeout"]
     else:
         options["socket_keepalive"] = True
+        options["socket_keepalive_options"] = _KEEPALIVE
     if kind is redis.SSLConnection and options.get("ssl_cert_reqs", "required") == "required":
         # Older releases of redis-py accept any certificate of a trusted authority.
         options.setdefault("ssl_check_hostname", True)
@@ -325,7 +346,9 @@ def _unavailable(error: Exception, address: str, limit: float) -> RedisUnavailab
     if isinstance(error, RedisUnavailable):
         return error
     if isinstance(error, redis.exceptions.TimeoutError):
-        return RedisUnavailable(f"Redis at {address} did not respond within {limit:g} s")
+        unavailable = RedisUnavailable(f"Redis at {address} did not respond within {limit:g} s")
+        unavailable.timed_out = True
+        return unavailable
     if isinstance(error, redis.exceptions.AuthenticationError):
         return RedisUnavailable("Redis refused the credentials", hint="check redis.url")
     if isinstance(error, redis.exceptions.BusyLoadingError):

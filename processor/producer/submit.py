@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
 from typing import Any
 
 from processor.connections.shared import Shared
@@ -16,6 +15,8 @@ from processor.transaction.builder import Encoded, Transaction
 Submittable = Transaction | Mapping[str, Any] | str | bytes
 
 _WRITTEN_AT_ONCE = 500
+#: Redis holds a write in memory until it carries it out.
+_BYTES_AT_ONCE = 4 << 20
 
 _writer = Shared(Writer)
 
@@ -40,13 +41,14 @@ def submit(transaction: Submittable) -> Receipt:
 def submit_many(transactions: Iterable[Submittable]) -> list[Receipt]:
     """Put many transactions into the buffer in order, some hundreds in each write.
 
-    Returns the receipts in the order of the transactions. Raises as `submit`; the transactions of
-    earlier writes are accepted by then, and submitting all of them again is safe.
+    Returns the receipts in the order of the transactions. Raises as `submit`: the transactions of
+    earlier writes are accepted by then, and none of the write that failed. Submitting all of them
+    again is safe, and those that share a key keep their order.
     """
     writer = _writer.current()
     receipts: list[Receipt] = []
-    for chunk in _chunks(transactions):
-        receipts += writer.submit_many([_encoded(writer, one) for one in chunk])
+    for chunk in _chunks(_encoded(writer, one) for one in transactions):
+        receipts += writer.submit_many(chunk)
         wakeup.wake()
     return receipts
 
@@ -57,9 +59,16 @@ def _encoded(writer: Writer, transaction: Submittable) -> Encoded:
     return transaction.encode(time.time(), writer.settings.buffer.transaction_bytes)
 
 
-def _chunks(transactions: Iterable[Submittable]) -> Iterator[list[Submittable]]:
-    iterator = iter(transactions)
-    while chunk := list(islice(iterator, _WRITTEN_AT_ONCE)):
+def _chunks(transactions: Iterable[Encoded]) -> Iterator[list[Encoded]]:
+    chunk: list[Encoded] = []
+    size = 0
+    for encoded in transactions:
+        chunk.append(encoded)
+        size += len(encoded.body)
+        if len(chunk) == _WRITTEN_AT_ONCE or size >= _BYTES_AT_ONCE:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
         yield chunk
 
 

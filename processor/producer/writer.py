@@ -2,7 +2,8 @@
 
 Each submit is one write and one wait, bounded by `redis.timeout`, and needs no PostgreSQL. If the
 reply is lost, the same bytes are sent a second time: because the transaction id is the same, both
-copies have one effect (rule 11).
+copies have one effect (rule 11). Redis accepts all transactions of a write or none (rule 81), and
+none if what the write relies on has changed (see `fence`).
 """
 
 from __future__ import annotations
@@ -10,31 +11,39 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 from processor import crashpoint
-from processor.buffer import delayed, partitions, registry, stream
+from processor.buffer import delayed, stream
 from processor.buffer.lane import Lane, lane_name
 from processor.buffer.overlay import Overlay
 from processor.config.settings import Settings
-from processor.connections.redis_client import Command, RedisConnection, RedisPool
+from processor.connections.redis_client import Command
+from processor.connections.redis_pool import RedisPool
 from processor.errors import (
     BufferFull,
+    ConfigError,
     InvalidTransaction,
     RedisRefused,
     RedisUnavailable,
     SubmitUnknown,
 )
+from processor.producer import fence
 from processor.receipts.receipt import Receipt
 from processor.telemetry import metrics
 from processor.transaction.builder import Encoded
 
 #: The command that returns the number of entries in a stream, a schedule or the overlay.
 DepthQuery = tuple[str, str]
-#: The commands that add one transaction: a single one, or MULTI to EXEC if it is in the overlay.
+#: The commands that add one transaction. The first adds it to its lane, others to the overlay.
 Addition = list[Command]
 
 _TRIES = 2
+#: How often a write is sent again after Redis refused it because its terms had changed.
+_FENCED = 20
+_MULTI: Command = ("MULTI",)
+_EXEC: Command = ("EXEC",)
 
 
 class Writer:
@@ -107,7 +116,7 @@ class Writer:
         if self._depths.get(query, sys.maxsize) >= self.settings.buffer.limit:
             self._check_room("the overlay", query)
         queries.append(query)
-        return [("MULTI",), self._add(lane, encoded), *shown, ("EXEC",)]
+        return [self._add(lane, encoded), *shown]
 
     def _check_room(self, what: str, query: DepthQuery) -> None:
         """Ask Redis for the depth again, since the last known one is at the limit.
@@ -127,17 +136,7 @@ class Writer:
             )  # fmt: skip
 
     def _ask(self, query: DepthQuery) -> Any:
-        for attempt in range(1, _TRIES + 1):
-            connection = self.pool.take()
-            try:
-                return connection.call(*query)
-            except RedisUnavailable:
-                self.pool.close()
-                if attempt == _TRIES:
-                    raise
-            finally:
-                self.pool.give(connection)
-        raise AssertionError
+        return self.pool.ask(lambda connection: connection.call(*query))
 
     @staticmethod
     def _add(lane: Lane, encoded: Encoded) -> Command:
@@ -153,52 +152,54 @@ class Writer:
 
         Returns the reply to each addition, and the identity of the buffer.
         """
-        sent = False
         commands = [command for addition in additions for command in addition]
+        sent = False
         for attempt in range(1, _TRIES + 1):
-            connection = self.pool.take()
-            sending = False
             try:
-                identity = self._introduce(connection, lanes)
-                sending = True
-                replies = connection.calls([*commands, *queries])
-                self._note_depths(queries, replies[len(commands) :])
-                added = _addition_replies(additions, replies)
-                if sent:
-                    _require_all_added(added, transaction_id)
-                return added, identity
+                executed, identity = self._write(lanes, commands, queries)
+                return _of_additions(additions, executed), identity
             except RedisUnavailable as error:
                 # What ended this connection has most likely ended all idle ones.
                 self.pool.close()
-                sent = sent or (sending and error.sent)
+                sent = sent or error.sent
                 if attempt == _TRIES:
                     if sent:
                         raise SubmitUnknown(transaction_id, str(error)) from None
                     raise
-            except RedisRefused as refused:
+            except (RedisRefused, ConfigError) as refused:
+                # The reply to the first try was lost, and this refusal is not about that one.
                 if sent:
                     raise SubmitUnknown(transaction_id, str(refused)) from None
                 raise _refusal(refused) from None
-            finally:
-                self.pool.give(connection)
         raise AssertionError
 
-    def _introduce(self, connection: RedisConnection, lanes: Sequence[Lane]) -> str:
-        """Return the identity of the buffer, read once per connection; register new lanes."""
-        memory = connection.memory
-        if "identity" not in memory or not connection.alive:
-            identity = registry.identity(connection, self.settings.namespace)
-            memory = connection.memory
-            memory["identity"] = identity
-            memory["lanes"] = set()
-        new = [lane.name for lane in lanes if lane.name not in memory["lanes"]]
-        if new:
-            for queue in {lane.queue for lane in lanes}:
-                count = self.settings.queues[queue].partitions
-                partitions.agree(connection, self.settings.namespace, queue, count)
-            connection.call(*registry.register(self.settings.namespace, new))
-            memory["lanes"].update(new)
-        return str(memory["identity"])
+    def _write(
+        self, lanes: Sequence[Lane], commands: list[Command], queries: Sequence[DepthQuery]
+    ) -> tuple[list[Any], str]:
+        """Have Redis carry out the commands, all or none; return their replies and the identity.
+
+        Raises RedisUnavailable with `sent` if they may have been carried out.
+        """
+        connection = self.pool.take()
+        try:
+            for _ in range(_FENCED):
+                try:
+                    terms = fence.terms(connection, self.settings, lanes)
+                except RedisUnavailable as error:
+                    error.sent = False
+                    raise
+                replies = connection.calls([_MULTI, *commands, _EXEC, *queries, *terms.renewal])
+                fence.renewed(connection, terms, replies[-2:])
+                executed = replies[len(commands) + 1]
+                self._note_depths(queries, replies[len(commands) + 2 : -len(terms.renewal)])
+                if isinstance(executed, list):
+                    return executed, terms.identity
+                if executed is not None:
+                    raise _cause(replies[: len(commands) + 2])
+                connection.memory.pop("terms", None)
+        finally:
+            self.pool.give(connection)
+        raise RedisUnavailable("what the buffer says of itself changes all the time")
 
     def _note_depths(self, queries: Sequence[DepthQuery], replies: Sequence[Any]) -> None:
         for query, depth in zip(queries, replies, strict=True):
@@ -223,32 +224,30 @@ def _depth_query(lane: Lane, encoded: Encoded) -> DepthQuery:
     return ("XLEN", lane.stream) if encoded.due is None else ("ZCARD", lane.scheduled)
 
 
-def _addition_replies(additions: Sequence[Addition], replies: Sequence[Any]) -> list[Any]:
-    """Of the replies to each addition, the one that shows whether Redis accepted it."""
-    found: list[Any] = []
-    start = 0
-    for addition in additions:
-        own = replies[start : start + len(addition)]
-        start += len(addition)
-        # A full Redis refuses the commands inside MULTI, and with them the EXEC.
-        refused = (reply for reply in own if isinstance(reply, RedisRefused))
-        accepted = next(refused, own[-1])
-        found.append(accepted[0] if isinstance(accepted, list) else accepted)
-    return found
+def _of_additions(additions: Sequence[Addition], executed: list[Any]) -> list[Any]:
+    """Return the reply to the first command of each addition, which adds it to its lane."""
+    if len(additions) == len(executed):
+        return executed
+    starts = accumulate(map(len, additions[:-1]), initial=0)
+    return [executed[start] for start in starts]
 
 
-def _require_all_added(replies: Sequence[Any], transaction_id: str) -> None:
-    """Raise SubmitUnknown if the second try was refused.
+def _cause(replies: list[Any]) -> Exception:
+    """Return why Redis did not carry out a write: its reply to EXEC only says that it did not."""
+    refused = [reply for reply in replies if isinstance(reply, RedisRefused)]
+    if any(not isinstance(reply, RedisRefused) and reply != b"QUEUED" for reply in replies[1:]):
+        # MULTI was refused, and commands behind it were carried out one by one.
+        unknown = RedisUnavailable(str(refused[0]))
+        unknown.sent = True
+        return unknown
+    return refused[0]
 
-    The reply to the first try was lost, and the refusal says nothing about that one.
-    """
-    for reply in replies:
-        if isinstance(reply, RedisRefused):
-            raise SubmitUnknown(transaction_id, str(reply))
 
-
-def _refusal(refused: RedisRefused) -> Exception:
-    if refused.code == "OOM":
+def _refusal(refused: ConfigError | RedisRefused) -> Exception:
+    if isinstance(refused, ConfigError):
+        return refused
+    # Memory may run out between the commands and EXEC, which then names the reason.
+    if refused.code == "OOM" or (refused.code == "EXECABORT" and ": OOM " in str(refused)):
         metrics.count("refused")
         return BufferFull("Redis has reached its memory limit", retry_after=1.0)
     return RedisUnavailable(f"Redis rejected the write: {refused}")

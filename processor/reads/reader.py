@@ -10,14 +10,15 @@ will refuse is shown until it is dead.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from decimal import Decimal
-from typing import Any
+from typing import Any, TypeVar
 
 from processor.buffer import overlay
 from processor.buffer.overlay import Overlay
 from processor.config.settings import PRIMARY, Settings
-from processor.connections.redis_client import RedisPool
+from processor.connections.redis_client import RedisConnection
+from processor.connections.redis_pool import RedisPool
 from processor.connections.shared import Shared
 from processor.errors import (
     DatabaseUnavailable,
@@ -33,6 +34,8 @@ from processor.receipts import receipt as receipts
 from processor.receipts import routing
 from processor.receipts.receipt import Receipt
 from processor.transaction.values import plain_mapping
+
+T = TypeVar("T")
 
 
 class Reader:
@@ -123,26 +126,23 @@ class Reader:
             self._pool.give(session)
 
     def _on_session(self, session: ReadSession, query: Query, choosing: bool) -> RowList:
-        redis = self._redis.take()
-        try:
-            return MergedRead(
+        return self._ask(
+            lambda redis: MergedRead(
                 self._overlay, self._cache, redis, session, query, choosing
             ).run()
-        except RedisRefused as refused:
-            raise RedisUnavailable(f"cannot read pending writes: {refused}") from None
-        finally:
-            self._redis.give(redis)
+        )  # fmt: skip
 
     def cached(self, name: str) -> Any:
         """Return the newest value that a pending transaction gives for a name."""
-        redis = self._redis.take()
+        key = self._overlay.cache(name)
+        found = self._ask(lambda redis: redis.call("LRANGE", key, -1, -1))
+        return overlay.value(found[0]) if found else None
+
+    def _ask(self, question: Callable[[RedisConnection], T]) -> T:
         try:
-            found = redis.call("LRANGE", self._overlay.cache(name), -1, -1)
+            return self._redis.ask(question)
         except RedisRefused as refused:
             raise RedisUnavailable(f"cannot read pending writes: {refused}") from None
-        finally:
-            self._redis.give(redis)
-        return overlay.value(found[0]) if found else None
 
     def close(self) -> None:
         """Close the connections that are not in use; the next read opens others."""

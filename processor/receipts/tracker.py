@@ -16,7 +16,8 @@ from typing import TypeVar
 
 from processor.buffer.lane import Lane
 from processor.config.settings import Settings
-from processor.connections.redis_client import RedisConnection, RedisPool
+from processor.connections.redis_client import RedisConnection
+from processor.connections.redis_pool import RedisPool
 from processor.connections.shared import Shared
 from processor.connections.wal_position import Position
 from processor.errors import DatabaseUnavailable, InvalidTransaction, RedisRefused, RedisUnavailable
@@ -126,13 +127,10 @@ class Tracker:
 
     def _with_redis(self, question: Callable[[RedisConnection], T]) -> T:
         with self._asking:
-            connection = self._pool.take()
             try:
-                return question(connection)
+                return self._pool.ask(question)
             except RedisRefused as refused:
                 raise RedisUnavailable(f"cannot look up the transaction: {refused}") from None
-            finally:
-                self._pool.give(connection)
 
     # What it means.
 

@@ -74,3 +74,16 @@ def test_the_number_of_an_empty_queue_can_change_and_all_its_lanes_are_drained(
     # The processor's own settings have one partition; it finds the other lanes in the registry.
     wait_until(lambda: len(site.tape()) == 41)
     assert sorted(site.tape()) == list(range(1, 42))
+
+
+def test_the_number_cannot_change_while_a_dead_letter_holds_a_key(
+    producers: Any, site: Site
+) -> None:
+    """Rule 27: in its new lane the key would be free, and what follows would overtake."""
+    before = producers(1)
+    submit(before, Transaction(key="k", attempts=1).insert("nowhere", {"n": 1}))
+    site.start()
+    wait_until(site.dead)
+    site.empties()
+    with pytest.raises(ConfigError, match="from 1 to 4 while dead letters hold 1 keys"):
+        submit(producers(4), write(2, key="k"))

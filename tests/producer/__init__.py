@@ -1,0 +1,1 @@
+"""Tests of what a producer writes into the buffer."""
