@@ -163,6 +163,10 @@ class SchemaMissing(DatabaseUnavailable):
     hint = "run `processor init-db` with a role that may create schemas"
 
 
+class WrongDatabase(DatabaseUnavailable):
+    """The buffer is drained into another database than the one that is connected."""
+
+
 class RightsMissing(DatabaseUnavailable):
     """The role lacks privileges on the schema `processor`."""
 

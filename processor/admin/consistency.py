@@ -23,6 +23,7 @@ from processor.config.settings import Settings
 from processor.connections.postgres_session import PostgresSession
 from processor.connections.redis_client import RedisConnection, checked
 from processor.connections.sql_literals import quoted
+from processor.ledger import stored_text
 from processor.transaction.entry import Entry, UnknownVersion, Unreadable, decode
 from processor.transaction.ids import canonical_id
 
@@ -46,6 +47,9 @@ class Problem:
 CHECKS = {
     "settled": ("Redis holds no transaction that the ledger records as done",
                 "the owner of the lane removes it; if a processor runs and does not, restart it"),
+    "records": ("every parked record can be read",
+                "another program changed it: `processor explain` shows it; save the record, remove"
+                " it from the hash `:parked` of its lane, and submit the transaction again"),
     "lines": ("every parked transaction waits in the line of each of its keys, and has its turn",
               "Redis lost a part of its keys: run `processor explain` for each transaction"),
     "holders": ("every line begins with a parked transaction or a dead letter that holds the key",
@@ -121,6 +125,7 @@ def compare(
         if settings.settle == "committed":  # Else entries stay until the replicas have them.
             yield from _unsettled(database, lane, _stream(redis, lane))
         yield from _unsettled(database, lane, _parked(redis, lane))
+        yield from _damaged(redis, lane)
         yield from _without_lines(redis, lane)
         yield from _without_holders(redis, database, lane)
         yield from _not_held(redis, database, identity, lane)
@@ -180,8 +185,9 @@ def _untried(redis: RedisConnection, lane: Lane, ids: set[str]) -> Iterator[str]
     scores = redis.calls([("ZSCORE", lane.retry, each) for each in ordered]) if ordered else []
     for transaction_id, score in zip(ordered, checked(scores), strict=True):
         record = None if score is not None else redis.call("HGET", lane.parked, transaction_id)
-        if record is not None:
-            heads = waiting_lines.show_first_places(redis, lane, parked.parse(record).keys)
+        entry = None if record is None else _readable(record)
+        if entry is not None:
+            heads = waiting_lines.show_first_places(redis, lane, entry.keys)
             if all(head.id == transaction_id for head in heads.values()):
                 yield transaction_id
 
@@ -190,13 +196,15 @@ def _not_held(
     redis: RedisConnection, database: PostgresSession, identity: str, lane: Lane
 ) -> Iterator[Problem]:
     rows = database.run(
-        "SELECT id::text, entry, keys FROM processor.dead_letter WHERE outcome = 'dead' AND holds"
+        "SELECT id::text, entry, keys, texts FROM processor.dead_letter"
+        " WHERE outcome = 'dead' AND holds"
         f" AND buffer = {quoted(identity)} AND lane = {quoted(lane.name)}"
     )
     for start in range(0, len(rows), _PAGE):
         page = rows[start : start + _PAGE]
         members = [
-            (i, waiting_lines.member(key, entry, i)) for i, entry, keys in page for key in keys
+            (i, waiting_lines.member(key, entry, i)) for i, entry, keys, texts in page
+            for key in stored_text.read(texts).get("keys", keys) or ()
         ]
         commands = [("ZSCORE", lane.blocked, member) for _, member in members]
         scores = checked(redis.calls(commands)) if commands else []
@@ -269,11 +277,36 @@ def _decoded(raw: stream.Raw) -> Entry | None:
         return None  # The owner dead-letters it, or a later release applies it.
 
 
+def _damaged(redis: RedisConnection, lane: Lane) -> Iterator[Problem]:
+    """Parked records that the owner cannot read either, so that it skips them."""
+    cursor: Any = b"0"
+    while True:
+        cursor, pairs = redis.call("HSCAN", lane.parked, cursor, "COUNT", _PAGE)
+        for name, record in zip(pairs[::2], pairs[1::2], strict=True):
+            try:
+                damaged = parked.parse(record).id != name.decode(errors="replace")
+            except Unreadable:
+                damaged = True
+            except UnknownVersion:
+                damaged = False
+            if damaged:
+                yield Problem("records", lane.name, name.decode(errors="backslashreplace"))
+        if cursor == b"0":
+            return
+
+
+def _readable(record: bytes) -> Entry | None:
+    try:
+        return parked.parse(record)
+    except (Unreadable, UnknownVersion):
+        return None  # `_damaged` reports it, or a later release applies it.
+
+
 def _parked(redis: RedisConnection, lane: Lane) -> Iterator[list[Entry]]:
     cursor: Any = b"0"
     while True:
         cursor, pairs = redis.call("HSCAN", lane.parked, cursor, "COUNT", _PAGE)
-        entries = [parked.parse(value) for value in pairs[1::2]]
+        entries = [e for e in map(_readable, pairs[1::2]) if e is not None]
         if entries:
             yield entries
         if cursor == b"0":

@@ -54,7 +54,7 @@ class Selection:
             yield from page
             if len(page) < count:
                 return
-            after, given = page[-1].id, given + len(page)
+            after, given = page[-1], given + len(page)
 
 
 @dataclass(frozen=True, slots=True)

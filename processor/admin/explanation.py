@@ -24,6 +24,7 @@ from processor.ledger import dead_letters, outcomes
 from processor.ledger.dead_letters import DeadLetter
 from processor.ledger.outcomes import LedgerRow
 from processor.telemetry.status import timestamp
+from processor.transaction.entry import VERSION
 
 #: Seconds. A pass takes a second or two, so an owner that finished none for so long hangs.
 _SILENT = 10.0
@@ -160,6 +161,11 @@ def _waiting(
 
 
 def _parked(found: Found, known: _Redis) -> Explanation:
+    if found.damaged:
+        return _waiting(found, "its parked record is damaged, so its owner skips it",
+                        "see `processor verify`")
+    if later := _of_later_release(found):
+        return later
     facts: dict[str, Any] = {"attempts": found.attempt, "reason": found.reason or None}
     if blocked := _blocked(found, facts):
         return blocked
@@ -178,6 +184,13 @@ def _parked(found: Found, known: _Redis) -> Explanation:
     last = f", last with {found.reason}" if found.reason else ""
     return _waiting(found, f"it failed {count(found.attempt, 'time')}{last}",
                     f"its next attempt is at {timestamp(found.retry_at)}", facts)
+
+
+def _of_later_release(found: Found) -> Explanation | None:
+    if not found.version.isdigit() or int(found.version) <= int(VERSION):
+        return None
+    return _waiting(found, f"a later release wrote it (envelope version {found.version})",
+                    "upgrade the processor")
 
 
 def _blocked(found: Found, facts: Mapping[str, Any]) -> Explanation | None:
@@ -203,9 +216,8 @@ def _scheduled(found: Found, known: _Redis) -> Explanation:
 
 
 def _in_stream(found: Found, known: _Redis) -> Explanation:
-    if found.version.isdigit() and int(found.version) > 1:
-        return _waiting(found, f"a later release wrote it (envelope version {found.version})",
-                        "upgrade the processor")
+    if later := _of_later_release(found):
+        return later
     return _blocked(found, {}) or _waiting(found, *_lane(found, known, "it waits for its turn"))
 
 

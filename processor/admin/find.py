@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from processor.buffer import parked, stream, waiting_lines
+from processor.buffer import delayed, parked, stream, waiting_lines
 from processor.buffer.lane import Lane
 from processor.buffer.waiting_lines import Place
 from processor.connections.redis_client import RedisConnection, checked
@@ -41,6 +41,8 @@ class Found:
     retry_at: float | None = None
     keys: tuple[str, ...] = ()
     heads: Mapping[str, Place] = field(default_factory=dict)
+    #: Its record is not one of ours.
+    damaged: bool = False
 
 
 class _Header(msgspec.Struct):
@@ -75,11 +77,13 @@ def _parked(redis: RedisConnection, lane: Lane, wanted: str) -> Found | None:
     record = redis.call("HGET", lane.parked, wanted)
     if record is None:
         return None
-    entry_id, failed, body = record.split(b"\n", 2)
-    keys = _header(body).all_keys()
     retry = redis.call("ZSCORE", lane.retry, wanted)
+    head = parked.head(record)
+    if head is None:
+        return Found("parked", lane.name, damaged=True)
+    keys = _header(head.body).all_keys()
     return Found(
-        "parked", lane.name, entry_id.decode(), attempt=int(failed.split(b" ")[0]), keys=keys,
+        "parked", lane.name, head.entry_id, head.version, attempt=head.attempt, keys=keys,
         reason=parked.last_failure(record), retry_at=None if retry is None else float(retry),
         heads=waiting_lines.show_first_places(redis, lane, keys),
     )
@@ -92,9 +96,11 @@ def _scheduled(redis: RedisConnection, lane: Lane, wanted: str) -> Found | None:
             "ZSCAN", lane.scheduled, cursor, "MATCH", f"*{wanted}*", "COUNT", _SCANNED
         )
         for body, due in zip(pairs[::2], pairs[1::2], strict=True):
+            version, body = delayed.split(body)
             header = _header(body)
             if header.id == wanted:
-                return Found("scheduled", lane.name, due=float(due), keys=header.all_keys())
+                return Found("scheduled", lane.name, version=version.decode(),
+                             due=float(due), keys=header.all_keys())
         if cursor == b"0":
             return None
 

@@ -6,6 +6,7 @@ Everything here comes from Redis alone, so that it is available while PostgreSQL
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,9 @@ from processor.buffer.lane_size import LaneSize
 from processor.config.settings import Settings
 from processor.connections.redis_client import RedisConnection
 from processor.errors import RedisRefused
+from processor.telemetry.status import RECORD
+
+log = logging.getLogger("processor.admin")
 
 _SCANNED = 1000
 
@@ -110,4 +114,8 @@ def processors(redis: RedisConnection, settings: Settings) -> list[PublishedStat
             break
     replies = redis.calls([("GET", key) for key in sorted(found)]) if found else []
     states = [json.loads(state) for state in replies if isinstance(state, bytes)]
-    return sorted(states, key=lambda state: str(state.get("instance", "")))
+    read = [state for state in states if state.get("record", 1) <= RECORD]
+    if len(read) < len(states):
+        log.warning("%d processors of a later release publish states that this release does not"
+                    " read: use the commands of that release", len(states) - len(read))
+    return sorted(read, key=lambda state: str(state.get("instance", "")))

@@ -21,12 +21,14 @@ from processor.ledger.dead_letters import DeadLetter, Reason
 from processor.ledger.lane_rows import Ownership
 from processor.sql.renderer import Unrenderable, tables_of
 from processor.telemetry import metrics
-from processor.transaction.entry import Entry, Unreadable, decode
+from processor.transaction.entry import Entry, UnknownVersion, Unreadable, decode
 
 log = logging.getLogger("processor.apply")
 
 #: Dead letters in one commit; each carries its body as hex, which is twice its size.
 _IN_ONE_COMMIT = 50
+#: The class of SQLSTATEs of values that PostgreSQL does not take.
+_DATA = "22"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,18 @@ class DeadLetterWriter:
         crashpoint.reach("dead-before")
         self._committer.begin()
         self._committer.roll_back()
+        try:
+            self._committer.commit(self._text(owner, deaths, self._committer.session.encoding))
+        except DatabaseError as error:
+            self._committer.roll_back()
+            if error.sqlstate[:2] != _DATA:
+                raise
+            # A text that this database refuses for a reason of its own: ASCII fits any database.
+            self._committer.commit(self._text(owner, deaths, "ASCII"))
+        metrics.count("dead", len(deaths))
+        crashpoint.reach("dead-after")
+
+    def _text(self, owner: Ownership, deaths: Sequence[Death], encoding: str) -> str:
         # The ledger has the other payload's outcome for a clashing id already.
         recorded = [d.entry for d in deaths if not d.clashing]
         body = lane_rows.fence(owner, 0, len(deaths))
@@ -69,11 +83,9 @@ class DeadLetterWriter:
         for death in deaths:
             body += dead_letters.insert(
                 owner, death.entry, death.reason, attempts=death.attempts,
-                holds=self.holds(death), clashing=death.clashing,
+                holds=self.holds(death), clashing=death.clashing, encoding=encoding,
             )  # fmt: skip
-        self._committer.commit(body)
-        metrics.count("dead", len(deaths))
-        crashpoint.reach("dead-after")
+        return body
 
     def carry_out(self, owner: Ownership, letter: DeadLetter) -> Commit | None:
         """Carry out the request on a dead letter; return the commit, or None if it stays dead.
@@ -97,9 +109,15 @@ class DeadLetterWriter:
             )
             return None
         try:
-            entry = decode(letter.entry_id, b"1", letter.edited or letter.body)
+            entry = decode(
+                letter.entry_id, str(letter.version).encode(), letter.edited or letter.body
+            )
             self._committer.look_up_tables(tables_of([entry]), refresh=True)
             effect = self._committer.renderer.plain(entry)
+        except UnknownVersion as error:
+            text = f"written by a later release (envelope version {error}): upgrade the processor"
+            self.reject(owner, letter, Reason(text))
+            return None
         except Unreadable as error:
             self.reject(owner, letter, Reason(f"unreadable: {error}"))
             return None
@@ -151,7 +169,10 @@ class DeadLetterWriter:
 
     def reject(self, owner: Ownership, letter: DeadLetter, reason: Reason) -> None:
         """Record that a request could not be carried out: the dead letter stays, with `reason`."""
-        self._commit(lane_rows.fence(owner, 0) + dead_letters.failed_again(letter, reason))
+        encoding = self._committer.session.encoding
+        self._commit(
+            lane_rows.fence(owner, 0) + dead_letters.failed_again(letter, reason, encoding)
+        )
         metrics.count("retried")
 
 

@@ -8,6 +8,7 @@ the batch: one that Redis lost before it was read, or one that died while the en
 waited to be read again.
 
 ========= ==========================================================================================
+v         version of the note; absent in version 1, which release 0.1 wrote
 buffer    identity of the buffer whose entry ids these are
 position  system, timeline and LSN of the commit; of the look-up for entries already in the ledger
 at        time of the note, Unix seconds
@@ -31,6 +32,8 @@ from processor.connections.redis_client import Command
 from processor.connections.wal_position import Position
 
 _NOTES_KEPT = 10_000
+#: The version of the notes that this release writes and reads; a later one is left alone.
+_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,11 +134,16 @@ def write(lane: Lane, note: Note) -> Command:
 
 
 def parse(fields: Sequence[bytes]) -> Note:
-    """Return the note in the fields of a stream entry. Raises ValueError and KeyError."""
+    """Return the note in the fields of a stream entry. Raises ValueError and KeyError.
+
+    A note of a later version raises ValueError: the ledger answers in its place.
+    """
     found = {
         k.decode(): v.decode(errors="replace")
         for k, v in zip(fields[::2], fields[1::2], strict=True)
     }
+    if int(found.get("v", 1)) > _VERSION:
+        raise ValueError(f"commit note of version {found['v']}")
     position = found.get("position")
     return Note(
         found["buffer"],

@@ -1,8 +1,10 @@
 """Delayed transactions: a sorted set by due time, from which the owner moves them into the lane.
 
 The order of a delayed transaction is that of entering its lane, when it is due (rule 24). The
-member is the body, so that adding a transaction twice adds one. A move adds to the lane first and
-removes afterwards (rule 28); if it is done twice, the ledger detects the copy.
+member is the body, so that adding a transaction twice adds one. A later envelope version stands
+before the body, on a line of its own; a body is a JSON object, so the two cannot be confused. A
+move adds to the lane first and removes afterwards (rule 28); if it is done twice, the ledger
+detects the copy.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from processor.buffer.lane import Lane
 from processor.buffer.stream import add
 from processor.connections.redis_client import Command, RedisConnection, checked
 from processor.errors import RedisRefused
-from processor.transaction.entry import VERSION, Entry, Unreadable, decode
+from processor.transaction.entry import VERSION, Entry, UnknownVersion, Unreadable, decode
 
 _PER_MOVE = 500
 #: By so many seconds the clock of Redis may be behind the clock that set a due time.
@@ -23,7 +25,17 @@ _CLOCK_SKEW = 60.0
 
 def schedule(lane: Lane, body: bytes, due: float) -> Command:
     """Add a transaction that is due at `due`, Unix seconds; a copy does not change the due time."""
-    return ("ZADD", lane.scheduled, "NX", repr(due), body)
+    return ("ZADD", lane.scheduled, "NX", repr(due), _member(body))
+
+
+def _member(body: bytes) -> bytes:
+    return body if VERSION == b"1" else VERSION + b"\n" + body
+
+
+def split(member: bytes) -> tuple[bytes, bytes]:
+    """Return the envelope version and the body of a member; release 0.1 wrote no version."""
+    version, newline, body = member.partition(b"\n")
+    return (version, body) if newline and version.isdigit() else (b"1", member)
 
 
 def suspects(
@@ -41,9 +53,9 @@ def suspects(
     )  # fmt: skip
     entries = []
     for body, due in zip(found[::2], found[1::2], strict=True):
-        with contextlib.suppress(Unreadable):
+        with contextlib.suppress(Unreadable, UnknownVersion):
             accepted = int(max(0.0, float(due) - _CLOCK_SKEW) * 1000)
-            entries.append(decode(f"{accepted}-0", VERSION, body))
+            entries.append(decode(f"{accepted}-0", *split(body)))
     return entries
 
 
@@ -58,7 +70,7 @@ def move(redis: RedisConnection, lane: Lane, now: float) -> int:
     )
     if not bodies:
         return 0
-    added = redis.calls([add(lane, body) for body in bodies])
+    added = redis.calls([add(lane, body, version) for version, body in map(split, bodies)])
     crashpoint.reach("move-added")
     moved = [
         b for b, reply in zip(bodies, added, strict=True) if not isinstance(reply, RedisRefused)

@@ -6,6 +6,7 @@ one node of a cluster.
 
 ============================== ======== ===========================================================
 <ns>:buffer                    string   identity of this buffer, random, written once (rule 1)
+<ns>:database                  string   the database that this buffer is drained into (rule 94)
 <ns>:lanes                     set      every lane ever written (rule 7)
 <ns>:partitions                hash     queue -> number of lanes it is written to (rule 7)
 <ns>:paused                    hash     queue -> end of its pause, Unix seconds, 0 for no end

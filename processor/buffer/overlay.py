@@ -41,13 +41,14 @@ from processor.transaction.write_set import Declared, touch
 class Pending(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """A pending transaction: its operations on the tables of the overlay, in order.
 
-    `at` (the time of its submit) and `due` are in Unix seconds.
+    `at` (the time of its submit) and `due` are in Unix seconds. Release 0.1 wrote no version, `v`.
     """
 
     id: str
     at: float
     operations: tuple[Operation, ...] = ()
     due: float | None = None
+    v: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,8 @@ class Shown:
 
 
 _decoder = msgspec.json.Decoder(Pending, float_hook=Decimal)
+#: The version of the records that this release writes and reads.
+_READS = 1
 
 
 class Overlay:
@@ -195,10 +198,27 @@ def record(found: bytes) -> Pending | None:
     """Return the pending transaction of a record, None if it is invalid."""
     try:
         read = _decoder.decode(found)
+        if read.v > _READS:
+            return None
         # Anyone who may write to Redis may have written this record, and its id goes into SQL.
         return read if is_id(read.id) else None
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return None
+
+
+class _Version(msgspec.Struct):
+    v: int = 1
+
+
+_version = msgspec.json.Decoder(_Version)
+
+
+def is_later(found: bytes) -> bool:
+    """Whether a record is one of a later release, whose operations are unknown here."""
+    try:
+        return _version.decode(found).v > _READS
+    except (msgspec.MsgspecError, RecursionError):
+        return False
 
 
 def value(found: bytes) -> Any:

@@ -6,7 +6,8 @@ is due (rule 26). A lane has three structures, in the order in which they are wr
 `:blocked`  the waiting lines of keys (see `waiting_lines`)
 `:retry`    id -> when the entry is due, Unix seconds. A score above HELD is that of the pause of a
             kind, which holds the entry: it is not due
-`:parked`   id -> record: entry id, failed attempts, reason of the last failure, body
+`:parked`   id -> record: entry id, version of the envelope unless it is 1, failed attempts, reason
+            of the last failure, body
 
 They are written before the entry is removed from the stream, and may be written twice (rule 28).
 They are removed in the order lines, record, retry. What a crash in between leaves, and what an
@@ -20,6 +21,7 @@ import contextlib
 import itertools
 import random
 import re
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -28,7 +30,7 @@ from processor.buffer.entry_ids import order
 from processor.buffer.lane import Lane
 from processor.buffer.waiting_lines import first_places, member, read_lines
 from processor.connections.redis_client import Command, RedisConnection, checked
-from processor.transaction.entry import VERSION, Entry, Unreadable, decode
+from processor.transaction.entry import Entry, UnknownVersion, Unreadable, decode
 
 #: Scores from here on are no times: each belongs to the pause of one kind (the year is 8307).
 HELD = 2e11
@@ -36,7 +38,11 @@ HELD = 2e11
 _MOST_SKIPPED = 100_000
 _RELEASED_AT_ONCE = 500
 
-_RECORD = re.compile(rb"([0-9]{1,20}-[0-9]{1,20})\n([0-9]{1,9})(?: ([^\n]*))?\n").match
+_RECORD = re.compile(
+    rb"([0-9]{1,20}-[0-9]{1,20})(?: v([0-9]{1,9}))?\n([0-9]{1,9})(?: ([^\n]*))?\n"
+).match
+#: A parked transaction of a later release is looked at again after so many seconds.
+_LATER = 60.0
 
 
 # Records.
@@ -46,7 +52,9 @@ def put(lane: Lane, entry: Entry, attempt: int, reason: str = "") -> Command:
     """Write the record of an entry: how many attempts failed, and why the last one did."""
     # The reason contains no values (rule 19), but it contains names, which may contain newlines.
     failed = f"{attempt} {reason}".strip().replace("\n", " ")
-    record = b"\n".join((entry.entry_id.encode(), failed.encode(), entry.body))
+    # Release 0.1 knows no version here, and reads what has none.
+    version = "" if entry.version == 1 else f" v{entry.version}"
+    record = b"\n".join((f"{entry.entry_id}{version}".encode(), failed.encode(), entry.body))
     return ("HSET", lane.parked, entry.id, record)
 
 
@@ -55,18 +63,40 @@ def put_new(lane: Lane, entry: Entry) -> Command:
     return ("HSETNX", *put(lane, entry, entry.attempt)[1:])
 
 
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What a record says before the body, and the body; `reason` is of the last failure."""
+
+    entry_id: str
+    version: str
+    attempt: int
+    reason: str
+    body: bytes
+
+
+def head(record: bytes) -> Head | None:
+    """Return a record in its parts, without decoding the body; None if it is not a record."""
+    found = _RECORD(record)
+    if found is None:
+        return None
+    return Head(
+        found[1].decode(), (found[2] or b"1").decode(), int(found[3]),
+        (found[4] or b"").decode(errors="replace"), record[found.end() :],
+    )  # fmt: skip
+
+
 def parse(record: bytes) -> Entry:
-    """Return the entry of a record. Raises Unreadable."""
-    head = _RECORD(record)
-    if head is None:
+    """Return the entry of a record. Raises Unreadable, and UnknownVersion for a later release."""
+    found = head(record)
+    if found is None:
         raise Unreadable("parked record without entry id and attempts")
-    return decode(head[1].decode(), VERSION, record[head.end() :], int(head[2]))
+    return decode(found.entry_id, found.version.encode(), found.body, found.attempt)
 
 
 def last_failure(record: bytes) -> str:
     """Return why the entry of a record failed last; "" if it did not, or the record is invalid."""
-    head = _RECORD(record)
-    return (head[3] or b"").decode(errors="replace") if head else ""
+    found = head(record)
+    return found.reason if found else ""
 
 
 def payload_hashes(redis: RedisConnection, lane: Lane, ids: Sequence[str]) -> dict[str, str]:
@@ -95,7 +125,7 @@ def _entries(redis: RedisConnection, lane: Lane, ids: Sequence[str]) -> dict[str
 def _parsed(records: Mapping[str, bytes]) -> dict[str, Entry]:
     entries = {}
     for i, record in records.items():
-        with contextlib.suppress(Unreadable):
+        with contextlib.suppress(Unreadable, UnknownVersion):
             # A record under another transaction's id does not belong to it: applying the entry
             # would never remove the record.
             if (entry := parse(record)).id == i:
@@ -174,7 +204,8 @@ def _runnable(redis: RedisConnection, lane: Lane, found: Sequence[bytes]) -> lis
         return []
     ids = [i.decode(errors="replace") for i in found]
     due = _entries(redis, lane, ids)
-    gone = [stored for i, stored in zip(ids, found, strict=True) if i not in due]
+    unread = [stored for i, stored in zip(ids, found, strict=True) if i not in due]
+    gone = _put_off_later(redis, lane, unread)
     first, not_first = _first_in_line(redis, lane, list(due.values()))
     if gone or not_first:
         redis.call("ZREM", lane.retry, *gone, *not_first)
@@ -212,6 +243,26 @@ def release_held(redis: RedisConnection, lane: Lane, staying: Iterable[float], n
             redis.call("ZADD", lane.retry, "XX", *(part for i in ids for part in (repr(now), i)))
         more = more or len(ids) == _RELEASED_AT_ONCE
     return more
+
+
+def _put_off_later(
+    redis: RedisConnection, lane: Lane, ids: Sequence[bytes]
+) -> list[bytes]:
+    """Have the transactions of a later release looked at later; return the other ids."""
+    records = redis.call("HMGET", lane.parked, *ids) if ids else []
+    later = [i for i, record in zip(ids, records, strict=True) if _is_later(record)]
+    if later:
+        redis.call("ZADD", lane.retry, "XX", *(p for i in later for p in (repr(time.time() + _LATER), i)))
+    return [i for i in ids if i not in later]
+
+
+def _is_later(record: bytes | None) -> bool:
+    try:
+        return record is not None and parse(record) is None
+    except UnknownVersion:
+        return True
+    except Unreadable:
+        return False
 
 
 def _first_in_line(

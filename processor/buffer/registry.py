@@ -36,6 +36,14 @@ def identity_in(key: str, value: bytes) -> str:
         return id_of_key(f"buffer {text}")
 
 
+def bound_database(redis: RedisConnection, namespace: str, database: str) -> str:
+    """Return the database that the buffer is bound to; the first caller binds it (rule 94)."""
+    key = f"{namespace}:database"
+    while (found := redis.call("GET", key)) is None:
+        redis.call("SET", key, database, "NX")
+    return str(found.decode(errors="replace"))
+
+
 def register(namespace: str, lanes: Iterable[str]) -> Command:
     """Register lanes, so that every processor drains them (rule 7)."""
     return ("SADD", f"{namespace}:lanes", *lanes)

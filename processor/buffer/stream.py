@@ -15,9 +15,9 @@ from processor.transaction.entry import VERSION
 Raw = tuple[str, bytes | None, bytes | None, bytes]
 
 
-def add(lane: Lane, body: bytes) -> Command:
+def add(lane: Lane, body: bytes, version: bytes = VERSION) -> Command:
     """Add a transaction to the end of its lane."""
-    return ("XADD", lane.stream, "*", "v", VERSION, "tx", body)
+    return ("XADD", lane.stream, "*", "v", version, "tx", body)
 
 
 def read(lane: Lane, cursor: str, count: int) -> Command:

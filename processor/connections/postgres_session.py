@@ -194,6 +194,11 @@ class PostgresSession:
                 " AND usename = current_user"
             )
 
+    @property
+    def encoding(self) -> str:
+        """The encoding of the database, as PostgreSQL calls it; the session must be connected."""
+        return str(self._connection.info.parameter_status("server_encoding"))
+
     def run(self, sql: str, *, deadline: float | None = None) -> list[Row]:
         """Send a string of statements, wait, and return the rows of the last one.
 

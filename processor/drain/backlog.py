@@ -36,6 +36,8 @@ class Backlog:
 
     def delay(self, now: float, wall: float) -> float:
         """Seconds until there may be more to do; `now` is monotonic, `wall` in Unix seconds."""
+        if any(lane.cursor.passing_later for lane in self._owners.owned):
+            return 0.0
         if now - self._measured < _AT_MOST_EVERY:
             return _AT_MOST_EVERY
         self._measure()

@@ -8,6 +8,7 @@ lanes without a page are read in one round trip, while PostgreSQL works on the b
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,8 +20,11 @@ from processor.connections.redis_client import RedisConnection
 from processor.drain.settle_replicated import ReplicatedSettling
 from processor.errors import RedisRefused, RedisUnavailable
 from processor.ownership.owned_lane import OwnedLane, Page
-from processor.transaction.entry import Entry, UnknownVersion, Unreadable, decode
+from processor.transaction.entry import Entry, UnknownVersion, Unreadable, decode, is_later
 from processor.transaction.ids import id_of_key
+
+#: Entries of a later release are passed for so many seconds at once: other lanes have work.
+_PASSING = 0.1
 
 
 class Prefetch:
@@ -42,7 +46,9 @@ class Prefetch:
         for lane in lanes:
             if not lane.cursor.rewinds or lane.cursor.page is not None:
                 continue
-            if not self._replicated.is_whole(lane):
+            if self._has_only_later(lane):
+                lane.cursor.rewinds = False
+            elif not self._replicated.is_whole(lane):
                 lane.withheld.forget()
                 lane.rewind("-")
             elif lane.parking.unparked:
@@ -51,10 +57,26 @@ class Prefetch:
             else:
                 lane.cursor.rewinds = False
 
+    def _has_only_later(self, lane: OwnedLane) -> bool:
+        """Whether the stream has nothing but the entries of a later release that were passed.
+
+        Then it is not read from its head again, however many they are.
+        """
+        if not lane.cursor.later or lane.withheld or lane.parking.unparked:
+            return False
+        return bool(self._redis.call("XLEN", lane.lane.stream) == lane.cursor.later)
+
     def fill(self, lanes: Sequence[OwnedLane]) -> None:
         """Read a page for each of these lanes that has none, if there are entries for one."""
         empty = [lane for lane in lanes if lane.cursor.page is None]
+        end = time.monotonic() + _PASSING
+        for lane in empty:
+            lane.cursor.passing_later = False
         while empty:
+            if time.monotonic() > end:
+                for lane in empty:
+                    lane.cursor.passing_later = True
+                return
             replies = self._redis.read(
                 [stream.read(lane.lane, lane.cursor.position, self._count(lane)) for lane in empty]
             )
@@ -95,18 +117,15 @@ class Prefetch:
 
     def _decode(self, lane: OwnedLane, raws: list[Raw], cut: Mapping[str, int]) -> Page:
         page = Page(self._redis.generation, raws[0][0], raws[-1][0])
-        later = lane.cursor.later_versions
         for entry_id, version, body, whole in raws:
-            if entry_id in later:
-                continue
-            if entry_id in cut:
+            if entry_id in cut and not is_later(version):
                 why = f"{cut[entry_id]} bytes are too many, only the first are kept"
                 page.unreadable.append((_stand_in(lane, entry_id, whole), why))
                 continue
             try:
                 page.entries.append(decode(entry_id, version, body))
-            except UnknownVersion:
-                later.add(entry_id)
+            except UnknownVersion as error:
+                lane.cursor.pass_later(entry_id, str(error))
             except Unreadable as error:
                 page.unreadable.append((_stand_in(lane, entry_id, whole), str(error)))
         return page

@@ -19,7 +19,7 @@ from processor.errors import RedisRefused, RedisUnavailable
 from processor.ownership.owned_lane import OwnedLane, Page
 from processor.ownership.replication_backlog import Range
 from processor.replicas.watch import ReplicaWatch
-from processor.transaction.entry import Entry, UnknownVersion, Unreadable, decode
+from processor.transaction.entry import Entry, UnknownVersion, Unreadable, decode, is_later
 
 _PAGE = 500
 #: Removal may take this long between two batches, seconds.
@@ -126,7 +126,7 @@ class ReplicatedSettling:
         self._watch.remember_removed(position, _ids(raws))
 
     def _decided(self, lane: OwnedLane, raws: Sequence[stream.Raw]) -> list[str]:
-        staying = {*lane.cursor.later_versions}
+        staying = {raw[0] for raw in raws if is_later(raw[1])}
         staying |= {entry.entry_id for entry in lane.parking.unparked.values()}
         singles = lane.withheld.single
         ids = [raw[0] for raw in raws if raw[0] not in staying and raw[0] not in singles]

@@ -23,7 +23,7 @@ from processor.replicas.health import set_gauges
 from processor.replicas.watch import ReplicaWatch
 from processor.telemetry import metrics
 from processor.telemetry.progress import Progress
-from processor.telemetry.status import LaneState, State, as_mapping
+from processor.telemetry.status import RECORD, LaneState, State, as_mapping
 from processor.version import __version__
 
 log = logging.getLogger("processor.drain")
@@ -92,10 +92,13 @@ class StatePublisher:
         failing = tuple(pause.published(now, wall) for pause in lane.alike.pauses)
         if failing and not reason:
             reason = "; ".join(in_words(kind, lane.name) for kind in failing)
-        if lane.cursor.later_versions and not reason:
+        if lane.cursor.first_later and not reason:
             # They stay in the stream for a newer processor; the lane continues (rule 10).
-            later = len(lane.cursor.later_versions)
-            reason = f"{later} entries were written by a later release: update this processor"
+            entry_id, version = lane.cursor.first_later
+            reason = (
+                f"{lane.cursor.later} entries were written by a later release: update this"
+                f" processor (envelope version {version}, the first is {entry_id})"
+            )
         if lane.withheld and not reason:
             reason = f"{len(lane.withheld)} committed entries wait until the replicas have them"
         if self._gate.is_shut:
@@ -132,7 +135,9 @@ class StatePublisher:
         self._set(stopped, _LIFETIME_STOPPED)
 
     def _set(self, state: State, lifetime: int) -> object:
-        encoded = msgspec.json.encode(as_mapping(state, version=__version__))
+        encoded = msgspec.json.encode(
+            as_mapping(state, version=__version__) | {"record": RECORD}
+        )
         (reply,) = self._redis.calls([("SET", self._key, encoded, "EX", lifetime)])
         return reply
 

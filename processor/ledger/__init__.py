@@ -4,6 +4,7 @@ sqlstates     Which SQLSTATEs concern more than one transaction, for Python and 
 migrations    The SQL of each version of the schema.
 schema        The tables and functions of the schema; how it is created and checked.
 lane_rows     Table `lane`: who owns a lane, and the fence of every batch.
+stored_text   Text of producers in a database that may lack some of its letters.
 outcomes      Table `ledger`: the id and outcome of every transaction.
 dead_letters  Table `dead_letter`: transactions that failed for good, and operators' requests.
 """

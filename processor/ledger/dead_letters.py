@@ -10,11 +10,12 @@ import datetime
 import getpass
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from processor.connections.postgres_session import PostgresSession, Row
 from processor.connections.sql_literals import quoted
+from processor.ledger import stored_text
 from processor.ledger.lane_rows import Ownership
 from processor.transaction.entry import Entry
 from processor.transaction.ids import canonical_id
@@ -59,35 +60,40 @@ class DeadLetter:
     edited: bytes | None
     outcome: str
     trace: str | None
+    #: The version of the envelope that `body` and `edited` belong to.
+    version: int = 1
 
 
 _COLUMNS = (
     "id::text, pg_catalog.replace(hash::text, '-', ''), buffer::text, lane, entry, keys, body,"
     " reason, sqlstate, detail, attempts, holds, died_at, request, requested_by, edited, outcome,"
-    " trace"
+    " trace, version, texts"
 )
 
 
 def insert(
-    owner: Ownership, entry: Entry, reason: Reason, *, attempts: int, holds: bool, clashing: bool
-) -> str:
+    owner: Ownership, entry: Entry, reason: Reason, *, attempts: int, holds: bool, clashing: bool,
+    encoding: str = "UTF8",
+) -> str:  # fmt: skip
     """Return the insert of a dead letter; one that exists keeps its first reason.
 
     It is inserted only if the ledger's outcome is dead, unless its id is `clashing` with another
-    payload.
+    payload. `encoding` is that of the database.
     """
-    keys = ",".join(quoted(key) for key in entry.keys)
+    keys = ",".join(_stored(key, encoding) for key in entry.keys)
+    trace = "NULL" if entry.trace is None else _stored(entry.trace, encoding)
     values = (
         f"'{entry.id}'::uuid, '{entry.hash}'::uuid, '{owner.buffer}'::uuid, {quoted(owner.lane)},"
         f" {quoted(entry.entry_id)}, ARRAY[{keys}]::text[], '\\x{entry.body.hex()}'::bytea,"
-        f" {quoted(reason.text)}, {quoted(reason.sqlstate)}, {quoted(reason.detail)}, {attempts},"
-        f" {'true' if holds else 'false'}, {'NULL' if entry.trace is None else quoted(entry.trace)}"
+        f" {_stored(reason.text, encoding)}, {quoted(reason.sqlstate)},"
+        f" {_stored(reason.detail, encoding)}, {attempts}, {'true' if holds else 'false'}, {trace},"
+        f" {entry.version}, {_exact(entry.keys, entry.trace, reason, encoding)}"
     )
     recorded = f"SELECT FROM processor.ledger WHERE id = '{entry.id}' AND outcome = 'dead'"
     condition = "" if clashing else f" WHERE EXISTS ({recorded})"
     return (
         "INSERT INTO processor.dead_letter (id, hash, buffer, lane, entry, keys, body, reason,"
-        f" sqlstate, detail, attempts, holds, trace) SELECT {values}{condition}"
+        f" sqlstate, detail, attempts, holds, trace, version, texts) SELECT {values}{condition}"
         " ON CONFLICT (id, hash) DO NOTHING;"
     )
 
@@ -109,17 +115,19 @@ def open_requests(
 
 
 def open_holds(
-    session: PostgresSession, owner: Ownership, after: str, count: int
+    session: PostgresSession, owner: Ownership, after: DeadLetter | None, count: int
 ) -> list[DeadLetter]:
-    """Return dead letters of a lane that hold their keys, by id, to rebuild the blocked keys.
+    """Return dead letters of a lane that hold their keys, to rebuild the blocked keys.
 
-    `after` is the last id of the previous page.
+    `after` is the last one of the previous page.
     """
+    # An id can have several dead letters, of which a page may end in the middle.
+    behind = "" if after is None else f" AND (id, hash) > ('{after.id}', '{after.hash}')"
     return _letters(
         session,
         f"SELECT {_COLUMNS} FROM processor.dead_letter WHERE buffer = '{owner.buffer}'"
         f" AND lane = {quoted(owner.lane)} AND outcome = 'dead' AND holds"
-        f" AND id > '{after}' ORDER BY id LIMIT {count}",
+        f"{behind} ORDER BY id, hash LIMIT {count}",
     )
 
 
@@ -135,12 +143,13 @@ def resolve(letter: DeadLetter, outcome: str) -> str:
     )
 
 
-def failed_again(letter: DeadLetter, reason: Reason) -> str:
+def failed_again(letter: DeadLetter, reason: Reason, encoding: str = "UTF8") -> str:
     """Return the update after a failed retry: the dead letter stays, with the new reason."""
     return (
         f"UPDATE processor.dead_letter SET request = NULL, attempts = attempts + 1,"
-        f" reason = {quoted(reason.text)}, sqlstate = {quoted(reason.sqlstate)},"
-        f" detail = {quoted(reason.detail)}, edited = NULL WHERE {_is(letter)};"
+        f" reason = {_stored(reason.text, encoding)}, sqlstate = {quoted(reason.sqlstate)},"
+        f" detail = {_stored(reason.detail, encoding)}, edited = NULL,"
+        f" texts = {_exact(letter.keys, letter.trace, reason, encoding)} WHERE {_is(letter)};"
     )
 
 
@@ -164,20 +173,23 @@ def open_elsewhere(session: PostgresSession, buffer: str) -> list[tuple[str, int
 def listed(
     session: PostgresSession, *, lane: str | None = None, sqlstate: str | None = None,
     since: datetime.datetime | None = None, everything: bool = False, buffer: str | None = None,
-    limit: int = 100, after: str | None = None,
+    limit: int = 100, after: DeadLetter | None = None,
 ) -> list[DeadLetter]:  # fmt: skip
-    """Return a page of dead letters, oldest first; `after` is the last id of the previous page.
+    """Return a page of dead letters, oldest first; `after` is the last one of the previous page.
 
     `sqlstate` may be a class, which is the first two characters. `everything` includes those that
     were applied or discarded.
     """
     conditions = _conditions(lane, sqlstate, since, everything, buffer)
     if after is not None:
-        conditions += f" AND id > '{after}'"
+        conditions += (
+            f" AND (died_at, id, hash) > ('{after.died_at.isoformat()}', '{after.id}',"
+            f" '{after.hash}')"
+        )
     return _letters(
         session,
         f"SELECT {_COLUMNS} FROM processor.dead_letter WHERE {conditions}"
-        f" ORDER BY id LIMIT {limit}",
+        f" ORDER BY died_at, id, hash LIMIT {limit}",
     )
 
 
@@ -212,7 +224,8 @@ def find(session: PostgresSession, transaction_id: str) -> list[DeadLetter]:
     identity = canonical_id("id", transaction_id)
     return _letters(
         session,
-        f"SELECT {_COLUMNS} FROM processor.dead_letter WHERE id = '{identity}' ORDER BY died_at",
+        f"SELECT {_COLUMNS} FROM processor.dead_letter WHERE id = '{identity}'"
+        " ORDER BY died_at, hash",
     )
 
 
@@ -229,7 +242,8 @@ def record_request(
     text = "NULL" if edited is None else f"'\\x{edited.hex()}'"
     update = (
         f"UPDATE processor.dead_letter SET request = {quoted(verb)},"
-        f" requested_at = pg_catalog.now(), requested_by = {quoted(_operator())},"
+        f" requested_at = pg_catalog.now(),"
+        f" requested_by = {_stored(_operator(), session.encoding)},"
         f" edited = {text}, buffer = '{taker}'"
         f" WHERE {_is(letter)} AND outcome = 'dead' RETURNING lane"
     )
@@ -259,7 +273,18 @@ def _letter(row: Row) -> DeadLetter:
     fields[5] = tuple(fields[5])
     fields[6] = bytes(fields[6])
     fields[15] = None if fields[15] is None else bytes(fields[15])
-    return DeadLetter(*fields)
+    exact = stored_text.read(fields.pop())
+    letter = DeadLetter(*fields)
+    return replace(letter, **exact | {"keys": tuple(exact["keys"])}) if exact else letter
+
+
+def _stored(text: str, encoding: str) -> str:
+    return quoted(stored_text.escaped(text, encoding))
+
+
+def _exact(keys: Sequence[str], trace: str | None, reason: Reason, encoding: str) -> str:
+    texts = {"keys": keys, "trace": trace, "reason": reason.text, "detail": reason.detail}
+    return stored_text.exact(texts, encoding)
 
 
 def _is(letter: DeadLetter) -> str:

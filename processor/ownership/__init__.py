@@ -7,5 +7,6 @@ owned_lane           a lane with what its owner remembers of it, in records
 key_lines            the lines of blocked keys, rebuilt from the dead letters
 owners               takes and gives up lanes; detects a buffer that was lost or went back
 failover             which primary this is, and which commits a failover lost
+binding              the one database that a buffer is drained into
 connect              the first step of a pass: both servers answer, lanes are taken
 """

@@ -12,8 +12,9 @@ from processor.apply.committer import Committer
 from processor.config.settings import Settings
 from processor.connections.postgres_session import PostgresSession
 from processor.connections.redis_client import RedisConnection
-from processor.errors import DatabaseUnavailable
+from processor.errors import DatabaseUnavailable, WrongDatabase
 from processor.ledger import dead_letters, schema
+from processor.ownership import binding
 from processor.ownership.failover import Failover
 from processor.ownership.owners import Owners
 from processor.replicas.watch import ReplicaWatch
@@ -44,6 +45,8 @@ class Connector:
         self._failover = Failover(settings.namespace, watch)
         self._discovered = float("-inf")
         self._examined = -1
+        #: The sessions on which the buffer's database was last checked.
+        self._bound: tuple[int, int, str] | None = None
         self._buffer = ""
         self.session_is_old = False
 
@@ -60,6 +63,8 @@ class Connector:
             database.connect()
             self._check_schema(database)
             self._discovered = float("-inf")
+        # Before anything is published in Redis of another database.
+        self._check_binding(database)
         if self._examined != database.generation:
             # Not only after a connect: Redis may have been unreachable then.
             self._failover.examine(database, self._redis, self._owners)
@@ -96,6 +101,16 @@ class Connector:
             database.locks.clear()
             database.run("SELECT pg_catalog.pg_advisory_unlock_all()")
         self._report_other_buffers(database)
+
+    def _check_binding(self, database: PostgresSession) -> None:
+        on = database.generation, self._redis.generation, self._owners.buffer
+        if self._bound != on:
+            try:
+                binding.check(database, self._redis, self._settings.namespace)
+            except WrongDatabase:
+                database.close()
+                raise
+            self._bound = on
 
     def _report_other_buffers(self, database: PostgresSession) -> None:
         """Dead letters of a buffer that no longer exists are counted nowhere else."""

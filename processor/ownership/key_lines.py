@@ -37,9 +37,9 @@ def rebuild(database: PostgresSession, redis: RedisConnection, lane: OwnedLane) 
 
 def _put_dead_letters(database: PostgresSession, redis: RedisConnection, lane: OwnedLane) -> None:
     assert lane.owner is not None
-    after = "00000000-0000-0000-0000-000000000000"
+    after = None
     while letters := dead_letters.open_holds(database, lane.owner, after, _PAGE):
-        after = letters[-1].id
+        after = letters[-1]
         members = [waiting_lines.member(k, x.entry_id, x.id) for x in letters for k in x.keys]
         if members:
             redis.call("ZADD", lane.lane.blocked, *(p for m in members for p in (0, m)))

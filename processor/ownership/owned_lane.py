@@ -55,15 +55,21 @@ class LaneCursor:
     """How far a lane's stream was read.
 
     `position` is the last entry read, "-" at the head. `doorbell` is the last entry ever read,
-    where the doorbell waits, also after the position went back. `later_versions` are entry ids of a
-    later release, which stay in the stream (rule 10).
+    where the doorbell waits, also after the position went back. `later` counts the entries of a
+    later release that were passed since the head; they stay in the stream (rule 10).
     """
 
     position: str = "-"
     doorbell: str = "0-0"
     page: Page | None = None
     entry_bytes: float = 65536.0
-    later_versions: set[str] = field(default_factory=set)
+    later: int = 0
+    #: The first of them, and its envelope version, as they are shown.
+    first_later: tuple[str, str] | None = None
+    #: Up to where they were counted, in order of entry ids.
+    counted_to: tuple[int, int] = (0, 0)
+    #: Whether reading stopped amid entries of a later release, to be continued at once.
+    passing_later: bool = False
     #: Whether the stream was read to its end since the position last went back.
     reached_end: bool = False
     #: Whether the next pass reads from the head again.
@@ -80,6 +86,17 @@ class LaneCursor:
         Redis may have issued lower ids since (rule 9): the next pass reads from the head.
         """
         self.rewinds = self.reached_end = True
+
+    def pass_later(self, entry_id: str, version: str) -> None:
+        """An entry of a later release was read, and stays where it is."""
+        if order(entry_id) > self.counted_to:
+            self.later += 1
+            self.counted_to = order(entry_id)
+            self.first_later = self.first_later or (entry_id, version)
+
+    def forget_later(self) -> None:
+        """Count the entries of a later release anew, from the head."""
+        self.later, self.first_later, self.counted_to = 0, None, (0, 0)
 
     def take_page(self) -> Page | None:
         """Return the page that was read, and let the next one be read."""
@@ -221,12 +238,14 @@ class OwnedLane:
         self.cursor.go_back(self.withheld.last or "-")
         self.parking.forget()
         if not self.withheld:
-            self.cursor.later_versions.clear()
+            self.cursor.forget_later()
             self.parking.unparked.clear()
 
     def rewind(self, position: str) -> None:
         """Read on from `position`, so that entries that could not be parked are read again."""
         self.cursor.rewind(position)
+        if position == "-":
+            self.cursor.forget_later()
         self.parking.read_unparked_again()
 
     def measured(self, size: LaneSize) -> None:

@@ -33,7 +33,8 @@ class PendingSet:
 
     `tables` are needed whole; of the tables in `rows` only the rows with these digests. `uncached`
     are the pending transactions whose changes are too large to remember. `statements` are the ids
-    of transactions with a registered statement; with `unsure` there are too many to look up.
+    of transactions with a registered statement; with `unsure` there are too many to look up, or a
+    record of a later release.
     """
 
     pending: list[Pending] = field(default_factory=list)
@@ -149,7 +150,7 @@ class PendingWrites:
         ])  # fmt: skip
         ids = [each.decode(errors="replace") for each in statements]
         found.statements = [each for each in ids[:_MOST_STATEMENTS] if is_id(each)]
-        found.unsure = len(ids) > _MOST_STATEMENTS
+        found.unsure = found.unsure or len(ids) > _MOST_STATEMENTS
         pairs = zip(missed[::2], missed[1::2], strict=True)
         found.missed = {
             name.decode(errors="replace"): position.decode(errors="replace")
@@ -213,9 +214,16 @@ class PendingWrites:
                 rows.update((table, digest) for digest in touched.rows if digest not in needed)
         return tables, rows
 
+    def _decoded(self, record: bytes) -> DecodedRecord | None:
+        """Decode a record; what a later release wrote is unknown, and the read says so."""
+        decoded = self._cache.decode(record)
+        if decoded is None and overlay.is_later(record):
+            self._found.unsure = True
+        return decoded
+
     def _add_records(self, name: str, records: Iterable[bytes]) -> None:
         order: dict[str, None] = {}
-        for each in map(self._cache.decode, records):
+        for each in map(self._decoded, records):
             if each is not None:
                 order[each.pending.id] = None
                 self._records.setdefault(each.pending.id, each)
@@ -227,7 +235,7 @@ class PendingWrites:
         if new:
             # A record that was removed since is in the ledger of every server that is read.
             for each in self._calls([("HMGET", self._keys.prefix, *new)])[0]:
-                decoded = self._cache.decode(each) if each is not None else None
+                decoded = self._decoded(each) if each is not None else None
                 if decoded is not None:
                     self._records.setdefault(decoded.pending.id, decoded)
         self._orders[name] = [each for each in order if each in self._records]

@@ -18,7 +18,6 @@ from processor.connections.redis_client import Command, RedisConnection, checked
 from processor.receipts import replica_progress
 from processor.receipts.replica_progress import ReplicaProgress
 from processor.receipts.status import StatusLookup, Target
-from processor.transaction.entry import Unreadable
 
 _PAGE = 100
 
@@ -80,10 +79,8 @@ def outlives_notes(redis: RedisConnection, target: Target) -> bool:
 def _waiting(entry: Any, record: bytes | None, retry: bytes | None) -> StatusLookup | None:
     if record is None:
         return StatusLookup("accepted") if entry else None
-    try:
-        attempt = parked.parse(record).attempt
-    except Unreadable:
-        attempt = 0
+    head = parked.head(record)
+    attempt = head.attempt if head else 0
     next_try = None if retry is None else float(retry)
     return StatusLookup("retrying" if attempt else "parked", attempt=attempt, next_try=next_try)
 

@@ -98,6 +98,10 @@ class State:
     replicas: Mapping[str, Replica] = field(default_factory=dict)
 
 
+#: The version of the state as published in Redis; release 0.1 published none.
+RECORD = 1
+
+
 def as_mapping(state: State, *, version: str = "") -> dict[str, Any]:
     """The dict that `/health`, `processor.state()` and `status --json` share."""
     return {

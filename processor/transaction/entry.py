@@ -19,7 +19,7 @@ from processor.transaction.operations import (
     operations_decoder,
 )
 
-#: Version of the envelope that this release writes and reads.
+#: Version of the envelope that this release writes; it reads this one and all before it.
 VERSION = b"1"
 
 
@@ -38,6 +38,8 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     trace: str | None = None
     #: It had a due time, so its receipt does not know its entry id (see `commit_notes`).
     delayed: bool = False
+    #: The version of the envelope of `body`.
+    version: int = 1
 
 
 _QUOTED = re.compile(r"(unknown field|Invalid (?:enum )?value) (['`]).*?\2(?= - at `\$|$)", re.S)
@@ -57,10 +59,7 @@ def decode(entry_id: str, version: bytes | None, body: bytes | None, attempt: in
     """Decode one entry. Raises Unreadable and UnknownVersion."""
     if version is None or body is None:
         raise Unreadable("the fields v and tx are missing")
-    if version != VERSION:
-        if version.isdigit() and len(version) < 10 and int(version) > int(VERSION):
-            raise UnknownVersion(version.decode())
-        raise Unreadable("invalid envelope version")
+    number = 1 if version == b"1" else _version(version)
     if b"\\u0000" in body and _NUL(body):
         raise Unreadable("text contains NUL (\\0), which PostgreSQL cannot store")
     try:
@@ -86,7 +85,22 @@ def decode(entry_id: str, version: bytes | None, body: bytes | None, attempt: in
         attempt,
         form.trace,
         form.delay is not None or form.due is not None,
+        number,
     )
+
+
+def is_later(version: bytes | None) -> bool:
+    """Return whether an envelope version is one of a later release (rule 10)."""
+    return version is not None and version.isdigit() and int(version[:10]) > int(VERSION)
+
+
+def _version(text: bytes) -> int:
+    number = int(text) if text.isdigit() and len(text) < 10 else 0
+    if number > int(VERSION):
+        raise UnknownVersion(text.decode())
+    if number < 1:
+        raise Unreadable("invalid envelope version")
+    return number
 
 
 def _check(decoded: tuple[Operation, ...]) -> None:

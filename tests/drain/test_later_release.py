@@ -1,0 +1,123 @@
+"""What a later release stored stays where it is, is named, and costs next to nothing (rule 95)."""
+
+from __future__ import annotations
+
+import time
+from contextlib import closing
+
+import pytest
+
+from processor.buffer import commit_notes
+from processor.connections.postgres_session import PostgresSession
+from processor.ledger import dead_letters
+from processor.telemetry.progress import Progress
+from processor.transaction.ids import new_id
+from tests.harness.cli import Cli
+from tests.harness.site import Site, step, write
+from tests.harness.wait import wait_until
+
+LATER = 3000
+
+
+def reads(site: Site) -> int:
+    """Return how often streams were read since Redis started."""
+    return int(site.redis.info("commandstats")["cmdstat_xrange"]["calls"])
+
+
+def test_a_backlog_of_a_later_release_costs_no_memory_and_is_read_once(site: Site) -> None:
+    drain = site.drain()
+    with site.redis.pipeline(transaction=False) as pipe:
+        for _ in range(LATER):
+            pipe.xadd(site.lane().stream, {"v": "2", "tx": "a form of a later release"})
+        pipe.sadd("processor:lanes", "default:0")
+        pipe.execute()
+    site.submit(write(1))
+    wait_until(lambda: step(drain) or site.tape() == [1])
+    cursor = drain.owners.lanes["default:0"].cursor
+    wait_until(lambda: step(drain) or cursor.later == LATER)
+    assert not any(isinstance(v, set | list | dict) and len(v) > 99
+                   for v in (getattr(cursor, n) for n in cursor.__slots__))  # fmt: skip
+
+    before = reads(site)
+    for _ in range(10):
+        step(drain)
+    # Each pass measures each of three lanes, and reads behind its cursor.
+    assert reads(site) - before <= 10 * 3 * 3
+    site.submit(write(2))
+    wait_until(lambda: step(drain) or site.tape() == [1, 2])
+    assert (site.depth(), cursor.later) == (LATER, LATER)
+
+
+def test_what_a_later_release_stored_stays_and_is_named(site: Site, cli: Cli) -> None:
+    cli.use(site.mapping)
+    delayed, waiting = new_id(), new_id()
+    body = b'{"id":"%s","something":"new"}'
+    lane = site.lane()
+    site.redis.sadd("processor:lanes", lane.name)
+    site.redis.zadd(lane.scheduled, {b"2\n" + body % delayed.encode(): time.time()})
+    record = b"1-0 v2\n1 why\n" + body % waiting.encode()
+    site.redis.hset(lane.parked, waiting, record)
+    site.redis.zadd(lane.retry, {waiting: 1.0})
+    site.start()
+    site.submit(write(1))
+    site.commits(1)
+    wait_until(lambda: "(envelope version 2, the first is" in site.reason,
+               message=lambda: site.reason)  # fmt: skip
+
+    # The delayed one entered the stream with its version, the parked one is as it was.
+    ((_, fields),) = site.redis.xrange(lane.stream)
+    assert fields == {b"v": b"2", b"tx": body % delayed.encode()}
+    wait_until(lambda: site.redis.zscore(lane.retry, waiting) > time.time())
+    assert site.redis.hget(lane.parked, waiting) == record
+    for each in (delayed, waiting):
+        assert "a later release wrote it (envelope version 2)" in cli("explain", each).out
+    assert cli("verify").code in (0, 1)
+
+
+def test_a_dead_letter_of_a_later_release_is_not_retried_by_this_one(site: Site) -> None:
+    site.start()
+    dying = write("no number")  # type: ignore[arg-type]
+    site.submit(dying)
+    wait_until(lambda: len(site.dead()) == 1, message=lambda: site.tale())
+    site.execute("update processor.dead_letter set version = 2")
+    site.ask(dying.id, "retry")
+    wait_until(lambda: "later release" in site.dead()[0][2], message=lambda: str(site.dead()))
+
+
+def test_a_commit_note_of_a_later_release_answers_nothing() -> None:
+    fields = [b"v", b"2", b"buffer", b"b", b"at", b"1.0"]
+    with pytest.raises(ValueError, match="version 2"):
+        commit_notes.parse(fields)
+    assert commit_notes.parse(fields[2:]).buffer == "b"
+
+
+def test_a_damaged_parked_record_is_shown_and_found(site: Site, cli: Cli) -> None:
+    cli.use(site.mapping)
+    damaged = new_id()
+    site.redis.sadd("processor:lanes", "default:0")
+    site.submit(write(1))
+    for record in (b"", b"\xff", b"1-0\n0\n{", b"x\ny\nz"):
+        site.redis.hset(site.lane().parked, damaged, record)
+        said = cli("verify", "--json")
+        levels = {each["check"]: each["level"] for each in said.records}
+        assert (said.code, levels["records"]) == (1, "fail")
+        assert "Traceback" not in cli("explain", damaged).err
+
+
+def test_pages_of_dead_letters_end_between_two_payloads_of_one_id(site: Site) -> None:
+    one = new_id()
+    for minute, (payload, age) in enumerate([("aa", 3), ("bb", 1), ("cc", 2)]):
+        site.execute(
+            "insert into processor.dead_letter (id, hash, buffer, lane, entry, body, reason,"
+            " died_at, holds) select %s, md5(%s)::uuid, %s, 'l:0', '1-0', '', %s,"
+            " now() - %s * interval '1 hour', true",
+            (one if minute else new_id(), payload, one, payload, age),
+        )
+    session = PostgresSession(site.settings.database, Progress(), application="test")
+    session.connect()
+    with closing(session):
+        pages, after = [], None
+        while page := dead_letters.listed(session, limit=1, after=after):
+            pages.append(page[0].reason)
+            after = page[0]
+    assert pages == ["aa", "cc", "bb"]
