@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from processor.connections.redis_client import Command, RedisConnection
-from processor.errors import InvalidTransaction
+from processor.errors import InvalidTransaction, RedisRefused
 from processor.transaction.ids import canonical_id, id_of_key
 
 
@@ -36,11 +36,19 @@ def identity_in(key: str, value: bytes) -> str:
         return id_of_key(f"buffer {text}")
 
 
-def bound_database(redis: RedisConnection, namespace: str, database: str) -> str:
-    """Return the database that the buffer is bound to; the first caller binds it (rule 94)."""
+def bound_database(redis: RedisConnection, namespace: str, database: str) -> str | None:
+    """Return the database that the buffer is bound to; the first caller binds it (rule 94).
+
+    None while a full Redis does not take the key: it is drained nevertheless (rule 20).
+    """
     key = f"{namespace}:database"
     while (found := redis.call("GET", key)) is None:
-        redis.call("SET", key, database, "NX")
+        try:
+            redis.call("SET", key, database, "NX")
+        except RedisRefused as refused:
+            if refused.code != "OOM":
+                raise
+            return None
     return str(found.decode(errors="replace"))
 
 

@@ -18,15 +18,20 @@ _DATABASE = (
 )
 
 
-def check(database: PostgresSession, redis: RedisConnection, namespace: str) -> None:
-    """Bind the buffer to this database if it is bound to none. Raises WrongDatabase."""
+def check(database: PostgresSession, redis: RedisConnection, namespace: str) -> bool:
+    """Bind the buffer to this database if it is bound to none. Raises WrongDatabase.
+
+    Return whether it is bound now.
+    """
     oid, name = database.run(_DATABASE)[0]
     ours = f"{database.system} {oid} {name}"
     bound = registry.bound_database(redis, namespace, ours)
+    if bound is None:
+        return False
     system, _, rest = bound.partition(" ")
     bound_oid, _, bound_name = rest.partition(" ")
     if system == database.system and (bound_oid == oid or bound_name == name):
-        return
+        return True
     raise WrongDatabase(
         f"the buffer {namespace} is drained into database {bound_name} of the server with system"
         f" identifier {system}, and this is {name} of {database.system}",

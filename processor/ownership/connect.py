@@ -106,11 +106,11 @@ class Connector:
         on = database.generation, self._redis.generation, self._owners.buffer
         if self._bound != on:
             try:
-                binding.check(database, self._redis, self._settings.namespace)
+                bound = binding.check(database, self._redis, self._settings.namespace)
             except WrongDatabase:
                 database.close()
                 raise
-            self._bound = on
+            self._bound = on if bound else None
 
     def _report_other_buffers(self, database: PostgresSession) -> None:
         """Dead letters of a buffer that no longer exists are counted nowhere else."""
