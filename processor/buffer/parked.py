@@ -252,7 +252,8 @@ def _put_off_later(
     records = redis.call("HMGET", lane.parked, *ids) if ids else []
     later = [i for i, record in zip(ids, records, strict=True) if _is_later(record)]
     if later:
-        redis.call("ZADD", lane.retry, "XX", *(p for i in later for p in (repr(time.time() + _LATER), i)))
+        again = repr(time.time() + _LATER)
+        redis.call("ZADD", lane.retry, "XX", *(part for i in later for part in (again, i)))
     return [i for i in ids if i not in later]
 
 
