@@ -18,8 +18,10 @@ _REDIS = re.compile(
     r"rediss?://(?:[^@/?#\s]*@)?(?:\[[0-9A-Fa-f:.]+\]|[^@/:?#\s\[\]]*)(?::(?P<port>\d{1,5}))?"
     r"(?:/\d*)?(?:\?[^#\s]*)?"
 )
+_VALKEY = re.compile(r"^valkey(s?)://")
+_POOL_SIZE = re.compile(r"(?<=[?&])max_connections=\d*&?")
 _UNIX = re.compile(r"unix://(?:[^@/?#\s]*@)?/[^?#\s]+(?:\?[^#\s]*)?")
-_POSTGRESQL = re.compile(r"postgres(?:ql)?(?:\+\w+)?://(?P<rest>\S*)")
+_POSTGRESQL = re.compile(r"(?:postgres(?:ql)?|postgis|pgsql|psql|timescale)(?:\+\w+)?://(?P<rest>\S*)")
 # Possessive: without that a long bad string takes exponential time.
 _QUOTED = r"'(?:[^'\\]|\\.)*+'"
 _PLAIN = r"(?!')(?:[^\s\\]|\\.)*+"
@@ -34,7 +36,11 @@ _KEYWORD = re.compile(rf"(password\s*=\s*)(?:'(?:[^'\\]|\\.)*+'?|{_PLAIN})", re.
 
 
 def redis_url(value: str) -> str:
-    """The URL, unchanged. Raises ValueError if it is not one that redis-py accepts."""
+    """The URL as redis-py accepts it. Raises ValueError if it does not accept it.
+
+    Valkey's schemes are Redis', and the size of a pool means nothing here: it is ours.
+    """
+    value = _POOL_SIZE.sub("", _VALKEY.sub(r"redis\1://", value)).rstrip("?&")
     found = _REDIS.fullmatch(value)
     if found is None or int(found["port"] or 1) not in range(1, 65536):
         found = _UNIX.fullmatch(value)

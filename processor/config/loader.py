@@ -10,7 +10,9 @@ is neither file nor mapping; the file or mapping; the historic names; PROCESSOR_
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
@@ -32,6 +34,8 @@ __all__ = [
     "variables",
 ]
 
+log = logging.getLogger("processor.config")
+
 Source = str | os.PathLike[str] | Mapping[str, Any] | Settings
 
 PREFIX = "PROCESSOR_"
@@ -47,6 +51,12 @@ HISTORIC = {
     "LSN_CHECK_INTERVAL": ("replicas", "interval"),
     "LSN_TIMEOUT": ("replicas", "timeout"),
 }
+_LONGEST_SITE = 64
+#: What Kubernetes and Docker set in every container for a service of a name like processor-redis.
+_SERVICE_LINK = re.compile(
+    r".+_(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT_\d+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)"
+).fullmatch
+_LINKED_PORT = re.compile(r"(?:tcp|udp|sctp)://\S+").fullmatch
 DECLARED = dict(leaves(Settings))
 
 _configured: Settings | None = None
@@ -87,7 +97,7 @@ def load(source: Source | None = None, environ: Mapping[str, str] | None = None)
         layers.mapping(source)
     else:
         layers.file(source)
-    layers.variables(environ, HISTORIC)
+    layers.variables(_historic(environ), HISTORIC)
     layers.variables(environ, variables())
     layers.refuse_misspelled(environ)
     return layers.settings()
@@ -152,9 +162,13 @@ class _Layers:
         """
         ours = [each.removeprefix(PREFIX) for each in (*variables(), FILE)]
         sections = tuple(path[0].upper() + "_" for path in DECLARED if len(path) > 1)
+        links = [variable for variable in environ if _is_service_link(variable, environ[variable])]
+        if links:
+            log.debug("variables of service links, which are no settings: %s",
+                      ", ".join(sorted(links)))  # fmt: skip
         for variable in environ:
             name = variable.removeprefix(PREFIX)
-            if name in ours or name == variable:
+            if name in ours or name == variable or variable in links:
                 continue
             near = get_close_matches(name, ours, 1, 0.5 if name.startswith(sections) else 0.8)
             if near or name.startswith(sections):
@@ -184,6 +198,22 @@ class _Layers:
                 statements.check(sql)
             except ConfigError as error:
                 self.reader.refuse(path, str(error))
+
+
+def _historic(environ: Mapping[str, str]) -> dict[str, str]:
+    """The historic variables that are set. Other programs use SITE_NAME too, for longer names."""
+    found = {name: environ[name] for name in HISTORIC if environ.get(name)}
+    if site := found.get("SITE_NAME"):
+        found["SITE_NAME"] = site[:_LONGEST_SITE]
+    return found
+
+
+def _is_service_link(variable: str, value: str) -> bool:
+    if not variable.startswith(PREFIX):
+        return False
+    if variable.endswith("_PORT") and _LINKED_PORT(value):
+        return True
+    return _SERVICE_LINK(variable) is not None
 
 
 def _paths(source: Any, path: Path = ()) -> Iterator[Path]:

@@ -312,6 +312,7 @@ def _code(error: Exception) -> str:
     return first if first.isupper() else _CODES.get(type(error).__name__, "ERR")
 
 
+_CLUSTER = frozenset({"CROSSSLOT", "MOVED", "ASK"})
 _CODES = {
     "OutOfMemoryError": "OOM",
     "ReadOnlyError": "READONLY",
@@ -323,6 +324,7 @@ _CODES = {
     "MasterDownError": "MASTERDOWN",
     "ExecAbortError": "EXECABORT",
     "NoScriptError": "NOSCRIPT",
+    "ClusterCrossSlotError": "CROSSSLOT",
     "MovedError": "MOVED",
     "AskError": "ASK",
     "TryAgainError": "TRYAGAIN",
@@ -332,6 +334,9 @@ _CODES = {
 def _sentence(error: Exception) -> str:
     # Only ERR quotes arguments; other error replies name commands, keys and modes.
     code = _code(error)
+    if code in _CLUSTER:
+        return (f"Redis refused: {code} this server is part of a Redis Cluster, which is not"
+                " supported: point redis.url at a server without cluster mode")  # fmt: skip
     text = "" if code == "ERR" else str(error)[:160].removeprefix(code)
     return f"Redis refused: {code} {text.strip()}".strip()
 

@@ -12,7 +12,7 @@ from processor.apply.committer import Committer
 from processor.config.settings import Settings
 from processor.connections.postgres_session import PostgresSession
 from processor.connections.redis_client import RedisConnection
-from processor.errors import DatabaseUnavailable, WrongDatabase
+from processor.errors import DatabaseUnavailable, RedisUnavailable, WrongDatabase
 from processor.ledger import dead_letters, schema
 from processor.ownership import binding
 from processor.ownership.failover import Failover
@@ -44,7 +44,7 @@ class Connector:
         self._watch = watch
         self._failover = Failover(settings.namespace, watch)
         self._discovered = float("-inf")
-        self._examined = -1
+        self._examined = self._asked_role = -1
         #: The sessions on which the buffer's database was last checked.
         self._bound: tuple[int, int, str] | None = None
         self._buffer = ""
@@ -55,6 +55,7 @@ class Connector:
 
         Return whether the session with PostgreSQL is new. Raises Unavailable and DatabaseError.
         """
+        self._refuse_replicas_of_redis()
         database: PostgresSession = self._committer.session
         self.session_is_old = database.alive
         if not database.alive:
@@ -77,6 +78,24 @@ class Connector:
                 self._watch_owned_lanes()
             self._discovered = now
         return not self.session_is_old
+
+    def _refuse_replicas_of_redis(self) -> None:
+        """Refuse a Redis that rejects writes, after each connect: reading there works.
+
+        HELLO needs no right of the user; a proxy that does not know it hides replicas itself.
+        """
+        redis = self._redis
+        if redis.alive and self._asked_role == redis.generation:
+            return
+        (reply,) = redis.calls([("HELLO",)])
+        found = dict(zip(reply[::2], reply[1::2], strict=True)) if isinstance(reply, list) else {}
+        if found.get(b"role", b"master") != b"master":
+            redis.close()
+            raise RedisUnavailable(
+                "the Redis of redis.url is a replica and rejects writes",
+                hint="point redis.url at the primary",
+            )
+        self._asked_role = redis.generation
 
     def _check_schema(self, database: PostgresSession) -> None:
         try:

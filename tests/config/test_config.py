@@ -711,3 +711,59 @@ def test_importing_the_settings_reads_no_yaml_and_opens_nothing() -> None:
         cwd=Path(__file__).parents[2],
     )
     assert done.stdout.strip() == "[]"
+
+
+# Variables and addresses that other programs set.
+
+
+def test_variables_of_service_links_are_ignored_and_a_misspelled_one_is_not(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Kubernetes sets these in every pod if there is a service processor-redis, -health, ..."""
+    links = {
+        "PROCESSOR_REDIS_SERVICE_HOST": "10.0.0.7",
+        "PROCESSOR_REDIS_SERVICE_PORT": "6379",
+        "PROCESSOR_REDIS_SERVICE_PORT_CLIENT": "6379",
+        "PROCESSOR_REDIS_PORT": "tcp://10.0.0.7:6379",
+        "PROCESSOR_REDIS_PORT_6379_TCP": "tcp://10.0.0.7:6379",
+        "PROCESSOR_HEALTH_PORT_8787_TCP_ADDR": "10.0.0.8",
+        "PROCESSOR_HEALTH_PORT_8787_TCP_PROTO": "tcp",
+        "PROCESSOR_HEALTH_PORT_8787_TCP_PORT": "8787",
+        "PROCESSOR_PORT": "tcp://10.0.0.9:80",
+    }
+    with caplog.at_level("DEBUG", logger="processor.config"):
+        assert loader.load({}, links) == loader.load({}, {})
+    (line,) = [each for each in caplog.messages if "service links" in each]
+    assert "PROCESSOR_REDIS_PORT_6379_TCP" in line
+    for name, value in (("PROCESSOR_REDIS_PORT", "6379"), ("PROCESSOR_REDIS_HOST", "10.0.0.7"),
+                        ("PROCESSOR_REDIS_URI", "redis://h")):  # fmt: skip
+        assert name in problem({}, links | {name: value})
+
+
+@pytest.mark.parametrize("name", sorted(loader.HISTORIC))
+def test_an_empty_historic_variable_is_not_set(name: str) -> None:
+    assert loader.load({}, {name: ""}) == loader.load({}, {})
+
+
+def test_a_long_site_name_of_another_program_is_cut() -> None:
+    assert loader.load({}, {"SITE_NAME": "x" * 100}).site == "x" * 64
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("valkey://h:6379/1", "redis://h:6379/1"),
+        ("valkeys://u:p@h:6379/1", "rediss://u:p@h:6379/1"),
+        ("redis://h:6379/1?max_connections=10", "redis://h:6379/1"),
+        ("redis://h/1?max_connections=10&client_name=x", "redis://h/1?client_name=x"),
+        ("redis://h/1?client_name=x&max_connections=10", "redis://h/1?client_name=x"),
+    ],
+)
+def test_addresses_of_redis_in_other_forms_are_converted(given: str, kept: str) -> None:
+    assert loader.load({"redis": {"url": given}}, {}).redis.url == kept
+
+
+@pytest.mark.parametrize("scheme", ["postgis", "pgsql", "psql", "timescale"])
+def test_schemes_of_django_are_converted(scheme: str) -> None:
+    dsn = loader.load({"database": {"dsn": f"{scheme}://u@h/app"}}, {}).database.dsn
+    assert dsn == "postgresql://u@h/app"

@@ -14,6 +14,8 @@ from processor.connections.postgres_session import PostgresSession
 from processor.connections.redis_client import RedisConnection
 from processor.errors import DatabaseUnavailable, RedisUnavailable
 from processor.telemetry.progress import Progress
+from tests.harness.site import write
+from tests.harness.wait import wait_until
 
 _SSL_REQUEST = (80877103).to_bytes(4)
 
@@ -142,3 +144,12 @@ def test_the_url_does_not_change_how_replies_are_read(redis_server: Any, redis: 
     connection = RedisConnection(f"{redis_server.url}?decode_responses=true&protocol=3", 2.0)
     assert connection.call("HGETALL", "h") == [b"field", b"value"]
     connection.close()
+
+
+def test_a_cluster_of_redis_is_refused_in_words(own_redis, site_of) -> None:
+    server = own_redis({"cluster-enabled": "yes"})
+    site = site_of(redis=server)
+    site.redis.execute_command("CLUSTER", "ADDSLOTS", *range(16384))
+    wait_until(lambda: site.redis.execute_command("CLUSTER INFO")["cluster_state"] == "ok")
+    with pytest.raises(RedisUnavailable, match="part of a Redis Cluster, which is not supported"):
+        site.submit(write(1))

@@ -408,3 +408,28 @@ def test_lanes_of_other_processors_delay_no_batch_over_a_long_link(
     assert "mine:0" in owned(drain)
     assert not owned(drain) & {f"{name}:0" for name in others}
     assert site.tape() == [1]
+
+
+# The Redis that is written to.
+
+
+def test_a_replica_of_redis_is_refused_before_any_lane_is_taken(own_redis, site_of) -> None:
+    """Reading from it works, so entries were committed and could not be removed."""
+    primary = own_redis()
+    site_of(redis=primary).submit(write(1))
+    replica = own_redis()
+    site = site_of(redis=replica)
+    site.redis.replicaof("127.0.0.1", primary.port)
+    wait_until(lambda: site.redis.info("replication")["master_link_status"] == "up")
+    takeovers = counted("takeovers")
+    drain = site.drain()
+    for _ in range(3):
+        step(drain)
+        assert drain.gate.is_shut
+    assert drain.state().reason == (
+        "the Redis of redis.url is a replica and rejects writes (point redis.url at the primary)"
+    )
+    assert takeovers() == 0
+    assert site.tape() == []
+    site.redis.replicaof("NO", "ONE")
+    wait_until(lambda: step(drain) or site.tape() == [1])
