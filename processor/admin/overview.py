@@ -5,23 +5,28 @@ Everything here comes from Redis alone, so that it is available while PostgreSQL
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from processor.buffer import lane_size, registry
 from processor.buffer.lane import Lane
 from processor.buffer.lane_size import LaneSize
+from processor.buffer.registry import is_lane_name
 from processor.config.settings import Settings
 from processor.connections.redis_client import RedisConnection
 from processor.errors import RedisRefused
-from processor.telemetry.status import RECORD
+from processor.telemetry.status import RECORD, LaneState
 
 log = logging.getLogger("processor.admin")
 
 _SCANNED = 1000
+_TIME = r"^[0-9]{4}-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9]Z$"
+#: The status in place of a record that is no state.
+DAMAGED = "damaged"
 
 #: The state of one processor as it published it: the dict of `telemetry.status.as_mapping`.
 PublishedState = Mapping[str, Any]
@@ -52,7 +57,7 @@ def look(redis: RedisConnection, settings: Settings) -> Overview:
     replies = redis.read(lane_size.measure(settings.namespace, lanes))
     paused, sizes = lane_size.measured(lanes, replies)
     pauses = replies[1]
-    until = {q.decode(): float(u) for q, u in zip(pauses[::2], pauses[1::2], strict=True)}
+    until = registry.pause_ends(pauses)
     return Overview(
         registry.written_identity(redis, settings.namespace),
         int(replies[0][0]) + int(replies[0][1]) / 1e6,
@@ -112,10 +117,58 @@ def processors(redis: RedisConnection, settings: Settings) -> list[PublishedStat
         found.update(keys)
         if cursor in (b"0", 0):
             break
-    replies = redis.calls([("GET", key) for key in sorted(found)]) if found else []
-    states = [json.loads(state) for state in replies if isinstance(state, bytes)]
-    read = [state for state in states if state.get("record", 1) <= RECORD]
+    keys = sorted(found)
+    replies = redis.calls([("GET", key) for key in keys]) if keys else []
+    states = [_published(key.decode(errors="replace")[len(pattern) - 1 :], reply)
+              for key, reply in zip(keys, replies, strict=True) if reply is not None]  # fmt: skip
+    read = [state for state in states if state is not None]
     if len(read) < len(states):
         log.warning("%d processors of a later release publish states that this release does not"
                     " read: use the commands of that release", len(states) - len(read))
-    return sorted(read, key=lambda state: str(state.get("instance", "")))
+    return sorted(read, key=lambda state: str(state["instance"]))
+
+
+class _Versioned(msgspec.Struct):
+    record: int = 1
+
+
+class _Processor(msgspec.Struct):
+    status: str = ""
+    reason: str = ""
+    last_run: Annotated[str, msgspec.Meta(pattern=_TIME)] | None = None
+    transactions_processed: int = 0
+    already_applied: int = 0
+    retried: int = 0
+    dead: int = 0
+    dead_letters: int = 0
+    loss: str = ""
+
+
+class _State(msgspec.Struct):
+    instance: str
+    background_processor: _Processor
+    lanes: dict[str, LaneState] = {}
+    site: str = ""
+    version: str = ""
+
+
+def _published(name: str, reply: Any) -> PublishedState | None:
+    """The state in a record, None if only a later release reads it; what that one adds is kept.
+
+    Another program may have written the record: one that is no state is named, and says nothing.
+    """
+    try:
+        if msgspec.json.decode(reply, type=_Versioned).record > RECORD:
+            return None
+        checked = msgspec.to_builtins(msgspec.json.decode(reply, type=_State))
+        checked["lanes"] = {n: each for n, each in checked["lanes"].items() if is_lane_name(n)}
+        found = msgspec.json.decode(reply)
+    except (TypeError, ValueError, RecursionError, msgspec.MsgspecError):
+        broken = _Processor(DAMAGED, "its record in Redis is no state of a processor: ignored")
+        return dict(msgspec.to_builtins(_State(name, broken)))
+    for part in ("background_processor", "lanes"):
+        more = found.get(part) or {}
+        checked[part] = {**more, **checked[part]} if part != "lanes" else {
+            lane: {**more[lane], **each} for lane, each in checked[part].items()
+        }  # fmt: skip
+    return {**found, **checked}

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -34,6 +34,7 @@ from processor.connections.wal_position import Position
 _NOTES_KEPT = 10_000
 #: The version of the notes that this release writes and reads; a later one is left alone.
 _VERSION = 1
+_EntryAndReason = Annotated[list[str], msgspec.Meta(min_length=2)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +139,13 @@ def parse(fields: Sequence[bytes]) -> Note:
 
     A note of a later version raises ValueError: the ledger answers in its place.
     """
+    try:
+        return _parse(fields)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise ValueError(str(error)) from None
+
+
+def _parse(fields: Sequence[bytes]) -> Note:
     found = {
         k.decode(): v.decode(errors="replace")
         for k, v in zip(fields[::2], fields[1::2], strict=True)
@@ -151,8 +159,8 @@ def parse(fields: Sequence[bytes]) -> Note:
         Position.parse(position) if position else None,
         EntryIds(found.get("in", "")),
         _ids(found.get("also", "")),
-        msgspec.json.decode(found.get("dead", "{}")),
-        msgspec.json.decode(found.get("discarded", "{}")),
+        msgspec.json.decode(found.get("dead", "{}"), type=dict[str, _EntryAndReason]),
+        msgspec.json.decode(found.get("discarded", "{}"), type=dict[str, str]),
     )
 
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
+import re
 import uuid
 from collections.abc import Iterable
 from typing import Any
 
+from processor.config.settings import NAME
 from processor.connections.redis_client import Command, RedisConnection
 from processor.errors import InvalidTransaction, RedisRefused
 from processor.transaction.ids import canonical_id, id_of_key
+
+_LANE = re.compile(f"{NAME}:[0-9]{{1,4}}").fullmatch
 
 
 def identity(redis: RedisConnection, namespace: str) -> str:
@@ -58,8 +64,18 @@ def register(namespace: str, lanes: Iterable[str]) -> Command:
 
 
 def registered(redis: RedisConnection, namespace: str) -> list[str]:
-    """Return the names of all lanes ever written, sorted."""
-    return sorted(name.decode() for name in redis.call("SMEMBERS", f"{namespace}:lanes"))
+    """Return the names of all lanes ever written, sorted.
+
+    What cannot be the name of a lane was written by another program, and is no lane.
+    """
+    members = redis.call("SMEMBERS", f"{namespace}:lanes")
+    names = (name.decode(errors="replace") for name in members)
+    return sorted(name for name in names if is_lane_name(name))
+
+
+def is_lane_name(name: str) -> bool:
+    """Whether a text has the form of the name of a lane: queue and partition."""
+    return _LANE(name) is not None
 
 
 def paused(reply: Any, now: float) -> set[str]:
@@ -67,5 +83,14 @@ def paused(reply: Any, now: float) -> set[str]:
 
     `reply` is that to HGETALL <ns>:paused.
     """
-    pairs = zip(reply[::2], reply[1::2], strict=True)
-    return {q.decode() for q, until in pairs if float(until) == 0 or float(until) > now}
+    return {queue for queue, until in pause_ends(reply).items() if until == 0 or until > now}
+
+
+def pause_ends(reply: Any) -> dict[str, float]:
+    """Return the end of the pause of each queue, 0 for no end; without what is no pause."""
+    found = {}
+    for queue, until in zip(reply[::2], reply[1::2], strict=True):
+        with contextlib.suppress(ValueError):
+            if math.isfinite(end := float(until)):
+                found[queue.decode()] = end
+    return found

@@ -173,10 +173,12 @@ def losses(redis: RedisConnection, namespace: str) -> list[dict[str, str]]:
         found = redis.call("XRANGE", f"{namespace}:losses", "-", "+")
     except RedisRefused:
         return []
-    return [
-        {k.decode(): v.decode(errors="replace") for k, v in zip(f[::2], f[1::2], strict=True)}
+    records = [
+        {k.decode(errors="replace"): v.decode(errors="replace")
+         for k, v in zip(f[::2], f[1::2], strict=True)}
         for _, f in found
-    ]
+    ]  # fmt: skip
+    return [each for each in records if each.keys() >= {"from", "to", "ids"}]
 
 
 def lost_since(redis: RedisConnection, namespace: str, entry_id: str) -> dict[str, str]:

@@ -8,8 +8,11 @@ The last can happen at any time, so the owner also looks at the lines regularly 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from itertools import takewhile
 
 from processor.buffer import parked, waiting_lines
+from processor.buffer.waiting_lines import Place
 from processor.connections.postgres_session import PostgresSession
 from processor.connections.redis_client import RedisConnection, checked
 from processor.errors import RedisRefused
@@ -53,16 +56,35 @@ def look(
     `after` is b"" to begin, then what the last call returned, which is b"" at the end.
     """
     heads, after = waiting_lines.holders(redis, lane.lane, after, _PAGE)
-    bodies = parked.having_record(redis, lane.lane, [h.id for h in heads])
-    bare = [h for h in heads if h.id not in bodies]
-    known = outcomes.find(database, [h.id for h in bare])
-    parked.make_due(redis, lane.lane, bodies, 0.0)
-    for head in bare:
-        stream = lane.lane.stream
-        # Neither dead letter nor entry: a failover lost the dead letter that held the key.
-        lost = head.id not in known and not checked(
-            redis.read([("XRANGE", stream, head.entry_id, head.entry_id)]))[0]  # fmt: skip
-        if lost or (head.id in known and known[head.id].outcome != "dead"):
-            parked.release(redis, lane.lane, [(head.id, head.entry_id, [head.key])], 0.0)
-            lane.parking.retry_soon()
+    gone = _gone(database, redis, lane, heads)
+    staying = parked.having_record(redis, lane.lane, [h.id for h in heads])
+    parked.make_due(redis, lane.lane, staying, 0.0)
+    if gone:
+        # What is behind a place that is taken out may have to go as well.
+        keys = sorted({place.key for place in gone})
+        for line in waiting_lines.read_lines(redis, lane.lane, keys, _PAGE):
+            out = set(_gone(database, redis, lane, line))
+            leading = list(takewhile(out.__contains__, line))
+            leaving = [(place.id, place.entry_id, [place.key]) for place in leading]
+            if leaving:
+                parked.release(redis, lane.lane, leaving, 0.0)
+        lane.parking.retry_soon()
     return after
+
+
+def _gone(
+    database: PostgresSession, redis: RedisConnection, lane: OwnedLane, places: Sequence[Place]
+) -> list[Place]:
+    """Those places whose transaction is decided, and no dead letter, or is nowhere.
+
+    A failover may have lost the dead letter that held the key.
+    """
+    bodies = parked.having_record(redis, lane.lane, [place.id for place in places])
+    bare = [place for place in places if place.id not in bodies]
+    known = outcomes.find(database, [place.id for place in bare])
+    unknown = [place for place in bare if place.id not in known]
+    asked = [("XRANGE", lane.lane.stream, place.entry_id, place.entry_id) for place in unknown]
+    found = checked(redis.read(asked)) if asked else []
+    gone = {place for place, entry in zip(unknown, found, strict=True) if not entry}
+    gone |= {place for place in bare if place.id in known and known[place.id].outcome != "dead"}
+    return [place for place in places if place in gone]

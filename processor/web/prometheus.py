@@ -21,6 +21,15 @@ def exposition(status: str) -> tuple[str, bytes]:
     return CONTENT_TYPE_LATEST, generate_latest(registry)
 
 
+def printable(label: str) -> str:
+    """Return a label with everything else than printable characters escaped.
+
+    Names of lanes and replicas come from Redis; prometheus_client only escapes quotes, backslashes
+    and newlines.
+    """
+    return "".join(c if c.isprintable() or c == "\n" else f"\\u{ord(c):04x}" for c in label)
+
+
 class _Collector:
     """Hands `metrics` and the status to prometheus_client."""
 
@@ -36,7 +45,7 @@ class _Collector:
             kind, meaning = metrics.DECLARED[name]
             if name not in families:
                 families[name] = kinds[kind](f"processor_{name}", meaning, labels=dict(labels))
-            families[name].add_metric([content for _, content in labels], value)
+            families[name].add_metric([printable(content) for _, content in labels], value)
         yield from families.values()
         family = GaugeMetricFamily(
             "processor_status", "status of the processor: 1 for the current one", labels=["status"]
