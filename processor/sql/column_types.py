@@ -19,17 +19,36 @@ Writer = Callable[[Any], str]
 BOOL, BYTEA, INT8, INT2, INT4, TEXT, OID = 16, 17, 20, 21, 23, 25, 26
 JSON, FLOAT4, FLOAT8, BPCHAR, VARCHAR = 114, 700, 701, 1042, 1043
 DATE, TIME, TIMESTAMP, TIMESTAMPTZ, INTERVAL, TIMETZ = 1082, 1083, 1114, 1184, 1186, 1266
-NUMERIC, UUID, JSONB, NAME = 1700, 2950, 3802, 19
+NUMERIC, UUID, JSONB, NAME, CHAR = 1700, 2950, 3802, 19, 18
 
 WHOLE = {INT2: 1 << 15, INT4: 1 << 31, INT8: 1 << 63}
 #: Types without an equality operator (json, xml, point, polygon, path): a PREPARE that compares
 #: them would fail.
 UNCOMPARED = frozenset({JSON, 142, 600, 604, 602})
 NUMBERS = frozenset({INT2, INT4, INT8, FLOAT4, FLOAT8, NUMERIC})
+#: Types of text with a fixed size in bytes, which PostgreSQL cuts texts to.
+_MOST_BYTES = {NAME: 63, CHAR: 1}
 TIMES = frozenset({DATE, TIME, TIMESTAMP, TIMESTAMPTZ, INTERVAL, TIMETZ})
 
 _MOST_DIGITS = 1 << 20
 _FRACTION = re.compile(r":\d\d\.(\d+)")
+#: The form of isoformat(), with its zone; the others are judged word by word.
+_ISO = re.compile(
+    r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(?::\d\d(?:\.\d+)?)?([+-]\d\d(?::?\d\d)?|Z)?"
+)
+_OFFSET = re.compile(
+    r"(?:\d:\d\d(?::\d\d(?:\.\d+)?)?|T\d{4,6}(?:\.\d+)?)\s*(?:[ap]m)?\s*[+-]\s?\d", re.I
+)
+_WORD = re.compile(r"(?<![a-z])[a-z]+", re.I)
+#: Words in a date or time that name no zone.
+_NO_ZONE = re.compile(
+    r"(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec|mon|tue|wed|thu|fri|sat|sun)[a-z]*"
+    r"|today|tomorrow|yesterday|am|pm|ad|bc|t|j|jd|julian|at|on|st|nd|rd|th|allballs", re.I,
+)
+#: These mean one moment, or none, in every zone.
+_MOMENT = re.compile(r"\s*(?:[+-]?infinity|epoch|now)\s*", re.I)
+_INTEGER = re.compile(r"[+-]?\d{1,400}(?:\.0*)?").fullmatch
+_OCTAL = re.compile(r"\\[0-3][0-7][0-7]").fullmatch
 _json = msgspec.json.Encoder(decimal_format="number")
 
 
@@ -48,13 +67,15 @@ def writer(base: int, modifier: int, element: int) -> Writer:
     if base in WHOLE:
         return _whole(WHOLE[base])
     if base in (FLOAT4, FLOAT8):
-        return _float
+        return _float(base)
     if base == NUMERIC:
         return _numeric(modifier)
     if base in (JSON, JSONB):
         return json_text
-    if base in (TEXT, VARCHAR, BPCHAR, NAME):
+    if base in (TEXT, VARCHAR, BPCHAR):
         return _text
+    if base in _MOST_BYTES:
+        return _short(_MOST_BYTES[base])
     if base == BOOL:
         return _bool
     if base in TIMES:
@@ -80,12 +101,36 @@ def _whole(limit: int) -> Writer:
     return write
 
 
-def _float(value: Any) -> str:
-    if type(value) is int:
-        if abs(value) > 1 << 53 and (abs(value) >> 1024 or int(float(value)) != value):
+def _float(base: int) -> Writer:
+    bits = 24 if base == FLOAT4 else 53
+
+    def check(number: int) -> None:
+        size = abs(number)
+        # A float holds so many bits, and zeros behind them.
+        if size >> bits and size >> ((size & -size).bit_length() - 1) >> bits:
             raise Unfit("22003", "the number is too large for a float to hold exactly")
-        return str(value)
-    return str(value) if isinstance(value, Decimal) else _string(value)
+
+    def write(value: Any) -> str:
+        if type(value) is int:
+            check(value)
+            return str(value)
+        text = str(value) if isinstance(value, Decimal) else _string(value)
+        if _INTEGER(text):
+            check(int(text.partition(".")[0]))
+        return text
+
+    return write
+
+
+def _short(most: int) -> Writer:
+    def write(value: Any) -> str:
+        text = _text(value)
+        # "char" also has the form \ooo for a byte that is no ASCII.
+        if len(text.encode()) > most and not (most == 1 and _OCTAL(text)):
+            raise Unfit("22001", f"the text is longer than {most} bytes")
+        return text
+
+    return write
 
 
 def _numeric(modifier: int) -> Writer:
@@ -153,8 +198,12 @@ def _time(base: int, modifier: int) -> Writer:
     given = modifier & 0xFFFF if base == INTERVAL and modifier >= 0 else modifier
     digits = given if 0 <= given < 6 else 6
 
+    zoned = _ZONED.get(base)
+
     def write(value: Any) -> str:
         text = _string(value)
+        if zoned is not None and zoned != has_zone(text) and not _MOMENT.fullmatch(text):
+            raise Unfit("22007", _WITHOUT_ZONE if zoned else _WITH_ZONE)
         fraction = _FRACTION.search(text)
         if fraction and len(fraction[1].rstrip("0")) > digits:
             raise Unfit("22008", f"the time has more than {digits} decimal places of a second")
@@ -163,6 +212,22 @@ def _time(base: int, modifier: int) -> Writer:
         return text
 
     return write
+
+
+def has_zone(text: str) -> bool:
+    """Return whether a date or time in any form that PostgreSQL reads names its time zone."""
+    iso = _ISO.fullmatch(text)
+    if iso:
+        return iso[1] is not None
+    if _OFFSET.search(text):
+        return True
+    return any(not _NO_ZONE.fullmatch(word) for word in _WORD.findall(text))
+
+
+# Of PostgreSQL, a timestamptz without a zone gets the session's, and a timestamp loses its own.
+_ZONED = {TIMESTAMPTZ: True, TIMETZ: True, TIMESTAMP: False, TIME: False}
+_WITHOUT_ZONE = "the column needs a time with its time zone; use an aware datetime"
+_WITH_ZONE = "the column cannot take a time zone; convert the time and send it without"
 
 
 def _string(value: Any) -> str:
