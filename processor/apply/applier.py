@@ -25,7 +25,7 @@ from processor.errors import DatabaseError
 from processor.ledger import lane_rows, outcomes
 from processor.ledger.dead_letters import Reason
 from processor.ledger.lane_rows import Ownership
-from processor.sql.renderer import tables_of
+from processor.sql.renderer import Taken, tables_of, tables_taken
 from processor.transaction.entry import Entry
 
 #: How often a batch is sent before the lane is paused as contended.
@@ -36,6 +36,8 @@ _MOST_TRIES = 6
 class BatchText:
     """Entries as text, or as parts for isolation; valid while `version` is the committer's.
 
+    `proof` is SQL that fails if a table has changed since it was looked up.
+
     `unfit` are the entries that cannot be rendered, by id: a value does not fit its column, or a
     table does not exist. The applier judges them, because the catalog may be older than the table.
     """
@@ -45,6 +47,7 @@ class BatchText:
     unfit: dict[str, Reason]
     version: tuple[int, int]
     parts: Parts | None = None
+    proof: str = ""
 
 
 class Applier:
@@ -122,9 +125,8 @@ class Applier:
         except KeyError:
             self._committer.look_up_tables(tables_of(entries))
             batch = self._render(entries)
-        if batch.unfit:
-            # The catalog may be older than the table: refresh it before anything is pronounced.
-            self._committer.look_up_tables(tables_of(entries), refresh=True)
+        # The catalog may be older than the table: compare them before anything is pronounced.
+        if batch.unfit and self._committer.refresh_tables(tables_of(entries)):
             batch = self._render(entries)
         if batch.unfit:
             # An entry that was committed before its table changed has not failed: ask the ledger.
@@ -141,14 +143,17 @@ class Applier:
         if self._isolation.expected > 0 and not unfit and not has_own_limit(entries):
             rendered = parts(renderer, taken)
             if rendered is not None:
-                return BatchText(entries, "", {}, version, rendered)
+                return BatchText(entries, "", {}, version, rendered, self._proof(taken))
         text, refused = renderer.batch(taken)
         unfit |= refused
         reasons = {
             i: Reason(str(error), error.sqlstate, operation=error.number)
             for i, error in unfit.items()
         }
-        return BatchText(entries, text, reasons, version)
+        return BatchText(entries, text, reasons, version, proof=self._proof(taken))
+
+    def _proof(self, taken: Sequence[Taken]) -> str:
+        return self._committer.proof(tables_taken(taken))
 
     def _send(
         self,
@@ -159,13 +164,14 @@ class Applier:
     ) -> None:
         entries = batch.entries
         if batch.parts is not None:
-            self._isolation.apply(owner, entries, batch.parts, outcome, meanwhile)
+            self._isolation.apply(owner, entries, batch.parts, batch.proof, outcome, meanwhile)
             return
         prepared = self._committer.prepares
         body = (
             lane_rows.fence(owner, len(entries), last=entries[-1].entry_id)
             + outcomes.insert(owner, entries, prepared=prepared)
             + batch.text
+            + batch.proof
         )
         outcome.commit = self._committer.commit(
             body, prepared=prepared, extra=extra_time(entries), meanwhile=meanwhile

@@ -17,6 +17,8 @@ from processor.errors import FENCED_STATE, DatabaseError, DatabaseUnavailable
 from processor.ledger import lane_rows, outcomes
 from processor.ledger.lane_rows import Ownership
 from processor.ledger.sqlstates import is_in_doubt
+from processor.sql.renderer import tables_of
+from processor.sql.table_versions import CHANGED_STATE
 from processor.telemetry import metrics
 from processor.transaction.entry import Entry
 
@@ -54,8 +56,11 @@ class BatchErrors:
                 return rest
         prepared = self._committer.prepares
         verdict = verdict_on(self._committer, error, entries, started, prepared=prepared)
-        metrics.count("verdicts", verdict=verdict.value)
         self._committer.roll_back()
+        if error.sqlstate == CHANGED_STATE and self._committer.refresh_tables(tables_of(entries)):
+            metrics.count("verdicts", verdict=Verdict.STALE_PLAN.value)
+            return entries
+        metrics.count("verdicts", verdict=verdict.value)
         if verdict is Verdict.APPLIED:
             return self.look_up(entries, outcome)
         if verdict is Verdict.STALE_PLAN and not self._replanned:

@@ -22,7 +22,8 @@ from processor.errors import DatabaseError, DatabaseUnavailable
 from processor.ledger import lane_rows, outcomes
 from processor.ledger.lane_rows import Ownership
 from processor.replicas.commit_marks import CommitMarks
-from processor.sql.catalog import Catalog
+from processor.sql import table_versions
+from processor.sql.catalog import Catalog, Refused
 from processor.sql.renderer import Renderer
 from processor.transaction import statements
 from processor.transaction.entry import Entry
@@ -48,7 +49,7 @@ _LEFT = (
     " WHERE name OPERATOR(pg_catalog.!~) '^processor_(ledger|f?[0-9]+)$')"
 )
 
-#: Seconds between two refreshes of the catalog.
+#: Seconds between two tries to look up a table that PostgreSQL refused.
 _REFRESH_INTERVAL = 1.0
 #: Shapes and plans kept before all are compiled again.
 _MOST_SHAPES = 1_000
@@ -110,16 +111,34 @@ class Committer:
         """Changes when text that was rendered for this session must no longer be sent."""
         return self._generation, self.renderer.version
 
-    def look_up_tables(self, names: set[str], *, refresh: bool = False) -> None:
-        """Look up the tables that are not in the catalog yet; `refresh` looks all of them up again.
-
-        At most one refresh a second is carried out.
-        """
-        if refresh and time.monotonic() - self._refreshed >= _REFRESH_INTERVAL:
-            self.forget_tables()
+    def look_up_tables(self, names: set[str]) -> None:
+        """Look up the tables that are not in the catalog yet."""
         if not all(map(self.catalog.has, names)):
             self.roll_back()
             self.catalog.load(self.session, names)
+
+    def refresh_tables(self, names: set[str]) -> bool:
+        """Look the tables up again if one has changed; return whether one has (rule 17).
+
+        A table that PostgreSQL refused to look up is asked for again, at most once a second.
+        """
+        self.roll_back()
+        if not all(map(self.catalog.has, names)):
+            self.look_up_tables(names)
+            return True
+        refused = any(isinstance(self.catalog.find(n), Refused) for n in names)
+        if refused and time.monotonic() - self._refreshed >= _REFRESH_INTERVAL:
+            self.forget_tables()
+        elif self.catalog.is_current(self.session, names):
+            return False
+        else:
+            self.forget_tables()
+        self.look_up_tables(names)
+        return True
+
+    def proof(self, names: frozenset[str], *, prepared: bool = True) -> str:
+        """Return SQL that fails if a table has changed since it was looked up (rule 17)."""
+        return self.catalog.proof(names, prepared=prepared and self.prepares)
 
     def forget_tables(self) -> None:
         """Look up, compile and prepare everything again: tables may have changed."""
@@ -223,7 +242,8 @@ class Committer:
             text, self._stale, self._ledger_prepared = "DEALLOCATE ALL;", False, False
             self.renderer.unprepare()
         if not self._ledger_prepared:
-            text, self._ledger_prepared = text + outcomes.PREPARED, True
+            text += outcomes.PREPARED + table_versions.PREPARED
+            self._ledger_prepared = True
         return text + self.renderer.prepare()
 
 

@@ -108,12 +108,13 @@ class DeadLetterWriter:
                 owner, letter, Reason("its id has another outcome: submit it under a new id")
             )
             return None
+        return self._retry(owner, letter)
+
+    def _retry(self, owner: Ownership, letter: DeadLetter) -> Commit | None:
         try:
             entry = decode(
                 letter.entry_id, str(letter.version).encode(), letter.edited or letter.body
             )
-            self._committer.look_up_tables(tables_of([entry]), refresh=True)
-            effect = self._committer.renderer.plain(entry)
         except UnknownVersion as error:
             text = f"written by a later release (envelope version {error}): upgrade the processor"
             self.reject(owner, letter, Reason(text))
@@ -121,14 +122,24 @@ class DeadLetterWriter:
         except Unreadable as error:
             self.reject(owner, letter, Reason(f"unreadable: {error}"))
             return None
-        except Unrenderable as error:
-            self.reject(owner, letter, Reason(str(error), error.sqlstate))
-            return None
-        return self._apply(owner, letter, entry, effect)
+        tables = tables_of([entry])
+        self._committer.look_up_tables(tables)
+        commit, reason = self._apply(owner, letter, entry)
+        if reason is not None and self._committer.refresh_tables(tables):
+            # It may only not fit a table as it was looked up before.
+            commit, reason = self._apply(owner, letter, entry)
+        if reason is not None:
+            self.reject(owner, letter, reason)
+        return commit
 
     def _apply(
-        self, owner: Ownership, letter: DeadLetter, entry: Entry, effect: str
-    ) -> Commit | None:
+        self, owner: Ownership, letter: DeadLetter, entry: Entry
+    ) -> tuple[Commit | None, Reason | None]:
+        """Apply the transaction of a dead letter; return the commit, or why it failed."""
+        try:
+            effect = self._committer.renderer.plain(entry)
+        except Unrenderable as error:
+            return None, Reason(str(error), error.sqlstate)
         started = time.monotonic()
         try:
             return self._decide(
@@ -136,17 +147,17 @@ class DeadLetterWriter:
                 lane_rows.fence(owner, 1, last=None)
                 + outcomes.resolve(owner, letter.id, letter.hash, "applied", entry.hash)
                 + dead_letters.resolve(letter, "applied")
-                + effect,
+                + effect
+                + self._committer.proof(frozenset(tables_of([entry])), prepared=False),
                 extra_time([entry]),
-            )  # fmt: skip
+            ), None  # fmt: skip
         except DatabaseError as error:
             verdict = verdict_on(self._committer, error, [entry], started)
             if verdict is Verdict.OUTAGE:
                 raise DatabaseUnavailable(f"PostgreSQL rejects work: {error}") from None
             if verdict is not Verdict.POISON:
                 raise
-            self.reject(owner, letter, Reason(str(error), error.sqlstate, error.detail))
-            return None
+            return None, Reason(str(error), error.sqlstate, error.detail)
 
     def _decide(
         self, owner: Ownership, letter: DeadLetter, body: str, extra: float = 0.0

@@ -25,12 +25,14 @@ from processor.errors import DatabaseError, refusal
 from processor.ledger import lane_rows, outcomes
 from processor.ledger.dead_letters import Reason
 from processor.ledger.lane_rows import Ownership
-from processor.sql.renderer import Renderer, Taken, tables_of
+from processor.sql.renderer import Renderer, Taken, Unrenderable, tables_of
 from processor.telemetry import metrics
 from processor.transaction.entry import Entry
 
 #: Entries in a group: few enough that one poison entry makes few others run twice.
 _GROUP = 16
+#: How often an entry is tried alone while its tables change.
+_MOST_TRIES = 6
 #: Batches that are isolated from the start after one had poison.
 _ISOLATED_AFTERWARDS = 8
 
@@ -71,13 +73,13 @@ class Isolation:
         self._isolated = False
 
     def apply(
-        self, owner: Ownership, entries: Sequence[Entry], rendered: Parts, outcome: Outcome,
-        meanwhile: Callable[[], None] | None,
+        self, owner: Ownership, entries: Sequence[Entry], rendered: Parts, proof: str,
+        outcome: Outcome, meanwhile: Callable[[], None] | None,
     ) -> None:  # fmt: skip
         """Commit the entries that can be committed; record the others as failed or held."""
         self.expected -= 1
         crashpoint.reach("isolate-before")
-        outcome.commit = self._commit(owner, entries, rendered, meanwhile)
+        outcome.commit = self._commit(owner, entries, rendered, proof, meanwhile)
         crashpoint.reach("isolate-after")
         failures = _failures(outcome.commit)
         if failures:
@@ -91,7 +93,7 @@ class Isolation:
                 outcome.failed.append((entry, reason))
 
     def _commit(
-        self, owner: Ownership, entries: Sequence[Entry], rendered: Parts,
+        self, owner: Ownership, entries: Sequence[Entry], rendered: Parts, proof: str,
         meanwhile: Callable[[], None] | None,
     ) -> Commit:  # fmt: skip
         prepared = self._committer.prepares
@@ -107,6 +109,8 @@ class Isolation:
             f"'{{{','.join(str(later + 1) for later, _ in pairs)}}}',",
             f"'{{{','.join(str(earlier + 1) for _, earlier in pairs)}}}', {_GROUP})",
             "::pg_catalog.text, false);",
+            # It also covers the failures: they were found with the tables as they are now.
+            proof,
         ))  # fmt: skip
         return self._committer.commit(body, prepared=prepared, meanwhile=meanwhile)
 
@@ -144,12 +148,25 @@ class Isolation:
 
     def _alone(self, owner: Ownership, entry: Entry, outcome: Outcome) -> Reason | None:
         """Apply one entry, unprepared. Return why it failed, or None if its outcome is recorded."""
+        tables = tables_of([entry])
+        for _ in range(_MOST_TRIES):
+            reason = self._alone_once(owner, entry, outcome)
+            # What failed may only not fit the table as it was.
+            if reason is None or not self._committer.refresh_tables(tables):
+                return reason
+        raise Contended("its tables change each time it is tried")
+
+    def _alone_once(self, owner: Ownership, entry: Entry, outcome: Outcome) -> Reason | None:
         started = time.monotonic()
-        body = (
-            lane_rows.fence(owner, 1, last=entry.entry_id)
-            + outcomes.insert(owner, [entry])
-            + self._committer.renderer.plain(entry)
-        )
+        try:
+            body = (
+                lane_rows.fence(owner, 1, last=entry.entry_id)
+                + outcomes.insert(owner, [entry])
+                + self._committer.renderer.plain(entry)
+                + self._committer.proof(frozenset(tables_of([entry])), prepared=False)
+            )
+        except Unrenderable as error:
+            return Reason(str(error), error.sqlstate, operation=error.number)
         try:
             outcome.commit = self._committer.commit(body, extra=extra_time([entry]))
         except DatabaseError as error:

@@ -1,17 +1,19 @@
 """The tables that transactions write: columns, types and constraints from PostgreSQL's catalog.
 
 A table is looked up once per session. Each value is checked against its column's type and rendered
-in it, so that prepared and plain runs mean the same (rule 17). The tables are looked up again after
-an error that a changed table may have caused.
+in it, so that prepared and plain runs mean the same (rule 17). Each batch proves that its tables
+are still as they were looked up (rule 17).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from processor.connections.postgres_session import PostgresSession, Row
 from processor.connections.sql_literals import quoted, table
 from processor.errors import DatabaseError, InvalidTransaction
+from processor.sql import table_versions
 from processor.transaction.values import identifier
 
 
@@ -77,6 +79,8 @@ class Catalog:
 
     def __init__(self) -> None:
         self._tables: dict[str, Table | Refused | None] = {}
+        self._versions: dict[str, str | None] = {}
+        self._proofs: dict[tuple[frozenset[str], bool], str] = {}
         self._generation = -1
 
     def has(self, name: str) -> bool:
@@ -90,6 +94,27 @@ class Catalog:
     def forget(self) -> None:
         """Forget all tables, so that they are looked up again: they may have changed."""
         self._tables.clear()
+        self._versions.clear()
+        self._proofs.clear()
+
+    def proof(self, names: frozenset[str], *, prepared: bool) -> str:
+        """Return SQL that fails with CHANGED_STATE if these tables are not as looked up."""
+        found = self._proofs.get((names, prepared))
+        if found is None:
+            known = self._known(names)
+            found = self._proofs[names, prepared] = table_versions.proof(known, prepared=prepared)
+        return found
+
+    def is_current(self, session: PostgresSession, names: set[str]) -> bool:
+        """Return whether these tables are as looked up. The session must be in no transaction.
+
+        A table that PostgreSQL refused to look up counts as current.
+        """
+        known = self._known(names)
+        return not known or not session.run(table_versions.changed(known))
+
+    def _known(self, names: Iterable[str]) -> dict[str, str | None]:
+        return {name: self._versions[name] for name in sorted(names) if name in self._versions}
 
     def load(self, session: PostgresSession, names: set[str]) -> None:
         """Look up the tables that are missing, together. The session must be in no transaction."""
@@ -115,6 +140,8 @@ class Catalog:
                     self.load(session, {name})
 
     def _look_up(self, session: PostgresSession, names: list[str]) -> None:
+        # First, so that a table that changes in between has a later version than its facts say.
+        versions: dict[str, str | None] = dict(session.run(table_versions.look_up(names)))
         asked = ",".join(f"({quoted(n)},{quoted(table(n))})" for n in names)
         found: dict[str, dict[str, Column]] = {}
         for name, column, *type_ in session.run(_COLUMNS.format(asked)):
@@ -122,6 +149,7 @@ class Catalog:
         facts = {row[0]: row[1:] for row in session.run(_FACTS.format(asked))}
         for name in names:
             self._tables[name] = _table(name, found[name], facts[name]) if name in found else None
+            self._versions[name] = versions[name]
 
 
 def _is_name(name: str) -> bool:

@@ -45,6 +45,7 @@ class Plan:
 
     shapes: list[Shape]
     folds: list[Fold] | None
+    tables: frozenset[str]
 
 
 #: A transaction with its plan (None if it has statements or rows) and each operation's values.
@@ -130,7 +131,9 @@ class Renderer:
                 shapes.append(self._shape(key, operation, targets[-1]))
         self._number += 1
         folded = folds(entry.operations, targets, f"processor_f{self._number}")
-        plan = self._plans[whole] = Plan(shapes, folded if self._prepares else None)
+        tables = frozenset(operation.table for operation in entry.operations)  # type: ignore[union-attr]
+        plan = Plan(shapes, folded if self._prepares else None, tables)
+        self._plans[whole] = plan
         return plan
 
     def batch(self, taken: Sequence[Taken]) -> tuple[str, dict[str, Unrenderable]]:
@@ -274,6 +277,14 @@ def _limited(text: str, seconds: float) -> str:
 def tables_of(entries: Iterable[Entry]) -> set[str]:
     """Return the tables that transactions name."""
     return {o.table for e in entries for o in e.operations if not isinstance(o, Statement)}
+
+
+def tables_taken(taken: Iterable[Taken]) -> frozenset[str]:
+    """Return the tables that taken transactions name."""
+    plans = {plan for _, plan, _ in taken}
+    if None not in plans:
+        return frozenset().union(*(plan.tables for plan in plans if plan))
+    return frozenset(tables_of(entry for entry, _, _ in taken))
 
 
 def _unforeseen(error: Exception) -> Unrenderable:
