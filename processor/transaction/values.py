@@ -76,13 +76,15 @@ def _scalar(field: str, value: Any) -> Any:
     if isinstance(value, datetime.timedelta):
         return f"{value.days} days {value.seconds}.{value.microseconds:06d} seconds"
     if isinstance(value, (datetime.datetime, datetime.date, datetime.time)):
+        if value != value:  # pandas.NaT, which is a datetime without a date.
+            raise InvalidTransaction(field, "is NaT, not a time", hint="use None for null")
         return value.isoformat()
     if isinstance(value, uuid.UUID):
         return str(value)
     if isinstance(value, (bytes, bytearray, memoryview)):
         return "\\x" + bytes(value).hex()
     if isinstance(value, str):
-        return _text(field, str(value))
+        return _text(field, own_text(value))
     if isinstance(value, int):
         return int(value)
     raise InvalidTransaction(
@@ -107,7 +109,7 @@ def _text(field: str, value: str) -> str:
 def _name(field: str, name: object) -> str:
     if not isinstance(name, str):
         raise InvalidTransaction(field, f"a name must be a string, got {type(name).__name__}")
-    return _text(field, name)
+    return _text(field, own_text(name))
 
 
 def _column(field: str, name: object) -> str:
@@ -116,13 +118,14 @@ def _column(field: str, name: object) -> str:
     if len(name) > _MAX_NAME or "\0" in name:
         raise InvalidTransaction(f"{field}.{name[:20]}", f"a column name must have at most "
                                  f"{_MAX_NAME} characters and no NUL")  # fmt: skip
-    return name
+    return own_text(name)
 
 
 def identifier(field: str, name: object) -> str:
     """Check the name of a table, optionally schema.table. Raises InvalidTransaction."""
     if not isinstance(name, str) or not name or "\0" in name:
         raise InvalidTransaction(field, "is not a table name", hint="write table or schema.table")
+    name = own_text(name)
     parts = name.split(".")
     if len(parts) > 2 or not all(0 < len(part) <= _MAX_NAME for part in parts):
         raise InvalidTransaction(field, "is not a table name", hint="write table or schema.table")
@@ -141,4 +144,9 @@ def key_text(field: str, value: object) -> str:
         value.encode()
     except UnicodeEncodeError:
         raise InvalidTransaction(field, "contains a lone surrogate", hint=_KEY) from None
-    return value
+    return own_text(value)
+
+
+def own_text(value: str) -> str:
+    """Return the text itself: a member of a (str, Enum) class is printed as its name."""
+    return value if type(value) is str else str.__str__(value)

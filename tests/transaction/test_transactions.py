@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import enum
 import itertools
 import json
 import uuid
@@ -15,6 +17,7 @@ from processor.errors import ConfigError, InvalidTransaction
 from processor.transaction import ids as identity
 from processor.transaction import statements
 from processor.transaction.builder import Transaction
+from processor.transaction.operations import Insert
 from tests.harness.site import Site, write
 from tests.harness.wait import wait_until
 
@@ -415,3 +418,42 @@ def test_an_entry_that_submit_would_refuse_dies_and_the_lane_continues(
     site.commits(1, 2)
     wait_until(lambda: site.depth() == 0 and len(site.dead()) == 1, message=site.tale)
     assert site.dead()[0][0] == body["id"] or "unreadable" in site.dead()[0][2]
+
+
+class Mood(str, enum.Enum):  # noqa: UP042
+    CALM = "calm"
+
+
+class Number(enum.IntEnum):
+    THREE = 3
+
+
+def test_members_of_enumerations_are_their_values_wherever_they_stand() -> None:
+    """str() of a member of a (str, Enum) class is its name, as in "Mood.CALM"."""
+    given = {"mood": Mood.CALM, "list": [Mood.CALM, Number.THREE], "map": {Mood.CALM: Mood.CALM}}
+    made = Transaction(key=Mood.CALM).insert(Mood.CALM, given)
+    made.update("t", {"mood": Mood.CALM}, where={Mood.CALM: Mood.CALM})
+    made.statement("s", {"p": Mood.CALM, "q": [Number.THREE]})
+    plain = {"mood": "calm", "list": ["calm", 3], "map": {"calm": "calm"}}
+    encoded = made.encode(0.0, 10_000)
+
+    assert json.loads(encoded.body)["operations"] == [
+        {"op": "insert", "table": "calm", "values": plain},
+        {"op": "update", "table": "t", "set": {"mood": "calm"}, "where": {"calm": "calm"}},
+        {"op": "statement", "name": "s", "params": {"p": "calm", "q": [3]}},
+    ]
+    assert [type(key) for key in encoded.keys] == [str]
+    assert repr(made.operations[0]) == repr(Insert("calm", plain))
+
+
+def test_a_time_that_is_none_is_refused_at_the_door() -> None:
+    """pandas.NaT is a datetime, whose text PostgreSQL cannot read."""
+
+    class NaT(datetime.datetime):
+        def __ne__(self, other: object) -> bool:
+            return True
+
+        __hash__ = None  # type: ignore[assignment]
+
+    with pytest.raises(InvalidTransaction, match=r"operations\[0\].values.at: is NaT"):
+        Transaction().insert("t", {"at": NaT(2026, 11, 28)})
