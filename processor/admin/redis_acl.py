@@ -1,9 +1,15 @@
 """Redis users with least privilege: each may send exactly the commands that its part uses.
 
 The lines go into the ACL file of Redis, or one by one behind ACL SETUSER. No user may run scripts
-or commands for administration. The producer's user can remove nothing from the buffer; it reads
+or commands for administration. The producer's user can remove no entry from the buffer; it reads
 what receipts and reads of pending writes need. The processor's user also suffices for an
 application that submits and drains in one process.
+
+A producer is trusted more than this sounds. Redis 6.2 combines all commands of a user with all of
+its keys, so that the producer's user can write forged commit notes, replica positions, pending
+writes and parked records, and can read the entries of all producers that share the buffer. The
+owner of a lane and the commands for operators check what they read. Give a producer that you do not
+trust a buffer of its own.
 """
 
 from __future__ import annotations
@@ -44,6 +50,11 @@ def lines(namespace: str, url: str = "") -> list[str]:
         _line(f"{namespace}-processor", every, (*PROCESSOR, *select)),
         _line(f"{namespace}-operator", every, (*OPERATOR, *select)),
     ]
+
+
+def users(namespace: str) -> list[str]:
+    """The names of the printed users."""
+    return [f"{namespace}-{part}" for part in ("producer", "processor", "operator")]
 
 
 def _line(user: str, patterns: list[str], commands: tuple[str, ...]) -> str:

@@ -44,10 +44,14 @@ def test_each_printed_user_suffices_for_its_part(cli: Cli, site_of: Any, server:
     wait_until(lambda: site.parked() == 1, message=lambda: site.tale())
     cli.use(operator)
     for command in (["status"], ["queues", "list"], ["queues", "pause", "low"], ["verify"],
-                    ["queues", "resume", "low"], ["dead", "list"], ["explain", site.dead()[0][0]]):
+                    ["queues", "resume", "low"], ["dead", "list"], ["explain", site.dead()[0][0]],
+                    ["status", "--json"], ["dead", "show", site.dead()[0][0]]):
         assert cli(*command).code == 0, command
+    cli("doctor")
     assert cli("dead", "discard", "--all", "--yes", "--wait", "20s").code == 0
     wait_until(lambda: 4 in site.tape(), message=lambda: site.tale())
+    refused = [each.get("object") for each in site.redis.acl_log()]
+    assert refused == [], "the printed users may not send what the product sends"
 
 
 PROBES = {
