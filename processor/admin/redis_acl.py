@@ -22,10 +22,10 @@ PRODUCER = (
     "xread", "xrevrange", "zadd", "zcard", "zscore",
 )  # fmt: skip
 PROCESSOR = (
-    "exec", "exists", "get", "hdel", "hexists", "hget", "hgetall", "hlen", "hmget", "hscan", "hset",
-    "hsetnx", "lrange", "lrem", "multi", "rpush", "sadd", "set", "smembers", "time",
-    "watch", "xadd", "xdel", "xinfo|stream", "xlen", "xrange", "xread", "xrevrange", "zadd",
-    "zcard", "zrange", "zrangebylex", "zrangebyscore", "zrem", "zscore",
+    "exec", "exists", "get", "hdel", "hello", "hexists", "hget", "hgetall", "hlen", "hmget",
+    "hscan", "hset", "hsetnx", "lrange", "lrem", "multi", "rpush", "sadd", "set", "smembers",
+    "time", "watch", "xadd", "xdel", "xinfo|stream", "xlen", "xrange", "xread", "xrevrange", "zadd",
+    "zcard", "zcount", "zrange", "zrangebylex", "zrangebyscore", "zrem", "zscore",
 )
 OPERATOR = (
     "acl|whoami", "get", "hdel", "hexists", "hget", "hgetall", "hincrby", "hlen", "hmget", "hscan",
