@@ -62,12 +62,12 @@ class Applier:
 
     def apply(
         self, owner: Ownership, entries: Sequence[Entry], prerendered: BatchText | None = None,
-        meanwhile: Callable[[], None] | None = None,
+        meanwhile: Callable[[], None] | None = None, *, patient: bool = True,
     ) -> Outcome:  # fmt: skip
         """Apply entries of one lane, in order. Raises as the module says.
 
         `prerendered` is what `prerender` returned for the same entries. `meanwhile` is called once,
-        while the server works.
+        while the server works. Unless `patient`, the first lock in the way raises Contended.
         """
         outcome = Outcome()
         self._committer.begin()
@@ -91,7 +91,8 @@ class Applier:
                     # The first error of this batch.
                     self._errors.begin()
                     self._isolation.begin()
-                rest = self._errors.rest(owner, pending, outcome, error, started)
+                rest = self._errors.rest(
+                    owner, pending, outcome, error, started, patient=patient)  # fmt: skip
                 if rest is None:
                     rest = self._isolation.find(owner, pending, outcome, error)
                 pending = rest

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 
 from processor.apply.committer import Committer
-from processor.apply.outcome import Fenced, Outcome
+from processor.apply.outcome import Contended, Fenced, Outcome
 from processor.apply.verdict import ErrorReply, Verdict, judge
 from processor.config.settings import Settings
 from processor.errors import FENCED_STATE, DatabaseError, DatabaseUnavailable
@@ -42,12 +42,12 @@ class BatchErrors:
 
     def rest(
         self, owner: Ownership, entries: list[Entry], outcome: Outcome, error: DatabaseError,
-        started: float,
+        started: float, *, patient: bool = True,
     ) -> list[Entry] | None:  # fmt: skip
         """Return the entries to send again after an error; None if one of them is poison.
 
-        `started` is the monotonic time at which they were sent. Raises Fenced and
-        DatabaseUnavailable.
+        `started` is the monotonic time at which they were sent. Raises Fenced,
+        DatabaseUnavailable and, for a lock or a conflict unless `patient`, Contended.
         """
         if not error.in_transaction:
             # Idle after an error: it may have been committed, whatever the SQLSTATE (rule 13).
@@ -68,6 +68,8 @@ class BatchErrors:
             self._replanned = True
             return entries
         if verdict is Verdict.CONTENTION:
+            if not patient:
+                raise Contended("a lock or a conflict is still in the way")
             return entries
         if verdict is Verdict.FENCED:
             raise Fenced(owner.lane)

@@ -25,6 +25,8 @@ from processor.transaction.entry import Entry, UnknownVersion, Unreadable, decod
 
 log = logging.getLogger("processor.apply")
 
+#: A request gives up after it waited for a lock for so long, in milliseconds; it is tried again.
+_LOCK_WAIT = 100
 #: Dead letters in one commit; each carries its body as hex, which is twice its size.
 _IN_ONE_COMMIT = 50
 #: The class of SQLSTATEs of values that PostgreSQL does not take.
@@ -144,7 +146,8 @@ class DeadLetterWriter:
         try:
             return self._decide(
                 owner, letter,
-                lane_rows.fence(owner, 1, last=None)
+                f"SET LOCAL lock_timeout = {_LOCK_WAIT};"
+                + lane_rows.fence(owner, 1, last=None)
                 + outcomes.resolve(owner, letter.id, letter.hash, "applied", entry.hash)
                 + dead_letters.resolve(letter, "applied")
                 + effect

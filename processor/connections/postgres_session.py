@@ -22,6 +22,7 @@ import re
 import select
 import socket
 import time
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,6 +44,8 @@ log = logging.getLogger("processor.connections")
 Row = tuple[Any, ...]
 
 _MIN_VERSION = 140000
+#: Sessions that were cut, whose backends may not have ended yet.
+_MOST_PREVIOUS = 20
 # libpq's messages about a server before a session exists. Any other message may quote the DSN.
 _SAFE_MESSAGE = re.compile(
     r"FATAL|connection (to|refused|timed out|reset)|could not translate host|timeout expired|"
@@ -74,7 +77,7 @@ class PostgresSession:
         self._casters: TypeCasters | None = None
         self._socket: socket.socket | None = None
         self._limit = self._deadline = 0.0
-        self._previous: tuple[int, str] | None = None
+        self._previous: deque[tuple[int, str]] = deque(maxlen=_MOST_PREVIOUS)
         self._session: tuple[int, str] | None = None
         self.generation = 0
         self.address = ""
@@ -184,15 +187,14 @@ class PostgresSession:
             raise PoolerDetected
 
     def _end_previous(self) -> None:
-        # The server may not have noticed yet that the last session was cut. That session still
-        # holds its locks, and the new one would wait for them.
-        previous, self._previous = self._previous, None
-        if previous is not None:
+        # A backend whose session was cut may still hold locks. It is listed until this is answered.
+        for previous in list(self._previous):
             self.run(
                 "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity"
                 f" WHERE pid = {previous[0]} AND backend_start = '{previous[1]}'"
                 " AND usename = current_user"
             )
+            self._previous.remove(previous)
 
     @property
     def encoding(self) -> str:
@@ -278,7 +280,8 @@ class PostgresSession:
         self.abort()
         if self._session is not None:
             # Kept when a later connect times out: that one has no session of its own yet.
-            self._previous, self._session = self._session, None
+            self._previous.append(self._session)
+        self._session = None
         self.close()
 
     def _translate(self, error: psycopg2.Error) -> DatabaseError | DatabaseUnavailable:

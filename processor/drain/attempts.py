@@ -139,7 +139,9 @@ class Attempts:
         started = time.monotonic()
         try:
             outcome = self._applier.apply(
-                lane.owner, entries, prerendered, meanwhile and _guarded(meanwhile, trouble)
+                lane.owner, entries, prerendered, meanwhile and _guarded(meanwhile, trouble),
+                # A lane that was found blocked is only tried: other lanes wait meanwhile.
+                patient=lane.health.pauses == 0,
             )
         except Fenced:
             metrics.count("fenced")

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from processor.apply.committer import Commit
 from processor.apply.dead_letter_writer import DeadLetterWriter
+from processor.apply.retry import backoff
 from processor.buffer import commit_notes, parked, waiting_lines
 from processor.buffer.commit_notes import Note
 from processor.config.settings import Settings
@@ -33,6 +34,10 @@ from processor.ownership.owners import Owners
 log = logging.getLogger("processor.drain")
 
 _AT_ONCE = 100
+#: Seconds of a pass for requests; those that are left have their turn in the next one.
+_BUDGET = 0.25
+#: Requests wait for so long after a lock was in the way, at most, seconds.
+_LONGEST_WAIT = 10.0
 
 
 class OperatorRequests:
@@ -49,6 +54,11 @@ class OperatorRequests:
         self._writer = writer
         #: How often in a row the session ended while a dead letter was tried, by its id.
         self._session_ends: dict[str, int] = {}
+        #: How often a lock was in the way since a request was last carried out, and until when all
+        #: requests wait for it; which request met it last, by its id.
+        self._blocked = 0
+        self._blocked_until = float("-inf")
+        self._met: dict[str, float] = {}
         self.done = 0
 
     def carry_out(self) -> bool:
@@ -61,7 +71,26 @@ class OperatorRequests:
         letters = dead_letters.open_requests(
             self._database, self._owners.buffer, list(lanes), _AT_ONCE
         )
-        return sum(self._carry_out(lanes[letter.lane], letter) for letter in letters) > 0
+        now = time.monotonic()
+        if not letters:
+            self._met.clear()
+        # Those that met a lock come last, or they would keep the others from their turn.
+        letters.sort(key=lambda letter: self._met.get(letter.id, 0.0))
+        released = False
+        for letter in letters:
+            # One that is in the way costs one wait: the others may need the same table.
+            if self._blocked_until > time.monotonic() or time.monotonic() - now > _BUDGET:
+                break
+            released = self._carry_out(lanes[letter.lane], letter) or released
+        return released
+
+    def _put_off(self, letter: DeadLetter, error: DatabaseError) -> None:
+        self._blocked += 1
+        now = self._met[letter.id] = time.monotonic()
+        wait = backoff(self._blocked, 1.0, _LONGEST_WAIT)
+        self._blocked_until = now + wait
+        log.warning("dead letter %s: %s put off: %s; requests are tried again in %.0f s", letter.id,
+                    letter.request, error, wait)  # fmt: skip
 
     def _carry_out(self, lane: OwnedLane, letter: DeadLetter) -> bool:
         if lane.owner is None:
@@ -72,8 +101,9 @@ class OperatorRequests:
             if error.sqlstate == FENCED_STATE:
                 lane.fenced()
             else:
-                log.warning("dead letter %s: %s put off: %s", letter.id, letter.request, error)
+                self._put_off(letter, error)
             return False
+        self._blocked = 0
         if commit is None:
             log.warning("dead letter %s: %s failed, so it stays a dead letter: see"
                         " `processor dead show`", letter.id, letter.request)  # fmt: skip

@@ -10,11 +10,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 
 from processor.connections.redis_client import Command, RedisConnection
 from processor.errors import ProcessorError
-from processor.telemetry import metrics
+from processor.telemetry import faults, metrics
 
 log = logging.getLogger("processor.runtime")
 
@@ -32,6 +32,10 @@ class Doorbell:
         self._redis = redis
         self._condition = threading.Condition()
         self._streams: Mapping[str, str] = {}
+        #: What was last read for.
+        self._heard: Mapping[str, str] | None = None
+        #: The streams of the read in progress, None if there is none.
+        self._listening: Set[str] | None = None
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="processor-doorbell", daemon=True)
 
@@ -47,6 +51,9 @@ class Doorbell:
         with self._condition:
             self._streams = streams
             self._condition.notify()
+            if self._listening is not None and streams and not streams.keys() <= self._listening:
+                # The read in progress does not see entries of the other lanes.
+                self._redis.abort()
 
     def rest(self) -> None:
         """Do not set the Event: the drain thread works and finds new entries itself."""
@@ -70,11 +77,20 @@ class Doorbell:
             except ProcessorError as error:
                 # The drain thread runs into the same problem and reports it.
                 log.debug("doorbell: retrying in %.0f s: %s", _RETRY, error)
-                with self._condition:
-                    # After a `stop` that cut the call, nothing would notify this wait.
-                    if not self._stopping:
-                        self._condition.wait(_RETRY)
+                self._pause()
+            except Exception as error:
+                # Without this thread, each entry of another process would wait for the interval.
+                log.error("doorbell: failed, and is tried again: %s", faults.place(error))
+                self._redis.close()
+                self._pause()
         self._redis.close()
+
+    def _pause(self) -> None:
+        """Wait before the next try, unless the drain thread waits for other lanes meanwhile."""
+        with self._condition:
+            # After a `stop` that cut the call, nothing would notify this wait.
+            if not self._stopping and self._streams.keys() <= (self._heard or {}).keys():
+                self._condition.wait(_RETRY)
 
     def _wanted(self) -> bool:
         with self._condition:
@@ -83,14 +99,19 @@ class Doorbell:
             return not self._stopping
 
     def _listen(self) -> None:
-        streams = self._streams
-        if not streams:
-            return
+        with self._condition:
+            streams = self._heard = self._streams
+            if not streams:
+                return
+            self._listening = streams.keys()
         command: Command = (
             "XREAD", "COUNT", 1, "BLOCK", int(_BLOCK * 1000), "STREAMS", *streams,
             *streams.values(),
         )  # fmt: skip
-        reply = self._redis.read([command], block=_BLOCK)[0]
+        try:
+            reply = self._redis.read([command], block=_BLOCK)[0]
+        finally:
+            self._listening = None
         if isinstance(reply, ProcessorError):
             raise reply
         if reply and streams is self._streams:
