@@ -18,7 +18,7 @@ from urllib.parse import parse_qs, urlsplit
 
 PRODUCER = (
     "exec", "exists", "get", "hexists", "hget", "hgetall", "hlen", "hmget", "hset", "hsetnx",
-    "lrange", "multi", "rpush", "sadd", "set", "watch", "xadd", "xlen", "xrange",
+    "lrange", "multi", "rpush", "sadd", "set", "time", "watch", "xadd", "xlen", "xrange",
     "xread", "xrevrange", "zadd", "zcard", "zscore",
 )  # fmt: skip
 PROCESSOR = (

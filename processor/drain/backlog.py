@@ -5,6 +5,8 @@ One round trip to Redis answers depth, age, pauses and the next due times of all
 
 from __future__ import annotations
 
+import time
+
 from processor.buffer import lane_size
 from processor.buffer.lane_size import LaneSize
 from processor.config.settings import Settings
@@ -33,6 +35,11 @@ class Backlog:
         self.sizes: dict[str, LaneSize] = {}
         self.paused: set[str] = set()
         self._measured = self._measured_busy = float("-inf")
+        self._clock_offset = 0.0
+
+    def redis_time(self, now: float) -> float:
+        """The clock of Redis at `now` (monotonic), in Unix seconds; delays are over by it."""
+        return now + self._clock_offset
 
     def delay(self, now: float, wall: float) -> float:
         """Seconds until there may be more to do; `now` is monotonic, `wall` in Unix seconds."""
@@ -53,10 +60,9 @@ class Backlog:
                 moments.append(lane.alike.next_try - now)
             parking = lane.parking
             full = parking.full_until - now
-            moments += [
-                max(at - wall, full) for at in (parking.next_due, parking.next_retry)
-                if at is not None
-            ]  # fmt: skip
+            due, retry = parking.next_due, parking.next_retry
+            moments += [max(due - self.redis_time(now), full)] if due is not None else []
+            moments += [max(retry - wall, full)] if retry is not None else []
         # An owner touches PostgreSQL at least every third of `takeover` (rule 4), or it would be
         # taken for frozen. A standby comes as often, to see whether it has to take over.
         moments.append(self._settings.database.takeover / 3)
@@ -83,6 +89,7 @@ class Backlog:
             self.paused, sizes = lane_size.measured(keys, replies)
         except RedisRefused as refused:
             raise RedisUnavailable(f"cannot read how full the lanes are: {refused}") from None
+        self._clock_offset = int(replies[0][0]) + int(replies[0][1]) / 1e6 - time.monotonic()
         for lane, size in zip(lanes, sizes, strict=True):
             self.sizes[lane.name] = size
             lane.measured(size)

@@ -135,7 +135,9 @@ class Drain:
 
     def _drain(self, now: float) -> None:
         """Do what is due, then batch after batch until nothing is left or the budget is spent."""
-        self._due_work.move_delayed(self._open_lanes(), time.time())
+        self._due_work.move_delayed(
+            self._open_lanes(), self._backlog.redis_time(time.monotonic())
+        )
         self._due_work.retry_held(self.owners.owned)
         # Once at the start of each pass, also while the streams never run empty.
         self._due_work.retry_parked(self._open_lanes(), time.time())

@@ -66,7 +66,7 @@ class DueWork:
         self._looked = float("-inf")
 
     def move_delayed(self, lanes: Sequence[OwnedLane], now: float) -> None:
-        """Move delayed entries that are due at `now` (Unix seconds) into their streams."""
+        """Move delayed entries that are due at `now` (Unix seconds of Redis) into their streams."""
         for lane in lanes:
             if lane.parking.is_due(lane.parking.next_due, now):
                 try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -56,7 +55,9 @@ def submit_many(transactions: Iterable[Submittable]) -> list[Receipt]:
 def _encoded(writer: Writer, transaction: Submittable) -> Encoded:
     if not isinstance(transaction, Transaction):
         transaction = Transaction.parse(transaction)
-    return transaction.encode(time.time(), writer.settings.buffer.transaction_bytes)
+    # A delay is counted by the clock of Redis, which also decides when it is over (rule 82).
+    now = writer.clock() if transaction.is_delayed else 0.0
+    return transaction.encode(now, writer.settings.buffer.transaction_bytes)
 
 
 def _chunks(transactions: Iterable[Encoded]) -> Iterator[list[Encoded]]:

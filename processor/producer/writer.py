@@ -40,6 +40,7 @@ DepthQuery = tuple[str, str]
 Addition = list[Command]
 
 _TRIES = 2
+_CLOCK_AGE = 1.0
 #: How often a write is sent again after Redis refused it because its terms had changed.
 _FENCED = 20
 _MULTI: Command = ("MULTI",)
@@ -56,6 +57,8 @@ class Writer:
         self._shows_tables = bool(settings.overlay.tables)
         self._lanes: dict[str, Lane] = {}
         self._depths: dict[DepthQuery, int] = {}
+        #: When Redis was asked for the time (monotonic), and its clock minus ours.
+        self._clock = (float("-inf"), 0.0)
 
     def submit(self, encoded: Encoded) -> Receipt:
         """Add one transaction. Raises as `processor.submit`."""
@@ -80,6 +83,19 @@ class Writer:
             self._receipt(one, lane, reply, identity)
             for one, lane, reply in zip(many, lanes, replies, strict=True)
         ]
+
+    def clock(self) -> float:
+        """Return the time by the clock of Redis, Unix seconds; asked at most once a second."""
+        asked, offset = self._clock
+        if time.monotonic() - asked > _CLOCK_AGE:
+            try:
+                seconds, micro = self._ask(("TIME",))
+                now = int(seconds) + int(micro) / 1e6
+            except RedisRefused:
+                now = time.time()  # A user that was printed by an older release.
+            asked, offset = time.monotonic(), now - time.monotonic()
+            self._clock = asked, offset
+        return time.monotonic() + offset
 
     def close(self) -> None:
         """Close the connections that are not in use; the next submit opens others."""
@@ -135,7 +151,7 @@ class Writer:
                 f" {self.settings.buffer.limit}", retry_after=max(1.0, self.settings.interval),
             )  # fmt: skip
 
-    def _ask(self, query: DepthQuery) -> Any:
+    def _ask(self, query: Command) -> Any:
         return self.pool.ask(lambda connection: connection.call(*query))
 
     @staticmethod

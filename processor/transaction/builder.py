@@ -219,11 +219,16 @@ class Transaction:
             made._add_checked(operation)
         return made
 
+    @property
+    def is_delayed(self) -> bool:
+        """Whether its due time is counted from the time of its submit."""
+        return self._form.delay is not None
+
     def encode(self, now: float, limit: int) -> Encoded:
         """Check the transaction and encode it for the buffer.
 
-        `now` is in Unix seconds, `limit` in bytes. Raises InvalidTransaction if there are no
-        operations or the body exceeds the limit.
+        `now` (the start of a delay) is in Unix seconds, `limit` in bytes. Raises InvalidTransaction
+        if there are no operations or the body exceeds the limit.
         """
         if not self._operations:
             raise InvalidTransaction(
