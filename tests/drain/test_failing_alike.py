@@ -149,14 +149,14 @@ def test_an_entry_waits_behind_a_held_one_that_shares_its_key(site: Site) -> Non
 def test_a_resumed_queue_tries_held_entries_within_two_seconds(
     site: Site, monkeypatch, caplog
 ) -> None:
-    monkeypatch.setattr("processor.ownership.failing_alike._LONGEST", SELDOM)
+    monkeypatch.setattr("processor.ownership.failing_alike.backoff", lambda *_: SELDOM)
     monkeypatch.setattr("processor.drain.due_work._REPORT_EVERY", 0.0)
     caplog.set_level(logging.WARNING)
     site.start()
     site.submit(*(nowhere(n, attempts=1) for n in range(60)))
     holds(site, 60)
     (pause,) = drain_thread._run.drain.owners.lanes["default:0"].alike.pauses  # type: ignore[union-attr]
-    pause.next_try += SELDOM
+    wait_until(lambda: pause.tries == 1)
     wait_until(lambda: caplog.text.count("insert into nowhere fails") > 2, 10, "logged again")
     site.execute("create table nowhere (n int)")
     operator = OperatorSessions(site.settings)
