@@ -26,6 +26,10 @@ WHOLE = {INT2: 1 << 15, INT4: 1 << 31, INT8: 1 << 63}
 #: them would fail.
 UNCOMPARED = frozenset({JSON, 142, 600, 604, 602})
 NUMBERS = frozenset({INT2, INT4, INT8, FLOAT4, FLOAT8, NUMERIC})
+#: oid, money and the types of names in the catalog (regclass, ...): their input takes a number.
+_NUMBERED = frozenset({OID, 790, 24, 2202, 2203, 2204, 2205, 2206, 3734, 3769, 4089, 4096, 4191})
+#: Types from here on are not built in.
+_FIRST_OWN = 16384
 #: Types of text with a fixed size in bytes, which PostgreSQL cuts texts to.
 _MOST_BYTES = {NAME: 63, CHAR: 1}
 TIMES = frozenset({DATE, TIME, TIMESTAMP, TIMESTAMPTZ, INTERVAL, TIMETZ})
@@ -80,6 +84,8 @@ def writer(base: int, modifier: int, element: int) -> Writer:
         return _bool
     if base in TIMES:
         return _time(base, modifier)
+    if base >= _FIRST_OWN or base in _NUMBERED:
+        return _own(lists=base >= _FIRST_OWN)
     return _string
 
 
@@ -234,6 +240,24 @@ def _string(value: Any) -> str:
     if type(value) is str:
         return value
     raise Unfit("42804", f"the column cannot take {_kind(value)}")
+
+
+def _own(*, lists: bool) -> Writer:
+    """Return the writer of a type whose input function decides, such as that of an extension."""
+
+    def write(value: Any) -> str:
+        if type(value) is int or isinstance(value, Decimal):
+            return str(value)
+        if lists and isinstance(value, list) and all(map(_is_number, value)):
+            # The text form of pgvector: [1,2.5,3].
+            return json_text(value)
+        return _string(value)
+
+    return write
+
+
+def _is_number(value: object) -> bool:
+    return type(value) is int or isinstance(value, Decimal)
 
 
 def _array(item: Writer, of_json: bool) -> Writer:

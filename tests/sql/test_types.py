@@ -39,7 +39,8 @@ COLUMNS = {
     "j": "json", "jb": "jsonb", "ai": "int[]", "at": "text[]", "an": "numeric[]", "af": "float8[]",
     "ab": "bytea[]", "au": "uuid[]", "ats": "timestamptz[]", "aj": "jsonb[]", "mood": "mood",
     "small": "small", "net": "inet", "r": "int4range", "x": "bit(3)", "short": "short",
-    "shorts": "shorts",
+    "shorts": "shorts", "nm": "name", "ch": '"char"', "vec": "vec", "o": "oid", "cash": "money",
+    "rc": "regclass",
 }  # fmt: skip
 
 
@@ -112,7 +113,12 @@ def tables(postgres_server: PostgresServer) -> Iterator[Database]:
     database.execute(
         "CREATE TABLE good (id int); CREATE TYPE mood AS ENUM ('calm', 'wild');"
         " CREATE DOMAIN small AS int CHECK (VALUE < 100);"
-        " CREATE DOMAIN short AS varchar(3); CREATE DOMAIN shorts AS varchar(3)[]"
+        " CREATE DOMAIN short AS varchar(3); CREATE DOMAIN shorts AS varchar(3)[];"
+        # A type with a text input of its own, as an extension has it.
+        " CREATE TYPE vec; CREATE FUNCTION vec_in (cstring) RETURNS vec"
+        " LANGUAGE internal IMMUTABLE STRICT AS 'textin'; CREATE FUNCTION vec_out (vec)"
+        " RETURNS cstring LANGUAGE internal IMMUTABLE STRICT AS 'textout';"
+        " CREATE TYPE vec (INPUT = vec_in, OUTPUT = vec_out)"
     )
     yield database
     execute(postgres_server.dsn, "drop database types with (force)")
@@ -215,6 +221,24 @@ def like(value: Any) -> Any:
     return value
 
 
+def test_a_type_that_reads_its_own_text_takes_texts_and_numbers(quick: Way, plain: Way) -> None:
+    """Lists of numbers for an extension such as pgvector; numbers for oid, money, regclass."""
+    sent = [("vec", [1, 2.5, Decimal("-3")], "[1,2.5,-3]"), ("vec", "[1]", "[1]"),
+            ("vec", 7, "7"), ("o", 7, "7"), ("rc", 1259, "pg_class"), ("cash", 2, "$2.00"),
+            ("nm", "x" * 63, "x" * 63), ("ch", "a", "a"), ("f4", 2**24, "1.6777216e+07"),
+            ("tsz", "infinity", "infinity"), ("ts", "epoch", "1970-01-01 00:00:00"),
+            ("tsz", "2026-11-28 10:00 CET", "2026-11-28 09:00:00+00")]  # fmt: skip
+    for way in (quick, plain):
+        way.fill()
+        way.cursor.execute("SET TimeZone = 'UTC'")
+        made = [Transaction().insert(way.table, {"id": n, c: v})
+                for n, (c, v, _) in enumerate(sent)]  # fmt: skip
+        assert way.run(made) == [""] * len(sent)
+        for number, (column, _, text) in enumerate(sent):
+            assert way.value(f"{column}::text", number) == text
+        way.cursor.execute("RESET TimeZone")
+
+
 def test_nan_comes_back_as_nan(quick: Way, plain: Way) -> None:
     for way in (quick, plain):
         way.fill()
@@ -270,6 +294,13 @@ POISON = [
     ("ai", [1, 2.5], "22P02"), ("ai", [[1], [2, 3]], "22P02"), ("by", "\\xg", "22023"),
     ("mood", "sad", "22P02"), ("small", 100, "23514"), ("x", "1111", "22026"),
     ("short", "abcd", "22001"), ("shorts", ["abcd"], "22001"),
+    # A zone is neither invented nor dropped, and nothing is cut.
+    ("tsz", datetime.datetime(2026, 11, 28), "22007"), ("tsz", "2026-11-28 10:00", "22007"),
+    ("ats", ["2026-11-28"], "22007"), ("tz", datetime.time(10), "22007"),
+    ("ts", MOMENT, "22007"), ("ts", "21 November 2026 10:00 CET", "22007"),
+    ("tm", "10:00+02", "22007"), ("f4", 2**24 + 1, "22003"), ("f4", "16777217", "22003"),
+    ("f8", Decimal(2**53 + 1), "22003"), ("nm", "x" * 70, "22001"), ("nm", "ä" * 32, "22001"),
+    ("ch", "ab", "22001"), ("u", 7, "42804"), ("vec", ["a"], "42804"),
 ]  # fmt: skip
 
 
@@ -281,7 +312,9 @@ def test_a_value_that_its_column_does_not_hold_exactly_is_poison_in_every_way(
 ) -> None:
     for way in (quick, plain):
         for several in (1, 6):
-            way.fill([{}])
+            way.fill()
+            # A success, or so many failures of one kind would be held.
+            assert way.run([Transaction().insert(way.table, {"id": 0})]) == [""]
             made = [Transaction().insert(way.table, {"id": n + 1, column: value})
                     for n in range(several)]  # fmt: skip
             assert way.run(made) == [state] * several
