@@ -14,7 +14,7 @@ README = Path(__file__).resolve().parents[2] / "processor" / "README.rst"
 TITLES = {"submit": "Submit to committed", "read": "A read", "retry": "Retry of a dead letter"}
 
 #: A walk has at most this many stations, so that a reader can follow it.
-MOST = {"submit": 25, "retry": 19}
+MOST = {"submit": 25, "retry": 14}
 
 
 @pytest.fixture(scope="module")

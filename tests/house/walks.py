@@ -1,15 +1,15 @@
 """Which modules a transaction, a read and the retry of a dead letter pass through, as measured.
 
 A *station* of a walk is a module of `processor` with a function that is handed the transaction as
-an argument, or that is called, directly or not, by such a function. All forms of the transaction
-count: what the builder collects, the encoded body, an entry, a page or a batch with it, its SQL
-text, its dead letter or its id. The ground (errors, crash points, telemetry, settings), the opening
-of a session and the command line are not stations. While PostgreSQL works on a batch, the drain
-thread works on other batches, which is not part of the walk. A walk ends when the COMMIT that
-contains the effect has returned, a read when it returns.
+an argument. All forms of the transaction count: what the builder collects, the encoded body, an
+entry, a page or a batch with it, its SQL text, its dead letter or its id. A *helper* is a module
+that is not handed it, and has a function that a station calls, directly or not. The ground (errors,
+crash points, telemetry, settings), the opening of a session and the command line are neither. While
+PostgreSQL works on a batch, the drain thread works on other batches, which is not part of the walk.
+A walk ends when the COMMIT that contains the effect has returned, a read when it returns.
 
-`python -m tests.house.walks` prints the walks, with the functions that ran in each module, and how
-many modules ran in any thread until the pass ended; `processor/README.rst` lists the stations, and
+`python -m tests.house.walks` prints the walks, with the functions that were handed the transaction
+in each module, their helpers, and how many modules ran in any thread until the pass ended; `processor/README.rst` lists the stations, and
 `tests/house/test_walks.py` compares the two. The process that is measured has one processor on real
 servers and has done the same before, so that nothing is opened, compiled or registered.
 """
@@ -73,6 +73,8 @@ class Walk:
     """The modules that were passed with their functions, in the order of the first call."""
 
     functions: dict[str, list[str]] = field(default_factory=dict)
+    #: The modules with functions that those called.
+    called: set[str] = field(default_factory=set)
     sent: bool = False
     ended: bool = False
     #: Every module that ran in any thread until the pass ended, the ground included.
@@ -92,6 +94,11 @@ class Walk:
     def stations(self) -> dict[str, list[str]]:
         return {module: names for module, names in self.functions.items()
                 if not _within(module, (*GROUND, *OPENING))}  # fmt: skip
+
+    @property
+    def helpers(self) -> list[str]:
+        return sorted(module for module in self.called - set(self.functions)
+                      if not _within(module, (*GROUND, *OPENING)))  # fmt: skip
 
 
 class Tracer:
@@ -147,8 +154,10 @@ class Tracer:
             walk.reach(values["name"])
         names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
         is_handed = any(_is_marked(values.get(name)) for name in names)
-        if (is_handed or (inherited and not walk.sent)) and not walk.ended:
+        if is_handed and not walk.ended:
             walk.pass_through(module, function)
+        elif inherited and not walk.sent and not walk.ended:
+            walk.called.add(module)
         return is_handed or inherited
 
 
@@ -312,6 +321,8 @@ def main() -> None:
     for name in ("submit", "retry"):
         everything = sorted(found[name].everything)
         print(f"{name}: {len(everything)} modules ran until the pass ended: {' '.join(everything)}")
+        helpers = found[name].helpers
+        print(f"{name}: {len(helpers)} helpers of its stations: {' '.join(helpers)}")
     print(json.dumps({name: walk.stations for name, walk in found.items()}, indent=2))
 
 
