@@ -97,7 +97,7 @@ class KindPause:
         sqlstate = self.kind.sqlstate
         return FailingKind(
             self.kind.operations, sqlstate, condition(sqlstate), self.held, self.first,
-            wall - (now - self.since), wall + max(0.0, self.next_try - now),
+            timestamp(wall - (now - self.since)), timestamp(wall + max(0.0, self.next_try - now)),
         )  # fmt: skip
 
 
@@ -106,7 +106,7 @@ def in_words(failing: FailingKind, lane: str) -> str:
     return (
         f"{failing.operations} fails with {failing.sqlstate} {failing.condition}:"
         f" {failing.held} transactions are held, the first is {failing.first}; the next trial is"
-        f" at {timestamp(failing.next_try)}: mend the cause, or let them fail by"
+        f" at {failing.next_try}: mend the cause, or let them fail by"
         f" `processor queues resume {lane.rpartition(':')[0]}`"
     )
 

@@ -17,7 +17,7 @@ class FailingKind:
     """Transactions of one kind that all fail and are held: operation and table, and the SQLSTATE.
 
     `condition` is the name of the SQLSTATE, `held` how many transactions wait, and `first` the id
-    of the first of them. `since` and `next_try` are in Unix seconds.
+    of the first of them. `since` and `next_try` are timestamps as text, as they are published.
     """
 
     operations: str
@@ -25,8 +25,8 @@ class FailingKind:
     condition: str
     held: int
     first: str
-    since: float
-    next_try: float
+    since: str | None
+    next_try: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,8 +148,8 @@ def failing_mapping(kind: FailingKind) -> dict[str, Any]:
         "condition": kind.condition,
         "held": kind.held,
         "first": kind.first,
-        "since": timestamp(kind.since),
-        "next_try": timestamp(kind.next_try),
+        "since": kind.since,
+        "next_try": kind.next_try,
     }
 
 
