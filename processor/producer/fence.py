@@ -15,7 +15,7 @@ from typing import Any
 from processor.buffer import partitions, registry
 from processor.buffer.lane import Lane
 from processor.config.settings import Settings
-from processor.connections.redis_client import Command, RedisConnection, checked
+from processor.connections.redis_client import Command, Packed, RedisConnection, checked
 from processor.errors import RedisUnavailable
 
 #: How often the keys are read again if another producer keeps changing them.
@@ -31,7 +31,7 @@ class Terms:
 
     identity: str
     lanes: frozenset[str]
-    renewal: tuple[Command, ...]
+    renewal: tuple[Packed, ...]
     replies: list[Any]
 
 
@@ -59,13 +59,15 @@ def _agree(connection: RedisConnection, settings: Settings, names: Sequence[str]
     """
     namespace = settings.namespace
     queues = sorted({name.rpartition(":")[0] for name in names})
-    renewal: tuple[Command, ...] = (
-        ("WATCH", f"{namespace}:buffer", f"{namespace}:partitions", f"{namespace}:lanes"),
-        ("GET", f"{namespace}:buffer"),
-        ("HMGET", f"{namespace}:partitions", *queues),
+    renewal = (
+        Packed("WATCH", f"{namespace}:buffer", f"{namespace}:partitions", f"{namespace}:lanes"),
+        Packed("GET", f"{namespace}:buffer"),
+        Packed("HMGET", f"{namespace}:partitions", *queues),
     )
     # MULTI is tried out first: a user that may not send it would write without it.
-    asked = [registry.register(namespace, names), ("MULTI",), ("EXEC",), *renewal]
+    asked: list[Command | Packed] = [
+        registry.register(namespace, names), ("MULTI",), ("EXEC",), *renewal
+    ]
     replies = checked(connection.calls(asked))[-2:]
     counts = [settings.queues[queue].partitions for queue in queues]
     if replies[0] is not None and replies[1] == [b"%d" % count for count in counts]:

@@ -19,7 +19,7 @@ from processor.buffer import delayed, stream
 from processor.buffer.lane import Lane, lane_name
 from processor.buffer.overlay import Overlay
 from processor.config.settings import Settings
-from processor.connections.redis_client import Command
+from processor.connections.redis_client import Command, Packed
 from processor.connections.redis_pool import RedisPool
 from processor.errors import (
     BufferFull,
@@ -43,8 +43,8 @@ _TRIES = 2
 _CLOCK_AGE = 1.0
 #: How often a write is sent again after Redis refused it because its terms had changed.
 _FENCED = 20
-_MULTI: Command = ("MULTI",)
-_EXEC: Command = ("EXEC",)
+_MULTI = Packed("MULTI")
+_EXEC = Packed("EXEC")
 
 
 class Writer:

@@ -148,14 +148,16 @@ def test_the_printed_users_have_exactly_the_commands_that_the_code_sends() -> No
 
 
 def commands_in(path: Path) -> set[str]:
-    """The Redis commands in a module: first in a tuple, or the first argument of `call`."""
+    """The Redis commands in a module: first in a tuple, or the first argument of a call."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         first: ast.AST | None = None
         if isinstance(node, ast.Tuple) and len(node.elts) > 0:
             first = node.elts[0]
-        elif (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
-              and node.func.attr == "call" and node.args):
+        elif isinstance(node, ast.Call) and node.args and (
+            (isinstance(node.func, ast.Attribute) and node.func.attr == "call")
+            or (isinstance(node.func, ast.Name) and node.func.id == "Packed")
+        ):
             first = node.args[0]
         if (isinstance(first, ast.Constant) and isinstance(first.value, str)
                 and re.fullmatch("[A-Z]{3,}", first.value)):

@@ -9,9 +9,10 @@ PostgreSQL works on a batch, the drain thread works on other batches, which is n
 A walk ends when the COMMIT that contains the effect has returned, a read when it returns.
 
 `python -m tests.house.walks` prints the walks, with the functions that were handed the transaction
-in each module, their helpers, and how many modules ran in any thread until the pass ended; `processor/README.rst` lists the stations, and
-`tests/house/test_walks.py` compares the two. The process that is measured has one processor on real
-servers and has done the same before, so that nothing is opened, compiled or registered.
+in each module, their helpers, and how many modules ran in any thread until the pass ended;
+`processor/README.rst` lists the stations, and `tests/house/test_walks.py` compares the two. The
+process that is measured has one processor on real servers and has done the same before, so that
+nothing is opened, compiled or registered.
 """
 
 from __future__ import annotations
