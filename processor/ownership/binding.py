@@ -7,6 +7,8 @@ restored keeps its name.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from processor.buffer import registry
 from processor.connections.postgres_session import PostgresSession
 from processor.connections.redis_client import RedisConnection
@@ -18,12 +20,27 @@ _DATABASE = (
 )
 
 
-def check(database: PostgresSession, redis: RedisConnection, namespace: str) -> bool:
+@dataclass(frozen=True, slots=True)
+class DatabaseName:
+    """The oid and the name of a database."""
+
+    oid: str
+    name: str
+
+
+def name_of(database: PostgresSession) -> DatabaseName:
+    """Return oid and name of the database of a session, which do not change while it lasts."""
+    return DatabaseName(*database.run(_DATABASE)[0])
+
+
+def check(
+    database: PostgresSession, named: DatabaseName, redis: RedisConnection, namespace: str
+) -> bool:
     """Bind the buffer to this database if it is bound to none. Raises WrongDatabase.
 
     Return whether it is bound now.
     """
-    oid, name = database.run(_DATABASE)[0]
+    oid, name = named.oid, named.name
     ours = f"{database.system} {oid} {name}"
     bound = registry.bound_database(redis, namespace, ours)
     if bound is None:

@@ -47,6 +47,7 @@ class Connector:
         self._examined = self._asked_role = -1
         #: The sessions on which the buffer's database was last checked.
         self._bound: tuple[int, int, str] | None = None
+        self._named: binding.DatabaseName | None = None
         self._buffer = ""
         self.session_is_old = False
 
@@ -124,8 +125,12 @@ class Connector:
     def _check_binding(self, database: PostgresSession) -> None:
         on = database.generation, self._redis.generation, self._owners.buffer
         if self._bound != on:
+            if self._named is None or self._bound is None or self._bound[0] != on[0]:
+                self._named = binding.name_of(database)
             try:
-                bound = binding.check(database, self._redis, self._settings.namespace)
+                bound = binding.check(
+                    database, self._named, self._redis, self._settings.namespace
+                )
             except WrongDatabase:
                 database.close()
                 raise
