@@ -61,8 +61,8 @@ def test_entries_are_removed_only_on_the_connection_on_which_they_were_read(
     site.redis.xadd(site.lane().stream, fields, id="5-1")
     apply = Applier.apply
 
-    def roll_back_redis(self: Applier, *arguments: Any) -> Any:
-        outcome = apply(self, *arguments)
+    def roll_back_redis(self: Applier, *arguments: Any, **named: Any) -> Any:
+        outcome = apply(self, *arguments, **named)
         drain.redis.close()
         site.redis.delete(site.lane().stream)
         other = {"v": "1", "tx": body_of(write(2))}
