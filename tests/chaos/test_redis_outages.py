@@ -18,7 +18,7 @@ from processor.errors import RedisUnavailable, SubmitUnknown
 from processor.runtime import drain_thread
 from tests.harness.proxy import Proxy
 from tests.harness.servers import redis_floor
-from tests.harness.site import Site, counted, write
+from tests.harness.site import Site, counted, step, write
 from tests.harness.wait import wait_until
 
 #: Redis keeps acknowledged writes through a kill.
@@ -148,19 +148,46 @@ def test_redis_that_refuses_to_write_is_an_outage(word: str, own_redis, site_of)
     """Reading works, so PostgreSQL commits; the ledger later has the entries not removed."""
     server = own_redis({"save": "3600 1000000"})
     site = site_of(redis=server)
+    drain = site.drain()
+    step(drain)  # Binds the buffer to the database.
     site.submit(*(write(n, attempts=1) for n in range(1, 51)))
 
     refusing(server, site, word)
+    step(drain, looks=False)
+    assert drain.gate.is_shut
+    assert word in drain.gate.reason
+    assert site.tape() == list(range(1, 51))
+    drain.leave()
     drain_thread.start(site.settings)
     site.shows("outage")
-    assert word in site.reason
-    assert site.tape() == list(range(1, 51))
+    # A new connection finds out at once that its Redis is a replica.
+    assert ("is a replica" if word == "READONLY" else word) in site.reason
     load = site.load(after=50)
     wait_until(lambda: load.refused)
     healed(server, site, word)
     site.resumes(within=2.0)
 
     site.whole(load.end())
+
+
+@pytest.mark.parametrize("word", ["READONLY", "MISCONF", "NOREPLICAS"])
+def test_nothing_is_committed_while_a_new_buffer_cannot_be_bound(
+    word: str, own_redis, site_of
+) -> None:
+    """Rule 94: a processor of another database could drain the same entries."""
+    server = own_redis({"save": "3600 1000000"})
+    site = site_of(redis=server)
+    site.submit(*(write(n, attempts=1) for n in range(1, 51)))
+
+    refusing(server, site, word)
+    drain_thread.start(site.settings)
+    site.shows("outage")
+    assert ("is a replica" if word == "READONLY" else word) in site.reason
+    assert site.tape() == []
+    healed(server, site, word)
+    site.resumes(within=2.0)
+
+    site.whole(50)
 
 
 def test_credentials_that_redis_no_longer_accepts_are_an_outage(own_redis, site_of) -> None:
