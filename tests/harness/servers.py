@@ -42,6 +42,15 @@ class Database:
         """Run `sql` in autocommit; return the rows, or an empty list."""
         return execute(self.dsn, sql, parameters)
 
+    def sleeps(self) -> bool:
+        """Whether a session of the database is in pg_sleep.
+
+        The text of a query does not show it: pg_stat_activity cuts that after 1024 bytes.
+        """
+        return bool(self.execute(
+            "select 1 from pg_stat_activity"
+            " where datname = current_database() and wait_event = 'PgSleep'"))  # fmt: skip
+
 
 def execute(dsn: str, sql: str, parameters: Any = None) -> list[tuple[Any, ...]]:
     """Run `sql` on a new connection in autocommit; return the rows, or an empty list."""

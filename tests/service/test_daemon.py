@@ -168,9 +168,7 @@ def test_stop_waits_for_the_current_batch(daemon: Daemon) -> None:
     daemon.path.write_text(yaml.safe_dump(settings))
     pid = daemon.start()
     processor.submit({"operations": [{"op": "statement", "name": "slow"}]})
-    wait_until(lambda: daemon.database.execute(
-        "select 1 from pg_stat_activity where state = 'active' and query like '%pg_sleep(3%'"
-        " and pid <> pg_backend_pid()"))  # fmt: skip
+    wait_until(daemon.database.sleeps)
 
     assert daemon.call("stop").returncode == 0
     assert not alive(pid)

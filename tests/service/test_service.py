@@ -48,11 +48,9 @@ def slow(n: int, seconds: float) -> dict[str, Any]:
     return {"op": "statement", "name": "slow", "params": {"n": n, "seconds": seconds}}
 
 
-def in_progress(service: Service, statement: str = "pg_sleep") -> bool:
-    """Whether PostgreSQL is executing such a statement for the service."""
-    return bool(service.database.execute(
-        "select 1 from pg_stat_activity where state = 'active' and query like %s"
-        " and pid <> pg_backend_pid()", (f"%{statement}%",)))  # fmt: skip
+def in_progress(service: Service) -> bool:
+    """Whether PostgreSQL is executing a slow statement for the service."""
+    return service.database.sleeps()
 
 
 # READY and STATUS.
