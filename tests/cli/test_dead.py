@@ -182,8 +182,8 @@ def test_before_init_db_each_command_suggests_it(cli: Cli, site: Site) -> None:
     for each in (["verify"], *(["dead", *verb] for verb in VERBS)):
         said = cli(*each)
         assert said.code == 69, each
-        assert re.fullmatch("schema processor at [^ ]+ is not usable: SQLSTATE 3F000: run "
-                            "`processor init-db` .*", said.error), each
+        assert re.fullmatch("there is no schema processor at [^ ]+: run `processor init-db` .*",
+                            said.error), each
 
 
 def test_a_role_without_privileges_gets_the_grants_it_needs(
