@@ -48,16 +48,27 @@ def test_failures_are_counted_from_the_start_after(between: str) -> None:
     elif between == "another failure":
         taken(health, last, failing(last, "23505"))
     else:
-        health.accept_failures()
+        health.resume()
 
     assert taken(health, last, failing(last, "42P01")) == ""
 
 
-def test_pauses_grow_up_to_a_minute_and_a_success_ends_their_growth() -> None:
+def test_after_a_resume_failures_alike_are_accepted_once() -> None:
+    health = LaneHealth()
+    many = entries(SYSTEMIC)
+    assert taken(health, many, failing(many, "42P01")) == "42P01"
+
+    health.resume()
+
+    assert taken(health, many, failing(many, "42P01")) == ""
+    assert taken(health, many, failing(many, "42P01")) == "42P01"
+
+
+def test_pauses_grow_up_to_three_seconds_and_a_success_ends_their_growth() -> None:
     health = LaneHealth()
 
-    assert [health.pause("contended", 0.0, 1.0) for _ in range(8)] == [1, 2, 4, 8, 16, 32, 60, 60]
-    assert (health.paused_until, health.reason) == (60.0, "contended")
+    assert [health.pause("contended", 0.0, 1.0) for _ in range(5)] == [1, 2, 3, 3, 3]
+    assert (health.paused_until, health.reason) == (3.0, "contended")
     taken(health, entries(1), Outcome(committed=entries(1)))
     assert health.reason == ""
     assert health.pause("contended", 0.0, 1.0) == 1.0
