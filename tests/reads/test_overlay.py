@@ -609,8 +609,10 @@ def test_a_row_is_found_by_fractional_numbers(site_of: Callable[..., Site]) -> N
 
 
 @pytest.mark.parametrize(
-    ("type_", "forms"), [("name", ["x" * 70, "x" * 63]), ("oid", ["-1", "4294967295"])]
-)
+    ("type_", "forms"),
+    [("timestamptz", ["2026-11-28 10:00+00", "2026-11-28T12:00:00+02:00"]),
+     ("oid", ["-1", "4294967295"])],
+)  # fmt: skip
 def test_a_row_is_found_although_its_type_changes_the_key(
     site_of: Callable[..., Site], type_: str, forms: list[str]
 ) -> None:
@@ -618,6 +620,28 @@ def test_a_row_is_found_although_its_type_changes_the_key(
     site.execute(f"create table thing (id {type_} primary key, n int)")
     site.submit(t().insert("thing", {"id": forms[0], "n": 1}))
     assert [row["n"] for row in processor.read("thing", {"id": forms[1]})] == [1]
+    reader.close()
+
+
+def test_a_key_that_its_type_would_cut_off_is_refused_and_shows_no_other_row(
+    site_of: Callable[..., Site],
+) -> None:
+    site = reading(site_of(overlay={"tables": {"thing": "id"}}))
+    site.execute("create table thing (id name primary key, n int)")
+    long, cut = "x" * 70, "x" * 63
+    site.submit(
+        t().insert("thing", {"id": cut, "n": 1}),
+        t(attempts=1).insert("thing", {"id": long, "n": 2}),
+        t(attempts=1).upsert("thing", {"id": long, "n": 3}, conflict=["id"]),
+        t(attempts=1).update("thing", {"n": 4}, where={"id": long}),
+        t(attempts=1).delete("thing", {"id": long}),
+    )
+    drain = site.drain()
+    assert [row["n"] for row in processor.read("thing", {"id": cut})] == [1]
+    assert [row["n"] for row in processor.read("thing")] == [1]
+    wait_until(lambda: step(drain) or not site.depth(), message=lambda: site.tale())
+    assert len(site.dead()) == 4
+    assert [row["n"] for row in processor.read("thing", {"id": cut})] == [1]
     reader.close()
 
 
