@@ -1,8 +1,9 @@
 """Connections to Redis with a deadline on every call and no retries of their own.
 
-One call is one write, and as many replies as commands. Commands are pipelined, never sent in
-MULTI, so that a full Redis refuses only those that add (rule 20). redis-py's own retries are off:
-after a lost reply they would add the same entry again (rule 11). Any doubt about the sequence of
+One call is one write, and as many replies as commands. Commands are pipelined, not wrapped in
+MULTI, so that a full Redis refuses only those that add (rule 20); the producer alone sends MULTI
+itself, around what it adds (rule 81). redis-py's own retries are off: after a lost reply they would
+add the same entry again (rule 11). Any doubt about the sequence of
 replies closes the connection. The next connection has another `generation`, so that ids read on the
 old one are no longer trusted (rule 9).
 """
