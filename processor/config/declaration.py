@@ -81,7 +81,7 @@ def between(smallest: float, largest: float) -> Check:
 
     def check(value: Any) -> Any:
         if not (isfinite(value) and smallest <= value <= largest):
-            raise ValueError(f"must be between {smallest:_} and {largest:_} (got {value})")
+            raise ValueError(f"must be between {smallest:,} and {largest:,} (got {value})")
         return value
 
     return check

@@ -245,8 +245,8 @@ def contradictions(settings: Settings) -> Iterator[tuple[list[Path], str]]:
     for less, more, equal, reason in ORDERS:
         low, high = attrgetter(less)(settings), attrgetter(more)(settings)
         if low > high or (low == high and not equal):
-            limit = f"must {'not exceed' if equal else 'be below'} {more} = {high:_}"
-            yield _paths(less, more), f"{limit}, but is {low:_} ({reason}: change one of the two)"
+            limit = f"must {'not exceed' if equal else 'be below'} {more} = {high:,}"
+            yield _paths(less, more), f"{limit}, but is {low:,} ({reason}: change one of the two)"
     for queue in settings.drain:
         if queue not in settings.queues:
             hint = nearest(queue, list(settings.queues))

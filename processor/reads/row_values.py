@@ -37,6 +37,8 @@ from processor.sql.column_types import (
     WHOLE,
     Unfit,
     Writer,
+    no_addition,
+    out_of_range,
     writer,
 )
 
@@ -141,7 +143,7 @@ def _whole(column: Column, _value: Any, text: str) -> Any:
 
 def _in_range(column: Column, number: int) -> int:
     if not -WHOLE[column.base] <= number < WHOLE[column.base]:
-        raise Unfit("22003", "the number is out of the column's range")
+        raise out_of_range()
     return number
 
 
@@ -153,7 +155,7 @@ def _sized(column: Column, number: Decimal) -> Decimal:
     """Return a decimal with the scale of the column. Raises Unfit."""
     if not number.is_finite():
         if column.modifier >= 4 and not number.is_nan():
-            raise Unfit("22003", "the number is out of the column's range")
+            raise out_of_range()
         return number
     number = number if number else abs(number)  # PostgreSQL has no negative zero.
     exponent = number.as_tuple().exponent
@@ -164,7 +166,7 @@ def _sized(column: Column, number: Decimal) -> Decimal:
     precision = ((column.modifier - 4) >> 16) & 0xFFFF
     scale = (((column.modifier - 4) & 0x7FF) ^ 1024) - 1024
     if number and number.adjusted() >= precision - scale:
-        raise Unfit("22003", "the number is out of the column's range")
+        raise out_of_range()
     return number.quantize(Decimal(1).scaleb(-max(scale, 0)), context=_EXACT)
 
 
@@ -176,7 +178,7 @@ def _float(_column: Column, _value: Any, text: str) -> Any:
         return _UNKNOWN
     number = float(text)
     if number in (float("inf"), float("-inf")) or (not number and Decimal(text.strip())):
-        raise Unfit("22003", "the number is out of the column's range")
+        raise out_of_range()
     return number
 
 
@@ -266,7 +268,7 @@ def added_to(column: Column, value: Any) -> Any:
             raise Undecided
         return Cast("interval", writer_of(INTERVAL, -1, 0)(value))
     if column.base not in NUMBERS or column.element:
-        raise Unfit("42804", f"column {column.name} is neither a number nor a time to add to")
+        raise no_addition(column.name)
     if column.domain or column.base == FLOAT4:
         return Cast(column.type, writer_of(column.base, column.modifier, 0)(value))
     return compared_with(column, value)
@@ -284,7 +286,7 @@ def total(column: Column, old: Any, added: Any) -> Any:
         return _sized(column, _EXACT.add(old, added))
     number = old + added
     if abs(number) == float("inf") and abs(old) != float("inf") != abs(added):
-        raise Unfit("22003", "the number is out of the column's range")
+        raise out_of_range()
     return number
 
 

@@ -19,7 +19,7 @@ from processor.reads.merge import Change, Fails, Step
 from processor.reads.relations import Relation
 from processor.reads.row_values import Cast, Sum, Undecided, added_to, compared_with, read_as
 from processor.sql.catalog import Column
-from processor.sql.column_types import UNCOMPARED, Unfit
+from processor.sql.column_types import UNCOMPARED, Unfit, no_equality
 from processor.transaction.operations import Delete, Insert, Operation, Statement, Update, Upsert
 
 #: Returns the relations to which an operation refers by the name of its table.
@@ -224,7 +224,7 @@ def typed_where(relation: Relation, where: Mapping[str, Any]) -> dict[str, Any]:
     """
     for name in where:
         if _column(relation, name).base in UNCOMPARED:
-            raise Unfit("42883", f"column {name} cannot be compared, so it cannot be used in where")
+            raise no_equality(name)
     return {name: compared_with(_column(relation, name), value) for name, value in where.items()}
 
 

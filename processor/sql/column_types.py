@@ -64,6 +64,24 @@ class Unfit(Exception):
         self.sqlstate = sqlstate
 
 
+# What `reads` finds, too: it tells before the server what will be refused.
+
+
+def out_of_range() -> Unfit:
+    """Return the error for a number that its column cannot hold."""
+    return Unfit("22003", "the number is out of the column's range")
+
+
+def no_equality(column: str) -> Unfit:
+    """Return the error for a condition on a column whose values cannot be compared."""
+    return Unfit("42883", f"column {column} has no equality operator, so where cannot use it")
+
+
+def no_addition(column: str) -> Unfit:
+    """Return the error for an addition to a column that holds neither numbers nor times."""
+    return Unfit("42804", f"column {column} is neither a number nor a time, so add fails")
+
+
 def writer(base: int, modifier: int, element: int) -> Writer:
     """Return the function that writes values of a type: its oid, modifier and element's oid."""
     if element and base not in (JSON, JSONB):
@@ -94,11 +112,11 @@ def _whole(limit: int) -> Writer:
         if type(value) is int:
             if -limit <= value < limit:
                 return str(value)
-            raise Unfit("22003", "the number is out of the column's range")
+            raise out_of_range()
         if isinstance(value, Decimal):
             if value.adjusted() > 20:
                 # Refused before it is written out: 1E+999999999 is eleven bytes in the stream.
-                raise Unfit("22003", "the number is out of the column's range")
+                raise out_of_range()
             if value == value.to_integral_value():
                 return write(int(value))
             raise Unfit("22P02", "the number has a fraction, but the column takes only integers")

@@ -38,7 +38,7 @@ from processor.sql.column_types import (
     UUID,
     VARCHAR,
     WHOLE,
-    Unfit,
+    out_of_range,
     writer,
 )
 from processor.transaction.operations import Insert, Update
@@ -294,7 +294,7 @@ def _whole(limit: int, write: Any) -> Any:
         if set(map(type, values)) == {int}:
             if -limit <= min(values) and max(values) < limit:
                 return "'{" + ",".join(map(str, values)) + "}'"
-            raise Unfit("22003", "a number is out of the column's range")
+            raise out_of_range()
         raise NotFolded
 
     return array

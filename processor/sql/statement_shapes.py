@@ -11,7 +11,17 @@ from typing import Any
 
 from processor.connections.sql_literals import named, quoted, table
 from processor.sql.catalog import Column, Table
-from processor.sql.column_types import NUMBERS, TIMES, UNCOMPARED, WHOLE, Unfit, Writer, writer
+from processor.sql.column_types import (
+    NUMBERS,
+    TIMES,
+    UNCOMPARED,
+    WHOLE,
+    Unfit,
+    Writer,
+    no_addition,
+    no_equality,
+    writer,
+)
 from processor.transaction.operations import Delete, Insert, Update, Upsert
 
 
@@ -178,7 +188,7 @@ def _where(target: Table, where: dict[str, Any], template: Template) -> None:
     for name, value in where.items():
         column = _column(target, name)
         if column.base in UNCOMPARED:
-            raise Unfit("42883", f"column {name} has no equality operator, so where cannot use it")
+            raise no_equality(name)
         if value is None:
             template.text(f"{word}{named(name)} IS NULL")
         else:
@@ -203,7 +213,7 @@ def _added(column: Column) -> tuple[Column, str]:
     if column.base in TIMES:
         # `date + unknown` is ambiguous (42725), so the value is cast to interval.
         return Column(column.name, "interval", 1186, -1, 0), "interval"
-    raise Unfit("42804", f"column {column.name} is neither a number nor a time, so add fails")
+    raise no_addition(column.name)
 
 
 _BUILD: dict[type, Any] = {Insert: _insert, Upsert: _upsert, Update: _update, Delete: _delete}

@@ -452,13 +452,13 @@ TYPES = [
     ("site: {a: 1}", 1, "site", "text"),
 ]
 RANGES = [
-    ("interval: 0", 1, "interval", "between 0.01 and 3_600"),
+    ("interval: 0", 1, "interval", "between 0.01 and 3,600"),
     ("interval: -1.0", 1, "interval", "between 0.01"),
     ("retry:\n  attempts: 0", 2, "retry.attempts", "between 1 and"),
     ("retry:\n  attempts: 99999999999999999", 2, "retry.attempts", "between 1 and"),
     ("database:\n\n  takeover: 0.4", 3, "database.takeover", "between 0.5"),
     ("queues: {default: {weight: 0}}", 1, "queues.default.weight", "between 1 and"),
-    ("queues:\n  a: {partitions: 1025}", 2, "queues.a.partitions", "between 1 and 1_024"),
+    ("queues:\n  a: {partitions: 1025}", 2, "queues.a.partitions", "between 1 and 1,024"),
     ("log: {level: loud}", 1, "log.level", "debug, info"),
     ("log:\n  format: xml", 2, "log.format", "text or json"),
     ("dead_letter: {hold: all}", 1, "dead_letter.hold", "named or none"),
@@ -507,7 +507,7 @@ CONTRADICTIONS = [
     ("redis:\n  timeout: 60.0", 2, "redis.timeout", "watchdog.limit"),
     ("retry:\n  delay: 301.0", 2, "retry.delay", "must not exceed retry.max_delay = 300.0"),
     ("retry:\n\n  max_delay: 1.0", 3, "retry.delay", "must not exceed retry.max_delay = 1.0"),
-    ("batch:\n  bytes: 1048575", 2, "buffer.transaction_bytes", "batch.bytes = 1_048_575"),
+    ("batch:\n  bytes: 1048575", 2, "buffer.transaction_bytes", "batch.bytes = 1,048,575"),
     ("drain: [hihg]", 1, "drain", "did you mean high?"),
     (
         "replicas:\n  servers:\n    near: 'host=a'\n    primary: 'host=b'",
