@@ -35,8 +35,6 @@ from processor.connections.fork_guard import resolving
 from processor.connections.large_replies import CountingReader, ReplyTooLarge, read_cut
 from processor.errors import ConfigError, RedisRefused, RedisUnavailable
 
-_pack = cast(Callable[[tuple[Any, ...]], bytes], hiredis.pack_command)
-
 log = logging.getLogger("processor.connections")
 
 Command = Sequence[bytes | str | int | float]
@@ -48,13 +46,8 @@ _REPLY_LIMIT = 64 * 1_048_576
 _CAREFUL = 10.0
 
 
-class Packed:
-    """A command as the bytes that are sent, for one that is sent again and again."""
-
-    __slots__ = ("text",)
-
-    def __init__(self, *command: bytes | str | int | float) -> None:
-        self.text = _pack(command)
+#: A command, a tuple, as the bytes that are sent. redis-py's own packing takes five times as long.
+pack = cast(Callable[[tuple[bytes | str | int | float, ...]], bytes], hiredis.pack_command)
 
 
 def checked(replies: list[Reply]) -> list[Reply]:
@@ -140,7 +133,7 @@ class RedisConnection:
         return self.calls(commands, block=block, cut=True)
 
     def calls(
-        self, commands: Sequence[Command | Packed], *, block: float = 0.0,
+        self, commands: Sequence[Command], *, block: float = 0.0,
         limit: int | None = None, cut: bool = False,
     ) -> list[Reply]:  # fmt: skip
         """Return the replies to several commands sent in one write; refusals are in the list.
@@ -149,19 +142,23 @@ class RedisConnection:
         reply above `limit` bytes raises ReplyTooLarge. See `read` about `cut`.
         Raises RedisUnavailable if any reply is missing; any of the commands may then have run.
         """
+        packed = b"".join([pack(tuple(command)) for command in commands])
+        return self.exchange(packed, len(commands), block=block, limit=limit, cut=cut)
+
+    def exchange(
+        self, packed: bytes, count: int, *, block: float = 0.0, limit: int | None = None,
+        cut: bool = False,
+    ) -> list[Reply]:  # fmt: skip
+        """Do the same as `calls`, for `count` commands that are packed."""
         connection = self._open()
         try:
-            # redis-py's own packing takes five times as long for the same bytes.
-            packed = b"".join([
-                c.text if isinstance(c, Packed) else _pack(tuple(c)) for c in commands
-            ])  # fmt: skip
             connection.send_packed_command([packed], check_health=False)
             if cut:
-                replies = self._cut_replies(connection, len(commands), block)
+                replies = self._cut_replies(connection, count, block)
             elif limit or block:
-                replies = self._limited_replies(connection, len(commands), block, limit)
+                replies = self._limited_replies(connection, count, block, limit)
             else:
-                replies = _replies(connection, len(commands))
+                replies = _replies(connection, count)
         except (redis.RedisError, OSError, ValueError, RedisUnavailable) as error:
             self.close()
             unavailable = _unavailable(error, self._address, self._timeout + block)
@@ -171,7 +168,7 @@ class RedisConnection:
             # The next user of this connection would receive the replies to this call.
             self.close()
             raise
-        if any(isinstance(r, RedisRefused) and r.code in _ELSEWHERE for r in replies):
+        if RedisRefused in map(type, replies) and _is_elsewhere(replies):
             # The host name may resolve to another server by now: the next call reconnects.
             self.close()
         return replies
@@ -252,6 +249,10 @@ _KEEPALIVE = {
 
 #: Errors of a server that is no longer, or not yet, the one to write to.
 _ELSEWHERE = frozenset({"READONLY", "MASTERDOWN", "NOAUTH", "CLUSTERDOWN"})
+
+
+def _is_elsewhere(replies: list[Reply]) -> bool:
+    return any(isinstance(r, RedisRefused) and r.code in _ELSEWHERE for r in replies)
 
 
 def _replies(connection: Any, count: int) -> list[Reply]:

@@ -8,14 +8,13 @@ written to. The watch ends with EXEC, so it is renewed behind every write, in th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from processor.buffer import partitions, registry
-from processor.buffer.lane import Lane
 from processor.config.settings import Settings
-from processor.connections.redis_client import Command, Packed, RedisConnection, checked
+from processor.connections.redis_client import Command, RedisConnection, checked, pack
 from processor.errors import RedisUnavailable
 
 #: How often the keys are read again if another producer keeps changing them.
@@ -26,24 +25,29 @@ _TRIES = 20
 class Terms:
     """What one connection relies on: the identity of the buffer, and lanes that are registered.
 
-    `renewal` has the commands behind each write, `replies` what the last two of them returned.
+    `renewal` has the commands behind each write, packed, and `replies` what the last two of them
+    returned.
     """
 
     identity: str
     lanes: frozenset[str]
-    renewal: tuple[Packed, ...]
+    renewal: bytes
     replies: list[Any]
 
 
-def terms(connection: RedisConnection, settings: Settings, lanes: Sequence[Lane]) -> Terms:
+#: The number of commands in `Terms.renewal`.
+RENEWING = 3
+
+
+def terms(connection: RedisConnection, settings: Settings, lanes: Collection[str]) -> Terms:
     """Return the terms on which these lanes are written to; agree on them first if necessary.
 
     Raises ConfigError, RedisUnavailable and RedisRefused.
     """
     known: Terms | None = connection.memory.get("terms") if connection.alive else None
-    if known is not None and all(lane.name in known.lanes for lane in lanes):
+    if known is not None and known.lanes.issuperset(lanes):
         return known
-    names = {lane.name for lane in lanes} | (known.lanes if known is not None else set())
+    names = known.lanes.union(lanes) if known is not None else lanes
     for _ in range(_TRIES):
         agreed = _agree(connection, settings, sorted(names))
         if agreed is not None:
@@ -59,20 +63,19 @@ def _agree(connection: RedisConnection, settings: Settings, names: Sequence[str]
     """
     namespace = settings.namespace
     queues = sorted({name.rpartition(":")[0] for name in names})
-    renewal = (
-        Packed("WATCH", f"{namespace}:buffer", f"{namespace}:partitions", f"{namespace}:lanes"),
-        Packed("GET", f"{namespace}:buffer"),
-        Packed("HMGET", f"{namespace}:partitions", *queues),
-    )
-    # MULTI is tried out first: a user that may not send it would write without it.
-    asked: list[Command | Packed] = [
-        registry.register(namespace, names), ("MULTI",), ("EXEC",), *renewal
+    renewal: list[Command] = [
+        ("WATCH", f"{namespace}:buffer", f"{namespace}:partitions", f"{namespace}:lanes"),
+        ("GET", f"{namespace}:buffer"),
+        ("HMGET", f"{namespace}:partitions", *queues),
     ]
+    # MULTI is tried out first: a user that may not send it would write without it.
+    asked = [registry.register(namespace, names), ("MULTI",), ("EXEC",), *renewal]
     replies = checked(connection.calls(asked))[-2:]
     counts = [settings.queues[queue].partitions for queue in queues]
     if replies[0] is not None and replies[1] == [b"%d" % count for count in counts]:
         identity = registry.identity_in(f"{namespace}:buffer", replies[0])
-        return Terms(identity, frozenset(names), renewal, replies)
+        packed = b"".join([pack(tuple(command)) for command in renewal])
+        return Terms(identity, frozenset(names), packed, replies)
     registry.identity(connection, namespace)
     for queue, count in zip(queues, counts, strict=True):
         partitions.agree(connection, namespace, queue, count)

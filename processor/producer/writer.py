@@ -8,10 +8,8 @@ none if what the write relies on has changed (see `fence`).
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Sequence
-from itertools import accumulate
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from processor import crashpoint
@@ -19,7 +17,7 @@ from processor.buffer import delayed, stream
 from processor.buffer.lane import Lane, lane_name
 from processor.buffer.overlay import Overlay
 from processor.config.settings import Settings
-from processor.connections.redis_client import Command, Packed
+from processor.connections.redis_client import Command, pack
 from processor.connections.redis_pool import RedisPool
 from processor.errors import (
     BufferFull,
@@ -30,12 +28,11 @@ from processor.errors import (
     SubmitUnknown,
 )
 from processor.producer import fence
+from processor.producer.room import LaneRoom, Room
 from processor.receipts.receipt import Receipt
 from processor.telemetry import metrics
 from processor.transaction.builder import Encoded
 
-#: The command that returns the number of entries in a stream, a schedule or the overlay.
-DepthQuery = tuple[str, str]
 #: The commands that add one transaction. The first adds it to its lane, others to the overlay.
 Addition = list[Command]
 
@@ -43,8 +40,8 @@ _TRIES = 2
 _CLOCK_AGE = 1.0
 #: How often a write is sent again after Redis refused it because its terms had changed.
 _FENCED = 20
-_MULTI = Packed("MULTI")
-_EXEC = Packed("EXEC")
+_MULTI = pack(("MULTI",))
+_EXEC = pack(("EXEC",))
 
 
 class Writer:
@@ -55,33 +52,39 @@ class Writer:
         self.pool = RedisPool(settings.redis.url, settings.redis.timeout)
         self._overlay = Overlay(settings)
         self._shows_tables = bool(settings.overlay.tables)
-        self._lanes: dict[str, Lane] = {}
-        self._depths: dict[DepthQuery, int] = {}
+        self._lanes: dict[str, LaneRoom] = {}
+        self._shown = Room("the overlay", ("HLEN", self._overlay.prefix))
         #: When Redis was asked for the time (monotonic), and its clock minus ours.
         self._clock = (float("-inf"), 0.0)
 
     def submit(self, encoded: Encoded) -> Receipt:
         """Add one transaction. Raises as `processor.submit`."""
-        lane = self._lane(encoded)
-        queries = [_depth_query(lane, encoded)]
-        addition = self._addition(lane, encoded, queries)
+        lane, room = self._lane(encoded)
+        rooms = [room]
+        addition = self._addition(lane, encoded, rooms)
         crashpoint.reach("submit-before-add")
-        replies, identity = self._send([lane], [addition], queries, encoded.id)
+        executed, identity = self._send((lane.name,), addition, rooms, encoded.id)
         crashpoint.reach("submit-after-add")
-        return self._receipt(encoded, lane, replies[0], identity)
+        return self._receipt(encoded, lane, executed[0], identity)
 
     def submit_many(self, many: Sequence[Encoded]) -> list[Receipt]:
         """Add transactions in order, in one write. Raises as `processor.submit`."""
-        lanes = [self._lane(encoded) for encoded in many]
-        queries = list(map(_depth_query, lanes, many))
-        additions = [
-            self._addition(lane, one, queries) for lane, one in zip(lanes, many, strict=True)
-        ]
-        queries = [*dict.fromkeys(queries)]
-        replies, identity = self._send([*dict.fromkeys(lanes)], additions, queries, many[0].id)
+        lanes: list[Lane] = []
+        rooms: list[Room] = []
+        commands: list[Command] = []
+        firsts: list[int] = []
+        for encoded in many:
+            lane, room = self._lane(encoded)
+            lanes.append(lane)
+            rooms.append(room)
+            firsts.append(len(commands))
+            commands += self._addition(lane, encoded, rooms)
+        names = {lane.name for lane in lanes}
+        rooms = [*dict.fromkeys(rooms)]
+        executed, identity = self._send(names, commands, rooms, many[0].id)
         return [
-            self._receipt(one, lane, reply, identity)
-            for one, lane, reply in zip(many, lanes, replies, strict=True)
+            self._receipt(one, lane, executed[first], identity)
+            for one, lane, first in zip(many, lanes, firsts, strict=True)
         ]
 
     def clock(self) -> float:
@@ -105,7 +108,8 @@ class Writer:
         """Forget all connections without closing them, in a forked child (P6)."""
         self.pool.drop()
 
-    def _lane(self, encoded: Encoded) -> Lane:
+    def _lane(self, encoded: Encoded) -> tuple[Lane, Room]:
+        """Return where a transaction goes, if there is room."""
         queue = self.settings.queues.get(encoded.queue)
         if queue is None:
             raise InvalidTransaction(
@@ -113,41 +117,35 @@ class Writer:
                 hint=f"one of {', '.join(sorted(self.settings.queues))}",
             )  # fmt: skip
         name = lane_name(encoded.queue, queue.partitions, encoded)
-        lane = self._lanes.get(name)
-        if lane is None:
-            lane = self._lanes[name] = Lane(self.settings.namespace, name)
-        query = _depth_query(lane, encoded)
-        # The depth of a lane is unknown before the first write to it.
-        if self._depths.get(query, sys.maxsize) >= self.settings.buffer.limit:
-            self._check_room(f"lane {lane.name}", query)
-        return lane
+        found = self._lanes.get(name)
+        if found is None:
+            found = self._lanes[name] = LaneRoom(Lane(self.settings.namespace, name))
+        room = found.stream if encoded.due is None else found.scheduled
+        if room.depth >= self.settings.buffer.limit:
+            self._check(room)
+        return found.lane, room
 
-    def _addition(self, lane: Lane, encoded: Encoded, queries: list[DepthQuery]) -> Addition:
+    def _addition(self, lane: Lane, encoded: Encoded, rooms: list[Room]) -> Addition:
         """The commands that add a transaction to its lane and to the overlay, both or neither."""
         may_show = self._shows_tables or encoded.cache
         shown = self._overlay.show(encoded, time.time()) if may_show else []
         if not shown:
             return [self._add(lane, encoded)]
-        query: DepthQuery = ("HLEN", self._overlay.prefix)
-        if self._depths.get(query, sys.maxsize) >= self.settings.buffer.limit:
-            self._check_room("the overlay", query)
-        queries.append(query)
+        if self._shown.depth >= self.settings.buffer.limit:
+            self._check(self._shown)
+        rooms.append(self._shown)
         return [self._add(lane, encoded), *shown]
 
-    def _check_room(self, what: str, query: DepthQuery) -> None:
-        """Ask Redis for the depth again, since the last known one is at the limit.
-
-        Each concurrent thread may still exceed the limit by one entry.
-        """
+    def _check(self, room: Room) -> None:
+        """Ask Redis for the depth again, since the last known one is at the limit."""
         try:
-            depth = self._ask(query)
+            depth = room.depth = self._ask(room.query)
         except RedisRefused as refused:
             raise _refusal(refused) from None
-        self._depths[query] = depth
         if depth >= self.settings.buffer.limit:
             metrics.count("refused")
             raise BufferFull(
-                f"{what} holds {depth} entries, buffer.limit is"
+                f"{room.what} holds {depth} entries, buffer.limit is"
                 f" {self.settings.buffer.limit}", retry_after=max(1.0, self.settings.interval),
             )  # fmt: skip
 
@@ -161,19 +159,14 @@ class Writer:
         return stream.add(lane, encoded.body)
 
     def _send(
-        self, lanes: Sequence[Lane], additions: Sequence[Addition], queries: Sequence[DepthQuery],
+        self, lanes: Collection[str], commands: list[Command], rooms: Sequence[Room],
         transaction_id: str,
     ) -> tuple[list[Any], str]:  # fmt: skip
-        """Send the additions and then the depth queries, in one write.
-
-        Returns the reply to each addition, and the identity of the buffer.
-        """
-        commands = [command for addition in additions for command in addition]
+        """Send the commands, all or none; return their replies and the identity of the buffer."""
         sent = False
         for attempt in range(1, _TRIES + 1):
             try:
-                executed, identity = self._write(lanes, commands, queries)
-                return _of_additions(additions, executed), identity
+                return self._write(lanes, commands, rooms)
             except RedisUnavailable as error:
                 # What ended this connection has most likely ended all idle ones.
                 self.pool.close()
@@ -190,12 +183,14 @@ class Writer:
         raise AssertionError
 
     def _write(
-        self, lanes: Sequence[Lane], commands: list[Command], queries: Sequence[DepthQuery]
+        self, lanes: Collection[str], commands: list[Command], rooms: Sequence[Room]
     ) -> tuple[list[Any], str]:
         """Have Redis carry out the commands, all or none; return their replies and the identity.
 
         Raises RedisUnavailable with `sent` if they may have been carried out.
         """
+        queued = len(commands) + 2
+        packed = [_MULTI, *map(pack, map(tuple, commands)), _EXEC, *[r.packed for r in rooms]]
         connection = self.pool.take()
         try:
             for _ in range(_FENCED):
@@ -204,23 +199,22 @@ class Writer:
                 except RedisUnavailable as error:
                     error.sent = False
                     raise
-                replies = connection.calls([_MULTI, *commands, _EXEC, *queries, *terms.renewal])
+                replies = connection.exchange(
+                    b"".join([*packed, terms.renewal]), queued + len(rooms) + fence.RENEWING
+                )
                 fence.renewed(connection, terms, replies[-2:])
-                executed = replies[len(commands) + 1]
-                self._note_depths(queries, replies[len(commands) + 2 : -len(terms.renewal)])
+                for room, depth in zip(rooms, replies[queued:], strict=False):
+                    if isinstance(depth, int):
+                        room.depth = depth
+                executed = replies[queued - 1]
                 if isinstance(executed, list):
                     return executed, terms.identity
                 if executed is not None:
-                    raise _cause(replies[: len(commands) + 2])
+                    raise _cause(replies[:queued])
                 connection.memory.pop("terms", None)
         finally:
             self.pool.give(connection)
         raise RedisUnavailable("what the buffer says of itself changes all the time")
-
-    def _note_depths(self, queries: Sequence[DepthQuery], replies: Sequence[Any]) -> None:
-        for query, depth in zip(queries, replies, strict=True):
-            if isinstance(depth, int):
-                self._depths[query] = depth
 
     @staticmethod
     def _receipt(encoded: Encoded, lane: Lane, reply: Any, identity: str) -> Receipt:
@@ -233,19 +227,6 @@ class Writer:
         entry_id = reply.decode() if isinstance(reply, bytes) else ""
         metrics.count("submitted")
         return Receipt(encoded.id, lane.name, entry_id, identity)
-
-
-def _depth_query(lane: Lane, encoded: Encoded) -> DepthQuery:
-    """Delayed transactions are counted apart from those in the stream."""
-    return ("XLEN", lane.stream) if encoded.due is None else ("ZCARD", lane.scheduled)
-
-
-def _of_additions(additions: Sequence[Addition], executed: list[Any]) -> list[Any]:
-    """Return the reply to the first command of each addition, which adds it to its lane."""
-    if len(additions) == len(executed):
-        return executed
-    starts = accumulate(map(len, additions[:-1]), initial=0)
-    return [executed[start] for start in starts]
 
 
 def _cause(replies: list[Any]) -> Exception:

@@ -43,7 +43,7 @@ _values: dict[tuple[str, Labels], float] = {}
 
 def count(name: str, by: float = 1, **labels: str) -> None:
     """Add to a counter. Raises KeyError for a metric that is not in DECLARED."""
-    key = (_declared(name), tuple(sorted(labels.items())))
+    key = (_declared(name), tuple(sorted(labels.items())) if labels else ())
     _values[key] = _values.get(key, 0.0) + by
 
 

@@ -25,7 +25,9 @@ def wake() -> None:
     revive = _revive
     if revive is not None:
         revive()
-    event.set()
+    # Setting takes a lock. An Event that is set already will be cleared before the thread looks.
+    if not event.is_set():
+        event.set()
 
 
 def revive_with(start: Callable[[], object] | None) -> None:

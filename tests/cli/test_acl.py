@@ -154,9 +154,8 @@ def commands_in(path: Path) -> set[str]:
         first: ast.AST | None = None
         if isinstance(node, ast.Tuple) and len(node.elts) > 0:
             first = node.elts[0]
-        elif isinstance(node, ast.Call) and node.args and (
-            (isinstance(node.func, ast.Attribute) and node.func.attr == "call")
-            or (isinstance(node.func, ast.Name) and node.func.id == "Packed")
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and (
+            node.func.attr == "call" and node.args
         ):
             first = node.args[0]
         if (isinstance(first, ast.Constant) and isinstance(first.value, str)
