@@ -34,6 +34,7 @@ class Place(NamedTuple):
 SECTIONS: dict[str, dict[str, Place]] = {
     "Try it": {
         "demo": Place("demo", "demo", "Watch it survive kills, on temporary servers."),
+        "dev": Place("dev", "dev", "Run servers and processor for development."),
     },
     "Work": {
         "submit": Place("submit", "submit", "Submit transactions, one JSON object per line."),

@@ -4,8 +4,9 @@
 the setting was written, its name, what is wrong, what would be right. `configure` and `current`
 keep the settings of this process.
 
-Sources from the lowest to the highest precedence: the defaults; REDIS_URL and DATABASE_URL if there
-is neither file nor mapping; the file or mapping; the historic names; PROCESSOR_<SECTION>_<NAME>.
+Sources from the lowest to the highest precedence: the defaults; the file, then REDIS_URL and
+DATABASE_URL, or the mapping, which these two do not override; the historic names;
+PROCESSOR_<SECTION>_<NAME>.
 """
 
 from __future__ import annotations
@@ -91,12 +92,13 @@ def load(source: Source | None = None, environ: Mapping[str, str] | None = None)
     environ = os.environ if environ is None else environ
     source = environ.get(FILE) or None if source is None else source
     layers = _Layers()
-    if source is None:
-        layers.variables({name: environ[name] for name in URLS if environ.get(name)}, URLS)
-    elif isinstance(source, Mapping):
+    if isinstance(source, Mapping):
+        # A mapping is code of the application, which has read its environment itself.
         layers.mapping(source)
     else:
-        layers.file(source)
+        if source is not None:
+            layers.file(source)
+        layers.urls(environ)
     layers.variables(_historic(environ), HISTORIC)
     layers.variables(environ, variables())
     layers.refuse_misspelled(environ)
@@ -138,6 +140,15 @@ class _Layers:
                     self.put(path, _from_variable(DECLARED[path], environ[name]), origin)
                 except (ValueError, ConfigError) as error:
                     self.reader.refuse(path, str(error), origin)
+
+    def urls(self, environ: Mapping[str, str]) -> None:
+        """Take the two variables that hosting platforms set, in place of what a file says."""
+        found = {name: environ[name] for name in URLS if environ.get(name)}
+        for name, path in URLS.items():
+            if name in found and path in self.origins:
+                log.info("%s is taken from %s, not from %s", ".".join(path), name,
+                         self.origins[path][0])  # fmt: skip
+        self.variables(found, URLS)
 
     def put(self, path: Path, value: Any, origin: Origin) -> None:
         """Replace the value at `path`. If its section is not a mapping, leave that to the reader,

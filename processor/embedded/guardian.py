@@ -1,8 +1,8 @@
-"""Ends the servers of a program that died, then removes their directories.
+"""Ends the servers of a program that died, then removes their temporary directories.
 
 Each program that starts servers has one guardian, which receives the directories through its
-standard input. It runs as a script, without the package, so this module may import only the
-standard library.
+standard input: a line names what becomes of the directory, the directory, and its programs. It runs
+as a script, without the package, so this module may import only the standard library.
 
 PR_SET_PDEATHSIG would be simpler, but wrong: it fires when the starting *thread* ends, it does not
 reach a frozen PostgreSQL backend, and it removes no directory.
@@ -26,6 +26,7 @@ POLL_PARENT = 0.2
 # The line of postmaster.pid, counted from 0, with key and id of the System V segment.
 SEGMENT_LINE = 6
 IPC_RMID = 0
+REMOVE, KEEP = "remove", "keep"
 
 _pipes: dict[int, int] = {}
 
@@ -80,9 +81,13 @@ def _release_memory(pidfile: Path) -> None:
             libc.shmctl(segment, IPC_RMID, None)
 
 
-def watch(directory: Path, programs: Iterable[str]) -> None:
-    """Have the programs in `directory` ended, and it removed, once this process has ended."""
-    line = ("\t".join([os.fspath(directory), *programs]) + "\n").encode()
+def watch(directory: Path, programs: Iterable[str], *, keep: bool = False) -> None:
+    """Have the programs in `directory` ended once this process has ended.
+
+    The directory is removed then, unless `keep`.
+    """
+    fate = KEEP if keep else REMOVE
+    line = ("\t".join([fate, os.fspath(directory), *programs]) + "\n").encode()
     pid = os.getpid()
     if pid not in _pipes:
         _pipes[pid] = _spawn(pid)
@@ -115,7 +120,7 @@ def _spawn(parent: int) -> int:
 
 def _guard(parent: int) -> None:
     os.set_blocking(0, False)
-    watched: dict[str, list[str]] = {}
+    watched: dict[str, tuple[str, list[str]]] = {}
     poller = select.poll()
     poller.register(0, select.POLLIN)
     wait = _poll_for_death(poller, parent)
@@ -125,8 +130,11 @@ def _guard(parent: int) -> None:
             poller.unregister(0)
             poller.poll(wait)
     _read_register(watched)
-    for directory, programs in watched.items():
-        _remove(Path(directory), programs)
+    for directory, (fate, programs) in watched.items():
+        if fate == KEEP:
+            end(Path(directory), programs)
+        else:
+            _remove(Path(directory), programs)
 
 
 def _poll_for_death(poller: select.poll, parent: int) -> float | None:
@@ -141,13 +149,13 @@ def _poll_for_death(poller: select.poll, parent: int) -> float | None:
     return None
 
 
-def _read_register(watched: dict[str, list[str]]) -> bool:
+def _read_register(watched: dict[str, tuple[str, list[str]]]) -> bool:
     """Read new directories; False at end of file. Lines are shorter than PIPE_BUF, so whole."""
     try:
         while data := os.read(0, 65536):
             for line in data.decode().splitlines():
-                directory, *programs = line.split("\t")
-                watched[directory] = programs
+                fate, directory, *programs = line.split("\t")
+                watched[directory] = fate, programs
     except BlockingIOError:
         return True
     return False

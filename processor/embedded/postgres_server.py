@@ -44,12 +44,14 @@ class PostgresServer(Server):
         bin: binaries.Given = None,
         port: int | None = None,
         copy_of: PostgresServer | None = None,
+        directory: Path | None = None,
     ) -> None:
-        super().__init__(settings, port=port)
+        super().__init__(settings, port=port, directory=directory)
         given = bin or (copy_of.installed if copy_of else None)
         self.installed: Path = binaries.postgres_bin(given)
         self.bin = self.installed
         self._copy_of = copy_of
+        self._reachable_in: Path | None = None
 
     @property
     def programs(self) -> set[str]:
@@ -71,7 +73,7 @@ class PostgresServer(Server):
 
     @property
     def socket_dsn(self) -> str:
-        return self.dsn_of("postgres", host=str(self.directory))
+        return self.dsn_of("postgres", host=str(self.sockets))
 
     def dsn_of(self, database: str, *, host: str = HOST, port: int | None = None) -> str:
         """The DSN of a database; `host` and `port` may be those of a proxy before the server."""
@@ -80,8 +82,8 @@ class PostgresServer(Server):
 
     def prepare(self) -> Self:
         """Create the cluster without starting it, for instance as a template to copy."""
+        self._make_reachable()
         if not self.data.exists():
-            self._make_reachable()
             try:
                 self._make_cluster()
             except BaseException:
@@ -108,16 +110,21 @@ class PostgresServer(Server):
 
     def _make_reachable(self) -> None:
         """Copy the programs if the server's user cannot run them, as in a venv below /root."""
+        if self._reachable_in == self.directory:
+            return
+        self._reachable_in, self.bin = self.directory, self.installed
         if self._owner() and not all(map(self._may_run, binaries.POSTGRES_PROGRAMS)):
             home = self.installed.parent
             copy = self.directory / "programs" / home.parent.name / home.name
+            self.bin = copy / self.installed.name
+            shutil.rmtree(copy, ignore_errors=True)
             left_out = shutil.ignore_patterns("include", "doc", "man", "locale", "*.a")
             shutil.copytree(home, copy, ignore=left_out, symlinks=True)
             # A wheel has its shared libraries beside its package and finds them by a relative path.
             libraries = home.parent.with_name(home.parent.name + ".libs")
             if libraries.is_dir():
-                shutil.copytree(libraries, copy.parent.with_name(libraries.name))
-            self.bin = copy / self.installed.name
+                beside = copy.parent.with_name(libraries.name)
+                shutil.copytree(libraries, beside, dirs_exist_ok=True)
 
     def _may_run(self, program: str) -> bool:
         command: list[str | Path] = [self.installed / program, "--version"]
@@ -150,7 +157,7 @@ class PostgresServer(Server):
         own: dict[str, Setting] = {
             "listen_addresses": HOST,
             "port": self.port,
-            "unix_socket_directories": str(self.directory),
+            "unix_socket_directories": str(self.sockets),
             "logging_collector": False,
             "log_destination": "stderr",
             # In files of the cluster: segments in /dev/shm would remain after a kill.
@@ -161,8 +168,9 @@ class PostgresServer(Server):
     def _prepare(self) -> list[str]:
         self.prepare()
         self._write_settings()
-        # After a kill it contains a pid that another process may have by now; ours have ended.
+        # After a kill these contain a pid that another process may have by now; ours have ended.
         (self.data / "postmaster.pid").unlink(missing_ok=True)
+        (self.sockets / f".s.PGSQL.{self.port}.lock").unlink(missing_ok=True)
         return [str(self.bin / "postgres"), "-D", str(self.data)]
 
     def _ready(self) -> bool:
@@ -183,6 +191,11 @@ class PostgresServer(Server):
             try:
                 subprocess.run(command, check=True, timeout=PROGRAM_TIMEOUT,
                                stdout=log, stderr=log, **self._context())  # fmt: skip
+            except subprocess.CalledProcessError as error:
+                name = Path(command[0]).name
+                raise self._failure(
+                    f"could not be prepared: {name} exited with code {error.returncode}"
+                ) from None
             except (OSError, subprocess.SubprocessError) as error:
                 raise self._failure(f"could not be prepared: {error}") from None
 

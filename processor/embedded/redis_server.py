@@ -36,8 +36,9 @@ class RedisServer(Server):
         *,
         program: binaries.Given = None,
         port: int | None = None,
+        directory: Path | None = None,
     ) -> None:
-        super().__init__(settings, port=port)
+        super().__init__(settings, port=port, directory=directory)
         self.program = binaries.redis_program(program)
 
     @property
@@ -53,7 +54,7 @@ class RedisServer(Server):
 
     @property
     def socket(self) -> Path:
-        return self.directory / "redis.sock"
+        return self.sockets / "redis.sock"
 
     @property
     def url(self) -> str:

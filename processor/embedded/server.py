@@ -30,6 +30,7 @@ START_TIMEOUT = 30.0
 STOP_TIMEOUT = 30.0
 # A socket path has at most 107 bytes, including names such as .s.PGSQL.12345.
 LONGEST_BASE = 60
+LONGEST_SOCKETS = 85
 
 Mode = Literal["smart", "fast", "immediate"]
 Setting = str | int | float | bool | list[str]
@@ -50,16 +51,28 @@ def free_port() -> int:
 
 
 class Server(ABC):
-    """A server that runs as a child of this program. `settings` may be changed before a start."""
+    """A server that runs as a child of this program. `settings` may be changed before a start.
+
+    Its directory is a temporary one, unless `directory` names one: that is kept, with its data.
+    """
 
     what = "server"
     stop_signals: ClassVar[Mapping[Mode, int]] = {}
 
-    def __init__(self, settings: Settings | None = None, *, port: int | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        *,
+        port: int | None = None,
+        directory: Path | None = None,
+    ) -> None:
         self.settings: dict[str, Setting] = dict(settings or {})
         self.port = free_port() if port is None else port
         self._port_is_fixed = port is not None
+        self._kept = directory
         self._directory: Path | None = None
+        self._sockets: Path | None = None
+        self._temporary: list[Path] = []
         self._process: subprocess.Popen[bytes] | None = None
 
     # What a subclass defines.
@@ -146,11 +159,11 @@ class Server(ABC):
         guardian.send(self.pids(), signal.SIGCONT)
 
     def close(self) -> None:
-        """Kill it and remove its directory. A later start begins without data."""
+        """Kill it and remove its temporary directory, without which a start begins without data."""
         self.kill()
-        if self._directory is not None:
-            shutil.rmtree(self._directory, ignore_errors=True)
-        self._directory = self._process = None
+        while self._temporary:
+            shutil.rmtree(self._temporary.pop(), ignore_errors=True)
+        self._directory = self._sockets = self._process = None
 
     def __enter__(self) -> Self:
         try:
@@ -166,15 +179,41 @@ class Server(ABC):
 
     @property
     def directory(self) -> Path:
-        """The temporary directory, created at the first use."""
+        """The directory, created at the first use."""
         if self._directory is None:
-            base = tempfile.gettempdir()
-            base = base if len(os.fsencode(base)) <= LONGEST_BASE else "/tmp"
-            self._directory = Path(tempfile.mkdtemp(prefix="processor-", dir=base))
-            if owner := self._owner():
-                os.chown(self._directory, *owner)
-            guardian.watch(self._directory, self.programs)
+            kept = self._kept
+            self._directory = self._make_temporary() if kept is None else self._take_kept(kept)
         return self._directory
+
+    @property
+    def sockets(self) -> Path:
+        """Where its unix sockets are: in its directory, unless that path is too long for one."""
+        if self._sockets is None:
+            fits = len(os.fsencode(self.directory)) <= LONGEST_SOCKETS
+            self._sockets = self.directory if fits else self._make_temporary()
+        return self._sockets
+
+    def _make_temporary(self) -> Path:
+        base = tempfile.gettempdir()
+        base = base if len(os.fsencode(base)) <= LONGEST_BASE else "/tmp"
+        directory = Path(tempfile.mkdtemp(prefix="processor-", dir=base))
+        self._temporary.append(directory)
+        if owner := self._owner():
+            os.chown(directory, *owner)
+        guardian.watch(directory, self.programs)
+        return directory
+
+    def _take_kept(self, directory: Path) -> Path:
+        """Create the directory, or end what a program killed together with its guardian left."""
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Without links: processes are found by their working directory, and a link may lead out of
+        # a directory that the server's user cannot enter.
+        directory = directory.resolve()
+        if owner := self._owner():
+            os.chown(directory, *owner)
+        guardian.end(directory, self.programs)
+        guardian.watch(directory, self.programs, keep=True)
+        return directory
 
     @property
     def log(self) -> Path:

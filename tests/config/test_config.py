@@ -214,21 +214,28 @@ def test_an_empty_list_in_the_environment_overrides_the_list_of_the_file() -> No
     assert loader.load({"drain": ["high"]}, {"PROCESSOR_DRAIN": ""}).drain == ()
 
 
-def test_redis_url_and_database_url_count_only_without_a_file_or_mapping() -> None:
+def test_redis_url_and_database_url_override_a_file_but_not_a_mapping(
+    written: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     environ = {
         "REDIS_URL": "rediss://r:6380/1",
         "DATABASE_URL": "postgresql+psycopg2://u:p@db:5433/app?sslmode=require",
     }
-    settings = loader.load(None, environ)
-    assert settings.redis.url == "rediss://r:6380/1"
-    assert settings.database.dsn == "postgresql://u:p@db:5433/app?sslmode=require"
+    file = written("site: filed\nredis: {url: 'redis://filed:1/1', timeout: 3.0}")
+    with caplog.at_level("INFO", "processor.config"):
+        for settings in (loader.load(None, environ), loader.load(file, environ),
+                         loader.load(None, environ | {"PROCESSOR_CONFIG": str(file)})):
+            assert settings.redis.url == "rediss://r:6380/1"
+            assert settings.database.dsn == "postgresql://u:p@db:5433/app?sslmode=require"
+    assert (settings.site, settings.redis.timeout) == ("filed", 3.0)
+    assert caplog.messages == [f"redis.url is taken from REDIS_URL, not from {file}"] * 2
     assert loader.load({}, environ) == Settings()
+    assert loader.load(file, {}).redis.url == "redis://filed:1/1"
 
 
-def test_processor_config_names_the_file_and_then_redis_url_does_not_count(written: Any) -> None:
-    environ = {"PROCESSOR_CONFIG": str(written("site: filed")), "REDIS_URL": "redis://other:1/1"}
-    settings = loader.load(None, environ)
-    assert (settings.site, settings.redis.url) == ("filed", Settings().redis.url)
+def test_the_name_with_our_prefix_overrides_redis_url() -> None:
+    environ = {"REDIS_URL": "redis://other:1/1", "PROCESSOR_REDIS_URL": "redis://ours:1/1"}
+    assert loader.load(None, environ).redis.url == "redis://ours:1/1"
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ LINES = (
     "runtime",
     "web",
     "service",
+    "dev",
     "cli",
     "__main__",
 )

@@ -12,4 +12,5 @@ explain       where a transaction is, why it is not applied, what releases it
 verify        whether Redis and PostgreSQL agree
 doctor        checks servers, role, clocks and host
 demo          shows on temporary servers that nothing is lost or doubled
+dev           runs servers and processor for development
 """

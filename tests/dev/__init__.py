@@ -1,0 +1,1 @@
+"""Tests of `processor.dev`, and of the command of that name."""
