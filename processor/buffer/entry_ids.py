@@ -24,6 +24,12 @@ def from_sortable(text: bytes) -> str:
     return f"{int(milliseconds)}-{int(sequence)}"
 
 
+def accept_time(stored: bytes | None) -> int:
+    """Return the accept time (ms) that a key of a lane has; 0 if it has none, or no time."""
+    valid = stored is not None and stored.isdigit() and len(stored) < 20
+    return int(stored) if stored is not None and valid else 0
+
+
 def last_generated(redis: RedisConnection, lane: Lane) -> str:
     """Return the last entry id that Redis generated for a lane; every later entry has a higher one.
 

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 from processor.buffer.lane import Lane
 from processor.connections.redis_client import Command, RedisConnection, checked
-from processor.errors import ConfigError
+from processor.errors import ConfigError, RedisRefused
+
+#: What another program wrote may be any number, and each partition costs several commands.
+_MOST = 1024
 
 
 def agree(redis: RedisConnection, namespace: str, queue: str, partitions: int) -> None:
@@ -17,21 +20,48 @@ def agree(redis: RedisConnection, namespace: str, queue: str, partitions: int) -
 
     Raises ConfigError, RedisUnavailable and RedisRefused.
     """
-    key = f"{namespace}:partitions"
-    redis.call("HSETNX", key, queue, partitions)
-    while int(redis.call("HGET", key, queue) or partitions) != partitions:
-        if _change(redis, namespace, queue, partitions):
+    redis.call("HSETNX", f"{namespace}:partitions", queue, partitions)
+    while (before := _written(redis, namespace, queue) or partitions) != partitions:
+        try:
+            changed = _change(redis, namespace, queue, before, partitions)
+        except RedisRefused as refused:
+            if refused.code != "NOPERM":
+                raise
+            raise ConfigError(
+                f"queues.{queue}.partitions: the buffer has {before} and the settings {partitions},"
+                " and this user of Redis may not change it",
+                hint="submit once as the user of the processor, or use the number of the buffer",
+            ) from None
+        if changed:
             return
 
 
-def _change(redis: RedisConnection, namespace: str, queue: str, partitions: int) -> bool:
+def _written(redis: RedisConnection, namespace: str, queue: str) -> int:
+    """Return the number that the buffer has for a queue, 0 if none.
+
+    Raises ConfigError if it cannot be one: with another number keys would lose their order.
+    """
+    found = redis.call("HGET", f"{namespace}:partitions", queue)
+    if found is None:
+        return 0
+    if not (found.isdigit() and len(found) <= 5 and 0 < int(found) <= _MOST):
+        raise ConfigError(
+            f"queues.{queue}.partitions: what the buffer has is no number of partitions",
+            hint=f"another program wrote it: set the field {queue} of {namespace}:partitions to"
+            " the number that was used so far",
+        )
+    return int(found)
+
+
+def _change(
+    redis: RedisConnection, namespace: str, queue: str, before: int, partitions: int
+) -> bool:
     """Change the number; False if a producer wrote or changed something meanwhile.
 
     A producer watches the number, and here the lanes are watched, so that of a write and a change
     at the same time only one is carried out.
     """
     key = f"{namespace}:partitions"
-    before = int(redis.call("HGET", key, queue) or 0)
     lanes = [Lane(namespace, f"{queue}:{n}") for n in range(before)]
     watched: list[str] = []
     counting: list[Command] = []
@@ -52,7 +82,7 @@ def _change(redis: RedisConnection, namespace: str, queue: str, partitions: int)
             hint="wait until the queue is empty, or transactions that share a key lose their order"
             if entries else "retry or discard them: see `processor dead list`",
         )  # fmt: skip
-    if still is None or int(still) != before:
+    if still != b"%d" % before:
         _unwatch(redis)
         return False
     replies = redis.calls([("MULTI",), ("HSET", key, queue, partitions), ("EXEC",)])

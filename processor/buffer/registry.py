@@ -20,7 +20,8 @@ _LANE = re.compile(f"{NAME}:[0-9]{{1,4}}").fullmatch
 def identity(redis: RedisConnection, namespace: str) -> str:
     """Return the identity of this buffer; the first caller writes it (rule 1)."""
     while (found := written_identity(redis, namespace)) is None:
-        redis.call("SET", f"{namespace}:buffer", str(uuid.uuid4()), "NX")
+        # Not SET: with the right to send that, a producer could give the buffer another identity.
+        redis.call("SETNX", f"{namespace}:buffer", str(uuid.uuid4()))
     return found
 
 

@@ -10,6 +10,7 @@ import logging
 import sys
 
 from processor.buffer import delayed, parked, stream
+from processor.buffer.entry_ids import accept_time
 from processor.buffer.overlay import Overlay
 from processor.config.settings import Settings
 from processor.connections.postgres_session import PostgresSession
@@ -51,7 +52,7 @@ class Pruning:
         ):
             return False  # Not all that a restored Redis brought back has been judged.
         rows = self._prunable(lane.owner, lane, oldest)
-        newest = max([int(mark or 0), limit or 0, *(at for _, at in rows)])
+        newest = max([accept_time(mark), limit or 0, *(at for _, at in rows)])
         # Redis first: one that is restored to before this moment must not have the mark.
         if isinstance(self._redis.calls([("SET", keys.pruned, newest)])[0], RedisRefused):
             return False

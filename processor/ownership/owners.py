@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from processor import crashpoint
 from processor.apply.verdict import ErrorReply, Verdict, judge
 from processor.buffer import registry
-from processor.buffer.entry_ids import last_generated, order
+from processor.buffer.entry_ids import accept_time, last_generated, order
 from processor.buffer.lane import Lane
 from processor.config.settings import Settings
 from processor.connections.postgres_session import PostgresSession
@@ -121,7 +121,7 @@ class Owners:
             self.report_loss(f"lane {lane.name}: Redis went back from entry {last} to {generated}:"
                              " entries accepted in between and not committed are lost")  # fmt: skip
         # A new entry of a producer hides that the stream is old, but Redis' own mark shows it.
-        mark = int(redis.call("GET", lane.lane.pruned) or 0)
+        mark = accept_time(redis.call("GET", lane.lane.pruned))
         lane.doubtful_until = pruned_to if pruned_to is not None and mark < pruned_to else None
         if lane.doubtful_until is not None:
             self.report_loss(f"lane {lane.name}: Redis went back to before the ledger was pruned:"

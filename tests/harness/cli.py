@@ -57,7 +57,8 @@ def poison(site: Site, count: int = 1, **options: Any) -> list[str]:
 def as_user(url: str, part: str) -> str:
     """Create the printed users on this server; return the URL for one of them."""
     with redis_driver.Redis.from_url(url) as client:
-        for each in redis_acl.lines("processor", url):
+        release = int(client.info("server")["redis_version"].partition(".")[0])
+        for each in redis_acl.lines("processor", url, release):
             client.execute_command("ACL", "SETUSER", *each.split()[1:])
     return url.replace("redis://", f"redis://processor-{part}:CHANGE-ME@")
 

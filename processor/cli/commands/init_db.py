@@ -62,6 +62,7 @@ def _installed(database: PostgresSession) -> schema.Installed | None:
 def _print(sessions: OperatorSessions) -> None:
     output.text(schema.DDL)
     output.text(schema.ROLE)
-    output.text("\n-- Redis users, for the ACL file of Redis; set your own passwords:")
+    output.text("\n-- Redis users, for the ACL file of Redis 7 or later; set your own passwords."
+                " For Redis 6.2: processor print acl --redis 6")
     for line in redis_acl.lines(sessions.settings.namespace, sessions.settings.redis.url):
         output.line(f"-- {line}")

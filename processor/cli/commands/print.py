@@ -18,6 +18,9 @@ from processor.cli.config_option import settings_file
 from processor.cli.group import Group
 from processor.cli.shipped import shipped
 from processor.config import loader
+from processor.config.settings import Settings
+from processor.connections.redis_client import RedisConnection
+from processor.errors import ConfigError, RedisUnavailable
 from processor.ledger import schema
 
 _PROGRAM = "/usr/bin/processor"
@@ -49,15 +52,37 @@ def schema_() -> None:
 
 
 @prints.command("acl")
+@click.option(
+    "--redis", "release", type=click.Choice(["6", "7"]),
+    help="The major release of Redis: 7 stands for all later ones and Valkey. [default: asks]",
+)
 @click.pass_context
-def acl_(context: click.Context) -> None:
+def acl_(context: click.Context, release: str | None) -> None:
     """Print least-privilege Redis users, as lines of an ACL file."""
     settings = loader.configure(settings_file(context))
-    for line in redis_acl.lines(settings.namespace, settings.redis.url):
+    chosen = int(release) if release else _release(settings)
+    for line in redis_acl.lines(settings.namespace, settings.redis.url, chosen):
         output.line(line)
+    if chosen < redis_acl.SELECTORS:
+        output.message("Redis 6 combines all commands of a user with all of its keys: these users"
+                       " may do more than those for Redis 7, and a producer's may forge records")
     if output.terminal(sys.stdout):
         output.message("set your own passwords; each line goes into the ACL file of Redis, or"
                        " without its first word behind ACL SETUSER")
+
+
+def _release(settings: Settings) -> int:
+    redis = RedisConnection(settings.redis.url, settings.redis.timeout)
+    try:
+        found = redis_acl.release_of(redis)
+        why = "Redis does not say its release"
+    except (RedisUnavailable, ConfigError) as error:
+        found, why = None, str(error)
+    finally:
+        redis.close()
+    if found is None:
+        output.message(f"{why}: these lines are for Redis 7 or later, see --redis")
+    return found or redis_acl.SELECTORS
 
 
 def _this_program() -> str:
