@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -66,7 +67,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # Built from a copy, since setuptools writes into the directory, which is a checkout in use.
     copy = directory / "source"
     shutil.copytree(ROOT, copy, ignore=LEFT_OUT)
-    pip("wheel", "--no-deps", "--wheel-dir", str(directory), str(copy))
+    pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(directory), str(copy))
     return next(directory.glob("*.whl"))
 
 
@@ -90,6 +91,25 @@ def test_the_wheel_holds_the_package_its_data_and_its_licence(wheel: Path):
         assert f"processor/{name}" in names
     assert any(name.endswith("/LICENSE") for name in names)
     assert not [name for name in names if name.startswith(("tests", "etc/", "systemd/"))]
+
+
+def test_the_wheel_of_a_commit_is_the_same_whoever_builds_it(tmp_path: Path):
+    digests = set()
+    for umask, zone in ((0o022, "UTC"), (0o077, "Asia/Tokyo")):
+        directory = tmp_path / zone
+        done = subprocess.run(
+            ["sh", str(ROOT / ".ci" / "wheel"), str(directory)], umask=umask, text=True,
+            env={**os.environ, "PYTHON": sys.executable, "TZ": zone}, capture_output=True,
+            check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        (path,) = directory.glob("*.whl")
+        digests.add(hashlib.sha256(path.read_bytes()).hexdigest())
+        # Of the commit, not of the files in the checkout or of this moment.
+        files = zipfile.ZipFile(path).infolist()
+        assert len({file.date_time for file in files}) == 1
+        assert {file.external_attr >> 16 & 0o777 for file in files} <= {0o644, 0o664}
+    assert len(digests) == 1
 
 
 def test_the_installed_package_runs_and_not_the_checkout(installed: Installed):
