@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from processor import crashpoint
 from processor.apply.batch_errors import BatchErrors
-from processor.apply.committer import Committer, extra_time, has_own_limit
+from processor.apply.committer import Committer, has_own_limit, longest_limit
 from processor.apply.outcome import Contended, Outcome
 from processor.apply.poison import Isolation, Parts, parts
 from processor.config.settings import Settings
@@ -175,7 +175,7 @@ class Applier:
             + batch.proof
         )
         outcome.commit = self._committer.commit(
-            body, prepared=prepared, extra=extra_time(entries), meanwhile=meanwhile
+            body, prepared=prepared, longest=longest_limit(entries), meanwhile=meanwhile
         )
         outcome.committed += entries
 

@@ -17,6 +17,7 @@ from processor import crashpoint
 from processor.config.settings import Database as Settings
 from processor.connections import session_settings
 from processor.connections.postgres_session import PostgresSession, Row
+from processor.connections.server_probe import LongCall
 from processor.connections.wal_position import Position, after_commit
 from processor.errors import DatabaseError, DatabaseUnavailable
 from processor.ledger import lane_rows, outcomes
@@ -53,9 +54,6 @@ _LEFT = (
 _REFRESH_INTERVAL = 1.0
 #: Shapes and plans kept before all are compiled again.
 _MOST_SHAPES = 1_000
-
-#: The most that a transaction's own time limit adds to a call's deadline, in seconds a statement.
-_LONGEST = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +101,7 @@ class Committer:
     def _new_renderer(self) -> Renderer:
         return Renderer(
             self.catalog, self._settings.tables, prepares=self._settings.prepare,
-            restoring=self._restoring,
+            restoring=self._restoring, longest_timeout=self._settings.longest_timeout,
         )  # fmt: skip
 
     @property
@@ -158,13 +156,14 @@ class Committer:
         body: str,
         *,
         prepared: bool = False,
-        extra: float = 0.0,
+        longest: float = 0.0,
         meanwhile: Callable[[], None] | None = None,
     ) -> Commit:
         """Commit the statements of `body` as one transaction.
 
-        `prepared` says that the body EXECUTEs statements of the renderer and the ledger. `extra` is
-        added to the call's deadline, in seconds. `meanwhile` is called while the server works.
+        `prepared` says that the body EXECUTEs statements of the renderer and the ledger. `longest`
+        is how long a statement may take beyond the deadline of a call, in seconds. `meanwhile` is
+        called while the server works.
 
         Raises DatabaseError with the transaction not committed (or unknown, see `in_transaction`),
         and DatabaseUnavailable with the outcome unknown.
@@ -178,7 +177,8 @@ class Committer:
             "BEGIN;", body, "COMMIT;", _TAIL.format(nonce), _LEFT if watched else "",
         ))  # fmt: skip
         try:
-            self.session.send(string, deadline=self._settings.call_timeout + extra)
+            watch = LongCall(self.session, self._settings, longest) if longest else None
+            self.session.send(string, watch=watch)
             crashpoint.reach("batch-sent")
             if meanwhile is not None:
                 meanwhile()
@@ -252,7 +252,6 @@ def has_own_limit(entries: Sequence[Entry]) -> bool:
     return any(entry.timeout is not None for entry in entries)
 
 
-def extra_time(entries: Sequence[Entry]) -> float:
-    """Return the seconds that entries with a time limit of their own add to a call's deadline."""
-    limits = [(e.timeout, len(e.operations)) for e in entries if e.timeout is not None]
-    return sum(min(max(limit, 0.0), _LONGEST) * statements for limit, statements in limits)
+def longest_limit(entries: Sequence[Entry]) -> float:
+    """Return the longest time limit that an entry has of its own, in seconds; 0 if none has one."""
+    return max((0.0, *(entry.timeout for entry in entries if entry.timeout is not None)))

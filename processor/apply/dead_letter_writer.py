@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from processor import crashpoint
 from processor.apply.batch_errors import verdict_on
-from processor.apply.committer import Commit, Committer, extra_time
+from processor.apply.committer import Commit, Committer, longest_limit
 from processor.apply.verdict import Verdict
 from processor.errors import DatabaseError, DatabaseUnavailable
 from processor.ledger import dead_letters, lane_rows, outcomes
@@ -152,7 +152,7 @@ class DeadLetterWriter:
                 + dead_letters.resolve(letter, "applied")
                 + effect
                 + self._committer.proof(frozenset(tables_of([entry])), prepared=False),
-                extra_time([entry]),
+                longest_limit([entry]),
             ), None  # fmt: skip
         except DatabaseError as error:
             verdict = verdict_on(self._committer, error, [entry], started)
@@ -163,19 +163,19 @@ class DeadLetterWriter:
             return None, Reason(str(error), error.sqlstate, error.detail)
 
     def _decide(
-        self, owner: Ownership, letter: DeadLetter, body: str, extra: float = 0.0
+        self, owner: Ownership, letter: DeadLetter, body: str, longest: float = 0.0
     ) -> Commit:
         try:
-            return self._commit(body, extra)
+            return self._commit(body, longest)
         except DatabaseError as error:
             # Idle after an error: it may have been committed, whatever the SQLSTATE (rule 13).
             if error.in_transaction or not dead_letters.is_decided(self._committer.session, letter):
                 raise
             return self._committer.upper_bound(owner)
 
-    def _commit(self, body: str, extra: float = 0.0) -> Commit:
+    def _commit(self, body: str, longest: float = 0.0) -> Commit:
         try:
-            return self._committer.commit(body, extra=extra)
+            return self._committer.commit(body, longest=longest)
         except DatabaseError:
             # The next call must not find the session in the failed transaction.
             self._committer.roll_back()

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from processor import crashpoint
 from processor.apply.batch_errors import BatchErrors, verdict_on
-from processor.apply.committer import Commit, Committer, extra_time, has_own_limit
+from processor.apply.committer import Commit, Committer, has_own_limit, longest_limit
 from processor.apply.outcome import Contended, Outcome
 from processor.apply.verdict import Verdict
 from processor.buffer import key_order
@@ -168,7 +168,7 @@ class Isolation:
         except Unrenderable as error:
             return Reason(str(error), error.sqlstate, operation=error.number)
         try:
-            outcome.commit = self._committer.commit(body, extra=extra_time([entry]))
+            outcome.commit = self._committer.commit(body, longest=longest_limit([entry]))
         except DatabaseError as error:
             if not error.in_transaction and not self._errors.look_up([entry], outcome):
                 return None

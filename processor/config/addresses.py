@@ -120,6 +120,13 @@ def host_port(dsn: str, host: Mapping[str, Any]) -> str:
     return f"{name}:{parts.get('port') or 5432}" if name else "its default address"
 
 
+def with_host(dsn: str, host: Mapping[str, Any]) -> str:
+    """`dsn` with the parameters in `host` instead of its own, as keywords and values."""
+    import psycopg2.extensions
+
+    return str(psycopg2.extensions.make_dsn(dsn, **host))
+
+
 def bind(value: str) -> str:
     """host:port; empty: do not listen; port 0: any free port. Raises ValueError."""
     found = _BIND.fullmatch(value)

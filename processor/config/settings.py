@@ -62,6 +62,9 @@ class Database:
     statement_timeout: float = setting(
         20.0, "limit that the server enforces on each statement",
         unit="s", check=between(0.05, 3600))
+    longest_timeout: float = setting(
+        600.0, "longest time limit that a transaction may have; its lane waits as long",
+        unit="s", check=between(0.05, 86_400))
     lock_timeout: float = setting(
         2.0, "longest wait for a lock, then the batch is retried",
         unit="s", check=between(0.01, 600))

@@ -57,7 +57,10 @@ def _encoded(writer: Writer, transaction: Submittable) -> Encoded:
         transaction = Transaction.parse(transaction)
     # A delay is counted by the clock of Redis, which also decides when it is over (rule 82).
     now = writer.clock() if transaction.is_delayed else 0.0
-    return transaction.encode(now, writer.settings.buffer.transaction_bytes)
+    settings = writer.settings
+    return transaction.encode(
+        now, settings.buffer.transaction_bytes, settings.database.longest_timeout
+    )
 
 
 def _chunks(transactions: Iterable[Encoded]) -> Iterator[list[Encoded]]:

@@ -56,9 +56,14 @@ class Renderer:
     """Renders transactions for one session; keeps the compiled and prepared statements."""
 
     def __init__(
-        self, catalog: Catalog, allowed: Sequence[str], *, prepares: bool, restoring: str = ""
-    ) -> None:
-        """`restoring` follows each transaction with statements, which may change the session."""
+        self, catalog: Catalog, allowed: Sequence[str], *, prepares: bool, restoring: str = "",
+        longest_timeout: float = float("inf"),
+    ) -> None:  # fmt: skip
+        """`restoring` follows each transaction with statements, which may change the session.
+
+        A transaction whose own time limit exceeds `longest_timeout`, in seconds, is not rendered.
+        """
+        self._longest_timeout = longest_timeout
         self._catalog = catalog
         self._restoring = restoring
         self._allowed = frozenset(allowed)
@@ -192,11 +197,17 @@ class Renderer:
         for number, operation in enumerate(entry.operations):
             with _at(number):
                 parts += self._operation(operation)
-        text = "".join(parts)
         changes = any(type(operation) is Statement for operation in entry.operations)
         if entry.timeout is None:
-            return text + self._restoring if changes else text
-        return _limited(text, entry.timeout) + (self._restoring if changes else _USUAL_LIMIT)
+            return "".join(parts) + (self._restoring if changes else "")
+        if entry.timeout > self._longest_timeout:
+            # Its producer has other settings than this processor, or an earlier release.
+            raise Unrenderable(
+                None, "22023", f"its timeout of {entry.timeout:g} s exceeds"
+                f" {self._longest_timeout:g} s (database.longest_timeout)",
+            )  # fmt: skip
+        text = _limited(entry, parts)
+        return text + (self._restoring if changes else _USUAL_SETTINGS)
 
     def _operation(self, operation: Operation) -> Iterator[str]:
         if isinstance(operation, Statement):
@@ -258,19 +269,27 @@ def _is_simple(entry: Entry) -> bool:
     return True
 
 
-#: Ends the limit that `_limited` begins.
-_USUAL_LIMIT = (
+#: Ends what `_limited` begins.
+_USUAL_SETTINGS = (
     "SELECT pg_catalog.set_config('statement_timeout',"
     " pg_catalog.current_setting('processor.limit'), true);"
 )
 
 
-def _limited(text: str, seconds: float) -> str:
-    """Return `text` with a time limit that counts for each of its statements, and goes on."""
+def _limited(entry: Entry, statements: Sequence[str]) -> str:
+    """Return the statements of a transaction with its time limit, which counts for each.
+
+    Each names itself in application_name, so that another session sees which one runs (rule 18).
+    """
+    limit = int(min(max(1, (entry.timeout or 0.0) * 1000), _LONGEST))
+    named = (
+        f"SET LOCAL application_name = 'processor {entry.id} {number}';{statement}"
+        for number, statement in enumerate(statements)
+    )
     return (
         "SELECT pg_catalog.set_config('processor.limit',"
         " pg_catalog.current_setting('statement_timeout'), true);"
-        f"SET LOCAL statement_timeout = {int(min(max(1, seconds * 1000), _LONGEST))};{text}"
+        f"SET LOCAL statement_timeout = {limit};{''.join(named)}"
     )
 
 

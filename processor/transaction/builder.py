@@ -32,6 +32,7 @@ from processor.transaction.operations import (
 from processor.transaction.options import (
     both_given,
     cache_values,
+    check_timeout,
     decided_id,
     due_text,
     integer,
@@ -224,17 +225,18 @@ class Transaction:
         """Whether its due time is counted from the time of its submit."""
         return self._form.delay is not None
 
-    def encode(self, now: float, limit: int) -> Encoded:
+    def encode(self, now: float, limit: int, longest: float = float("inf")) -> Encoded:
         """Check the transaction and encode it for the buffer.
 
-        `now` (the start of a delay) is in Unix seconds, `limit` in bytes. Raises InvalidTransaction
-        if there are no operations or the body exceeds the limit.
+        `now` (the start of a delay) is in Unix seconds, `limit` in bytes, `longest` the longest
+        `timeout`. Raises InvalidTransaction if there are no operations or a limit is exceeded.
         """
         if not self._operations:
             raise InvalidTransaction(
                 "operations", "must not be empty", hint="add at least one operation"
             )
         given = self._form
+        check_timeout(given.timeout, longest)
         due = now + given.delay if given.delay is not None else unix_seconds(given.due)
         try:
             stored = msgspec.structs.replace(

@@ -47,6 +47,15 @@ def seconds(field: str, value: float | None, minimum: float = 0) -> float | None
     return float(value)
 
 
+def check_timeout(timeout: float | None, longest: float) -> None:
+    """Check that a time limit is at most `longest`. Raises InvalidTransaction."""
+    if timeout is not None and timeout > longest:
+        raise InvalidTransaction(
+            "timeout", f"must be at most {longest:g} seconds (database.longest_timeout)",
+            hint="its lane waits as long: divide the work, or raise the setting",
+        )  # fmt: skip
+
+
 def integer(field: str, value: int | None, minimum: int) -> int | None:
     """Check an integer, or None. Raises InvalidTransaction."""
     if value is None:

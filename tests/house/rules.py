@@ -40,7 +40,8 @@ LINES = (
 DRIVERS = {
     "redis": {"connections.redis_client", "config.addresses"},
     "hiredis": {"connections.redis_client"},
-    "psycopg2": {"connections.postgres_session", "connections.type_casters", "config.addresses"},
+    "psycopg2": {"connections.postgres_connection", "connections.postgres_session",
+                 "connections.type_casters", "config.addresses"},
     "daemon": {"service.daemonize"},
     "yaml": {"config.yaml_file", "config.loader"},
     "waitress": {"web"},

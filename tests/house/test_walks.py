@@ -54,7 +54,7 @@ def test_a_walk_is_short_enough_to_follow(walk, walked) -> None:
 
 def test_a_walk_contains_what_works_on_the_transaction_and_nothing_of_the_ground(walked) -> None:
     """Otherwise the tests above would compare empty lists."""
-    for module in ("transaction.builder", "apply.committer", "connections.postgres_session"):
+    for module in ("transaction.builder", "apply.committer", "connections.postgres_connection"):
         assert module in walked["submit"]
     assert "apply.dead_letter_writer" in walked["retry"]
     assert "reads.reader" in walked["read"]
