@@ -15,6 +15,7 @@ Redis client alone takes longer to import than this whole package.
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 
 from processor.version import __version__ as __version__
@@ -23,8 +24,6 @@ from processor.version import __version__ as __version__
 TYPE_CHECKING = False
 
 if TYPE_CHECKING:
-    from typing import Any
-
     from processor.config.loader import configure
     from processor.errors import (
         AlreadyRunning,
@@ -49,6 +48,7 @@ if TYPE_CHECKING:
     from processor.receipts.receipt import Receipt
     from processor.receipts.routing import route
     from processor.runtime.drain_thread import hooks, singleton, start, state, stop
+    from processor.telemetry.wakeup import event
     from processor.transaction.builder import Transaction
     from processor.transaction.ids import new_id
     from processor.transaction.statements import statement
@@ -93,13 +93,19 @@ __all__ = [
 ]  # fmt: skip
 
 
-def __getattr__(name: str) -> Any:
-    home = _HOMES.get(name)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(home), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:
+    # Hidden from type checkers: for them, a module with `__getattr__` has every name, also a
+    # misspelled one.
+
+    def __getattr__(name: str) -> object:
+        home = _HOMES.get(name)
+        if home is None:
+            # With both arguments, Python's traceback suggests the nearest name.
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name,
+                                 obj=sys.modules[__name__])
+        value = getattr(import_module(home), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

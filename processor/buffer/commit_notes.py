@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -41,7 +41,7 @@ _EntryAndReason = Annotated[list[str], msgspec.Meta(min_length=2)]
 class NotedOutcome:
     """The outcome of one transaction, from a note."""
 
-    state: str
+    state: Literal["committed", "dead", "discarded"]
     position: Position | None
     at: float
     reason: str = ""

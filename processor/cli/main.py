@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import click
 
-from processor.cli import output, shadow
+from processor.cli import completion, output, shadow
 from processor.cli.config_option import with_config
 from processor.cli.group import Group
 from processor.cli.interrupt import InterruptGuard
@@ -54,7 +54,7 @@ SECTIONS: dict[str, dict[str, Place]] = {
         "init-db": Place("init_db", "init_db", "Create or upgrade the schema in PostgreSQL."),
         "check-config": Place("check_config", "check_config", "Validate the settings."),
         "doctor": Place("doctor", "doctor", "Check servers, role and host."),
-        "print": Place("print", "prints", "Print systemd unit, sample settings, schema or ACL."),
+        "print": Place("print", "prints", "Print systemd unit, settings, schema, ACL, completion."),
     },
 }
 
@@ -108,7 +108,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             # A letter that the terminal cannot encode must not raise.
             stream.reconfigure(errors="backslashreplace")
     try:
-        code = _invoke(list(sys.argv[1:] if arguments is None else arguments))
+        code = completion.answer(processor)
+        if code is None:
+            code = _invoke(list(sys.argv[1:] if arguments is None else arguments))
         if sys.stdout is not None:
             sys.stdout.flush()
     except BrokenPipeError:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TypeVar
 
@@ -19,7 +19,7 @@ from processor.connections.wal_position import Position, is_superseded
 from processor.connections.wal_queries import insert_position
 from processor.errors import DatabaseError, DatabaseUnavailable
 from processor.ledger import dead_letters, outcomes
-from processor.receipts.status import StatusLookup
+from processor.receipts.status import State, StatusLookup
 from processor.telemetry.progress import Progress
 
 T = TypeVar("T")
@@ -72,14 +72,16 @@ class LedgerSessions:
             each.drop()
 
 
+_STATES: Mapping[str, State] = {"applied": "committed", "discarded": "discarded"}
+
+
 def in_ledger(database: PostgresSession, transaction_id: str) -> StatusLookup | None:
     """Return what a ledger knows. Raises DatabaseUnavailable and DatabaseError."""
     row = outcomes.row(database, transaction_id)
     if row is None:
         return None
     if row.outcome != "dead":
-        state = "committed" if row.outcome == "applied" else row.outcome
-        return StatusLookup(state, None, row.committed_at.timestamp())
+        return StatusLookup(_STATES.get(row.outcome, "unknown"), None, row.committed_at.timestamp())
     letters = dead_letters.find(database, transaction_id)
     reason = next((letter.reason for letter in letters), "")
     return StatusLookup("dead", None, row.committed_at.timestamp(), reason)

@@ -1,8 +1,8 @@
 """Receipts: what submit returns, and how far the write got since - by asking or by waiting (P8).
 
-A receipt works in any process that reaches the same Redis; its text form travels in an HTTP header
-or a cookie. Waiting costs the drain one note a batch and this process one blocking read, however
-many threads wait.
+A receipt works in any process that reaches the same Redis; its text form travels in a URL, an HTTP
+header or a cookie. Waiting costs the drain one note a batch and this process one blocking read,
+however many threads wait.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from math import inf, isnan, nan
 from numbers import Real
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 from urllib.parse import quote, unquote
 from uuid import UUID
 
@@ -26,7 +26,8 @@ from processor.transaction.ids import canonical_id
 if TYPE_CHECKING:
     from processor.receipts.tracker import Tracker
 
-_UNTIL = ("committed", "replicated")
+Until = Literal["committed", "replicated"]
+_UNTIL = get_args(Until)
 _ORDER = re.compile("([0-9]{16})-([0-9]{20})").fullmatch
 _LANE = re.compile(f"{NAME}:(?:0|[1-9][0-9]{{0,3}})", re.ASCII).fullmatch
 _UNCHANGED = "give the complete, unchanged text that str(receipt) returned"
@@ -52,7 +53,7 @@ class Receipt:
         tracker = _tracker()
         return tracker.status(self.target(tracker.settings.namespace))
 
-    def wait(self, until: str = "committed", timeout: float | None = None) -> StatusLookup:
+    def wait(self, until: Until = "committed", timeout: float | None = None) -> StatusLookup:
         """Wait at most `timeout` seconds until it is committed or replicated; return its status.
 
         A wait also ends if it is dead, discarded or lost, and a wait until it is replicated if all
@@ -88,23 +89,34 @@ class Receipt:
         return Target(self.id, Lane(namespace, self.lane), self.entry_id, self.buffer)
 
     def __str__(self) -> str:
-        """Return an opaque text for a header or cookie; texts of a lane sort as its entries do."""
+        """Return an opaque text for a URL, header or cookie: letters, digits, ``-``, ``.``, ``_``
+        and ``~``. Texts of one lane sort as its entries do.
+        """
+        return "~".join((*self._head(), *self.lane.split(":")))
+
+    def _head(self) -> tuple[str, str, str]:
         order = sortable(self.entry_id).decode() if self.entry_id else ""
-        ids = (UUID(self.id).hex, UUID(self.buffer).hex)
-        return "~".join((order, *ids, quote(self.lane, safe="")))
+        return order, UUID(self.id).hex, UUID(self.buffer).hex
+
+    def _text_of_0_1(self) -> str:
+        """Return the text that release 0.1 made: frameworks decode the %3A of it in a URL."""
+        return "~".join((*self._head(), quote(self.lane, safe="")))
 
     @classmethod
     def parse(cls, text: str) -> Receipt:
-        """Return the receipt of a text made by `str`. Raises InvalidTransaction."""
+        """Return the receipt of a text made by `str`, also by that of release 0.1.
+
+        Raises InvalidTransaction.
+        """
         try:
-            order, transaction, buffer_id, quoted = text.split("~")
+            order, transaction, buffer_id, *lane = text.split("~")
             entry_id = _entry_id(order) if order else ""
             ids = canonical_id("id", transaction), canonical_id("buffer", buffer_id)
-            found = cls(ids[0], _lane(unquote(quoted)), entry_id, ids[1])
+            found = cls(ids[0], _lane(unquote(":".join(lane))), entry_id, ids[1])
         except (ValueError, AttributeError, TypeError):
             found = None
         # A damaged text would otherwise be looked up, and a write that is safe reported as unknown.
-        if found is None or str(found) != text:
+        if found is None or text not in (str(found), found._text_of_0_1()):
             raise InvalidTransaction("receipt", "is not the text of a receipt", hint=_UNCHANGED)
         return found
 

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from processor.buffer.lane import Lane
 from processor.connections.wal_position import Position
 
+State = Literal[
+    "accepted", "scheduled", "retrying", "parked", "committed", "replicated", "dead", "discarded",
+    "lost", "unknown",
+]  # fmt: skip
 _DECIDED = ("committed", "replicated", "dead", "discarded", "lost")
 
 
@@ -23,7 +28,7 @@ class StatusLookup:
     replicas have it that count and are not lost.
     """
 
-    state: str
+    state: State
     position: Position | None = None
     at: float | None = None
     reason: str = ""

@@ -40,7 +40,7 @@ def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iter
 def _page(environ: WSGIEnvironment) -> Page:
     if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
         return _json({"error": "only GET and HEAD"}, HTTPStatus.METHOD_NOT_ALLOWED)
-    path = environ.get("PATH_INFO", "")
+    path = environ.get("PATH_INFO", "").removesuffix("/")
     # A host that mounts the application at /health itself leaves an empty path, or /live.
     mounted = "/" + environ.get("SCRIPT_NAME", "").rpartition("/")[2] + path
     page = _PAGES.get(path) or _PAGES.get(mounted)

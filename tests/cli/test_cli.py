@@ -76,6 +76,36 @@ def test_every_command_that_prints_data_has_json() -> None:
     assert wanted <= have
 
 
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [
+        (["sta"], {"status", "start"}),
+        (["queues", ""], {"list", "pause", "resume"}),
+        (["queues", "re"], {"resume"}),
+        (["status", "--js"], {"--json"}),
+        (["print", "completion", ""], {"bash", "zsh", "fish"}),
+    ],
+)
+def test_bash_completes_commands_options_and_values(
+    typed: list[str], completed: set[str], tmp_path: Path
+) -> None:
+    """The printed script is read by a real bash, which calls its function as on the key Tab."""
+    words = " ".join(f"'{word}'" for word in ["processor", *typed])
+    program = tmp_path / "processor"
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m processor "$@"\n')
+    program.chmod(0o755)
+    script = f"""
+        eval "$(processor print completion bash)"
+        COMP_WORDS=({words}); COMP_CWORD={len(typed)}; COMPREPLY=()
+        _processor_completion processor; printf '%s\\n' "${{COMPREPLY[@]}}"
+    """
+    done = subprocess.run(
+        ["bash", "-c", script], capture_output=True, text=True, cwd=ROOT, check=True,
+        env=os.environ | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"},
+    )  # fmt: skip
+    assert set(done.stdout.split()) == completed, done.stderr
+
+
 def test_without_a_command_the_help_is_shown_as_a_usage_error(cli: Cli) -> None:
     said = cli()
     assert said.code == 2

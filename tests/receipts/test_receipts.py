@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import subprocess
 import sys
 import threading
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterator
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import pytest
 from msgspec.json import encode
@@ -209,15 +210,16 @@ def receipt_of(lane: str = "low:0", entry_id: str = "1-1") -> Receipt:
 
 
 def with_lane(lane: str) -> Callable[[str], object]:
-    return lambda text: text.removesuffix("low%3A0") + quote(lane, safe="")
+    return lambda text: text.removesuffix("low~0") + quote(lane, safe="")
 
 
 @pytest.mark.parametrize(
     "damage",
     [
         lambda text: text + "\n", lambda text: " " + text, lambda text: text[:-1], str.upper,
-        str.encode, lambda text: [text], lambda text: text.replace("%3A", ":"),
-        lambda text: text.replace("%3A", "%3a"), lambda text: text.replace("low", "l%6Fw"),
+        str.encode, lambda text: [text], lambda text: text.replace("low~0", "low:0"),
+        lambda text: text.replace("low~0", "low%3a0"), lambda text: text.replace("low", "l%6Fw"),
+        lambda text: text.replace("low~0", "l%6Fw%3A0"), lambda text: text + "~0",
         *map(with_lane, ["", "low", "low:", ":0", "low:00", "low:01", "low:12345", "low:x", "a b:0",
                          "low:\u0661", "lo\0w:0", "a:b:0", "low:0\n", "x" * 100_000 + ":0"]),
     ],
@@ -229,6 +231,23 @@ def test_a_damaged_text_is_refused_and_not_looked_up(damage: Callable[[str], str
     with pytest.raises(processor.InvalidTransaction, match="receipt: is not the text of a") as no:
         Receipt.parse(damage(text))
     assert len(str(no.value)) < 200
+
+
+def test_the_text_stands_in_the_path_of_a_url_and_comes_back_unchanged() -> None:
+    made = receipt_of("a.b-c_D:7")
+    assert re.fullmatch(r"[A-Za-z0-9._~-]+", str(made))
+    assert Receipt.parse(unquote(quote(str(made), safe=""))) == made
+
+
+def test_a_text_of_release_0_1_is_still_a_receipt() -> None:
+    text = (
+        "0001700000000000-00000000000000000003~01a20104000070008000000000000001"
+        "~01a20104000070008000000000000002~low%3A0"
+    )
+    assert Receipt.parse(text) == Receipt(
+        "01a20104-0000-7000-8000-000000000001", "low:0", "1700000000000-3",
+        "01a20104-0000-7000-8000-000000000002",
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("lane", ["default:0", "low:1023", "a.b-c_D:7", "_" * 63 + ":10"])

@@ -136,7 +136,7 @@ def test_nothing_can_be_changed_over_http(page: str, method: str) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["/nothing", "//health", "/health/", "/health/live/x", "/../health", "/health\0", "/HEALTH",
+    ["/nothing", "//health", "/health//", "/health/live/x", "/../health", "/health\0", "/HEALTH",
      "/%2e%2e/health", "/x" * 30_000, "/metrics/../health"],
 )  # fmt: skip
 def test_any_other_path_is_not_found_and_gets_the_same_json(path: str) -> None:
@@ -145,6 +145,12 @@ def test_any_other_path_is_not_found_and_gets_the_same_json(path: str) -> None:
     assert (code, headers["Content-Type"]) == (404, "application/json")
     assert json.loads(body)["pages"] == PAGES
     assert body == ask("/nothing")[2]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_slash_at_the_end_of_a_path_makes_no_difference(page: str) -> None:
+    assert ask(f"{page}/")[1]["Content-Type"] == ask(page)[1]["Content-Type"]
+    assert ask(f"{page}/")[0] == ask(page)[0] != 404
 
 
 @pytest.mark.parametrize("prefix", ["/internal", "/a/b", "/health/x"])

@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 
 from processor.admin import redis_acl
-from processor.cli import output
+from processor.cli import completion, output
 from processor.cli.config_option import settings_file
 from processor.cli.group import Group
 from processor.cli.shipped import shipped
@@ -28,7 +28,7 @@ _PROGRAM = "/usr/bin/processor"
 
 @click.group("print", cls=Group)
 def prints() -> None:
-    """Print systemd unit, sample settings, schema or ACL."""
+    """Print systemd unit, settings, schema, ACL, completion."""
 
 
 @prints.command()
@@ -83,6 +83,17 @@ def _release(settings: Settings) -> int:
     if found is None:
         output.message(f"{why}: these lines are for Redis 7 or later, see --redis")
     return found or redis_acl.SELECTORS
+
+
+@prints.command("completion")
+@click.argument("shell", type=click.Choice(completion.SHELLS))
+@click.pass_context
+def completion_(context: click.Context, shell: str) -> None:
+    """Print the script with which a shell completes commands and options.
+
+    For bash, in ~/.bashrc: eval "$(processor print completion bash)"
+    """
+    output.text(completion.script(context.find_root().command, shell))
 
 
 def _this_program() -> str:
