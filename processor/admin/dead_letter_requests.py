@@ -166,7 +166,7 @@ def edited(letter: DeadLetter, text: str | bytes, limit: int) -> bytes:
 
     Raises InvalidTransaction.
     """
-    transaction = Transaction.parse(text)
+    transaction = Transaction.parse(text, stored=letter.id)
     if transaction.id != letter.id:
         # The ledger records the outcome under the id, so an edit must not change it.
         raise InvalidTransaction("id", "differs from that of the dead letter",

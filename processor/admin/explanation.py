@@ -24,7 +24,7 @@ from processor.ledger import dead_letters, outcomes
 from processor.ledger.dead_letters import DeadLetter
 from processor.ledger.outcomes import LedgerRow
 from processor.telemetry.status import timestamp
-from processor.transaction.entry import VERSION
+from processor.transaction.operations import VERSION
 
 #: Seconds. A pass takes a second or two, so an owner that finished none for so long hangs.
 _SILENT = 10.0
@@ -85,7 +85,10 @@ def _ask_ledger(
     try:
         with sessions.database() as database:
             row = outcomes.row(database, transaction_id)
-            return row, dead_letters.find(database, transaction_id), None
+            letters = dead_letters.find(database, transaction_id)
+            if row is not None and row.outcome == "dead" and not letters:
+                letters = dead_letters.of_entry(database, row.lane, row.entry_id)
+            return row, letters, None
     except DatabaseUnavailable as error:
         return None, [], error
     except DatabaseError as error:

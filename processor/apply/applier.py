@@ -71,10 +71,26 @@ class Applier:
         """
         outcome = Outcome()
         self._committer.begin()
-        pending = _without_copies(entries, outcome)
+        first, *later = _runs(_without_copies(entries, outcome))
+        self._apply(owner, first, prerendered, meanwhile, outcome, patient=patient)
+        for run in later:
+            pending = outcome.without_followers(run, (), outcome.held_keys)
+            self._apply(owner, pending, None, None, outcome, patient=patient)
+        if outcome.former:
+            outcome.commit = self._committer.commit(
+                lane_rows.fence(owner, 0) + outcomes.insert_known(outcome.former)
+            )
+        if outcome.known and outcome.commit is None:
+            outcome.commit = self._committer.upper_bound(owner)
+        return outcome
+
+    def _apply(
+        self, owner: Ownership, pending: list[Entry], prerendered: BatchText | None,
+        meanwhile: Callable[[], None] | None, outcome: Outcome, *, patient: bool,
+    ) -> None:  # fmt: skip
         tries = 0
         while pending:
-            batch = self._rendered(pending, prerendered, outcome)
+            batch = self._rendered(owner, pending, prerendered, outcome)
             pending = batch.entries
             crashpoint.reach("batch-rendered")
             if not pending:
@@ -97,9 +113,6 @@ class Applier:
                     rest = self._isolation.find(owner, pending, outcome, error)
                 pending = rest
             prerendered = meanwhile = None
-        if outcome.known and outcome.commit is None:
-            outcome.commit = self._committer.upper_bound(owner)
-        return outcome
 
     def prerender(self, entries: Sequence[Entry]) -> BatchText | None:
         """Render entries while the server works on others.
@@ -113,8 +126,9 @@ class Applier:
         return None if batch.unfit else batch
 
     def _rendered(
-        self, entries: list[Entry], prerendered: BatchText | None, outcome: Outcome
-    ) -> BatchText:
+        self, owner: Ownership, entries: list[Entry], prerendered: BatchText | None,
+        outcome: Outcome,
+    ) -> BatchText:  # fmt: skip
         if (
             prerendered is not None
             and prerendered.version == self._committer.text_version
@@ -131,7 +145,7 @@ class Applier:
             batch = self._render(entries)
         if batch.unfit:
             # An entry that was committed before its table changed has not failed: ask the ledger.
-            entries = self._errors.look_up(entries, outcome)
+            entries = self._errors.look_up(owner, entries, outcome)
             outcome.failed += [(e, batch.unfit[e.id]) for e in entries if e.id in batch.unfit]
             batch = self._render(outcome.without_followers(entries, batch.unfit))
         return batch
@@ -195,3 +209,22 @@ def _without_copies(entries: Sequence[Entry], outcome: Outcome) -> list[Entry]:
         else:
             outcome.clashing.append(entry)
     return list(first.values())
+
+
+def _runs(entries: list[Entry]) -> list[list[Entry]]:
+    """Split entries so that no run has one key under two ids (rule 96).
+
+    The ledger knows the first one when the second one is sent; one commit cannot have both.
+    """
+    if not any(entry.former for entry in entries):
+        return [entries]
+    runs: list[list[Entry]] = [[]]
+    ids: set[str] = set()
+    for entry in entries:
+        own = {entry.id, entry.former or entry.id}
+        if not ids.isdisjoint(own):
+            runs.append([])
+            ids.clear()
+        ids |= own
+        runs[-1].append(entry)
+    return runs

@@ -35,9 +35,11 @@ class BatchErrors:
         """Get ready for the errors of a batch: its stale plans are replaced once."""
         self._replanned = False
 
-    def look_up(self, entries: Sequence[Entry], outcome: Outcome) -> list[Entry]:
+    def look_up(
+        self, owner: Ownership, entries: Sequence[Entry], outcome: Outcome
+    ) -> list[Entry]:
         """Record entries that the ledger has as known; return the entries that are new to it."""
-        found = outcomes.find(self._committer.session, [e.id for e in entries])
+        found = outcomes.find_entries(self._committer.session, owner, entries)
         return outcome.without_known(entries, found, hold=self._hold)
 
     def rest(
@@ -51,7 +53,7 @@ class BatchErrors:
         """
         if not error.in_transaction:
             # Idle after an error: it may have been committed, whatever the SQLSTATE (rule 13).
-            rest = self.look_up(entries, outcome)
+            rest = self.look_up(owner, entries, outcome)
             if len(rest) < len(entries):
                 return rest
         prepared = self._committer.prepares
@@ -62,7 +64,7 @@ class BatchErrors:
             return entries
         metrics.count("verdicts", verdict=verdict.value)
         if verdict is Verdict.APPLIED:
-            return self.look_up(entries, outcome)
+            return self.look_up(owner, entries, outcome)
         if verdict is Verdict.STALE_PLAN and not self._replanned:
             self._committer.forget_tables()
             self._replanned = True

@@ -11,6 +11,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from msgspec import structs
+
 from processor import crashpoint
 from processor.apply.batch_errors import verdict_on
 from processor.apply.committer import Commit, Committer, longest_limit
@@ -21,7 +23,13 @@ from processor.ledger.dead_letters import DeadLetter, Reason
 from processor.ledger.lane_rows import Ownership
 from processor.sql.renderer import Unrenderable, tables_of
 from processor.telemetry import metrics
-from processor.transaction.entry import Entry, UnknownVersion, Unreadable, decode
+from processor.transaction.entry import (
+    Entry,
+    UnknownVersion,
+    Unreadable,
+    decode,
+    former_id_in,
+)
 
 log = logging.getLogger("processor.apply")
 
@@ -97,22 +105,38 @@ class DeadLetterWriter:
         self._committer.begin()
         recorded = outcomes.find(self._committer.session, [letter.id]).get(letter.id)
         own = recorded is not None and (recorded.outcome, recorded.hash) == ("dead", letter.hash)
+        former = former_id_in(letter.body) if own else None
         if letter.request == "discard":
-            return self._decide(
-                owner, letter,
-                lane_rows.fence(owner, 0)
-                + (outcomes.resolve(owner, letter.id, letter.hash, "discarded", letter.hash)
-                   if own else "")
-                + dead_letters.resolve(letter, "discarded"),
-            )  # fmt: skip
+            return self._discard(owner, letter, former, own=own)
         if not own:
             self.reject(
                 owner, letter, Reason("its id has another outcome: submit it under a new id")
             )
             return None
-        return self._retry(owner, letter)
+        twin = former and outcomes.find_former(self._committer.session, owner, [former]).get(former)
+        if twin:
+            self.reject(owner, letter, Reason(
+                f"release 0.1 recorded its idempotency key under the id {former}, which is"
+                f" {twin.outcome}: discard this one"
+            ))  # fmt: skip
+            return None
+        return self._retry(owner, letter, former)
 
-    def _retry(self, owner: Ownership, letter: DeadLetter) -> Commit | None:
+    def _discard(
+        self, owner: Ownership, letter: DeadLetter, former: str | None, *, own: bool
+    ) -> Commit:
+        body = lane_rows.fence(owner, 0)
+        if own:
+            body += outcomes.resolve(owner, letter.id, letter.hash, "discarded", letter.hash)
+        if former is not None:
+            body += outcomes.insert_discarded_former(
+                owner, former, letter.hash, letter.entry_id
+            )
+        return self._decide(owner, letter, body + dead_letters.resolve(letter, "discarded"))
+
+    def _retry(
+        self, owner: Ownership, letter: DeadLetter, former: str | None
+    ) -> Commit | None:
         try:
             entry = decode(
                 letter.entry_id, str(letter.version).encode(), letter.edited or letter.body
@@ -124,6 +148,8 @@ class DeadLetterWriter:
         except Unreadable as error:
             self.reject(owner, letter, Reason(f"unreadable: {error}"))
             return None
+        # An edited body has no key.
+        entry = structs.replace(entry, former=former)
         tables = tables_of([entry])
         self._committer.look_up_tables(tables)
         commit, reason = self._apply(owner, letter, entry)
@@ -149,6 +175,7 @@ class DeadLetterWriter:
                 f"SET LOCAL lock_timeout = {_LOCK_WAIT};"
                 + lane_rows.fence(owner, 1, last=None)
                 + outcomes.resolve(owner, letter.id, letter.hash, "applied", entry.hash)
+                + outcomes.insert_former(owner, [entry])
                 + dead_letters.resolve(letter, "applied")
                 + effect
                 + self._committer.proof(frozenset(tables_of([entry])), prepared=False),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from processor.apply.committer import Commit
@@ -27,7 +27,8 @@ class Outcome:
     their id belongs to another payload. `failed`: refused, with the reason. `held`: they share a
     key with an earlier entry that failed. `paused`: their kind is paused, with the score of its
     pause (see `ownership.failing_alike`). `placed`: already among the lane's parked entries.
-    `copies`: by entry id, further entries of the stream with the same id and payload.
+    `copies`: by entry id, further entries of the stream with the same id and payload. `former`:
+    those known or clashing entries that the ledger has under their former ids only (rule 96).
     """
 
     committed: list[Entry] = field(default_factory=list)
@@ -38,6 +39,7 @@ class Outcome:
     paused: list[tuple[Entry, float]] = field(default_factory=list)
     placed: list[Entry] = field(default_factory=list)
     copies: dict[str, list[str]] = field(default_factory=dict)
+    former: list[Entry] = field(default_factory=list)
     commit: Commit | None = None
 
     def without_known(
@@ -53,24 +55,36 @@ class Outcome:
             recorded = found.get(entry.id)
             if recorded is None:
                 rest.append(entry)
-            elif recorded.hash != entry.hash:
+                continue
+            if recorded.former:
+                self.former.append(entry)
+            if recorded.hash != entry.hash:
                 self.clashing.append(entry)
             else:
                 self.known.append((entry, recorded))
                 # Its commit may be later than the last one whose position is known.
                 self.commit = None
-                if recorded.outcome == "dead" and hold:
+                # The dead letter of its former id holds the keys, not this entry.
+                if recorded.outcome == "dead" and hold and not recorded.former:
                     # Dead-lettered before a crash; it still blocks its keys.
                     holding.add(entry.id)
                     rest.append(entry)
         return self.without_followers(rest, holding)
 
-    def without_followers(self, entries: Sequence[Entry], failed: Container[str]) -> list[Entry]:
+    @property
+    def held_keys(self) -> set[str]:
+        """The keys of the entries that failed or are held so far."""
+        return {key for entry in (*(e for e, _ in self.failed), *self.held) for key in entry.keys}
+
+    def without_followers(
+        self, entries: Sequence[Entry], failed: Container[str], held_keys: Iterable[str] = ()
+    ) -> list[Entry]:
         """Return the entries that are free to be applied; hold those behind a failed one by key.
 
-        `failed` are ids; their entries are left out as well.
+        `failed` are ids; their entries are left out as well. `held_keys` are those of earlier
+        entries.
         """
-        held_keys: set[str] = set()
+        held_keys = set(held_keys)
         free: list[Entry] = []
         for entry in entries:
             if entry.id in failed:

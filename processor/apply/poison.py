@@ -109,6 +109,7 @@ class Isolation:
             f"'{{{','.join(str(later + 1) for later, _ in pairs)}}}',",
             f"'{{{','.join(str(earlier + 1) for _, earlier in pairs)}}}', {_GROUP})",
             "::pg_catalog.text, false);",
+            outcomes.remove_failed_former(entries),
             # It also covers the failures: they were found with the tables as they are now.
             proof,
         ))  # fmt: skip
@@ -170,7 +171,9 @@ class Isolation:
         try:
             outcome.commit = self._committer.commit(body, longest=longest_limit([entry]))
         except DatabaseError as error:
-            if not error.in_transaction and not self._errors.look_up([entry], outcome):
+            if not error.in_transaction and not self._errors.look_up(
+                owner, [entry], outcome
+            ):
                 return None
             verdict = verdict_on(self._committer, error, [entry], started)
             if verdict is not Verdict.POISON:

@@ -16,7 +16,7 @@ from processor.buffer.lane import Lane
 from processor.buffer.stream import add
 from processor.connections.redis_client import Command, RedisConnection, checked
 from processor.errors import RedisRefused
-from processor.transaction.entry import VERSION, Entry, UnknownVersion, Unreadable, decode
+from processor.transaction.entry import Entry, UnknownVersion, Unreadable, decode
 
 _PER_MOVE = 500
 #: By so many seconds the clock of Redis may be behind the clock that set a due time.
@@ -25,11 +25,9 @@ _CLOCK_SKEW = 60.0
 
 def schedule(lane: Lane, body: bytes, due: float) -> Command:
     """Add a transaction that is due at `due`, Unix seconds; a copy does not change the due time."""
-    return ("ZADD", lane.scheduled, "NX", repr(due), _member(body))
-
-
-def _member(body: bytes) -> bytes:
-    return body if VERSION == b"1" else VERSION + b"\n" + body
+    # Without its version, which release 0.1 would take for a part of the body and refuse. All that
+    # this release writes can be read as of version 1.
+    return ("ZADD", lane.scheduled, "NX", repr(due), body)
 
 
 def split(member: bytes) -> tuple[bytes, bytes]:

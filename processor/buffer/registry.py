@@ -12,7 +12,7 @@ from typing import Any
 from processor.config.settings import NAME
 from processor.connections.redis_client import Command, RedisConnection
 from processor.errors import InvalidTransaction, RedisRefused
-from processor.transaction.ids import canonical_id, id_of_key
+from processor.transaction.ids import canonical_id, derived_id
 
 _LANE = re.compile(f"{NAME}:[0-9]{{1,4}}").fullmatch
 
@@ -40,7 +40,7 @@ def identity_in(key: str, value: bytes) -> str:
     except InvalidTransaction:
         # Another program wrote this value. Continue nevertheless: all readers derive the same
         # identity from it.
-        return id_of_key(f"buffer {text}")
+        return derived_id(f"buffer {text}")
 
 
 def bound_database(redis: RedisConnection, namespace: str, database: str) -> str | None:

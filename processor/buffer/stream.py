@@ -8,14 +8,14 @@ from typing import Any
 from processor.buffer.lane import Lane
 from processor.connections.large_replies import Cut
 from processor.connections.redis_client import Command
-from processor.transaction.entry import VERSION
+from processor.transaction.operations import FIRST_VERSION
 
 #: An entry as read: its id, envelope version, body (either is None if malformed), and all its
 #: bytes.
 Raw = tuple[str, bytes | None, bytes | None, bytes]
 
 
-def add(lane: Lane, body: bytes, version: bytes = VERSION) -> Command:
+def add(lane: Lane, body: bytes, version: bytes = FIRST_VERSION) -> Command:
     """Add a transaction to the end of its lane."""
     return ("XADD", lane.stream, "*", "v", version, "tx", body)
 

@@ -61,8 +61,11 @@ class Admission:
             keys = (key for e in entries for key in e.keys)
             first = waiting_lines.first_places(self._redis, lane.lane, keys)
         unparked_keys = lane.parking.unparked_keys
+        former: set[str] = set()
 
         def blocked(entry: Entry, key: str) -> bool:
+            if entry.entry_id in former:
+                return False
             head = first.get(key)
             # A first in line that came later does not block: it waits for this entry, which stayed
             # in the stream while Redis was full.
@@ -72,8 +75,10 @@ class Admission:
             )
 
         free, held = split(entries, blocked)
-        outcome = self._copies(lane, entries, held) if held else Outcome()
-        if outcome.placed or outcome.clashing:
+        outcome = Outcome()
+        if held:
+            outcome, former = self._copies(lane, entries, held)
+        if outcome.placed or outcome.clashing or former:
             # Duplicates block nobody.
             copies = {e.entry_id for e in (*outcome.placed, *outcome.clashing)}
             free, held = split([e for e in entries if e.entry_id not in copies], blocked)
@@ -95,14 +100,20 @@ class Admission:
                     (found.placed if same else found.clashing).append(entry)
         return found
 
-    def _copies(self, lane: OwnedLane, entries: list[Entry], held: list[Entry]) -> Outcome:
+    def _copies(
+        self, lane: OwnedLane, entries: list[Entry], held: list[Entry]
+    ) -> tuple[Outcome, set[str]]:
         """Those held entries that copy a parked or decided entry, or an earlier one of the page.
 
         They have their place already. A copy that was put in line again would stay there for good,
-        since nothing would release it.
+        since nothing would release it. The set has the entry ids of those that are decided under
+        their former ids: they need no turn, but a row in the ledger (rule 96).
         """
+        assert lane.owner is not None
         ids = [e.id for e in held]
-        hashes = {i: known.hash for i, known in outcomes.find(self._database, ids).items()}
+        known = outcomes.find_entries(self._database, lane.owner, held)
+        former = {e.entry_id for e in held if e.id in known and known[e.id].former}
+        hashes = {i: recorded.hash for i, recorded in known.items() if not recorded.former}
         hashes |= parked.payload_hashes(self._redis, lane.lane, ids)
         waiting = {e.entry_id for e in held}
         found = Outcome()
@@ -111,7 +122,7 @@ class Admission:
             hashes.setdefault(entry.id, entry.hash)
             if first is not None and entry.entry_id in waiting:
                 (found.placed if first == entry.hash else found.clashing).append(entry)
-        return found
+        return found, former
 
     def dead_before_retry(self, lane: OwnedLane, entries: list[Entry]) -> Outcome | None:
         """The outcome of parked entries that may have been applied before, None without such."""

@@ -21,7 +21,7 @@ from processor.drain.settle_replicated import ReplicatedSettling
 from processor.errors import RedisRefused, RedisUnavailable
 from processor.ownership.owned_lane import OwnedLane, Page
 from processor.transaction.entry import Entry, UnknownVersion, Unreadable, decode, is_later
-from processor.transaction.ids import id_of_key
+from processor.transaction.ids import derived_id
 
 #: Entries of a later release are passed for so many seconds at once: other lanes have work.
 _PASSING = 0.1
@@ -150,6 +150,6 @@ class Prefetch:
 
 def _stand_in(lane: OwnedLane, entry_id: str, whole: bytes) -> Entry:
     """An entry in place of one that is no transaction, so that it can become a dead letter."""
-    made = id_of_key(f"unreadable {lane.lane.stream} {entry_id}")
+    made = derived_id(f"unreadable {lane.lane.stream} {entry_id}")
     digest = hashlib.blake2b(whole, digest_size=16).hexdigest()
     return Entry(entry_id, made, digest, (), (), whole)

@@ -148,8 +148,10 @@ def plan(
             wait = backoff(attempts, policy.delay, policy.max_delay) * jitter()
             retries.append(Retry(entry, attempts, reason.text, wait))
     blocking = [d.entry for d in deaths if hold and d.entry.keys]
-    # Dead-lettered before a crash; it still blocks its keys.
-    blocking += [e for e, known in outcome.known if hold and known.outcome == "dead" and e.keys]
+    # Dead-lettered before a crash; it still blocks its keys. (Not if the dead letter has its former
+    # id: that one blocks them.)
+    blocking += [e for e, known in outcome.known
+                 if hold and known.outcome == "dead" and e.keys and not known.former]  # fmt: skip
     clashing = [*outcome.clashing, *clashing]
     deaths += [Death(entry, _CLASH, 1, clashing=True) for entry in clashing]
     return Settlement(

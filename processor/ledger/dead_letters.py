@@ -229,6 +229,19 @@ def find(session: PostgresSession, transaction_id: str) -> list[DeadLetter]:
     )
 
 
+def of_entry(session: PostgresSession, lane: str, entry_id: str) -> list[DeadLetter]:
+    """Return the open dead letters of an entry.
+
+    A transaction that repeats a dead letter of release 0.1 is dead without one of its own; its row
+    in the ledger names the entry (rule 96).
+    """
+    return _letters(
+        session,
+        f"SELECT {_COLUMNS} FROM processor.dead_letter WHERE outcome = 'dead'"
+        f" AND lane = {quoted(lane)} AND entry = {quoted(entry_id)}",
+    )
+
+
 def record_request(
     session: PostgresSession, letter: DeadLetter, verb: str, edited: bytes | None = None, *,
     buffer: str | None = None,

@@ -24,6 +24,7 @@ class Ownership:
     lane: str
     epoch: int
     token: str
+    namespace: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,19 +109,19 @@ def acquire(
     token = str(uuid.uuid4())
     try:
         rows = session.run(
-            "INSERT INTO processor.lane (buffer, lane, site, instance, epoch, token)"
-            f" VALUES ('{buffer}', {quoted(lane)}, {quoted(site)}, {quoted(instance)}, 1,"
-            f" '{token}')"
+            "INSERT INTO processor.lane (buffer, lane, namespace, site, instance, epoch, token)"
+            f" VALUES ('{buffer}', {quoted(lane)}, {quoted(namespace)}, {quoted(site)},"
+            f" {quoted(instance)}, 1, '{token}')"
             " ON CONFLICT (buffer, lane) DO UPDATE SET epoch = lane.epoch + 1,"
-            " token = excluded.token, site = excluded.site, instance = excluded.instance,"
-            " seen_at = pg_catalog.clock_timestamp() RETURNING epoch"
+            " token = excluded.token, namespace = excluded.namespace, site = excluded.site,"
+            " instance = excluded.instance, seen_at = pg_catalog.clock_timestamp() RETURNING epoch"
         )
     except DatabaseError:
         # A batch of the previous owner still locks the row. Release the lock for a later attempt.
         session.run(f"ROLLBACK; SELECT pg_catalog.pg_advisory_unlock({key})")
         raise
     session.locks.add(key)
-    return Ownership(buffer, lane, int(rows[0][0]), token)
+    return Ownership(buffer, lane, int(rows[0][0]), token, namespace)
 
 
 def give_up(session: PostgresSession, namespace: str, buffer: str, lane: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from processor.config import loader
 from processor.connections.shared import Shared
 from processor.producer.writer import Writer
 from processor.receipts.receipt import Receipt
@@ -76,5 +77,6 @@ def _chunks(transactions: Iterable[Encoded]) -> Iterator[list[Encoded]]:
         yield chunk
 
 
-# So that `with Transaction(...)` submits at its end.
+# So that `with Transaction(...)` submits at its end, and an idempotency key has an id before.
 Transaction.submitter = submit
+Transaction.namespace = staticmethod(lambda: loader.current().namespace)

@@ -156,7 +156,7 @@ class Writer:
     def _add(lane: Lane, encoded: Encoded) -> Command:
         if encoded.due is not None:
             return delayed.schedule(lane, encoded.body, encoded.due)
-        return stream.add(lane, encoded.body)
+        return stream.add(lane, encoded.body, encoded.version)
 
     def _send(
         self, lanes: Collection[str], commands: list[Command], rooms: Sequence[Room],

@@ -83,6 +83,7 @@ def in_ledger(database: PostgresSession, transaction_id: str) -> StatusLookup | 
     if row.outcome != "dead":
         return StatusLookup(_STATES.get(row.outcome, "unknown"), None, row.committed_at.timestamp())
     letters = dead_letters.find(database, transaction_id)
+    letters = letters or dead_letters.of_entry(database, row.lane, row.entry_id)
     reason = next((letter.reason for letter in letters), "")
     return StatusLookup("dead", None, row.committed_at.timestamp(), reason)
 

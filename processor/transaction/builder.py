@@ -17,7 +17,10 @@ import msgspec
 
 from processor.errors import InvalidTransaction
 from processor.transaction.decode_errors import invalid_transaction
+from processor.transaction.ids import id_of_key
 from processor.transaction.operations import (
+    FIRST_VERSION,
+    VERSION,
     Delete,
     Insert,
     JsonForm,
@@ -53,13 +56,16 @@ class Encoded(msgspec.Struct, frozen=True):
     due: float | None
     operations: tuple[Operation, ...] = ()
     cache: dict[str, Any] | None = None
+    #: The version of the envelope that its reader must understand.
+    version: bytes = FIRST_VERSION
 
 
 class Transaction:
     """Operations that are committed together, in the order in which they are added.
 
-    The id is generated here, or comes from `id` or `idempotency_key`, so submitting the same object
-    twice is one effect. Methods add an operation and return the transaction itself::
+    The id is generated here, or comes from `id` or from `idempotency_key` and the namespace of the
+    settings, so submitting the same object twice is one effect. Methods add an operation and return
+    the transaction itself::
 
         with Transaction(key="order-42") as t:
             t.insert("orders", {"id": order, "amount": 25})
@@ -77,8 +83,10 @@ class Transaction:
 
     # Set by `producer.submit`, a package above this one: `with` must be able to submit.
     submitter: ClassVar[Callable[[Transaction], Any] | None] = None
+    # Set there as well: the id of an idempotency key belongs to the namespace (rule 96).
+    namespace: ClassVar[Callable[[], str]] = staticmethod(lambda: "processor")
 
-    __slots__ = ("_form", "_operations", "cache", "id", "receipt")
+    __slots__ = ("_form", "_id", "_operations", "cache", "receipt")
 
     def __init__(
         self,
@@ -96,7 +104,7 @@ class Transaction:
         trace: str | None = None,
         cache: Mapping[str, Any] | None = None,
     ) -> None:
-        self.id = decided_id(id, idempotency_key)
+        self._id = decided_id(id, idempotency_key)
         self.receipt: Any = None
         self._operations: list[Operation] = []
         self.cache = None if cache is None else cache_values(cache)
@@ -105,6 +113,7 @@ class Transaction:
                 "keys", "must be a list of strings, got str", hint='use key="..." for one key'
             )
         self._form = JsonForm(
+            idempotency_key=text("idempotency_key", idempotency_key),
             queue=text("queue", queue),
             key=text("key", key),
             keys=None if keys is None else [key_text(f"keys[{n}]", k) for n, k in enumerate(keys)],
@@ -193,15 +202,25 @@ class Transaction:
         return self._add(Statement(name, checked))
 
     @property
+    def id(self) -> str:
+        """Its id. That of an idempotency key needs the settings: raises ConfigError without."""
+        if self._id is not None:
+            return self._id
+        return id_of_key(Transaction.namespace(), self._form.idempotency_key or "")
+
+    @property
     def operations(self) -> tuple[Operation, ...]:
         """The operations added so far."""
         return tuple(self._operations)
 
     @classmethod
-    def parse(cls, source: str | bytes | Mapping[str, Any]) -> Transaction:
+    def parse(
+        cls, source: str | bytes | Mapping[str, Any], *, stored: str | None = None
+    ) -> Transaction:
         """Make a transaction from its JSON form (text, bytes or a mapping).
 
-        Raises InvalidTransaction, naming the field.
+        `stored` is the id of the transaction if its form comes from the buffer, where it has both
+        its id and its idempotency key. Raises InvalidTransaction, naming the field.
         """
         raw = _json(source) if isinstance(source, Mapping) else source
         try:
@@ -212,10 +231,10 @@ class Transaction:
             operations = operations_decoder.decode(form.operations)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise invalid_transaction(error, "operations") from None
-        made = cls(
-            id=form.id,
-            **{name: getattr(form, name) for name in _OPTIONS},
-        )
+        options = {name: getattr(form, name) for name in _OPTIONS}
+        if stored is not None and form.id == stored:
+            options["idempotency_key"] = None
+        made = cls(id=form.id, **options)
         for operation in operations:
             made._add_checked(operation)
         return made
@@ -238,30 +257,14 @@ class Transaction:
         given = self._form
         check_timeout(given.timeout, longest)
         due = now + given.delay if given.delay is not None else unix_seconds(given.due)
-        try:
-            stored = msgspec.structs.replace(
-                given, id=self.id, queue=None,
-                operations=msgspec.Raw(encoder.encode(self._operations)),
-            )  # fmt: skip
-            body = encoder.encode(stored)
-        except UnicodeEncodeError:
-            raise InvalidTransaction("operations", "text contains a lone surrogate") from None
-        except ValueError:
-            # Python refuses to format longer integers, since the time grows with the square.
-            raise InvalidTransaction(
-                "operations", "an integer has more than 4300 digits",
-                hint="send it as Decimal or as a string",
-            ) from None  # fmt: skip
-        if len(body) > limit:
-            raise InvalidTransaction(
-                "operations",
-                f"{len(body)} bytes exceed the limit of {limit} (buffer.transaction_bytes)",
-                hint="store large content elsewhere and submit a reference",
-            )  # fmt: skip
+        identity = self.id
+        body = _body(given, identity, self._operations, limit)
         keys = (given.key,) if given.key is not None else tuple(dict.fromkeys(given.keys or ()))
+        version = FIRST_VERSION if given.idempotency_key is None else VERSION
         return Encoded(
-            self.id, body, given.queue or "default", keys, due, self.operations, self.cache
-        )
+            identity, body, given.queue or "default", keys, due, self.operations, self.cache,
+            version,
+        )  # fmt: skip
 
     def __enter__(self) -> Self:
         return self
@@ -281,7 +284,7 @@ class Transaction:
 
     def __repr__(self) -> str:
         kinds = ", ".join(type(o).__name__.lower() for o in self._operations)
-        return f"<Transaction {self.id}: {kinds or 'empty'}>"
+        return f"<Transaction {self._id or 'with an idempotency key'}: {kinds or 'empty'}>"
 
     def _next_path(self) -> str:
         return f"operations[{len(self._operations)}]"
@@ -306,6 +309,32 @@ class Transaction:
 
 _OPTIONS = ("idempotency_key", "queue", "key", "keys", "delay", "due", "attempts", "timeout",
             "batch", "trace", "cache")  # fmt: skip
+
+
+def _body(
+    given: JsonForm, identity: str, operations: Sequence[Operation], limit: int
+) -> bytes:
+    try:
+        stored = msgspec.structs.replace(
+            given, id=identity, queue=None,
+            operations=msgspec.Raw(encoder.encode(operations)),
+        )  # fmt: skip
+        body = encoder.encode(stored)
+    except UnicodeEncodeError:
+        raise InvalidTransaction("operations", "text contains a lone surrogate") from None
+    except ValueError:
+        # Python refuses to format longer integers, since the time grows with the square.
+        raise InvalidTransaction(
+            "operations", "an integer has more than 4300 digits",
+            hint="send it as Decimal or as a string",
+        ) from None  # fmt: skip
+    if len(body) > limit:
+        raise InvalidTransaction(
+            "operations",
+            f"{len(body)} bytes exceed the limit of {limit} (buffer.transaction_bytes)",
+            hint="store large content elsewhere and submit a reference",
+        )  # fmt: skip
+    return body
 
 
 def _json(source: Mapping[str, Any]) -> str | bytes:

@@ -8,8 +8,9 @@ from hashlib import blake2b
 import msgspec
 
 from processor.errors import InvalidTransaction
-from processor.transaction.ids import canonical_id
+from processor.transaction.ids import canonical_id, derived_id
 from processor.transaction.operations import (
+    VERSION,
     Delete,
     Insert,
     Operation,
@@ -18,9 +19,6 @@ from processor.transaction.operations import (
     form_decoder,
     operations_decoder,
 )
-
-#: Version of the envelope that this release writes; it reads this one and all before it.
-VERSION = b"1"
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
@@ -40,6 +38,8 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     delayed: bool = False
     #: The version of the envelope of `body`.
     version: int = 1
+    #: The id that release 0.1 gives a transaction with the same idempotency key (rule 96).
+    former: str | None = None
 
 
 _QUOTED = re.compile(r"(unknown field|Invalid (?:enum )?value) (['`]).*?\2(?= - at `\$|$)", re.S)
@@ -86,7 +86,23 @@ def decode(entry_id: str, version: bytes | None, body: bytes | None, attempt: in
         form.trace,
         form.delay is not None or form.due is not None,
         number,
+        None if form.idempotency_key is None else _former(form.idempotency_key, identity),
     )
+
+
+def former_id_in(body: bytes) -> str | None:
+    """Return the id that release 0.1 gives the transaction of a body; None without a key."""
+    try:
+        form = form_decoder.decode(body)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None
+    return None if form.idempotency_key is None else _former(form.idempotency_key, form.id)
+
+
+def _former(idempotency_key: str, identity: str | None) -> str | None:
+    former = derived_id(idempotency_key)
+    # Anyone who may XADD can write a body whose id is the former one already.
+    return None if former == identity else former
 
 
 def is_later(version: bytes | None) -> bool:

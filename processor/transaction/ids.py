@@ -27,9 +27,22 @@ def new_id() -> str:
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
-def id_of_key(idempotency_key: str) -> str:
-    """Return the id derived from an idempotency key; the same in every process and release."""
-    return str(uuid.uuid5(_KEYS, idempotency_key))
+def id_of_key(namespace: str, idempotency_key: str) -> str:
+    """Return the id of an idempotency key in a namespace; the same in every process (rule 96)."""
+    return id_in(namespace, derived_id(idempotency_key))
+
+
+def derived_id(text: str) -> str:
+    """Return the id derived from a text, the same in every process and release.
+
+    Release 0.1 gives it to an idempotency key, in every namespace.
+    """
+    return str(uuid.uuid5(_KEYS, text))
+
+
+def id_in(namespace: str, former: str) -> str:
+    """Return the id of a key in a namespace, derived from its id in release 0.1."""
+    return str(uuid.uuid5(uuid.UUID(former), namespace))
 
 
 def canonical_id(field: str, value: object) -> str:

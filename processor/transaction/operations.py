@@ -54,6 +54,12 @@ class Statement(msgspec.Struct, frozen=True, gc=False, tag_field="op", tag="stat
     params: dict[str, Any] = {}
 
 
+#: Version of the newest envelope that this release writes; it reads this one and all before it.
+VERSION = b"2"
+#: What release 0.1 reads. It must leave a transaction with an idempotency key alone, because it
+#: does not look for the id that it would have given it itself (rule 96).
+FIRST_VERSION = b"1"
+
 Operation = Insert | Upsert | Update | Delete | Statement
 
 

@@ -9,7 +9,7 @@ from decimal import Decimal
 from typing import Any
 
 from processor.errors import InvalidTransaction
-from processor.transaction.ids import canonical_id, id_of_key, new_id
+from processor.transaction.ids import canonical_id, new_id
 from processor.transaction.values import key_text, plain
 
 _TIME = "write 2026-11-21T06:00:00Z, or pass an aware datetime"
@@ -22,12 +22,12 @@ def both_given(field: str, other: str) -> InvalidTransaction:
     )
 
 
-def decided_id(given: str | uuid.UUID | None, idempotency_key: str | None) -> str:
-    """Return the given id, that derived from the key, or a new one. Raises InvalidTransaction."""
+def decided_id(given: str | uuid.UUID | None, idempotency_key: str | None) -> str | None:
+    """Return the given id or a new one, None if the key decides it. Raises InvalidTransaction."""
     if given is not None and idempotency_key is not None:
         raise both_given("id", "idempotency_key")
     if idempotency_key is not None:
-        return id_of_key(key_text("idempotency_key", idempotency_key))
+        return None
     return new_id() if given is None else canonical_id("id", given)
 
 

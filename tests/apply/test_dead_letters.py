@@ -678,7 +678,7 @@ def test_no_entry_in_the_stream_stops_the_lane(name: str, site: Site) -> None:
 def test_an_entry_of_a_later_release_stays_and_the_lane_reports_it(site: Site) -> None:
     """Rule 10: during a rolling deploy another processor can decode it."""
     site.start()
-    site.put({"v": "2", "tx": "a form of a later release"})
+    site.put({"v": "3", "tx": "a form of a later release"})
     site.submit(*(write(n, attempts=1) for n in range(1, 301)))
 
     site.commits(*range(1, 301))

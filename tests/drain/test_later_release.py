@@ -28,7 +28,7 @@ def test_a_backlog_of_a_later_release_costs_no_memory_and_is_read_once(site: Sit
     drain = site.drain()
     with site.redis.pipeline(transaction=False) as pipe:
         for _ in range(LATER):
-            pipe.xadd(site.lane().stream, {"v": "2", "tx": "a form of a later release"})
+            pipe.xadd(site.lane().stream, {"v": "3", "tx": "a form of a later release"})
         pipe.sadd("processor:lanes", "default:0")
         pipe.execute()
     site.submit(write(1))
@@ -54,25 +54,25 @@ def test_what_a_later_release_stored_stays_and_is_named(site: Site, cli: Cli) ->
     body = b'{"id":"%s","something":"new"}'
     lane = site.lane()
     site.redis.sadd("processor:lanes", lane.name)
-    site.redis.zadd(lane.scheduled, {b"2\n" + body % delayed.encode(): time.time()})
-    record = b"1-0 v2\n1 why\n" + body % waiting.encode()
+    site.redis.zadd(lane.scheduled, {b"3\n" + body % delayed.encode(): time.time()})
+    record = b"1-0 v3\n1 why\n" + body % waiting.encode()
     site.redis.hset(lane.parked, waiting, record)
     site.redis.zadd(lane.retry, {waiting: 1.0})
     site.start()
     site.submit(write(1))
     site.commits(1)
-    wait_until(lambda: "(envelope version 2, the first is" in site.reason,
+    wait_until(lambda: "(envelope version 3, the first is" in site.reason,
                message=lambda: site.reason)  # fmt: skip
 
     # The entry that was applied leaves the stream some time after its commit.
     wait_until(lambda: site.depth() == 1, message=lambda: site.tale())
     # The delayed one entered the stream with its version, the parked one is as it was.
     ((_, fields),) = site.redis.xrange(lane.stream)
-    assert fields == {b"v": b"2", b"tx": body % delayed.encode()}
+    assert fields == {b"v": b"3", b"tx": body % delayed.encode()}
     wait_until(lambda: site.redis.zscore(lane.retry, waiting) > time.time())
     assert site.redis.hget(lane.parked, waiting) == record
     for each in (delayed, waiting):
-        assert "a later release wrote it (envelope version 2)" in cli("explain", each).out
+        assert "a later release wrote it (envelope version 3)" in cli("explain", each).out
     assert cli("verify").code in (0, 1)
 
 
@@ -81,7 +81,7 @@ def test_a_dead_letter_of_a_later_release_is_not_retried_by_this_one(site: Site)
     dying = write("no number")  # type: ignore[arg-type]
     site.submit(dying)
     wait_until(lambda: len(site.dead()) == 1, message=lambda: site.tale())
-    site.execute("update processor.dead_letter set version = 2")
+    site.execute("update processor.dead_letter set version = 3")
     site.ask(dying.id, "retry")
     wait_until(lambda: "later release" in site.dead()[0][2], message=lambda: str(site.dead()))
 

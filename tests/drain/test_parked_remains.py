@@ -15,7 +15,8 @@ import pytest
 
 from processor.buffer import parked, waiting_lines
 from processor.embedded import RedisServer
-from processor.transaction.entry import VERSION, decode
+from processor.transaction.entry import decode
+from processor.transaction.operations import VERSION
 from tests.harness.cli import Cli
 from tests.harness.process import Process, Spawn
 from tests.harness.proxy import Proxy

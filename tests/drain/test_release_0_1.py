@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ import psycopg2.extras
 import pytest
 
 from processor.ledger import schema
+from processor.transaction.builder import Transaction
 from tests.harness.cli import Cli
-from tests.harness.process import ROOT, Spawn
+from tests.harness.process import ROOT
 from tests.harness.site import Site, write
 from tests.harness.wait import wait_until
 
@@ -102,7 +104,8 @@ if sys.argv[2] == "drain":
     sys.exit(0 if processor.stop() else 1)
 for n in json.loads(sys.argv[2]):
     key = None if n % 2 else "even"
-    processor.submit(processor.Transaction(key=key).insert("tape", {"n": n}))
+    once = f"key {n}" if n > 100 else None
+    processor.submit(processor.Transaction(key=key, idempotency_key=once).insert("tape", {"n": n}))
 print("submitted", flush=True)
 """
 
@@ -120,20 +123,59 @@ def first_release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("drains", ["0.1", "0.2"])
-def test_each_release_drains_what_the_other_submits_on_an_upgraded_schema(
-    drains: str, site: Site, first_release: Path, spawn: Spawn, tmp_path: Path
-) -> None:
+@pytest.fixture
+def old(
+    site: Site, first_release: Path, tmp_path: Path
+) -> Callable[[str], subprocess.Popen[str]]:
+    """Start a program of release 0.1, which drains, or submits the numbers given as JSON."""
     environment = {**os.environ, "PYTHONPATH": str(first_release)}
     mapping = json.dumps({
         "redis": {"url": site.settings.redis.url}, "database": {"dsn": site.dsn},
         "health": {"bind": ""},
     })  # fmt: skip
 
-    def old(what: str) -> subprocess.Popen[str]:
+    def start(what: str) -> subprocess.Popen[str]:
         return subprocess.Popen([sys.executable, "-c", PROGRAM, mapping, what], env=environment,
                                 cwd=tmp_path, stdout=subprocess.PIPE, text=True)  # fmt: skip
 
+    return start
+
+
+def test_an_idempotency_key_is_one_transaction_whichever_release_submits_and_drains_it(
+    site: Site, old: Callable[[str], subprocess.Popen[str]]
+) -> None:
+    """Rule 96: release 0.1 leaves keys of this release to it, and knows what it has applied."""
+    keyed = [
+        Transaction(idempotency_key=f"key {n}", key=None if n % 2 else "even")
+        .insert("tape", {"n": n}) for n in (101, 102, 103)
+    ]  # fmt: skip
+    with old("drain") as owner:
+        try:
+            assert owner.stdout is not None
+            assert owner.stdout.readline() == "started\n"
+            with old("[101]") as producer:
+                assert producer.wait(20) == 0
+            site.submit(keyed[0], write(1))
+            wait_until(lambda: sorted(site.tape()) == [1, 101], message=lambda: site.tale())
+            assert site.depth() == 1
+        finally:
+            owner.terminate()
+    site.start()
+    site.empties()
+    site.submit(*keyed)
+    with old("[102, 103, 101]") as producer:
+        assert producer.wait(20) == 0
+    site.submit(write(2))
+    wait_until(lambda: 2 in site.tape() and not site.depth(), message=lambda: site.tale())
+
+    assert sorted(site.tape()) == [1, 2, 101, 102, 103]
+    assert site.dead() == []
+
+
+@pytest.mark.parametrize("drains", ["0.1", "0.2"])
+def test_each_release_drains_what_the_other_submits_on_an_upgraded_schema(
+    drains: str, site: Site, old: Callable[[str], subprocess.Popen[str]]
+) -> None:
     if drains == "0.2":
         site.start()
         with old(json.dumps(list(range(1, 9)))) as producer:

@@ -11,7 +11,7 @@ from processor.admin.explanation import explain as explained
 from processor.admin.sessions import OperatorSessions
 from processor.cli import output
 from processor.cli.options import transaction_id, with_sessions
-from processor.transaction.ids import id_of_key
+from processor.transaction.ids import derived_id, id_of_key
 
 
 @click.command()
@@ -28,8 +28,12 @@ def explain(sessions: OperatorSessions, id: str | None, key: str | None, as_json
     if (id is None) == (key is None):
         raise click.UsageError("give either an ID or --idempotency-key",
                                click.get_current_context())
-    wanted = id or id_of_key(key or "")
+    wanted = id or id_of_key(sessions.settings.namespace, key or "")
     explanation = explained(sessions, wanted)
+    if key is not None and explanation.place == "unknown":
+        # Release 0.1 submitted it.
+        wanted = derived_id(key)
+        explanation = explained(sessions, wanted)
     record = _record(wanted, explanation)
     if explanation.problem is not None:
         output.message(f"{explanation.problem}; this is what Redis knows")

@@ -1,4 +1,4 @@
-"""Version 2: the range of versions beside `meta.version`, dead letters of any text, safe functions.
+"""Version 2: versions, dead letters of any text, the namespace of a lane, safe functions.
 
 The tables only gain columns with defaults, so processors of release 0.1 work with them.
 
@@ -12,6 +12,8 @@ from __future__ import annotations
 TEXT = """\
 ALTER TABLE processor.meta ADD COLUMN IF NOT EXISTS oldest integer NOT NULL DEFAULT 1;
 ALTER TABLE processor.meta ADD COLUMN IF NOT EXISTS newest integer NOT NULL DEFAULT 1;
+
+ALTER TABLE processor.lane ADD COLUMN IF NOT EXISTS namespace text NOT NULL DEFAULT '';
 
 ALTER TABLE processor.dead_letter ADD COLUMN IF NOT EXISTS version integer NOT NULL DEFAULT 1;
 ALTER TABLE processor.dead_letter ADD COLUMN IF NOT EXISTS texts bytea;
