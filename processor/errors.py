@@ -176,7 +176,10 @@ class RightsMissing(DatabaseUnavailable):
 class PoolerDetected(DatabaseUnavailable):
     """A transaction pooler is between the processor and PostgreSQL."""
 
-    hint = "the processor needs a session of its own: point database.dsn at PostgreSQL itself"
+    hint = (
+        "the processor needs sessions of its own: let database.dsn and replicas.servers lead to"
+        " PostgreSQL itself, or to a pool in session mode"
+    )
 
 
 class TransactionDead(ProcessorError):

@@ -15,6 +15,7 @@ pytest_plugins = (
     "tests.harness.replicas",
     "tests.harness.failover",
     "tests.harness.pooler",
+    "tests.harness.pgbouncer",
     "tests.harness.service",
     "tests.harness.cli",
 )

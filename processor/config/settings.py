@@ -52,7 +52,7 @@ class Buffer:
 @dataclass(frozen=True, slots=True)
 class Database:
     dsn: str = setting(
-        "postgresql:///app", "anything libpq accepts; must not lead to a transaction pooler",
+        "postgresql:///app", "anything libpq accepts; a pooler must be in session mode",
         check=addresses.dsn, secret=True)
     connect_timeout: float = setting(
         5.0, "deadline for connecting; libpq counts whole seconds", unit="s", check=between(1, 60))

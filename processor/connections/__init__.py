@@ -10,6 +10,7 @@ session_settings     the settings that a PostgreSQL session pins when it is open
 wal_position         positions in the WAL, and which one proves that a commit is replayed (rule 34)
 type_casters         values of PostgreSQL in Python, whatever the application has registered
 postgres_connection  a connection to PostgreSQL with a deadline on every call
+pooler               whether a pooler gives a session to other clients as well
 postgres_session     a PostgreSQL session: a known server, pinned settings
 server_probe         whether a server still works on a call that may take long
 wal_queries          questions about WAL positions that several packages ask

@@ -133,6 +133,11 @@ class PostgresConnection:
         return str(self._connection.info.parameter_status("server_encoding"))
 
     @property
+    def reported_pid(self) -> int:
+        """The process id that the server, or a pooler in its place, reported at the start."""
+        return int(self._connection.info.backend_pid)
+
+    @property
     def dsn_here(self) -> str:
         """The DSN of the server that it is connected to."""
         host = dict(self._host)

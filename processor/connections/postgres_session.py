@@ -12,7 +12,7 @@ from psycopg2 import errorcodes
 
 from processor.config import addresses
 from processor.config.settings import Database as Settings
-from processor.connections import session_settings
+from processor.connections import pooler, session_settings
 from processor.connections.postgres_connection import PostgresConnection, Row
 from processor.connections.wal_position import is_superseded
 from processor.errors import DatabaseUnavailable, PoolerDetected
@@ -41,6 +41,8 @@ class PostgresSession(PostgresConnection):
         self._previous: deque[tuple[int, str]] = deque(maxlen=_MOST_PREVIOUS)
         self._session: tuple[int, str] | None = None
         self.generation = 0
+        #: Whether the session leads through a pooler, which is in session mode.
+        self.pooled = False
         self.server_version = 0
         self.system = ""
         #: The timeline of the primary; 0 on a standby, where an ordinary role cannot read it.
@@ -64,7 +66,7 @@ class PostgresSession(PostgresConnection):
 
         If `database.dsn` has several hosts, the first suitable one is used. Raises
         DatabaseUnavailable (a writing session also for a standby or a read-only server) and
-        PoolerDetected.
+        PoolerDetected, if others are given the session as well.
         """
         hosts = addresses.hosts(self._settings.dsn)
         for number, host in enumerate(hosts, 1):
@@ -85,6 +87,10 @@ class PostgresSession(PostgresConnection):
         rows = self.run(session_settings.LOOK)
         self.server_version, in_recovery, read_only, pid, started, self.system, timeline = rows[0]
         self.timeline = int(timeline, 16)
+        # Before anything is set: the session may be another client's in a moment.
+        self.pooled = pooler.is_between(self, pid)
+        if self.pooled and pooler.is_shared(self, self._settings, pid):
+            raise PoolerDetected(f"a transaction pooler is between us and {self.address}")
         if self.server_version < _MIN_VERSION:
             raise DatabaseUnavailable(
                 f"PostgreSQL {self.server_version // 10000} at {self.address} is too old",
@@ -106,13 +112,9 @@ class PostgresSession(PostgresConnection):
         if not self._writes:
             self.run(session_settings.reading(self._settings))
             return
-        if pid != self._connection.info.backend_pid:
-            # A pooler reports a process id of its own. Behind a pooler, advisory locks become
-            # re-entrant, and two processors would own one lane (rule 6).
-            raise PoolerDetected
         self._session = (pid, started)
         if self.run(session_settings.writing(self._settings))[0][0] != pid:
-            raise PoolerDetected
+            raise PoolerDetected(f"a transaction pooler is between us and {self.address}")
 
     def _end_previous(self) -> None:
         # A backend whose session was cut may still hold locks. It is listed until this is answered.

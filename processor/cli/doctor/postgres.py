@@ -24,7 +24,8 @@ def examine(
 ) -> Iterator[Finding]:
     """All checks of PostgreSQL, on a session with the same options as the drain's."""
     version = database.server_version
-    yield _finding("session", OK, f"PostgreSQL {version // 10000}, writable, no pooler")
+    way = "through a pooler in session mode" if database.pooled else "no pooler"
+    yield _finding("session", OK, f"PostgreSQL {version // 10000}, writable, {way}")
     usable = list(_schema(database))
     yield from usable
     yield _role(database)
