@@ -8,7 +8,7 @@ findings               the result of one check: ok, warn or fail, with the remed
 sessions               connections for an operator's questions
 redis_acl              Redis users with least privilege
 redaction              a transaction's payload with its values hidden
-overview               a buffer at one moment: its lanes, its pauses, the states of its processors
+overview               what Redis says of itself, and the states that processors published there
 pauses                 the lanes of every queue, and the switch that pauses a queue
 status                 what `status` shows: processors, lanes, replicas, dead letters
 find                   one transaction in Redis: in a stream, delayed or parked

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from functools import cached_property
 
-from processor.admin import overview
 from processor.admin.sessions import OperatorSessions
-from processor.buffer import registry
+from processor.buffer import observation, registry
 from processor.connections.postgres_session import PostgresSession
 from processor.errors import ProcessorError, RedisUnavailable
 from processor.ledger import lane_rows
@@ -85,7 +84,7 @@ class BufferMembership:
                 hint="use the settings of its site",
             )
         with self.sessions.redis() as redis:
-            if letter.lane not in overview.lane_names(redis, settings):
+            if letter.lane not in observation.lane_names(redis, settings):
                 redis.call(*registry.register(settings.namespace, [letter.lane]))
         self._registered.add(letter.lane)
 

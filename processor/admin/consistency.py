@@ -14,11 +14,11 @@ from typing import Any
 
 from processor.admin import overview
 from processor.admin.findings import FAIL, OK, WARN, Finding
-from processor.admin.overview import Overview
 from processor.admin.sessions import OperatorSessions
-from processor.buffer import parked, stream, waiting_lines
+from processor.buffer import observation, parked, stream, waiting_lines
 from processor.buffer.entry_ids import last_generated, order
 from processor.buffer.lane import Lane
+from processor.buffer.observation import BufferObservation
 from processor.config.settings import Settings
 from processor.connections.postgres_session import PostgresSession
 from processor.connections.redis_client import RedisConnection, checked
@@ -72,7 +72,7 @@ def verify(sessions: OperatorSessions) -> list[Finding]:
     Raises Unavailable, RedisRefused and DatabaseError.
     """
     with sessions.redis() as redis, sessions.database() as database:
-        seen = overview.look(redis, sessions.settings)
+        seen = observation.observe(redis, sessions.settings)
         states = overview.processors(redis, sessions.settings)
         if seen.identity is None:
             return [_without_identity(database, sessions.settings.site)]
@@ -82,7 +82,7 @@ def verify(sessions: OperatorSessions) -> list[Finding]:
 
 
 def _lasting(
-    redis: RedisConnection, database: PostgresSession, settings: Settings, seen: Overview
+    redis: RedisConnection, database: PostgresSession, settings: Settings, seen: BufferObservation
 ) -> set[Problem]:
     identity, lanes = canonical_id("identity of the buffer", seen.identity), list(seen.lanes)
     first = set(compare(redis, database, settings, identity, lanes))

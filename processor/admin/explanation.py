@@ -14,10 +14,12 @@ from typing import Any
 
 from processor.admin import find, overview
 from processor.admin.find import Found
-from processor.admin.overview import Overview, PublishedState
+from processor.admin.overview import PublishedState
 from processor.admin.sessions import OperatorSessions
 from processor.admin.wording import count, seconds
+from processor.buffer import observation
 from processor.buffer.entry_ids import sortable
+from processor.buffer.observation import BufferObservation
 from processor.buffer.parked import HELD
 from processor.errors import DatabaseError, DatabaseUnavailable
 from processor.ledger import dead_letters, outcomes
@@ -55,7 +57,7 @@ class _Redis:
     """What Redis knows: the transaction, its buffer and the processors."""
 
     found: Found | None
-    seen: Overview
+    seen: BufferObservation
     states: Sequence[PublishedState]
 
 
@@ -66,7 +68,7 @@ def explain(sessions: OperatorSessions, transaction_id: str) -> Explanation:
     """
     row, letters, problem = _ask_ledger(sessions, transaction_id)
     with sessions.redis() as redis:
-        seen = overview.look(redis, sessions.settings)
+        seen = observation.observe(redis, sessions.settings)
         namespace = sessions.settings.namespace
         found = find.find(redis, namespace, list(seen.lanes), transaction_id)
         known = _Redis(found, seen, overview.processors(redis, sessions.settings))
@@ -230,7 +232,7 @@ def _lane(found: Found, known: _Redis, otherwise: str) -> tuple[str, str]:
     The causes are a pause, an outage, or a processor that is missing or hangs. `otherwise` is the
     reason if the lane is at work.
     """
-    queue = overview.queue_of(found.lane)
+    queue = observation.queue_of(found.lane)
     resume = f"`processor queues resume {queue}`"
     if queue in known.seen.paused:
         until = known.seen.paused[queue]

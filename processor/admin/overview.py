@@ -1,25 +1,22 @@
-"""A buffer at one moment: its lanes, its pauses, and the states that its processors published.
+"""What Redis says of itself, and the states that the processors of a buffer published there.
 
-Everything here comes from Redis alone, so that it is available while PostgreSQL is not.
+The lanes and pauses of a buffer are observed by `buffer.observation`.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 import msgspec
 
-from processor.buffer import lane_size, registry
-from processor.buffer.lane import Lane
 from processor.buffer.lane_size import LaneSize
 from processor.buffer.registry import is_lane_name
 from processor.config.settings import Settings
 from processor.connections.redis_client import RedisConnection
 from processor.errors import RedisRefused
-from processor.telemetry.status import RECORD, LaneState
+from processor.telemetry.status import RECORD, LaneState, rounded
 
 log = logging.getLogger("processor.admin")
 
@@ -30,50 +27,6 @@ DAMAGED = "damaged"
 
 #: The state of one processor as it published it: the dict of `telemetry.status.as_mapping`.
 PublishedState = Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Overview:
-    """A buffer at the time `now`, in Unix seconds by the clock of Redis.
-
-    `identity` is None if nothing was ever submitted. `paused` maps each paused queue to the end of
-    its pause, in Unix seconds; 0 means until it is resumed.
-    """
-
-    identity: str | None
-    now: float
-    lanes: Mapping[str, LaneSize]
-    paused: Mapping[str, float]
-
-    def queues(self) -> list[str]:
-        """The names of all queues."""
-        return sorted({queue_of(lane) for lane in self.lanes})
-
-
-def look(redis: RedisConnection, settings: Settings) -> Overview:
-    """Read the buffer once; writes nothing. Raises RedisUnavailable and RedisRefused."""
-    names = lane_names(redis, settings)
-    lanes = [Lane(settings.namespace, name) for name in names]
-    replies = redis.read(lane_size.measure(settings.namespace, lanes))
-    paused, sizes = lane_size.measured(lanes, replies)
-    pauses = replies[1]
-    until = registry.pause_ends(pauses)
-    return Overview(
-        registry.written_identity(redis, settings.namespace),
-        int(replies[0][0]) + int(replies[0][1]) / 1e6,
-        dict(zip(names, sizes, strict=True)),
-        {queue: until.get(queue, 0.0) for queue in sorted(paused)},
-    )
-
-
-def lane_names(redis: RedisConnection, settings: Settings) -> list[str]:
-    """The lanes of the configuration, and those that were ever written (rule 7)."""
-    configured = {
-        f"{name}:{number}"
-        for name, queue in settings.queues.items()
-        for number in range(queue.partitions)
-    }
-    return sorted(configured | set(registry.registered(redis, settings.namespace)))
 
 
 def clock(redis: RedisConnection) -> float:
@@ -98,13 +51,9 @@ def size_mapping(size: LaneSize) -> dict[str, Any]:
         "depth": size.depth,
         "scheduled": size.scheduled,
         "parked": size.parked,
-        "oldest_age": None if size.oldest_age is None else round(size.oldest_age, 3),
+        "oldest_age": rounded(size.oldest_age),
+        "parked_oldest_age": rounded(size.parked_oldest_age),
     }
-
-
-def queue_of(lane: str) -> str:
-    """The queue of which a lane is a partition."""
-    return lane.rpartition(":")[0]
 
 
 def processors(redis: RedisConnection, settings: Settings) -> list[PublishedState]:
@@ -141,6 +90,7 @@ class _Processor(msgspec.Struct):
     retried: int = 0
     dead: int = 0
     dead_letters: int = 0
+    dead_letters_counted: Annotated[str, msgspec.Meta(pattern=_TIME)] | None = None
     loss: str = ""
 
 

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from processor.admin import overview
-from processor.admin.overview import Overview
 from processor.admin.sessions import OperatorSessions
 from processor.admin.wording import suggestion
+from processor.buffer import observation
 from processor.buffer.lane_size import LaneSize
+from processor.buffer.observation import BufferObservation, BufferObserver
 from processor.connections.redis_client import RedisConnection
 from processor.errors import ProcessorError, RedisRefused
 
@@ -44,7 +45,7 @@ class QueueLane:
 def lanes(sessions: OperatorSessions) -> list[QueueLane]:
     """Every lane, configured or ever written (rule 7)."""
     with sessions.redis() as redis:
-        seen = overview.look(redis, sessions.settings)
+        seen = BufferObserver(sessions.settings).observe(redis, complete=True)
         states = overview.processors(redis, sessions.settings)
     failing = {
         name: lane.get("failing", ())
@@ -54,9 +55,10 @@ def lanes(sessions: OperatorSessions) -> list[QueueLane]:
 
 
 def _lane(
-    sessions: OperatorSessions, seen: Overview, name: str, failing: Sequence[Mapping[str, Any]]
+    sessions: OperatorSessions, seen: BufferObservation, name: str,
+    failing: Sequence[Mapping[str, Any]],
 ) -> QueueLane:
-    queue = overview.queue_of(name)
+    queue = observation.queue_of(name)
     configured = sessions.settings.queues.get(queue)
     weight = configured.weight if configured else 1
     return QueueLane(
@@ -71,7 +73,7 @@ def pause(sessions: OperatorSessions, queue: str, seconds: float | None) -> floa
     Raises NoSuchQueue; RedisRefused if Redis is full.
     """
     with sessions.redis() as redis:
-        seen = overview.look(redis, sessions.settings)
+        seen = observation.observe(redis, sessions.settings)
         _lanes_of(seen, queue)
         until = 0.0 if seconds is None else seen.now + seconds
         _put(redis, f"{sessions.settings.namespace}:paused", queue, until)
@@ -98,7 +100,7 @@ def resume(sessions: OperatorSessions, queue: str) -> bool:
     """
     namespace = sessions.settings.namespace
     with sessions.redis() as redis:
-        names = _lanes_of(overview.look(redis, sessions.settings), queue)
+        names = _lanes_of(observation.observe(redis, sessions.settings), queue)
         redis.call("HDEL", f"{namespace}:paused", queue)
         lifts = [("HINCRBY", f"{namespace}:resumed", name, 1) for name in names]
         refused = [r for r in redis.calls(lifts) if isinstance(r, RedisRefused)]
@@ -109,8 +111,8 @@ def resume(sessions: OperatorSessions, queue: str) -> bool:
     return not refused
 
 
-def _lanes_of(seen: Overview, queue: str) -> list[str]:
-    names = [name for name in seen.lanes if overview.queue_of(name) == queue]
+def _lanes_of(seen: BufferObservation, queue: str) -> list[str]:
+    names = [name for name in seen.lanes if observation.queue_of(name) == queue]
     if not names:
         raise NoSuchQueue(f"no such queue ({suggestion(queue, seen.queues())})")
     return names

@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from processor.admin import overview
-from processor.admin.overview import Overview, PublishedState
+from processor.admin.overview import PublishedState
 from processor.admin.sessions import OperatorSessions
-from processor.buffer import replica_status
+from processor.buffer import observation, replica_status
 from processor.buffer.lane_size import LaneSize
+from processor.buffer.observation import BufferObservation, BufferObserver
 from processor.config.settings import Replicas
 from processor.telemetry.status import REPORT_LIFETIME, Replica, is_current
 
@@ -73,7 +74,7 @@ def status(sessions: OperatorSessions) -> Status:
     """Read the state of the buffer once. Raises RedisUnavailable and RedisRefused."""
     settings = sessions.settings
     with sessions.redis() as redis:
-        seen = overview.look(redis, settings)
+        seen = BufferObserver(settings).observe(redis, complete=True)
         states = overview.processors(redis, settings)
         replicas = replica_status.replicas(redis, settings.namespace)
         losses = replica_status.losses(redis, settings.namespace)
@@ -82,9 +83,7 @@ def status(sessions: OperatorSessions) -> Status:
         buffer=seen.identity,
         at=seen.now,
         lanes=_lanes(seen, states),
-        dead_letters=max(
-            (each["background_processor"]["dead_letters"] for each in states), default=None
-        ),
+        dead_letters=_dead_letters(states),
         replicas={name: _as_of_now(each, settings.replicas)
                   for name, each in sorted(replicas.items())},
         losses=[Loss(each["from"], each["to"], each["ids"].split(",")) for each in losses],
@@ -93,7 +92,15 @@ def status(sessions: OperatorSessions) -> Status:
     )
 
 
-def _lanes(seen: Overview, states: Sequence[PublishedState]) -> dict[str, LaneStatus]:
+def _dead_letters(states: Sequence[PublishedState]) -> int | None:
+    """The number that a processor counted last; None if none has counted them yet."""
+    shown = [each["background_processor"] for each in states]
+    # Release 0.1 does not publish when it counted.
+    counted = [each for each in shown if each.get("dead_letters_counted", "") is not None]
+    return max((each["dead_letters"] for each in counted), default=None)
+
+
+def _lanes(seen: BufferObservation, states: Sequence[PublishedState]) -> dict[str, LaneStatus]:
     owners = {
         name: (each["instance"], lane["reason"])
         for each in states
@@ -101,7 +108,7 @@ def _lanes(seen: Overview, states: Sequence[PublishedState]) -> dict[str, LaneSt
         if lane["owner"]
     }
     return {
-        name: LaneStatus(size, overview.queue_of(name) in seen.paused,
+        name: LaneStatus(size, observation.queue_of(name) in seen.paused,
                          *owners.get(name, (None, "")))
         for name, size in seen.lanes.items()
     }

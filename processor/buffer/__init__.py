@@ -13,4 +13,5 @@ parked          entries to be retried, or waiting behind an entry that shares a 
 commit_notes    the note that the owner of a lane writes for each committed batch
 overlay         pending writes of the tables in `overlay.tables`, for reads that merge them
 replica_status  how far each replica is, and what a failover lost
+observation     what a buffer holds at one moment, as pages, metrics and `status` show it
 """

@@ -19,7 +19,8 @@ class LaneSize:
 
     `depth`, `scheduled` and `parked` count entries, `lines` the places in waiting lines. `oldest`
     is the id of the oldest entry in the stream, `oldest_age` its age in seconds by the clock of
-    Redis. `next_due` and `next_retry` are in Unix seconds.
+    Redis; what is scheduled or parked is not in the stream. `next_due` and `next_retry` are in Unix
+    seconds. `parked_oldest_age` is found only by `observation`.
     """
 
     depth: int
@@ -30,6 +31,7 @@ class LaneSize:
     oldest: str | None
     next_due: float | None
     next_retry: float | None
+    parked_oldest_age: float | None = None
 
 
 def measure(namespace: str, lanes: Sequence[Lane]) -> list[Command]:

@@ -85,6 +85,12 @@ def head(record: bytes) -> Head | None:
     )  # fmt: skip
 
 
+def accepted_at(record: bytes) -> int | None:
+    """Return when the entry of a record was accepted, in ms; None if it is not a record."""
+    found = _RECORD(record)
+    return order(found[1].decode())[0] if found else None
+
+
 def parse(record: bytes) -> Entry:
     """Return the entry of a record. Raises Unreadable, and UnknownVersion for a later release."""
     found = head(record)

@@ -21,7 +21,7 @@ from processor.connections.redis_client import RedisConnection
 from processor.errors import ENDS_SESSION_STATE, DatabaseUnavailable, Unavailable
 from processor.ledger import lane_rows, outcomes
 from processor.ledger.dead_letters import Reason
-from processor.ownership.failing_alike import SYSTEMIC, Kind, KindPause, in_words
+from processor.ownership.failing_alike import SYSTEMIC, KindPause, in_words
 from processor.ownership.owned_lane import OwnedLane
 from processor.telemetry import metrics
 from processor.transaction.entry import Entry
@@ -81,29 +81,22 @@ def report(lane: OwnedLane, pause: KindPause, now: float) -> None:
 
 
 def report_over(lane: OwnedLane, pause: KindPause) -> None:
-    """Log the end of a paused kind, and remove its metric."""
+    """Log the end of a paused kind."""
     kind = pause.kind
     log.warning("lane %s: %s no longer fails with %s: the transactions that were held are applied"
                 " now", lane.name, kind.operations, kind.sqlstate)  # fmt: skip
-    _forget(lane, kind)
 
 
 def report_empty(lane: OwnedLane, pause: KindPause) -> None:
-    """Log that a paused kind holds nothing any more, and remove its metric."""
+    """Log that a paused kind holds nothing any more."""
     log.warning("lane %s: %s: no transactions are held any more", lane.name,
                 pause.kind.operations)  # fmt: skip
-    _forget(lane, pause.kind)
 
 
 def report_resumed(lane: OwnedLane, pause: KindPause) -> None:
-    """Log that an operator ended the pause of a kind, and remove its metric."""
+    """Log that an operator ended the pause of a kind."""
     log.warning("lane %s: resumed by an operator: %s is tried again, and fails if it fails again",
                 lane.name, pause.kind.operations)  # fmt: skip
-    _forget(lane, pause.kind)
-
-
-def _forget(lane: OwnedLane, kind: Kind) -> None:
-    metrics.drop("held", lane=lane.name, operations=kind.operations, sqlstate=kind.sqlstate)
 
 
 class Attempts:

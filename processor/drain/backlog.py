@@ -12,9 +12,7 @@ from processor.buffer.lane_size import LaneSize
 from processor.config.settings import Settings
 from processor.connections.redis_client import RedisConnection
 from processor.errors import RedisRefused, RedisUnavailable
-from processor.ownership.owned_lane import OwnedLane
 from processor.ownership.owners import Owners
-from processor.telemetry import metrics
 
 #: Redis is not asked again within this time after the end of a pass, seconds.
 _AT_MOST_EVERY = 0.1
@@ -93,10 +91,3 @@ class Backlog:
         for lane, size in zip(lanes, sizes, strict=True):
             self.sizes[lane.name] = size
             lane.measured(size)
-            _set_gauges(lane, size)
-
-
-def _set_gauges(lane: OwnedLane, size: LaneSize) -> None:
-    metrics.gauge("depth", size.depth, lane=lane.name)
-    metrics.gauge("oldest_age", size.oldest_age or 0.0, lane=lane.name)
-    metrics.gauge("owner", float(lane.owner is not None), lane=lane.name)

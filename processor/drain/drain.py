@@ -43,7 +43,7 @@ from processor.ownership.owners import Owners
 from processor.replicas.watch import ReplicaWatch
 from processor.telemetry import metrics
 from processor.telemetry.progress import Progress
-from processor.telemetry.status import State
+from processor.telemetry.status import Server, State
 
 log = logging.getLogger("processor.drain")
 
@@ -52,6 +52,8 @@ _BUDGET = 1.0
 #: A reply of Redis may have so many times the bytes of a batch; what is larger is read cut short.
 _BATCHES = 4
 _SMALLEST_LIMIT = 1_048_576
+#: An answer or a failure of PostgreSQL holds for so many seconds.
+_KNOWN = 4.0
 
 
 class Drain:
@@ -88,12 +90,12 @@ class Drain:
         self._prefetch = Prefetch(settings, redis, self._replicated)
         self._backlog = Backlog(settings, redis, self.owners)
         self._maintenance = Maintenance(
-            settings, self.database, redis, self.owners, writer, self._backlog
-        )
+            settings, self.database, redis, self.owners, writer, self._backlog)  # fmt: skip
         self._publisher = StatePublisher(
             settings, redis, self.owners, self._backlog, watch, self.gate, progress, instance
         )
         self._last_run: float | None = None
+        self._postgres_failed = float("-inf"), ""
         #: The settlement of the last batch, if it is left to be done during the next batch.
         self._pending: PendingSettlement | None = None
         self._releasing = False
@@ -119,7 +121,6 @@ class Drain:
             )
             self._end_outage(now)
             self._last_run = time.time()
-            metrics.gauge("last_pass", self._last_run)
             # Also with work left: pauses and due times are learned from this call.
             delay = self._backlog.delay(time.monotonic(), time.time())
             return 0.0 if self._work_left() else delay
@@ -225,8 +226,10 @@ class Drain:
             log.debug("outage continues: %s", error)
         if isinstance(error, RedisUnavailable):
             self.redis.close()
-        elif self.database.alive and not self.database.idle:
-            self.database.close()
+        else:
+            self._postgres_failed = now, str(error)
+            if self.database.alive and not self.database.idle:
+                self.database.close()
         for lane in self.owners.lanes.values():
             if isinstance(error, RedisUnavailable):
                 lane.forget()
@@ -249,9 +252,20 @@ class Drain:
             return {}
         return {lane.lane.stream: lane.cursor.doorbell for lane in self._open_lanes()}
 
+    def postgres(self, now: float) -> Server | None:
+        """What is known of PostgreSQL at `now` (monotonic), None if it was not asked lately.
+
+        The observer asks in its own thread.
+        """
+        answered, (failed, why) = self.database.last_call, self._postgres_failed
+        if now - max(answered, failed) >= _KNOWN:
+            return None
+        return Server(True) if answered > failed else Server(False, why)
+
     def state(self) -> State:
         """Return the state of the processor; writes nothing."""
-        return self._publisher.build(self._last_run, self._maintenance.dead_letters)
+        counts = self._maintenance
+        return self._publisher.build(self._last_run, counts.dead_letters, counts.counted_at)
 
     def publish(self, state: State) -> None:
         """Publish a state for other processes, as far as Redis is reachable."""

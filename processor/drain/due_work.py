@@ -33,7 +33,6 @@ from processor.ledger import outcomes
 from processor.ownership import key_lines
 from processor.ownership.failing_alike import KindPause
 from processor.ownership.owned_lane import OwnedLane
-from processor.telemetry import metrics
 from processor.transaction.entry import Entry
 from processor.transaction.ids import is_id
 
@@ -190,8 +189,6 @@ class DueWork:
         """Count what a pause holds, and try one of it if that is due."""
         now = time.monotonic()
         pause.held = held = parked.count_held(self._redis, lane.lane, pause.score)
-        metrics.gauge("held", held, lane=lane.name, operations=pause.kind.operations,
-                      sqlstate=pause.kind.sqlstate)  # fmt: skip
         if now - pause.reported >= _REPORT_EVERY:
             report(lane, pause, now)
         blocked = lane.health.paused_until > now or lane.parking.full_until > now

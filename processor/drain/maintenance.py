@@ -5,6 +5,8 @@ All of it may be late, and none of it may be lost.
 
 from __future__ import annotations
 
+import time
+
 from processor.apply.dead_letter_writer import DeadLetterWriter
 from processor.config.settings import Settings
 from processor.connections.postgres_session import PostgresSession
@@ -26,7 +28,10 @@ _REQUESTS_EVERY_BUSY = 5.0
 
 
 class Maintenance:
-    """Does the periodic work of one processor; `dead_letters` is how many are open."""
+    """Does the periodic work of one processor.
+
+    `dead_letters` is how many are open, counted at `counted_at` (Unix seconds), None if never.
+    """
 
     def __init__(
         self, settings: Settings, database: PostgresSession, redis: RedisConnection, owners: Owners,
@@ -41,6 +46,7 @@ class Maintenance:
         self._asked = self._pruned = self._counted = float("-inf")
         self._counted_changes = 0.0
         self.dead_letters = 0
+        self.counted_at: float | None = None
 
     def run(self, now: float, *, busy: bool) -> None:
         """Do what is due at `now` (monotonic); `busy` if batches keep the session alive anyway."""
@@ -65,4 +71,4 @@ class Maintenance:
         if now - self._counted >= often:
             self._counted, self._counted_changes = now, changes
             self.dead_letters = dead_letters.count_open(self._database, self._owners.buffer)
-            metrics.gauge("dead_letters", self.dead_letters)
+            self.counted_at = time.time()

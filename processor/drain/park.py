@@ -46,7 +46,7 @@ class Parker:
         recorded = self._put(lane, waiting)
         if settlement.held:
             self.promote(lane, settlement.held, now)
-            metrics.count("parked", len(settlement.held))
+            metrics.count("blocked", len(settlement.held))
         crashpoint.reach("park-after")
         return recorded
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
 
 import msgspec
 
@@ -19,7 +20,6 @@ from processor.errors import RedisRefused, Unavailable
 from processor.ownership.failing_alike import in_words
 from processor.ownership.owned_lane import OwnedLane
 from processor.ownership.owners import Owners
-from processor.replicas.health import set_gauges
 from processor.replicas.watch import ReplicaWatch
 from processor.telemetry import metrics
 from processor.telemetry.progress import Progress
@@ -55,8 +55,10 @@ class StatePublisher:
         self._published = float("-inf")
         self._full = False
 
-    def build(self, last_run: float | None, dead_letters: int) -> State:
-        """Return the state as of now; `last_run` is in Unix seconds."""
+    def build(
+        self, last_run: float | None, dead_letters: int, counted: float | None
+    ) -> State:
+        """Return the state as of now; `last_run` and `counted` are in Unix seconds."""
         now = time.monotonic()
         lanes = {name: self._lane(lane, now) for name, lane in self._owners.lanes.items()}
         status, reason = self._status(lanes, now)
@@ -66,7 +68,7 @@ class StatePublisher:
             retried=int(metrics.value("retried")), dead=int(metrics.value("dead")),
             dead_letters=dead_letters, buffer=self._owners.buffer, instance=self._instance,
             site=self._settings.site, lanes=lanes, replicas=self._watch.states(),
-            loss=self._owners.loss,
+            loss=self._owners.loss, dead_letters_counted=counted,
         )  # fmt: skip
 
     def _status(self, lanes: dict[str, LaneState], now: float) -> tuple[str, str]:
@@ -86,7 +88,6 @@ class StatePublisher:
         return "running", "; ".join(reasons)
 
     def _lane(self, lane: OwnedLane, now: float) -> LaneState:
-        size = self._backlog.sizes.get(lane.name)
         status, reason = "running", lane.health.reason
         wall = time.time()
         failing = tuple(pause.published(now, wall) for pause in lane.alike.pauses)
@@ -109,15 +110,21 @@ class StatePublisher:
             status, reason = "paused", "paused by an operator"
         elif lane.health.paused_until > now:
             status = "paused"
-        return LaneState(
-            status, reason, size.depth if size else 0, size.scheduled if size else 0,
-            size.parked if size else 0, size.oldest_age if size else None,
-            lane.owner is not None, lane.owner.epoch if lane.owner else 0, failing,
+        state = LaneState(
+            status, reason, owner=lane.owner is not None,
+            epoch=lane.owner.epoch if lane.owner else 0, failing=failing,
+        )  # fmt: skip
+        size = self._backlog.sizes.get(lane.name)
+        if size is None or self._gate.is_shut:
+            # In an outage the lanes are not measured: no figures are better than old ones.
+            return state
+        return replace(
+            state, depth=size.depth, scheduled=size.scheduled, parked=size.parked,
+            oldest_age=size.oldest_age,
         )  # fmt: skip
 
     def publish(self, state: State) -> None:
-        """Publish a state: replicas as metrics, all of it in Redis at most once a second."""
-        set_gauges(state.replicas)
+        """Publish a state in Redis, at most once a second."""
         now = time.monotonic()
         if now - self._published < _PUBLISH_EVERY or not self._redis.alive:
             return
@@ -135,9 +142,10 @@ class StatePublisher:
         self._set(stopped, _LIFETIME_STOPPED)
 
     def _set(self, state: State, lifetime: int) -> object:
-        encoded = msgspec.json.encode(
-            as_mapping(state, version=__version__) | {"record": RECORD}
-        )
+        published = as_mapping(state, version=__version__) | {"record": RECORD}
+        # What the observer adds for its own process.
+        del published["redis"], published["postgres"]
+        encoded = msgspec.json.encode(published)
         (reply,) = self._redis.calls([("SET", self._key, encoded, "EX", lifetime)])
         return reply
 

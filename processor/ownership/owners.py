@@ -142,7 +142,6 @@ class Owners:
         """The session ended, and with it the ownership of every lane."""
         for lane in self.lanes.values():
             lane.session_lost()
-            metrics.gauge("owner", 0.0, lane=lane.name)
 
     def give_up(self, database: PostgresSession) -> None:
         """Let other processors take the lanes at once, at a clean stop."""

@@ -20,7 +20,7 @@ from processor.connections.redis_client import Command, RedisConnection
 from processor.connections.wal_position import Position
 from processor.errors import DatabaseError, DatabaseUnavailable, ProcessorError, RedisRefused
 from processor.replicas.commit_marks import CommitMarks
-from processor.replicas.health import ReplicaHealth, set_gauges
+from processor.replicas.health import ReplicaHealth
 from processor.replicas.probes import Probe
 from processor.replicas.server_identity import ServerNames
 from processor.telemetry import faults
@@ -155,7 +155,6 @@ class Follower:
     def _publish_states(self, namespace: str) -> None:
         in_redis = replica_status.replicas(self._redis, namespace)
         states = {name: self._health.state(name) for name in self._probe.names()}
-        set_gauges(states)
         news = {
             name: state for name, state in states.items() if name not in self._names.taken
             and (state.state == "lost" or not self._is_lost_to_others(name, in_redis.get(name)))

@@ -10,13 +10,12 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from processor.config.settings import Replicas
 from processor.connections.wal_position import Position, is_less
 from processor.replicas.commit_marks import CommitMarks
-from processor.telemetry import metrics
 from processor.telemetry.status import Replica
 
 log = logging.getLogger("processor.replicas")
@@ -38,13 +37,6 @@ class _Record:
     at: float | None = None
     away: bool = False
     lost: bool = False
-
-
-def set_gauges(states: Mapping[str, Replica]) -> None:
-    """Export the states of replicas as metrics; called wherever they are published."""
-    for name, replica in states.items():
-        metrics.gauge("replica_lag", replica.lag or 0.0, replica=name)
-        metrics.gauge("replica_lost", float(replica.state == "lost"), replica=name)
 
 
 class ReplicaHealth:

@@ -2,7 +2,8 @@
 
 doorbell         wakes the drain thread when another process adds an entry
 overlay_cleaner  removes pending writes from the overlay once every server has them
-side_threads     the threads beside the drain thread: doorbell, replication watch, overlay cleaner
+observer         observes both servers for pages, metrics and `processor.state()`
+side_threads     the threads beside the drain thread
 run              one life of the drain thread: its loop, its passes, the hooks around them
 drain_thread     the one drain thread of the process: start, stop, reload, state
 """

@@ -111,12 +111,26 @@ def reload(settings: Settings) -> list[str]:
     return ignored
 
 
-def state() -> dict[str, Any]:
-    """The state of the processor in this process, as `/health` shows it; writes nothing."""
-    return as_mapping(_state(time.monotonic()), version=__version__)
+def state(**patience: float) -> dict[str, Any]:
+    """The state of the processor in this process, as `/health` shows it; writes nothing.
+
+    The first call may wait for Redis for a second, or for `patience` seconds.
+    """
+    return as_mapping(observed(**patience), version=__version__)
 
 
-def _state(now: float) -> State:
+def observed(**patience: float) -> State:
+    """The record behind `state`: the last pass, and what both servers show now."""
+    run, last = _living(), judged()
+    return last if run is None else run.observed(last, **patience)
+
+
+def judged() -> State:
+    """The state after the last pass, without a look at the servers; never waits."""
+    return _judged(time.monotonic())
+
+
+def _judged(now: float) -> State:
     """The state at `now` (monotonic). Health is progress: a hung thread is *stuck* (rule 31)."""
     run, last = _living(), singleton.state
     if run is None:

@@ -72,6 +72,12 @@ class Run:
         self.drain = self._new_drain()
         self.thread = threading.Thread(target=self._live, name="processor", daemon=True)
 
+    def observed(self, state: State, **patience: float) -> State:
+        """The state with what the servers show now. For other threads."""
+        beside = self._side_threads
+        shown = beside.observer.shown(state, **patience)
+        return replace(shown, replicas=beside.replica_watch.states())
+
     def abort(self) -> None:
         """Stop, and cut the server calls in progress. For another thread."""
         self.stopping = True
@@ -85,7 +91,10 @@ class Run:
         self._side_threads.drop()
 
     def _new_side_threads(self) -> SideThreads:
-        return SideThreads(self.settings, self.instance, self._singleton.event)
+        return SideThreads(
+            self.settings, self.instance, self._singleton.event,
+            lambda: self.drain.postgres(time.monotonic()),
+        )  # fmt: skip
 
     def _new_drain(self) -> Drain:
         return Drain(

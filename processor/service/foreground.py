@@ -17,7 +17,6 @@ import threading
 import time
 from collections.abc import Callable
 from signal import SIGHUP, SIGINT, SIGTERM
-from typing import Any
 
 from processor.config import loader
 from processor.config.loader import Source
@@ -219,9 +218,9 @@ class Service:
 
 
 def _summary() -> str:
-    state: dict[str, Any] = drain_thread.state()
-    summary = state["background_processor"]
-    waiting = sum(lane["depth"] for lane in state["lanes"].values())
-    reason = f" ({summary['reason']})" if summary["reason"] else ""
-    return (f"{summary['status']}{reason}: {summary['transactions_processed']} committed,"
-            f" {waiting} waiting, {summary['dead_letters']} dead")
+    state = drain_thread.observed(patience=0.0)
+    depths = [lane.depth for lane in state.lanes.values() if lane.depth is not None]
+    waiting = f" {sum(depths)} waiting," if depths else ""
+    reason = f" ({state.reason})" if state.reason else ""
+    return (f"{state.status}{reason}: {state.processed} committed,{waiting}"
+            f" {state.dead_letters} dead")

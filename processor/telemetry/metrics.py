@@ -1,4 +1,7 @@
-"""Counters and gauges of this process; no I/O. Every package counts here, `web` exposes them.
+"""Counters of this process, and the list of all metrics; no I/O.
+
+Every package counts here, and `web` exposes the counters. Gauges are not stored: `web.gauges` reads
+them from the state when it is asked, so that what is gone is exported no more.
 
 A counter is an entry of a plain dict, without a lock. The drain thread is the only writer of nearly
 all of them, and an increment lost in a race between two submits only blurs a statistic.
@@ -7,36 +10,60 @@ all of them, and an increment lost in a race between two submits only blurs a st
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 Labels = tuple[tuple[str, str], ...]
 
-#: Every metric by name, with its kind and its help text.
-DECLARED: dict[str, tuple[str, str]] = {
-    "submitted": ("counter", "transactions this process put into the buffer"),
-    "refused": ("counter", "transactions refused because the buffer or Redis was full"),
-    "committed": ("counter", "transactions whose effect this process committed"),
-    "known": ("counter", "transactions already applied: found in the ledger, no effect"),
-    "retried": ("counter", "failed attempts that will be retried"),
-    "dead": ("counter", "transactions that became dead letters"),
-    "parked": ("counter", "transactions parked behind an earlier one with the same key"),
-    "batches": ("counter", "batches committed"),
-    "isolated": ("counter", "batches in which a poison transaction was isolated"),
-    "passes": ("counter", "passes of the drain thread"),
-    "rings": ("counter", "wake-ups by a submit in another process"),
-    "verdicts": ("counter", "failures by verdict"),
-    "outages": ("counter", "outages detected"),
-    "takeovers": ("counter", "times this processor became the owner of a lane"),
-    "fenced": ("counter", "batches rejected because another processor owns the lane"),
-    "depth": ("gauge", "entries in the lane"),
-    "oldest_age": ("gauge", "age of the oldest entry in the lane, in seconds"),
-    "lost": ("counter", "commits lost by a failover"),
-    "held": ("gauge", "transactions that wait because all of their kind fail"),
-    "owner": ("gauge", "1 if this processor owns the lane, else 0"),
-    "dead_letters": ("gauge", "dead letters that await a decision"),
-    "replica_lag": ("gauge", "seconds for which the replica has lacked a commit of this processor"),
-    "replica_lost": ("gauge", "1 if the replica is declared lost, else 0"),
-    "last_pass": ("gauge", "time of the last completed pass, in Unix seconds"),
-}
+
+class Metric(NamedTuple):
+    """`kind` is counter or gauge. `known` are the values that a counter's label always has."""
+
+    kind: str
+    meaning: str
+    label: str = ""
+    known: tuple[str, ...] = ()
+
+
+#: Every metric by name. A counter is exported with the suffix `_total`.
+DECLARED: dict[str, Metric] = {
+    "submitted": Metric("counter", "transactions this process put into the buffer"),
+    "refused": Metric("counter", "transactions refused because the buffer or Redis was full"),
+    "committed": Metric("counter", "transactions whose effect this process committed"),
+    "known": Metric("counter", "transactions already applied: found in the ledger, no effect"),
+    "retried": Metric("counter", "failed attempts that will be retried"),
+    "dead": Metric("counter", "transactions that became dead letters"),
+    "blocked": Metric("counter", "transactions parked behind an earlier one with the same key"),
+    "batches": Metric("counter", "batches committed"),
+    "isolated": Metric("counter", "batches in which a poison transaction was isolated"),
+    "passes": Metric("counter", "passes of the drain thread"),
+    "rings": Metric("counter", "wake-ups by a submit in another process"),
+    "verdicts": Metric(
+        "counter", "failures by verdict", "verdict",
+        ("contention", "outage", "applied", "fenced", "unknown", "poison", "stale plan", "defect"),
+    ),
+    "outages": Metric("counter", "outages detected"),
+    "takeovers": Metric("counter", "times this processor became the owner of a lane"),
+    "fenced": Metric("counter", "batches rejected because another processor owns the lane"),
+    "lost": Metric("counter", "commits lost by a failover"),
+    "status": Metric("gauge", "1 for the current status of the processor, 0 for the others"),
+    "redis_up": Metric("gauge", "1 if Redis answers, else 0"),
+    "postgres_up": Metric("gauge", "1 if PostgreSQL accepts the processor, else 0"),
+    "depth": Metric("gauge", "entries in the stream of the lane"),
+    "oldest_age_seconds": Metric(
+        "gauge", "age of the oldest entry in the stream; without scheduled and parked ones"
+    ),
+    "scheduled": Metric("gauge", "transactions of the lane that are not due yet"),
+    "parked": Metric("gauge", "transactions to be retried, or that wait behind their key"),
+    "parked_oldest_age_seconds": Metric("gauge", "age of the oldest parked transaction"),
+    "held": Metric("gauge", "transactions that wait because all of their kind fail"),
+    "owner": Metric("gauge", "1 if this processor owns the lane, else 0"),
+    "dead_letters": Metric("gauge", "dead letters that await a decision"),
+    "replica_lag_seconds": Metric(
+        "gauge", "for how long the replica has lacked a commit of this processor"
+    ),
+    "replica_lost": Metric("gauge", "1 if the replica is declared lost, else 0"),
+    "last_pass_timestamp_seconds": Metric("gauge", "Unix time of the last completed pass"),
+}  # fmt: skip
 
 _values: dict[tuple[str, Labels], float] = {}
 
@@ -47,25 +74,26 @@ def count(name: str, by: float = 1, **labels: str) -> None:
     _values[key] = _values.get(key, 0.0) + by
 
 
-def gauge(name: str, value: float, **labels: str) -> None:
-    """Set a gauge. Raises KeyError for a metric that is not in DECLARED."""
-    _values[_declared(name), tuple(sorted(labels.items()))] = value
-
-
-def drop(name: str, **labels: str) -> None:
-    """Remove a metric with these labels: what it measured is gone."""
-    _values.pop((_declared(name), tuple(sorted(labels.items()))), None)
-
-
 def value(name: str, **labels: str) -> float:
-    """The value of a metric; zero if it was never set."""
+    """The value of a counter; zero if it was never counted."""
     return _values.get((_declared(name), tuple(sorted(labels.items()))), 0.0)
 
 
 def snapshot() -> Iterator[tuple[str, Labels, float]]:
-    """All metrics of this process as (name, labels, value), in a stable order."""
-    for (name, labels), number in sorted(_values.items()):
+    """All counters as (name, labels, value), in a stable order; zeros from the start."""
+    found = _zeros() | _values
+    for (name, labels), number in sorted(found.items()):
         yield name, labels, number
+
+
+def _zeros() -> dict[tuple[str, Labels], float]:
+    counters = {name: each for name, each in DECLARED.items() if each.kind == "counter"}
+    zeros: dict[tuple[str, Labels], float] = {
+        (name, ()): 0.0 for name, each in counters.items() if not each.label
+    }
+    for name, each in counters.items():
+        zeros |= {(name, ((each.label, known),)): 0.0 for known in each.known}
+    return zeros
 
 
 def forget() -> None:

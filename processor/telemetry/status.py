@@ -1,7 +1,6 @@
 """The state of a processor: one frozen record, replaced as a whole after each pass.
 
-Readers (`web`, `processor status`, the host application) need no lock. The status is one of
-running, standby, outage, paused, stuck, stopped.
+Readers (`web`, `processor status`, the host application) need no lock.
 """
 
 from __future__ import annotations
@@ -10,6 +9,9 @@ import datetime
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+#: What a processor can be.
+STATUSES = ("running", "standby", "outage", "paused", "stuck", "stopped")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,17 +33,23 @@ class FailingKind:
 
 @dataclass(frozen=True, slots=True)
 class LaneState:
-    """One lane at the end of a pass."""
+    """One lane.
+
+    `depth` counts the entries in its stream and `oldest_age` is the age of the oldest of them, in
+    seconds; what is scheduled or parked is not in the stream. All figures are None while Redis has
+    not shown them.
+    """
 
     status: str = "standby"
     reason: str = ""
-    depth: int = 0
-    scheduled: int = 0
-    parked: int = 0
+    depth: int | None = None
+    scheduled: int | None = None
+    parked: int | None = None
     oldest_age: float | None = None
     owner: bool = False
     epoch: int = 0
     failing: tuple[FailingKind, ...] = ()
+    parked_oldest_age: float | None = None
 
 
 #: The watch reports each replica at least every second. An older report, in seconds, may come from
@@ -75,11 +83,21 @@ class Replica:
 
 
 @dataclass(frozen=True, slots=True)
+class Server:
+    """Whether a server answers this processor; None while that is not known. `reason`: why not."""
+
+    up: bool | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class State:
     """A processor at the end of its last pass; times are in Unix seconds.
 
-    `loss` describes the last loss of writes that was detected, after a rollback of Redis or a
-    failover; empty if there was none.
+    `dead_letters` were counted in PostgreSQL at `dead_letters_counted`, None if never. `loss`
+    describes the last loss of writes that was detected, after a rollback of Redis or a failover;
+    empty if there was none. `redis`, `postgres` and the figures of the lanes come from
+    `runtime.observer`, whatever the pass waits for.
     """
 
     status: str = "stopped"
@@ -96,6 +114,9 @@ class State:
     lanes: Mapping[str, LaneState] = field(default_factory=dict)
     loss: str = ""
     replicas: Mapping[str, Replica] = field(default_factory=dict)
+    dead_letters_counted: float | None = None
+    redis: Server = Server()
+    postgres: Server = Server()
 
 
 #: The version of the state as published in Redis; release 0.1 published none.
@@ -114,10 +135,13 @@ def as_mapping(state: State, *, version: str = "") -> dict[str, Any]:
             "retried": state.retried,
             "dead": state.dead,
             "dead_letters": state.dead_letters,
+            "dead_letters_counted": timestamp(state.dead_letters_counted),
             "loss": state.loss,
         },
         "lanes": {name: lane_mapping(lane) for name, lane in state.lanes.items()},
         "replicas": {name: replica_mapping(each) for name, each in state.replicas.items()},
+        "redis": {"up": state.redis.up, "reason": state.redis.reason},
+        "postgres": {"up": state.postgres.up, "reason": state.postgres.reason},
         "buffer": state.buffer,
         "instance": state.instance,
         "site": state.site,
@@ -133,7 +157,8 @@ def lane_mapping(lane: LaneState) -> dict[str, Any]:
         "depth": lane.depth,
         "scheduled": lane.scheduled,
         "parked": lane.parked,
-        "oldest_age": None if lane.oldest_age is None else round(lane.oldest_age, 3),
+        "oldest_age": rounded(lane.oldest_age),
+        "parked_oldest_age": rounded(lane.parked_oldest_age),
         "owner": lane.owner,
         "epoch": lane.epoch,
         "failing": [failing_mapping(kind) for kind in lane.failing],
@@ -161,6 +186,11 @@ def replica_mapping(replica: Replica) -> dict[str, Any]:
         "lsn": replica.lsn,
         "heard": timestamp(replica.at),
     }
+
+
+def rounded(seconds: float | None) -> float | None:
+    """Seconds to the millisecond, as they are shown."""
+    return None if seconds is None else round(seconds, 3)
 
 
 def timestamp(at: float | None) -> str | None:

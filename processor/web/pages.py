@@ -1,8 +1,9 @@
 """The pages /health, /health/live, /health/ready and /metrics, as one WSGI callable, `application`.
 
 A host application may mount it under any prefix; `server` runs it on `health.bind` for a service.
-The pages show only the state that the drain thread published and the counters of `metrics`. They
-query no server, take no lock and change nothing, so no client can slow the drain down.
+The pages show the state of the drain thread, what the observer's thread found in the servers, and
+the counters of `metrics`. They query no server and change nothing, so no client can slow the drain
+down: however many ask, the observer asks once a second.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def _page(environ: WSGIEnvironment) -> Page:
 
 def _health() -> Page:
     state = drain_thread.state()
-    return _json(state, _code(state, _UNHEALTHY))
+    return _json(state, _code(state["background_processor"]["status"], _UNHEALTHY))
 
 
 def _live() -> Page:
@@ -63,14 +64,14 @@ def _ready() -> Page:
 
 
 def _summary(failing: tuple[str, ...]) -> Page:
-    state = drain_thread.state()
-    shown = {name: state["background_processor"][name] for name in ("status", "reason")}
-    return _json(shown, _code(state, failing))
+    # Without the observer: a probe must not wait.
+    state = drain_thread.judged()
+    shown = {"status": state.status, "reason": state.reason}
+    return _json(shown, _code(state.status, failing))
 
 
-def _code(state: dict[str, Any], failing: tuple[str, ...]) -> HTTPStatus:
-    failed = state["background_processor"]["status"] in failing
-    return HTTPStatus.SERVICE_UNAVAILABLE if failed else HTTPStatus.OK
+def _code(status: str, failing: tuple[str, ...]) -> HTTPStatus:
+    return HTTPStatus.SERVICE_UNAVAILABLE if status in failing else HTTPStatus.OK
 
 
 def _json(content: dict[str, Any], status: HTTPStatus) -> Page:
@@ -78,8 +79,7 @@ def _json(content: dict[str, Any], status: HTTPStatus) -> Page:
 
 
 def _metrics() -> Page:
-    status = drain_thread.state()["background_processor"]["status"]
-    return HTTPStatus.OK, *prometheus.exposition(status)
+    return HTTPStatus.OK, *prometheus.exposition(drain_thread.observed())
 
 
 _PAGES = {

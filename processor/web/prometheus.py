@@ -6,18 +6,20 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from processor.telemetry import metrics
+from processor.telemetry.status import State
+from processor.web.gauges import gauges
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
 
-def exposition(status: str) -> tuple[str, bytes]:
-    """The content type and the body of /metrics; `status` is that of the processor."""
+def exposition(state: State) -> tuple[str, bytes]:
+    """The content type and the body of /metrics."""
     # Imported late: this takes 50 ms, which a host that never serves metrics should not pay.
     from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Collector(status))
+    registry.register(_Collector(state))
     return CONTENT_TYPE_LATEST, generate_latest(registry)
 
 
@@ -31,24 +33,21 @@ def printable(label: str) -> str:
 
 
 class _Collector:
-    """Hands `metrics` and the status to prometheus_client."""
+    """Hands counters and gauges to prometheus_client."""
 
-    def __init__(self, status: str) -> None:
-        self._status = status
+    def __init__(self, state: State) -> None:
+        self._state = state
 
     def collect(self) -> Iterator[Metric]:
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
         kinds = {"counter": CounterMetricFamily, "gauge": GaugeMetricFamily}
         families: dict[str, Any] = {}
-        for name, labels, value in metrics.snapshot():
-            kind, meaning = metrics.DECLARED[name]
+        for name, labels, value in (*metrics.snapshot(), *gauges(self._state)):
+            declared = metrics.DECLARED[name]
             if name not in families:
-                families[name] = kinds[kind](f"processor_{name}", meaning, labels=dict(labels))
+                families[name] = kinds[declared.kind](
+                    f"processor_{name}", declared.meaning, labels=dict(labels)
+                )
             families[name].add_metric([printable(content) for _, content in labels], value)
         yield from families.values()
-        family = GaugeMetricFamily(
-            "processor_status", "status of the processor: 1 for the current one", labels=["status"]
-        )
-        family.add_metric([self._status], 1)
-        yield family

@@ -21,6 +21,7 @@ from processor.runtime import drain_thread
 from processor.telemetry import metrics
 from processor.transaction.builder import Transaction
 from processor.transaction.ids import new_id
+from tests.harness import pages
 from tests.harness.site import FAILING, Site, counted, step, write
 from tests.harness.wait import wait_until
 
@@ -519,9 +520,9 @@ def test_the_count_of_dead_letters_follows_within_seconds(site: Site) -> None:
     wait_until(lambda: passes() >= 2)
 
     site.submit(Transaction().insert("nowhere", {"n": 1}))
-    wait_until(lambda: metrics.value("dead_letters") == 1, 4.0)
+    wait_until(lambda: pages.sample("dead_letters") == 1, 4.0)
     site.ask(dead_ids(site)[0], "discard")
-    wait_until(lambda: metrics.value("dead_letters") == 0, 4.0)
+    wait_until(lambda: pages.sample("dead_letters") == 0, 4.0)
 
 
 def test_dead_letters_that_hold_no_keys_are_overtaken_in_order(site_of) -> None:

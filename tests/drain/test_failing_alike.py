@@ -13,8 +13,8 @@ from processor.admin import pauses
 from processor.admin.sessions import OperatorSessions
 from processor.buffer.parked import HELD
 from processor.runtime import drain_thread
-from processor.telemetry import metrics
 from processor.transaction.builder import Transaction
+from tests.harness import pages
 from tests.harness.site import Site, step, write
 from tests.harness.wait import wait_until
 
@@ -65,7 +65,7 @@ def test_inserts_into_a_missing_table_are_held_and_named_while_other_work_passes
     assert "insert into nowhere fails with 42P01 undefined_table: 400 transactions" in site.reason
     assert site.status == "running"
     labels = {"lane": "default:0", "operations": "insert into nowhere", "sqlstate": "42P01"}
-    assert metrics.value("held", **labels) == 400
+    assert pages.sample("held", **labels) == 400
     assert f"the first is {lost[0].id}" in caplog.text
 
     site.execute("create table nowhere (n int)")
@@ -74,7 +74,7 @@ def test_inserts_into_a_missing_table_are_held_and_named_while_other_work_passes
     site.empties()
     wait_until(lambda: not failing(site))
     assert "insert into nowhere no longer fails with 42P01" in caplog.text
-    assert ("held", tuple(sorted(labels.items()))) not in {m[:2] for m in metrics.snapshot()}
+    assert "held" not in pages.names()
     assert site.dead() == []
 
 

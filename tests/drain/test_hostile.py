@@ -25,11 +25,11 @@ from processor.embedded import PostgresServer, RedisServer
 from processor.errors import DatabaseUnavailable, RedisUnavailable
 from processor.producer.writer import Writer
 from processor.runtime import drain_thread
-from processor.telemetry import metrics
 from processor.telemetry.progress import Progress
 from processor.transaction.builder import Transaction
 from processor.transaction.entry import Entry
 from processor.transaction.ids import new_id
+from tests.harness import pages
 from tests.harness.cli import Cli
 from tests.harness.servers import Database
 from tests.harness.site import FAILING, Site, counted, step, write
@@ -492,15 +492,15 @@ def test_health_and_status_report_a_failed_pass_as_a_failed_pass(
         wait_until(
             lambda: published(cli) == [("running", said)], message=lambda: str(published(cli))
         )
-        assert metrics.value("owner", lane="default:0") == 0
+        assert pages.sample("owner", lane="default:0") == 0
 
     wait_until(lambda: (site.status, site.reason) == ("running", ""), message=site.tale)
     wait_until(lambda: published(cli) == [("running", "")], message=lambda: str(published(cli)))
     site.submit(write(1))
     site.commits(1)
-    wait_until(lambda: metrics.value("owner", lane="default:0") == 1)
+    wait_until(lambda: pages.sample("owner", lane="default:0") == 1)
     assert drain_thread.stop()
-    assert metrics.value("owner", lane="default:0") == 0
+    assert pages.sample("owner", lane="default:0") is None
 
 
 def test_passes_that_fail_for_long_are_published_as_stuck(

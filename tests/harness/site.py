@@ -222,11 +222,11 @@ class Site:
     @property
     def status(self) -> str:
         """The status of the processor of this process."""
-        return str(drain_thread.state()["background_processor"]["status"])
+        return drain_thread.judged().status
 
     @property
     def reason(self) -> str:
-        return str(drain_thread.state()["background_processor"]["reason"])
+        return drain_thread.judged().reason
 
     def lane(self, name: str = "default:0") -> Lane:
         return Lane(self.settings.namespace, name)

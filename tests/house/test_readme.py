@@ -19,12 +19,15 @@ from typing import Any
 import docutils.core
 import pytest
 import yaml
+from prometheus_client.parser import text_string_to_metric_families
 
 import processor
 from processor.cli.main import SECTIONS
 from processor.config import loader, settings
 from processor.embedded import PostgresServer, Standby
 from processor.telemetry import metrics
+from processor.telemetry.status import FailingKind, LaneState, Replica, Server, State
+from processor.web.prometheus import exposition
 from tests.harness.process import Process, Spawn
 from tests.harness.readme import ROOT, TEXT, block, blocks
 from tests.harness.servers import Database, Factory, execute
@@ -126,7 +129,7 @@ def test_every_name_in_the_readme_exists():
     for name in re.findall(r"``processor\.(\w+)", TEXT):
         assert name in {*processor.__all__, "web", "py"}, name
     for name in re.findall(r"``processor_(\w+)``", TEXT):
-        assert name in metrics.DECLARED, name
+        assert name.removesuffix("_total") in metrics.DECLARED, name
     for section, name in re.findall(r"``([a-z_]+)\.([a-z_]+)(?:: \w+)?``", TEXT):
         if section not in {"processor", "wsgi", "AppConfig"}:
             assert (section, name) in loader.DECLARED, f"{section}.{name}"
@@ -409,7 +412,9 @@ def page():
 while "processor_dead_letters 1.0" not in page():
     time.sleep(0.05)
 processor.submit({"operations": [{"op": "delete", "table": "orders", "where": {"account": 1}}]})
-wanted = ("processor_batches_total", "processor_oldest_age{", "processor_last_pass")
+wanted = ("processor_oldest_age_seconds{", "processor_parked_oldest_age_seconds{",
+          "processor_last_pass_timestamp_seconds", "processor_redis_up 1.0",
+          "processor_lost_total 0.0")
 while not all(name in page() for name in wanted):
     time.sleep(0.05)
 print(page())
@@ -422,8 +427,27 @@ def test_the_metrics_to_alert_on_exist(reader: Reader):
     program = reader.python(METRICS)
 
     assert program.wait(30) == 0, program.output
-    seen = float(re.search(r"^processor_last_pass (\S+)", program.output, re.M)[1])
+    seen = float(
+        re.search(r"^processor_last_pass_timestamp_seconds (\S+)", program.output, re.M)[1])
     assert abs(time.time() - seen) < 60
+
+
+def test_the_readme_lists_every_metric_that_is_exported_with_its_labels_and_no_other():
+    kind = FailingKind("insert into t", "42P01", "", 1, "", None, None)
+    state = State(
+        last_run=1.0, dead_letters_counted=1.0, redis=Server(True), postgres=Server(True),
+        lanes={"a:0": LaneState(depth=1, scheduled=0, parked=1, parked_oldest_age=1.0,
+                                failing=(kind,))},
+        replicas={"near": Replica("following", lag=0.0)},
+    )  # fmt: skip
+    exported = {
+        (each.name, ", ".join(each.labels) or "-", family.documentation)
+        for family in text_string_to_metric_families(exposition(state)[1].decode())
+        for each in family.samples
+    }
+
+    row = re.compile(r"^   \* - ``(processor_\w+)``\n     - (.*)\n     - (.*)$", re.M)
+    assert set(row.findall(TEXT)) == exported
 
 
 def contained(shown: Any, actual: Any, at: str = "") -> None:

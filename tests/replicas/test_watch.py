@@ -24,9 +24,8 @@ from processor.embedded import PostgresServer, Standby
 from processor.errors import RedisUnavailable
 from processor.replicas import queries
 from processor.replicas.commit_marks import CommitMarks
-from processor.replicas.health import ReplicaHealth, set_gauges
+from processor.replicas.health import ReplicaHealth
 from processor.runtime import drain_thread
-from processor.telemetry import metrics
 from processor.telemetry.status import Replica
 from tests.harness.proxy import Proxy
 from tests.harness.servers import Factory, execute
@@ -130,18 +129,6 @@ def test_progress_is_reset_when_a_server_went_back_or_was_replaced() -> None:
         assert health.detect_other_server("near", lsn, server)
         assert not health.have_replayed(at(1), ["near"])
         assert not health.detect_other_server("near", lsn, server)
-
-
-def test_asking_for_the_status_of_a_replica_sets_no_gauge() -> None:
-    health = ReplicaHealth(Replicas(), CommitMarks(), ["asked"])
-
-    def gauges() -> list[str]:
-        return [name for name, labels, _ in metrics.snapshot() if ("replica", "asked") in labels]
-
-    state = health.state("asked")
-    assert gauges() == []
-    set_gauges({"asked": state})
-    assert gauges() == ["replica_lag", "replica_lost"]
 
 
 # Real servers.

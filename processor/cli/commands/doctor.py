@@ -13,6 +13,7 @@ import click
 from processor.admin import overview
 from processor.admin.findings import FAIL, Finding, remedy_for
 from processor.admin.sessions import OperatorSessions
+from processor.buffer import observation
 from processor.cli import findings, output
 from processor.cli.config_option import settings_file
 from processor.cli.doctor import checklist, host, postgres, redis, replicas
@@ -59,7 +60,7 @@ class Examination:
         settings = self._settings
         try:
             with self._sessions.redis() as connection:
-                seen = overview.look(connection, settings)
+                seen = observation.observe(connection, settings)
                 self._identity = seen.identity
                 yield from redis.examine(connection, settings, seen)
                 yield host.clock("Redis", lambda: overview.clock(connection))

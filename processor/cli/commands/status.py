@@ -72,9 +72,11 @@ def _print_processors(found: Status) -> None:
 
 def _print_lanes(found: Status) -> None:
     output.table(
-        ("lane", "entries", "scheduled", "parked", "oldest", "paused", "owner", "reason"),
-        [(name, lane.size.depth, lane.size.scheduled, lane.size.parked,
-          seconds(lane.size.oldest_age), lane.paused, lane.owner, lane.reason)
+        ("lane", "entries", "oldest", "scheduled", "parked", "parked for", "paused", "owner",
+         "reason"),
+        [(name, lane.size.depth, seconds(lane.size.oldest_age), lane.size.scheduled,
+          lane.size.parked, seconds(lane.size.parked_oldest_age), lane.paused, lane.owner,
+          lane.reason)
          for name, lane in found.lanes.items()],
     )
 

@@ -8,8 +8,8 @@ from urllib.parse import urlsplit
 
 from processor.admin import redis_acl
 from processor.admin.findings import FAIL, OK, WARN, Finding
-from processor.admin.overview import Overview
 from processor.admin.wording import count
+from processor.buffer.observation import BufferObservation
 from processor.config import addresses
 from processor.config.settings import Settings
 from processor.connections.redis_client import RedisConnection
@@ -22,7 +22,9 @@ _FULL = 0.8
 _ADMIN = "run doctor once as an administrator of Redis: PROCESSOR_REDIS_URL=..."
 
 
-def examine(redis: RedisConnection, settings: Settings, seen: Overview) -> Iterator[Finding]:
+def examine(
+    redis: RedisConnection, settings: Settings, seen: BufferObservation
+) -> Iterator[Finding]:
     """All checks of Redis."""
     info = _info(redis)
     if info is None:
@@ -182,7 +184,7 @@ def _latency(redis: RedisConnection) -> Finding:
     return _finding("latency", OK, text)
 
 
-def _lanes(settings: Settings, seen: Overview) -> Iterator[Finding]:
+def _lanes(settings: Settings, seen: BufferObservation) -> Iterator[Finding]:
     for queue in seen.paused:
         yield _finding("queues", WARN, f"{queue} is paused",
                        f"`processor queues resume {queue}`")
