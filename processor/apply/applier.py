@@ -25,7 +25,7 @@ from processor.errors import DatabaseError
 from processor.ledger import lane_rows, outcomes
 from processor.ledger.dead_letters import Reason
 from processor.ledger.lane_rows import Ownership
-from processor.sql.renderer import Taken, tables_of, tables_taken
+from processor.sql.renderer import tables_of, tables_taken
 from processor.transaction.entry import Entry
 
 #: How often a batch is sent before the lane is paused as contended.
@@ -36,7 +36,7 @@ _MOST_TRIES = 6
 class BatchText:
     """Entries as text, or as parts for isolation; valid while `version` is the committer's.
 
-    `proof` is SQL that fails if a table has changed since it was looked up.
+    `tables` are those that the text writes to.
 
     `unfit` are the entries that cannot be rendered, by id: a value does not fit its column, or a
     table does not exist. The applier judges them, because the catalog may be older than the table.
@@ -47,7 +47,7 @@ class BatchText:
     unfit: dict[str, Reason]
     version: tuple[int, int]
     parts: Parts | None = None
-    proof: str = ""
+    tables: frozenset[str] = frozenset()
 
 
 class Applier:
@@ -158,17 +158,14 @@ class Applier:
         if self._isolation.expected > 0 and not unfit and not has_own_limit(entries):
             rendered = parts(renderer, taken)
             if rendered is not None:
-                return BatchText(entries, "", {}, version, rendered, self._proof(taken))
+                return BatchText(entries, "", {}, version, rendered, tables_taken(taken))
         text, refused = renderer.batch(taken)
         unfit |= refused
         reasons = {
             i: Reason(str(error), error.sqlstate, operation=error.number)
             for i, error in unfit.items()
         }
-        return BatchText(entries, text, reasons, version, proof=self._proof(taken))
-
-    def _proof(self, taken: Sequence[Taken]) -> str:
-        return self._committer.proof(tables_taken(taken))
+        return BatchText(entries, text, reasons, version, tables=tables_taken(taken))
 
     def _send(
         self,
@@ -179,14 +176,14 @@ class Applier:
     ) -> None:
         entries = batch.entries
         if batch.parts is not None:
-            self._isolation.apply(owner, entries, batch.parts, batch.proof, outcome, meanwhile)
+            self._isolation.apply(owner, entries, batch.parts, batch.tables, outcome, meanwhile)
             return
         prepared = self._committer.prepares
         body = (
             lane_rows.fence(owner, len(entries), last=entries[-1].entry_id)
             + outcomes.insert(owner, entries, prepared=prepared)
             + batch.text
-            + batch.proof
+            + self._committer.proof(batch.tables, prepared=prepared)
         )
         outcome.commit = self._committer.commit(
             body, prepared=prepared, longest=longest_limit(entries), meanwhile=meanwhile

@@ -59,7 +59,9 @@ class BatchErrors:
         prepared = self._committer.prepares
         verdict = verdict_on(self._committer, error, entries, started, prepared=prepared)
         self._committer.roll_back()
-        if error.sqlstate == CHANGED_STATE and self._committer.refresh_tables(tables_of(entries)):
+        if error.sqlstate == CHANGED_STATE and (
+            self._committer.refresh_tables(tables_of(entries)) or self._committer.proved_by_watches
+        ):
             metrics.count("verdicts", verdict=Verdict.STALE_PLAN.value)
             return entries
         metrics.count("verdicts", verdict=verdict.value)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from processor import crashpoint
@@ -26,6 +26,7 @@ from processor.replicas.commit_marks import CommitMarks
 from processor.sql import table_versions
 from processor.sql.catalog import Catalog, Refused
 from processor.sql.renderer import Renderer
+from processor.sql.table_versions import Watch
 from processor.transaction import statements
 from processor.transaction.entry import Entry
 
@@ -47,7 +48,7 @@ _LEFT = (
     "pg_catalog.concat_ws(' ', classid, objid, objsubid, mode), ',') FROM pg_catalog.pg_locks"
     " WHERE locktype = 'advisory' AND pid = pg_catalog.pg_backend_pid()),"
     " (SELECT pg_catalog.count(*) FROM pg_catalog.pg_prepared_statements"
-    " WHERE name OPERATOR(pg_catalog.!~) '^processor_(ledger|f?[0-9]+)$')"
+    " WHERE name OPERATOR(pg_catalog.!~) '^processor_(ledger|t?[0-9]+|f[0-9]+_[0-9]+)$')"
 )
 
 #: Seconds between two tries to look up a table that PostgreSQL refused.
@@ -80,6 +81,9 @@ class Committer:
         self._generation = -1
         self._ledger_prepared = False
         self._stale = False
+        self._new_watches: list[Watch] = []
+        #: Whether the last proof may fail although no table has changed.
+        self.proved_by_watches = False
         self._refreshed = float("-inf")
 
     @property
@@ -134,9 +138,22 @@ class Committer:
         self.look_up_tables(names)
         return True
 
-    def proof(self, names: frozenset[str], *, prepared: bool = True) -> str:
-        """Return SQL that fails if a table has changed since it was looked up (rule 17)."""
-        return self.catalog.proof(names, prepared=prepared and self.prepares)
+    def proof(self, names: Collection[str], *, prepared: bool = False) -> str:
+        """Return SQL that fails if a table has changed since it was looked up (rule 17).
+
+        It is for the next `commit`, with the same `prepared`.
+        """
+        self.proved_by_watches = False
+        if not prepared:
+            return self.catalog.proof(names)
+        if self._stale:
+            self.catalog.unprepare()
+        watches = self.catalog.watches(names)
+        self._new_watches = [watch for watch in watches if not watch.prepared]
+        if self._new_watches:
+            return self.catalog.proof(names) + table_versions.watched(self._new_watches)
+        self.proved_by_watches = True
+        return "".join([watch.execute for watch in watches])
 
     def forget_tables(self) -> None:
         """Look up, compile and prepare everything again: tables may have changed."""
@@ -188,13 +205,18 @@ class Committer:
                 # Which PREPAREs of this string ran before it failed is unknown.
                 self._stale = True
             raise
-        return self._confirmed(rows, nonce, watched=watched)
+        return self._confirmed(rows, nonce, watched=watched, prepared=prepared)
 
-    def _confirmed(self, rows: Sequence[Row], nonce: str, *, watched: bool) -> Commit:
+    def _confirmed(
+        self, rows: Sequence[Row], nonce: str, *, watched: bool, prepared: bool
+    ) -> Commit:
         if not self.session.idle or not rows or rows[0][0] != nonce:
             self.session.close()
             raise DatabaseUnavailable("PostgreSQL did not confirm the end of the batch")
         crashpoint.reach("batch-committed")
+        if prepared:
+            for watch in self._new_watches:
+                watch.prepared = True
         if not watched:
             return self._commit(rows[0])
         *row, locks, strange = rows[0]
@@ -242,7 +264,7 @@ class Committer:
             text, self._stale, self._ledger_prepared = "DEALLOCATE ALL;", False, False
             self.renderer.unprepare()
         if not self._ledger_prepared:
-            text += outcomes.PREPARED + table_versions.PREPARED
+            text += outcomes.PREPARED
             self._ledger_prepared = True
         return text + self.renderer.prepare()
 

@@ -178,7 +178,7 @@ class DeadLetterWriter:
                 + outcomes.insert_former(owner, [entry])
                 + dead_letters.resolve(letter, "applied")
                 + effect
-                + self._committer.proof(frozenset(tables_of([entry])), prepared=False),
+                + self._committer.proof(tables_of([entry])),
                 longest_limit([entry]),
             ), None  # fmt: skip
         except DatabaseError as error:

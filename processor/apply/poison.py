@@ -73,13 +73,13 @@ class Isolation:
         self._isolated = False
 
     def apply(
-        self, owner: Ownership, entries: Sequence[Entry], rendered: Parts, proof: str,
+        self, owner: Ownership, entries: Sequence[Entry], rendered: Parts, tables: frozenset[str],
         outcome: Outcome, meanwhile: Callable[[], None] | None,
     ) -> None:  # fmt: skip
         """Commit the entries that can be committed; record the others as failed or held."""
         self.expected -= 1
         crashpoint.reach("isolate-before")
-        outcome.commit = self._commit(owner, entries, rendered, proof, meanwhile)
+        outcome.commit = self._commit(owner, entries, rendered, tables, meanwhile)
         crashpoint.reach("isolate-after")
         failures = _failures(outcome.commit)
         if failures:
@@ -93,7 +93,7 @@ class Isolation:
                 outcome.failed.append((entry, reason))
 
     def _commit(
-        self, owner: Ownership, entries: Sequence[Entry], rendered: Parts, proof: str,
+        self, owner: Ownership, entries: Sequence[Entry], rendered: Parts, tables: frozenset[str],
         meanwhile: Callable[[], None] | None,
     ) -> Commit:  # fmt: skip
         prepared = self._committer.prepares
@@ -111,7 +111,7 @@ class Isolation:
             "::pg_catalog.text, false);",
             outcomes.remove_failed_former(entries),
             # It also covers the failures: they were found with the tables as they are now.
-            proof,
+            self._committer.proof(tables, prepared=prepared),
         ))  # fmt: skip
         return self._committer.commit(body, prepared=prepared, meanwhile=meanwhile)
 
@@ -164,7 +164,7 @@ class Isolation:
                 lane_rows.fence(owner, 1, last=entry.entry_id)
                 + outcomes.insert(owner, [entry])
                 + self._committer.renderer.plain(entry)
-                + self._committer.proof(frozenset(tables_of([entry])), prepared=False)
+                + self._committer.proof(tables_of([entry]))
             )
         except Unrenderable as error:
             return Reason(str(error), error.sqlstate, operation=error.number)

@@ -14,6 +14,7 @@ from processor.connections.postgres_session import PostgresSession, Row
 from processor.connections.sql_literals import quoted, table
 from processor.errors import DatabaseError, InvalidTransaction
 from processor.sql import table_versions
+from processor.sql.table_versions import Watch
 from processor.transaction.values import identifier
 
 
@@ -80,7 +81,8 @@ class Catalog:
     def __init__(self) -> None:
         self._tables: dict[str, Table | Refused | None] = {}
         self._versions: dict[str, str | None] = {}
-        self._proofs: dict[tuple[frozenset[str], bool], str] = {}
+        self._watches: dict[str, Watch] = {}
+        self._number = 0
         self._generation = -1
 
     def has(self, name: str) -> bool:
@@ -95,15 +97,24 @@ class Catalog:
         """Forget all tables, so that they are looked up again: they may have changed."""
         self._tables.clear()
         self._versions.clear()
-        self._proofs.clear()
+        self._watches.clear()
 
-    def proof(self, names: frozenset[str], *, prepared: bool) -> str:
+    def proof(self, names: Iterable[str]) -> str:
         """Return SQL that fails with CHANGED_STATE if these tables are not as looked up."""
-        found = self._proofs.get((names, prepared))
-        if found is None:
-            known = self._known(names)
-            found = self._proofs[names, prepared] = table_versions.proof(known, prepared=prepared)
-        return found
+        return table_versions.proof(self._known(names))
+
+    def watches(self, names: Iterable[str]) -> list[Watch]:
+        """Return a watch for each of these tables. Their names are never used again."""
+        for name in names:
+            if name not in self._watches:
+                self._number += 1
+                self._watches[name] = Watch(f"processor_t{self._number}", name)
+        return [self._watches[name] for name in names]
+
+    def unprepare(self) -> None:
+        """Record that the server has no prepared statement any more."""
+        for watch in self._watches.values():
+            watch.prepared = False
 
     def is_current(self, session: PostgresSession, names: set[str]) -> bool:
         """Return whether these tables are as looked up. The session must be in no transaction.

@@ -5,20 +5,24 @@ indexes and triggers of a table, and the flags of the table itself. PostgreSQL r
 row when it changes, so the number of rows and the sum of their xmin differ afterwards. What does
 not matter here, such as TRUNCATE, GRANT or ANALYZE, leaves the version as it is.
 
-DESIGN. A batch ends with `proof`, inside its transaction. By then its operations have locked their
+DESIGN. A batch ends with a proof, inside its transaction. By then its operations have locked their
 tables against ALTER TABLE and CREATE TRIGGER, so that nothing can change between the proof and the
-commit. The prepared proof costs some 20 microseconds for two tables.
+commit. `proof` compares the versions, which takes PostgreSQL longer than to apply a transaction. So
+a batch that compared them leaves a `Watch` behind for each table, and the next ones ask that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from processor.connections.sql_literals import quoted, table
 
 #: The SQLSTATE of a proof that fails: undefined_object. No function of our own raises it, because
 #: the schema of an earlier release has none. Whoever meets it compares the versions again.
 CHANGED_STATE = "42704"
+
+#: Sets the time zone; the usual one is that of `connections.session_settings`.
+_ZONE = "SELECT pg_catalog.set_config('TimeZone', '{}', true);"
 
 
 def _rows(catalog: str, condition: str) -> str:
@@ -48,10 +52,37 @@ _PROOF = (
     " THEN pg_catalog.current_setting('processor.tables_changed') END"
 )
 
-PREPARED = (
-    f"PREPARE processor_tables (pg_catalog.text[], pg_catalog.text[]) AS"
-    f" {_PROOF.format('$1', '$2')};"
-)
+
+class Watch:
+    """A prepared statement that fails with CHANGED_STATE once its table may have changed.
+
+    PostgreSQL analyses a prepared statement again if anything about a relation that it names has
+    changed, and then reads its constants again. So a time without a zone is prepared while the
+    session has a time zone of its own: once it is midnight in the usual zone, the statement was
+    analysed again. ANALYZE or TRUNCATE are reason enough, so that the versions are compared then. A
+    new table that comes before this one in the search_path is not, so the name is resolved too.
+    """
+
+    __slots__ = ("execute", "prepare", "prepared")
+
+    def __init__(self, name: str, target: str) -> None:
+        relation = quoted(table(target))
+        self.execute = f"EXECUTE {name};"
+        self.prepare = (
+            f"PREPARE {name} AS SELECT CASE WHEN '2000-01-01'::pg_catalog.timestamptz"
+            " OPERATOR(pg_catalog.=) '2000-01-01 00:00Z'::pg_catalog.timestamptz"
+            f" OR {relation}::pg_catalog.regclass::pg_catalog.oid IS DISTINCT FROM"
+            f" pg_catalog.to_regclass({relation})::pg_catalog.oid"
+            " THEN pg_catalog.current_setting('processor.tables_changed') END;"
+        )
+        #: Whether the server has it.
+        self.prepared = False
+
+
+def watched(watches: Iterable[Watch]) -> str:
+    """Return SQL that prepares the watches, in the transaction of a proof and behind it."""
+    prepare = "".join(watch.prepare for watch in watches)
+    return _ZONE.format("<watch>-00:01") + prepare + _ZONE.format("UTC")
 
 
 def look_up(names: list[str]) -> str:
@@ -60,13 +91,9 @@ def look_up(names: list[str]) -> str:
     return f"SELECT a.name, {_VERSION} FROM (VALUES {asked}) AS a (name, quoted)"
 
 
-def proof(versions: Mapping[str, str | None], *, prepared: bool) -> str:
+def proof(versions: Mapping[str, str | None]) -> str:
     """Return SQL that fails with CHANGED_STATE unless the tables have these versions."""
-    if not versions:
-        return ""
-    if prepared:
-        return "EXECUTE processor_tables({},{});".format(*_arrays(versions))
-    return f"{_PROOF.format(*_arrays(versions))};"
+    return f"{_PROOF.format(*_arrays(versions))};" if versions else ""
 
 
 def changed(versions: Mapping[str, str | None]) -> str:

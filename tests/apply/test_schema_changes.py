@@ -10,6 +10,7 @@ from typing import Any
 import psycopg2
 import pytest
 
+import processor
 from processor.apply import applier
 from processor.drain.drain import Drain
 from processor.transaction.builder import Transaction
@@ -160,24 +161,80 @@ def test_what_the_folding_relies_on_is_looked_up_again(
     assert changed.dead() == []
 
 
-def test_what_changes_no_rendering_costs_no_further_round_trip(changed: Site) -> None:
+@pytest.mark.parametrize(
+    "sql",
+    ["truncate flow", "grant select on account to public", "analyze", "vacuum flow", "alter table"
+     " flow set (fillfactor = 90)"],
+)  # fmt: skip
+def test_what_changes_no_rendering_costs_one_repetition(
+    changed: Site, monkeypatch: pytest.MonkeyPatch, sql: str
+) -> None:
+    """Rule 17: most batches compare nothing."""
     drain = changed.drain()
-    changed.submit(*(flow(n) for n in range(8)))
-    step(drain)
-    changed.submit(*(flow(n) for n in range(10, 18)))
-    step(drain)
-    before = drain.database.calls
-    changed.submit(*(flow(n) for n in range(20, 28)))
-    step(drain, looks=False)
-    usual = drain.database.calls - before
+    sent: list[str] = []
+    commit = drain._committer.commit
 
-    changed.execute("truncate flow; grant select on account to public; analyze; reindex table flow")
-    changed.submit(*(flow(n) for n in range(30, 38)))
-    before = drain.database.calls
-    step(drain, looks=False)
+    def committed(body: str, **more: Any) -> Any:
+        if "processor_ledger" in body:
+            sent.append(body)
+        return commit(body, **more)
 
-    assert drain.database.calls - before == usual
-    assert changed.one("select count(*) from flow") == 8
+    monkeypatch.setattr(drain._committer, "commit", committed)
+    versions = "pg_catalog.pg_attribute"
+    for start in (0, 10):
+        changed.submit(*(flow(n) for n in range(start, start + 8)))
+        step(drain, looks=False)
+    assert [versions in body for body in sent] == [True, False]
+
+    changed.execute(sql)
+    sent.clear()
+    for start in (20, 30):
+        changed.submit(*(flow(n) for n in range(start, start + 8)))
+        step(drain, looks=False)
+
+    assert [versions in body for body in sent] == [False, True, False]
+    assert changed.one("select balance from account") == 32
+    assert changed.dead() == []
+
+
+def test_a_table_that_comes_first_in_the_search_path_is_written_at_once(
+    site_of: Callable[..., Site],
+) -> None:
+    site = site_of(database={"search_path": "mine, public"})
+    site.execute(TABLES)
+    drain = site.drain()
+    for start in (0, 10):
+        site.submit(*(flow(n, code=n) for n in range(start, start + 8)))
+        step(drain)
+    site.execute("create schema mine; create table mine.flow (n int primary key, code text)")
+    site.submit(*(flow(n, code="007") for n in range(20, 28)))
+    step(drain)
+
+    assert site.execute("select distinct code from mine.flow") == [("007",)]
+    assert site.one("select count(*) from mine.flow") == 8
+
+
+def test_statements_do_not_have_everything_prepared_again(
+    changed: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drain = changed.drain()
+    sent: list[str] = []
+    send = drain.database.send
+
+    def noted(sql: str, **more: Any) -> None:
+        sent.append(sql)
+        send(sql, **more)
+
+    processor.statement("schema-nothing", "select 1 where %(n)s::int = 0")
+    for start in (0, 10, 20):
+        calling = Transaction().statement("schema-nothing", {"n": 1})
+        changed.submit(*(flow(n) for n in range(start, start + 8)), calling)
+        if start:
+            monkeypatch.setattr(drain.database, "send", noted)
+        step(drain, looks=False)
+
+    assert [sql for sql in sent if "flow" in sql or "EXECUTE" in sql]
+    assert [sql[:80] for sql in sent if "PREPARE" in sql or "DEALLOCATE" in sql] == []
 
 
 class Migrations:
