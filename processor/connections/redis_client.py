@@ -31,6 +31,7 @@ from redis.backoff import NoBackoff
 from redis.connection import DefaultParser, parse_url
 from redis.retry import Retry
 
+from processor.connections import redis_errors
 from processor.connections.fork_guard import resolving
 from processor.connections.large_replies import CountingReader, ReplyTooLarge, read_cut
 from processor.errors import ConfigError, RedisRefused, RedisUnavailable
@@ -58,6 +59,10 @@ def checked(replies: list[Reply]) -> list[Reply]:
     return replies
 
 
+#: A deadline is kept to within so many seconds.
+_GRAIN = 0.02
+
+
 class _CountingParser(DefaultParser):  # type: ignore[misc, valid-type]
     """Parses replies as redis-py does, and stops at a limit."""
 
@@ -83,6 +88,9 @@ class RedisConnection:
         self._connection: Any = None
         self._poll: Any = None
         self.generation = 0
+        #: When the calls from now on must have ended (monotonic), however many they are; None: each
+        #: call has the whole timeout.
+        self.deadline: float | None = None
         #: Values that the user of the connection keeps until it closes.
         self.memory: dict[str, Any] = {}
 
@@ -152,6 +160,7 @@ class RedisConnection:
         """Do the same as `calls`, for `count` commands that are packed."""
         connection = self._open()
         try:
+            shortened = self._shorten(connection)
             connection.send_packed_command([packed], check_health=False)
             if cut:
                 replies = self._cut_replies(connection, count, block)
@@ -159,9 +168,11 @@ class RedisConnection:
                 replies = self._limited_replies(connection, count, block, limit)
             else:
                 replies = _replies(connection, count)
+            if shortened:
+                connection._sock.settimeout(self._timeout)
         except (redis.RedisError, OSError, ValueError, RedisUnavailable) as error:
             self.close()
-            unavailable = _unavailable(error, self._address, self._timeout + block)
+            unavailable = redis_errors.unavailable(error, self._address, self._timeout + block)
             unavailable.sent = True
             raise unavailable from None
         except BaseException:
@@ -195,7 +206,26 @@ class RedisConnection:
         try:
             return connection.read_response(**options)
         except (redis.exceptions.BusyLoadingError, redis.ResponseError) as error:
-            return _refused(error)
+            return redis_errors.refusal(error)
+
+    def _shorten(self, connection: Any) -> bool:
+        """Whether the next call gets less than the whole timeout, because of the deadline."""
+        if self.deadline is None:
+            return False
+        remaining = self._remaining()
+        # To set it is a system call, which the first call of a submit can do without.
+        if remaining > self._timeout - _GRAIN:
+            return False
+        connection._sock.settimeout(remaining)
+        return True
+
+    def _remaining(self) -> float:
+        """The seconds until the deadline. Raises RedisUnavailable if it has passed."""
+        assert self.deadline is not None
+        remaining = self.deadline - time.monotonic()
+        if remaining <= 0:
+            raise redis_errors.silent(self._address, self._timeout)
+        return remaining
 
     def close(self) -> None:
         """Close the connection; the next call opens another. Never raises."""
@@ -220,6 +250,9 @@ class RedisConnection:
     def _open(self) -> Any:
         if self._connection is None:
             connection = self._kind(**self._options)
+            if self.deadline is not None:
+                connection.socket_timeout = self._remaining()
+                connection.socket_connect_timeout = connection.socket_timeout
             # redis-py would send its own name and version: two more round trips, and refused with
             # NOPERM if the user has least privilege.
             connection.lib_name = connection.lib_version = connection.driver_info = None
@@ -227,7 +260,8 @@ class RedisConnection:
                 with resolving():
                     connection.connect()
             except (redis.RedisError, OSError) as error:
-                raise _unavailable(error, self._address, self._timeout) from None
+                raise redis_errors.unavailable(error, self._address, self._timeout) from None
+            connection._sock.settimeout(self._timeout)
             self._connection = connection
             self._poll = _poll_of(connection._sock)
             self.generation += 1
@@ -265,7 +299,7 @@ def _replies(connection: Any, count: int) -> list[Reply]:
         while reply is NOT_ENOUGH_DATA:
             parser.read_from_socket()
             reply = reader.gets()
-        replies.append(_refused(reply) if isinstance(reply, Exception) else reply)
+        replies.append(redis_errors.refusal(reply) if isinstance(reply, Exception) else reply)
     return replies
 
 
@@ -276,15 +310,6 @@ def _poll_of(sock: Any) -> Any:
     poll = select.poll()
     poll.register(sock, select.POLLIN)
     return poll
-
-
-def _refused(error: Exception) -> RedisRefused:
-    """Return an error reply as a record. Raises what is no refusal of one command."""
-    if isinstance(error, redis.exceptions.BusyLoadingError):
-        raise RedisUnavailable(f"Redis is loading its data: {_code(error)}")
-    if isinstance(error, redis.ResponseError):
-        return RedisRefused(_code(error), _sentence(error))
-    raise error
 
 
 def _options(url: str, timeout: float) -> tuple[Any, dict[str, Any]]:
@@ -318,72 +343,7 @@ def _options(url: str, timeout: float) -> tuple[Any, dict[str, Any]]:
     return kind, options
 
 
-def _code(error: Exception) -> str:
-    words = str(error).split()
-    first = words[0] if words else ""
-    # redis-py removes the code from errors that have a class of their own.
-    return first if first.isupper() else _CODES.get(type(error).__name__, "ERR")
-
-
-_CLUSTER = frozenset({"CROSSSLOT", "MOVED", "ASK"})
-_CODES = {
-    "OutOfMemoryError": "OOM",
-    "ReadOnlyError": "READONLY",
-    "NoPermissionError": "NOPERM",
-    "AuthenticationError": "NOAUTH",
-    "AuthenticationWrongNumberOfArgsError": "NOAUTH",
-    "BusyLoadingError": "LOADING",
-    "ClusterDownError": "CLUSTERDOWN",
-    "MasterDownError": "MASTERDOWN",
-    "ExecAbortError": "EXECABORT",
-    "NoScriptError": "NOSCRIPT",
-    "ClusterCrossSlotError": "CROSSSLOT",
-    "MovedError": "MOVED",
-    "AskError": "ASK",
-    "TryAgainError": "TRYAGAIN",
-}
-
-
-def _sentence(error: Exception) -> str:
-    # Only ERR quotes arguments; other error replies name commands, keys and modes.
-    code = _code(error)
-    if code in _CLUSTER:
-        return (f"Redis refused: {code} this server is part of a Redis Cluster, which is not"
-                " supported: point redis.url at a server without cluster mode")  # fmt: skip
-    text = "" if code == "ERR" else str(error)[:160].removeprefix(code)
-    return f"Redis refused: {code} {text.strip()}".strip()
-
-
 def _address(options: dict[str, Any]) -> str:
     """Return the address of the server for messages: its socket, or host:port."""
     host, port = options.get("host", "localhost"), options.get("port", 6379)
     return str(options["path"]) if "path" in options else f"{host}:{port}"
-
-
-def _unavailable(error: Exception, address: str, limit: float) -> RedisUnavailable:
-    if isinstance(error, RedisUnavailable):
-        return error
-    if isinstance(error, redis.exceptions.TimeoutError):
-        unavailable = RedisUnavailable(f"Redis at {address} did not respond within {limit:g} s")
-        unavailable.timed_out = True
-        return unavailable
-    if isinstance(error, redis.exceptions.AuthenticationError):
-        return RedisUnavailable("Redis refused the credentials", hint="check redis.url")
-    if isinstance(error, redis.exceptions.BusyLoadingError):
-        return RedisUnavailable("Redis is loading its data")
-    if isinstance(error, redis.ResponseError):
-        # Usually SELECT of a database number that does not exist.
-        return RedisUnavailable(
-            f"Redis at {address} refused the connection", hint="check redis.url"
-        )
-    return RedisUnavailable(f"Redis at {address} is unavailable: {_system_message(error)}")
-
-
-def _system_message(error: BaseException) -> str:
-    """Return the operating system's message; the driver's own may contain more than it should."""
-    found: BaseException | None = error
-    while found is not None:
-        if isinstance(found, OSError) and found.strerror:
-            return found.strerror
-        found = found.__context__
-    return type(error).__name__

@@ -19,6 +19,7 @@ from processor.buffer.overlay import Overlay
 from processor.config.settings import Settings
 from processor.connections.redis_client import Command, pack
 from processor.connections.redis_pool import RedisPool
+from processor.connections.silence import Silence
 from processor.errors import (
     BufferFull,
     ConfigError,
@@ -50,6 +51,7 @@ class Writer:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.pool = RedisPool(settings.redis.url, settings.redis.timeout)
+        self._silence = Silence()
         self._overlay = Overlay(settings)
         self._shows_tables = bool(settings.overlay.tables)
         self._lanes: dict[str, LaneRoom] = {}
@@ -107,6 +109,8 @@ class Writer:
     def drop(self) -> None:
         """Forget all connections without closing them, in a forked child (P6)."""
         self.pool.drop()
+        # Another thread of the parent may have been the probe.
+        self._silence = Silence()
 
     def _lane(self, encoded: Encoded) -> tuple[Lane, Room]:
         """Return where a transaction goes, if there is room."""
@@ -162,18 +166,31 @@ class Writer:
         self, lanes: Collection[str], commands: list[Command], rooms: Sequence[Room],
         transaction_id: str,
     ) -> tuple[list[Any], str]:  # fmt: skip
-        """Send the commands, all or none; return their replies and the identity of the buffer."""
+        """Send the commands, all or none; return their replies and the identity of the buffer.
+
+        The second try has only what the first one left of the timeout (rule 11).
+        """
+        deadline = time.monotonic() + self.settings.redis.timeout
+        with self._silence:
+            return self._try(lanes, commands, rooms, transaction_id, deadline)
+
+    def _try(
+        self, lanes: Collection[str], commands: list[Command], rooms: Sequence[Room],
+        transaction_id: str, deadline: float,
+    ) -> tuple[list[Any], str]:  # fmt: skip
         sent = False
         for attempt in range(1, _TRIES + 1):
             try:
-                return self._write(lanes, commands, rooms)
+                return self._write(lanes, commands, rooms, deadline)
             except RedisUnavailable as error:
                 # What ended this connection has most likely ended all idle ones.
                 self.pool.close()
                 sent = sent or error.sent
-                if attempt == _TRIES:
+                if attempt == _TRIES or error.timed_out:
                     if sent:
-                        raise SubmitUnknown(transaction_id, str(error)) from None
+                        unknown = SubmitUnknown(transaction_id, str(error))
+                        unknown.timed_out = error.timed_out
+                        raise unknown from None
                     raise
             except (RedisRefused, ConfigError) as refused:
                 # The reply to the first try was lost, and this refusal is not about that one.
@@ -183,8 +200,9 @@ class Writer:
         raise AssertionError
 
     def _write(
-        self, lanes: Collection[str], commands: list[Command], rooms: Sequence[Room]
-    ) -> tuple[list[Any], str]:
+        self, lanes: Collection[str], commands: list[Command], rooms: Sequence[Room],
+        deadline: float,
+    ) -> tuple[list[Any], str]:  # fmt: skip
         """Have Redis carry out the commands, all or none; return their replies and the identity.
 
         Raises RedisUnavailable with `sent` if they may have been carried out.
@@ -192,6 +210,7 @@ class Writer:
         queued = len(commands) + 2
         packed = [_MULTI, *map(pack, map(tuple, commands)), _EXEC, *[r.packed for r in rooms]]
         connection = self.pool.take()
+        connection.deadline = deadline
         try:
             for _ in range(_FENCED):
                 try:
@@ -213,6 +232,7 @@ class Writer:
                     raise _cause(replies[:queued])
                 connection.memory.pop("terms", None)
         finally:
+            connection.deadline = None
             self.pool.give(connection)
         raise RedisUnavailable("what the buffer says of itself changes all the time")
 

@@ -1,0 +1,91 @@
+"""The errors of Redis and of its driver, in our words.
+
+The driver's own text may quote arguments, and with them what a producer wrote, so only codes, names
+of commands and the system's messages are taken from it (rule 19).
+"""
+
+from __future__ import annotations
+
+import redis
+
+from processor.errors import RedisRefused, RedisUnavailable
+
+
+def refusal(error: Exception) -> RedisRefused:
+    """Return an error reply as a record. Raises what is no refusal of one command."""
+    if isinstance(error, redis.exceptions.BusyLoadingError):
+        raise RedisUnavailable(f"Redis is loading its data: {_code(error)}")
+    if isinstance(error, redis.ResponseError):
+        return RedisRefused(_code(error), _sentence(error))
+    raise error
+
+
+def _code(error: Exception) -> str:
+    words = str(error).split()
+    first = words[0] if words else ""
+    # redis-py removes the code from errors that have a class of their own.
+    return first if first.isupper() else _CODES.get(type(error).__name__, "ERR")
+
+
+_CLUSTER = frozenset({"CROSSSLOT", "MOVED", "ASK"})
+_CODES = {
+    "OutOfMemoryError": "OOM",
+    "ReadOnlyError": "READONLY",
+    "NoPermissionError": "NOPERM",
+    "AuthenticationError": "NOAUTH",
+    "AuthenticationWrongNumberOfArgsError": "NOAUTH",
+    "BusyLoadingError": "LOADING",
+    "ClusterDownError": "CLUSTERDOWN",
+    "MasterDownError": "MASTERDOWN",
+    "ExecAbortError": "EXECABORT",
+    "NoScriptError": "NOSCRIPT",
+    "ClusterCrossSlotError": "CROSSSLOT",
+    "MovedError": "MOVED",
+    "AskError": "ASK",
+    "TryAgainError": "TRYAGAIN",
+}
+
+
+def _sentence(error: Exception) -> str:
+    # Only ERR quotes arguments; other error replies name commands, keys and modes.
+    code = _code(error)
+    if code in _CLUSTER:
+        return (f"Redis refused: {code} this server is part of a Redis Cluster, which is not"
+                " supported: point redis.url at a server without cluster mode")  # fmt: skip
+    text = "" if code == "ERR" else str(error)[:160].removeprefix(code)
+    return f"Redis refused: {code} {text.strip()}".strip()
+
+
+def silent(address: str, limit: float) -> RedisUnavailable:
+    """Return the error of a server that did not answer within `limit` seconds."""
+    found = RedisUnavailable(f"Redis at {address} did not respond within {limit:g} s")
+    found.timed_out = True
+    return found
+
+
+def unavailable(error: Exception, address: str, limit: float) -> RedisUnavailable:
+    """Return an error of the driver, or of the system, that ended the connection."""
+    if isinstance(error, RedisUnavailable):
+        return error
+    if isinstance(error, redis.exceptions.TimeoutError):
+        return silent(address, limit)
+    if isinstance(error, redis.exceptions.AuthenticationError):
+        return RedisUnavailable("Redis refused the credentials", hint="check redis.url")
+    if isinstance(error, redis.exceptions.BusyLoadingError):
+        return RedisUnavailable("Redis is loading its data")
+    if isinstance(error, redis.ResponseError):
+        # Usually SELECT of a database number that does not exist.
+        return RedisUnavailable(
+            f"Redis at {address} refused the connection", hint="check redis.url"
+        )
+    return RedisUnavailable(f"Redis at {address} is unavailable: {_system_message(error)}")
+
+
+def _system_message(error: BaseException) -> str:
+    """Return the operating system's message; the driver's own may contain more than it should."""
+    found: BaseException | None = error
+    while found is not None:
+        if isinstance(found, OSError) and found.strerror:
+            return found.strerror
+        found = found.__context__
+    return type(error).__name__
