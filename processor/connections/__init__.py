@@ -2,11 +2,10 @@
 
 fork_guard           delays a fork while a thread resolves a server's address
 large_replies        replies of Redis that are too large for memory, read cut short
-redis_client         a connection to Redis, without automatic retries
 redis_errors         the errors of Redis and of its driver, in our words
+redis_client         a connection to Redis, without automatic retries
 redis_pool           connections to Redis that the threads of a process share
 shared               one object per process for the settings in force, safe across forks
-silence              refuses calls to a Redis that has just not answered in time
 sql_literals         text as SQL literals and identifiers
 session_settings     the settings that a PostgreSQL session pins when it is opened, as SQL
 wal_position         positions in the WAL, and which one proves that a commit is replayed (rule 34)

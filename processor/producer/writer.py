@@ -19,7 +19,6 @@ from processor.buffer.overlay import Overlay
 from processor.config.settings import Settings
 from processor.connections.redis_client import Command, pack
 from processor.connections.redis_pool import RedisPool
-from processor.connections.silence import Silence
 from processor.errors import (
     BufferFull,
     ConfigError,
@@ -30,6 +29,7 @@ from processor.errors import (
 )
 from processor.producer import fence
 from processor.producer.room import LaneRoom, Room
+from processor.producer.silence import Silence
 from processor.receipts.receipt import Receipt
 from processor.telemetry import metrics
 from processor.transaction.builder import Encoded

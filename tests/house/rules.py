@@ -38,7 +38,7 @@ LINES = (
 
 # Where each driver may be imported; every other module sees our own classes.
 DRIVERS = {
-    "redis": {"connections.redis_client", "config.addresses"},
+    "redis": {"connections.redis_client", "connections.redis_errors", "config.addresses"},
     "hiredis": {"connections.redis_client"},
     "psycopg2": {"connections.postgres_connection", "connections.postgres_session",
                  "connections.type_casters", "config.addresses"},

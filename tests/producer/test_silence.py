@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from processor.connections import silence
-from processor.connections.silence import Silence
 from processor.embedded import RedisServer
 from processor.errors import RedisUnavailable
+from processor.producer import silence
+from processor.producer.silence import Silence
 from processor.producer.writer import Writer
 from processor.transaction.builder import Transaction
 from tests.harness.site import Site, write
