@@ -11,6 +11,8 @@ import os
 import threading
 from collections.abc import Iterator
 
+from processor import forks
+
 #: The longest that a fork waits for slow name servers, seconds.
 _MAX_WAIT = 0.2
 
@@ -42,12 +44,10 @@ def _after_fork_in_parent() -> None:
     _free.release()
 
 
-def _after_fork_in_child() -> None:
+def _renew() -> None:
     global _free, _busy
     _free, _busy = threading.Condition(), 0
 
 
-os.register_at_fork(
-    before=_before_fork, after_in_parent=_after_fork_in_parent,
-    after_in_child=_after_fork_in_child,
-)  # fmt: skip
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent)
+forks.renew_with(_renew)

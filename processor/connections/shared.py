@@ -1,15 +1,15 @@
 """One object per process that works by the settings in force: the producer, the reader, ...
 
-It is made when it is first used, and again after `configure` took other settings. In a forked child
-it drops the connections that it inherited; they belong to the parent and are not closed (P6).
+It is made when it is first used, again after `configure` took other settings, and again in a forked
+child, where the connections of the previous one belong to the parent and are not closed (P6).
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
+from processor import forks
 from processor.config import loader
 from processor.config.settings import Settings
 
@@ -37,10 +37,11 @@ class Shared(Generic[T]):
     def __init__(self, make: Callable[[Settings], T]) -> None:
         self._make = make
         self._made: T | None = None
-        os.register_at_fork(after_in_child=self._after_fork)
+        forks.renew_with(self._renew)
 
     def current(self) -> T:
         """The object for the settings in force. Raises ConfigError if there are no valid ones."""
+        forks.notice()
         settings = loader.current()
         made = self._made
         if made is None or made.settings is not settings:
@@ -53,6 +54,7 @@ class Shared(Generic[T]):
         if self._made is not None:
             self._made.close()
 
-    def _after_fork(self) -> None:
-        if self._made is not None:
-            self._made.drop()
+    def _renew(self) -> None:
+        made, self._made = self._made, None
+        if made is not None:
+            made.drop()

@@ -277,6 +277,8 @@ class Drain:
         `ends` says that the processor stops; otherwise a pass failed, and the next one connects
         again.
         """
+        # It belongs to lanes that are given up: what it did not settle is found in the ledger.
+        self._pending = None
         try:
             if self.database.idle:
                 self.owners.give_up(self.database)
@@ -289,5 +291,6 @@ class Drain:
         except (Unavailable, DatabaseError):
             log.info("the lanes could not be released one by one; closing the session releases"
                      " them")  # fmt: skip
-        self.database.close()
-        self.redis.close()
+        finally:
+            self.database.close()
+            self.redis.close()

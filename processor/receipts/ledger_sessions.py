@@ -92,15 +92,10 @@ class _LedgerSession:
     """The session with one server."""
 
     def __init__(self, settings: DatabaseSettings, *, writes: bool) -> None:
-        self._settings = settings
-        self._writes = writes
-        self._begin()
-
-    def _begin(self) -> None:
         self._lock = threading.Lock()
         self._unreachable_until, self._why = float("-inf"), ""
         self._database = PostgresSession(
-            self._settings, Progress(), application="processor receipts", writes=self._writes
+            settings, Progress(), application="processor receipts", writes=writes
         )
 
     def ask(
@@ -147,4 +142,3 @@ class _LedgerSession:
 
     def drop(self) -> None:
         self._database.drop()
-        self._begin()

@@ -40,9 +40,6 @@ class NoteListener:
         self._redis: RedisConnection | None = None
         self._pause = threading.Event()
         self._last_left = 0.0
-        self._begin()
-
-    def _begin(self) -> None:
         self._lock = threading.Lock()
         self._waiters: dict[Lane, Waiters] = {}
         self._cursors: dict[Lane, str] = {}
@@ -91,16 +88,23 @@ class NoteListener:
                 return False
             self._waiters.setdefault(lane, Waiters()).add(waiter)
             self._cursors.setdefault(lane, cursor)
-            if self._thread is None or not self._thread.is_alive():
-                self._thread = threading.Thread(
-                    target=self._run, name="processor-watcher", daemon=True
-                )
-                self._thread.start()
-            elif (new or self._needs_progress(waiter)) and self._redis is not None:
+            thread = self._new_thread()
+            if thread is None and (new or self._needs_progress(waiter)) and self._redis is not None:
                 # The thread blocks on the previous streams; make it include this one.
                 self._interrupted = True
                 self._redis.abort()
+        if thread is not None:
+            # Not under the lock: a green thread would run at once, and wait for it.
+            thread.start()
         return True
+
+    def _new_thread(self) -> threading.Thread | None:
+        """Return a thread for the caller to start; None if one runs or is about to."""
+        thread = self._thread
+        if thread is not None and (thread.ident is None or thread.is_alive()):
+            return None
+        self._thread = threading.Thread(target=self._run, name="processor-watcher", daemon=True)
+        return self._thread
 
     def _needs_progress(self, waiter: Waiter) -> bool:
         return waiter.enough is not None and waiter.target.lane not in self._with_progress
@@ -213,7 +217,6 @@ class NoteListener:
         thread.join(1.0)
 
     def drop(self) -> None:
-        """Forget the thread, its waiters and its connection, in a forked child."""
-        self._begin()
+        """Forget the connection without closing it, in a forked child."""
         if self._redis is not None:
             self._redis.drop()

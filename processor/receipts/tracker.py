@@ -254,8 +254,6 @@ class Tracker:
         self._listener.drop()
         self._pool.drop()
         self.ledgers.drop()
-        self._asking = threading.BoundedSemaphore(_ASKING)
-        self._lock = threading.Lock()
 
 
 def everywhere(status: StatusLookup, progress: ReplicaProgress) -> bool:

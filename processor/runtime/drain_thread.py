@@ -1,32 +1,33 @@
 """The one drain thread of the process: start, stop, abort, reload, and the state it is in.
 
 `start` and `stop` may be called from any thread, twice, in any order. Each start makes a `Run` with
-its own stop flag: a start that finds the previous thread still ending waits for its end and never
-revives it. A forked child has no thread and drops the connections that it inherited; `start` brings
-the thread back, and so does the next submit if the parent's thread was running.
+its own stop flag: a start that finds the previous thread still ending waits for its end, as long as
+a stop would, and never revives it. A forked child has no thread and drops the connections that it
+inherited; `start` brings the thread back, and so does the next submit if the parent's thread was
+running. In the master of uWSGI no thread runs: each worker starts its own.
 """
 
 from __future__ import annotations
 
 import atexit
-import logging
 import os
-import sys
 import threading
 import time
-import warnings
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
+from processor import forks
 from processor.config import loader
 from processor.config.settings import Settings
+from processor.errors import AlreadyRunning
+from processor.runtime import uwsgi_master
 from processor.runtime.run import Hooks, Run, Singleton
 from processor.telemetry import metrics, wakeup
 from processor.telemetry.status import State, as_mapping
 from processor.transaction import statements
 from processor.version import __version__
-
-log = logging.getLogger("processor.runtime")
 
 singleton = Singleton()
 hooks = Hooks()
@@ -36,32 +37,65 @@ _FIXED = ("namespace", "site", "redis.url", "redis.timeout", "health.bind", "dra
 
 _lock = threading.Lock()
 _run: Run | None = None
+#: In the master of uWSGI: starts the thread of a worker.
+_start_of_workers: Callable[[], object] | None = None
 
 
 def start(settings: Settings | None = None) -> Singleton:
     """Start the thread unless it runs; return the singleton. Safe from any thread, and twice.
 
-    `settings` default to those of `configure`. Raises ConfigError.
+    `settings` default to those of `configure`. Raises ConfigError, and AlreadyRunning if a thread
+    that was stopped does not end within `stop_timeout`.
     """
+    forks.notice()
+    if uwsgi_master.is_this_process():
+        _start_in_workers(settings or loader.current())
+        return singleton
+    run, is_new = _current(settings)
+    while run.stopping and not is_new:
+        if not run.wait(run.settings.stop_timeout):
+            raise AlreadyRunning(
+                "the previous drain thread was stopped and has not ended within"
+                f" {run.settings.stop_timeout:g} s",
+                hint="it waits for a server or a hook: start again later, or end the process",
+            )
+        run, is_new = _current(settings)
+    if is_new:
+        # Not under the lock: a green thread may run at once, and ask for it.
+        run.begin()
+    return singleton
+
+
+def _current(settings: Settings | None) -> tuple[Run, bool]:
+    """Return the run that is alive, else a new one, which the caller must begin, and True."""
     global _run
     with _lock:
-        if singleton.thread is not None and singleton.thread.is_alive():
-            if _run is not None and not _run.stopping:
-                return singleton
-            singleton.thread.join()
+        if _run is not None and _run.alive:
+            return _run, False
         chosen = settings or loader.current()
         statements.register(chosen.statements)
-        _warn_uwsgi()
         run = Run(chosen, singleton, hooks)
         singleton.state = State(
             "standby", "the first pass has not completed", instance=run.instance, site=chosen.site
         )
         singleton.event.set()
-        run.thread.start()
-        # Published once the thread can be joined: a concurrent `stop` acts on the previous run.
         _run, singleton.thread = run, run.thread
         wakeup.revive_with(None)
-    return singleton
+        return run, True
+
+
+def _start_in_workers(settings: Settings) -> None:
+    global _start_of_workers
+    if _start_of_workers is None:
+        uwsgi_master.call_in_workers(_begin_worker)
+    _start_of_workers = partial(start, settings)
+    statements.register(settings.statements)
+    singleton.state = State(reason="the master of uWSGI has no thread, each worker has one")
+
+
+def _begin_worker() -> None:
+    if _start_of_workers is not None:
+        _start_of_workers()
 
 
 def stop(timeout: float | None = None) -> bool:
@@ -70,15 +104,14 @@ def stop(timeout: float | None = None) -> bool:
     Returns True if it ended within `timeout` seconds (default: `stop_timeout`). May be called
     twice, and before `start`.
     """
-    run = _run
+    global _start_of_workers
+    forks.notice()
+    run, _start_of_workers = _run, None
     if run is None:
         return True
     run.stopping = True
     singleton.event.set()
-    if run.thread is threading.current_thread():
-        return False
-    run.thread.join(run.settings.stop_timeout if timeout is None else timeout)
-    return not run.thread.is_alive()
+    return run.wait(run.settings.stop_timeout if timeout is None else timeout)
 
 
 def abort() -> None:
@@ -150,8 +183,9 @@ def progress_age(now: float) -> float:
 
 def _living() -> Run | None:
     """The run whose thread is alive."""
-    run, thread = _run, singleton.thread
-    return run if thread is not None and thread.is_alive() else None
+    forks.notice()
+    run = _run
+    return run if run is not None and run.alive else None
 
 
 def _setting(settings: Settings, name: str) -> Any:
@@ -161,20 +195,16 @@ def _setting(settings: Settings, name: str) -> Any:
     return value
 
 
-def _warn_uwsgi() -> None:
-    uwsgi = sys.modules.get("uwsgi")
-    if uwsgi is not None and not uwsgi.opt.get("enable-threads"):
-        text = "uWSGI runs without threads: the processor's thread never runs (set enable-threads)"
-        log.warning(text)
-        warnings.warn(text, RuntimeWarning, stacklevel=3)
-
-
-def _after_fork() -> None:
-    """In the child: no thread, a new lock, and connections dropped but not closed (P6)."""
+def _renew() -> None:
+    """In a forked child: no thread, a new lock, and connections dropped but not closed (P6)."""
     global _lock, _run
     _lock = threading.Lock()
+    if _run is not None and _run.pid == os.getpid():
+        return  # Only the locks are of another kind.
+    if _start_of_workers is not None:
+        wakeup.revive_with(_start_of_workers)
     if _run is not None:
-        wakeup.revive_with(None if _run.stopping else start)
+        wakeup.revive_with(None if _run.stopping else partial(start, _run.settings))
         _run.drop()
         _run = None
     singleton.thread = None
@@ -186,5 +216,5 @@ def _at_exit() -> None:
     stop()
 
 
-os.register_at_fork(after_in_child=_after_fork)
+forks.renew_with(_renew)
 atexit.register(_at_exit)

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from processor import crashpoint
@@ -64,13 +65,35 @@ class Run:
         self.next_settings: Settings | None = None
         self.stopping = False
         self.progress = Progress()
-        self.instance = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
+        self.pid = os.getpid()
+        self.instance = f"{socket.gethostname()}:{self.pid}:{secrets.token_hex(3)}"
         self._singleton = singleton
         self._hooks = hooks
         self._counted = _counted()
-        self._side_threads = self._new_side_threads()
-        self.drain = self._new_drain()
+        self._side_threads, self.drain = self._made_from(settings)
         self.thread = threading.Thread(target=self._live, name="processor", daemon=True)
+        self._begun = threading.Event()
+
+    def begin(self) -> None:
+        """Start the thread."""
+        try:
+            self.thread.start()
+        finally:
+            self._begun.set()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs or is about to begin."""
+        return self.thread.is_alive() or not self._begun.is_set()
+
+    def wait(self, timeout: float) -> bool:
+        """Whether the thread has ended after at most `timeout` seconds."""
+        if self.thread is threading.current_thread():
+            return False
+        end = time.monotonic() + timeout
+        if self._begun.wait(timeout) and self.thread.is_alive():
+            self.thread.join(max(0.0, end - time.monotonic()))
+        return not self.alive
 
     def observed(self, state: State, **patience: float) -> State:
         """The state with what the servers show now. For other threads."""
@@ -90,66 +113,82 @@ class Run:
         self.drain.redis.drop()
         self._side_threads.drop()
 
-    def _new_side_threads(self) -> SideThreads:
-        return SideThreads(
-            self.settings, self.instance, self._singleton.event,
+    def _made_from(self, settings: Settings) -> tuple[SideThreads, Drain]:
+        side_threads = SideThreads(
+            settings, self.instance, self._singleton.event,
             lambda: self.drain.postgres(time.monotonic()),
         )  # fmt: skip
-
-    def _new_drain(self) -> Drain:
-        return Drain(
-            self.settings, self.instance, self.progress, lambda: self.stopping,
-            self._side_threads.replica_watch,
+        drain = Drain(
+            settings, self.instance, self.progress, lambda: self.stopping,
+            side_threads.replica_watch,
         )  # fmt: skip
+        return side_threads, drain
 
     def _live(self) -> None:
         _call(self._hooks.on_start)
-        self._side_threads.start()
+        _attempt("starting the threads beside this one", self._side_threads.start)
         try:
             self._loop()
         finally:
             crashpoint.reach("stop-seen")
-            self.drain.leave()
-            self._side_threads.stop(_SIDE_THREADS_END)
+            self._leave()
             _call(self._hooks.on_stop)
             last = self._singleton.state
             self._singleton.state = replace(last, status="stopped", reason="", lanes={})
 
+    def _leave(self) -> None:
+        _attempt("giving up the lanes", self.drain.leave)
+        _attempt("ending the threads beside this one",
+                 partial(self._side_threads.stop, _SIDE_THREADS_END))  # fmt: skip
+
     def _loop(self) -> None:
         event, delay = self._singleton.event, 0.0
         while True:
-            self._side_threads.doorbell.wait_for(self.drain.streams())
+            _attempt("listening for other processes", self._listen)
             event.wait(delay)
             event.clear()
             self._side_threads.doorbell.rest()
             if self.stopping:
                 return
             _call(self._hooks.before_pass)
-            delay = self._pass()
-            state = self.drain.state()
-            self.drain.publish(state)
-            self._singleton.state = state
+            delay = self._guarded_pass()
             _call(self._hooks.after_pass)
 
-    def _pass(self) -> float:
-        """Run one pass; return the seconds to wait before the next one."""
-        if self.next_settings is not None:
-            self._reload(self.next_settings)
-        started = time.monotonic()
+    def _listen(self) -> None:
+        self._side_threads.doorbell.wait_for(self.drain.streams())
+
+    def _guarded_pass(self) -> float:
+        """Run one pass; return the seconds to wait before the next one. Never raises."""
         try:
-            delay = self.drain.run(started)
-            self.progress.passed()
+            delay = self._pass()
+            self._publish()
+            return delay
         except Exception as error:
             # A defect must not end the thread. Its message may hold values (rule 19), so only its
             # place is reported.
             self.progress.failed(f"a pass failed and will be retried: {faults.place(error)}")
             metrics.count("verdicts", verdict="defect")
             log.error("%s", self.progress.failure)
-            self.drain.leave(ends=False)
+            _attempt("giving up the lanes", partial(self.drain.leave, ends=False))
+            self._singleton.state = replace(self._singleton.state, reason=self.progress.failure)
+            _attempt("publishing the state of a failed pass", self._publish)
             return max(1.0, self.settings.interval)
+
+    def _pass(self) -> float:
+        settings, self.next_settings = self.next_settings, None
+        if settings is not None:
+            self._reload(settings)
+        started = time.monotonic()
+        delay = self.drain.run(started)
+        self.progress.passed()
         if log.isEnabledFor(logging.DEBUG):
             self._log_pass(time.monotonic() - started, delay)
         return delay
+
+    def _publish(self) -> None:
+        state = self.drain.state()
+        self.drain.publish(state)
+        self._singleton.state = state
 
     def _log_pass(self, took: float, delay: float) -> None:
         before, self._counted = self._counted, _counted()
@@ -158,13 +197,12 @@ class Run:
                   committed, batches, 1000 * took, delay)  # fmt: skip
 
     def _reload(self, settings: Settings) -> None:
-        self.settings, self.next_settings = settings, None
-        self.drain.leave()
-        self._side_threads.stop(_SIDE_THREADS_END)
-        before, self._side_threads = self._side_threads, self._new_side_threads()
-        self._side_threads.replica_watch.inherit(before.replica_watch)
-        self.drain = self._new_drain()
-        self._side_threads.start()
+        # First of all, so that settings which fail here leave the thread as it was.
+        side_threads, drain = self._made_from(settings)
+        self._leave()
+        side_threads.replica_watch.inherit(self._side_threads.replica_watch)
+        self.settings, self._side_threads, self.drain = settings, side_threads, drain
+        _attempt("starting the threads beside this one", self._side_threads.start)
         log.debug("the reloaded settings are used from this pass on")
 
 
@@ -174,7 +212,12 @@ def _counted() -> tuple[int, int]:
 
 def _call(functions: list[Hook]) -> None:
     for function in list(functions):
-        try:
-            function()
-        except Exception as error:
-            log.error("hook %s failed: %s", getattr(function, "__name__", "?"), faults.place(error))
+        _attempt(f"hook {getattr(function, '__name__', '?')}", function)
+
+
+def _attempt(what: str, step: Hook) -> None:
+    """Do a step whose failure must not keep the thread from the next one."""
+    try:
+        step()
+    except Exception as error:
+        log.error("%s failed: %s", what, faults.place(error))

@@ -10,9 +10,14 @@ starts set, so that the first pass runs at once. In a forked child it is re-init
 
 from __future__ import annotations
 
-import os
+import logging
 import threading
 from collections.abc import Callable
+
+from processor import forks
+from processor.telemetry import faults
+
+log = logging.getLogger("processor.telemetry")
 
 event = threading.Event()
 event.set()
@@ -22,9 +27,14 @@ _revive: Callable[[], object] | None = None
 
 def wake() -> None:
     """Set the Event; in a forked child whose parent had a running thread, start it again first."""
+    forks.notice()
     revive = _revive
     if revive is not None:
-        revive()
+        try:
+            revive()
+        except Exception as error:
+            # The transaction of the caller is accepted, whatever becomes of the thread.
+            log.error("the drain thread did not start after a fork: %s", faults.place(error))
     # Setting takes a lock. An Event that is set already will be cleared before the thread looks.
     if not event.is_set():
         event.set()
@@ -36,11 +46,11 @@ def revive_with(start: Callable[[], object] | None) -> None:
     _revive = start
 
 
-def _after_fork() -> None:
+def _renew() -> None:
     # In place: the application may have held the Event since before the fork. Another thread of the
     # parent may have held its lock at that moment.
     event.__init__()  # type: ignore[misc]
     event.set()
 
 
-os.register_at_fork(after_in_child=_after_fork)
+forks.renew_with(_renew)

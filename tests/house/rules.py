@@ -19,6 +19,7 @@ from tests.house import source
 # The packages and modules directly below `processor`, from the ground. Each imports only what
 # stands on a lower line; those on one line are siblings and do not import each other.
 LINES = (
+    "forks",
     "errors version crashpoint telemetry",
     "transaction embedded",
     "config",

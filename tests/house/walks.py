@@ -44,7 +44,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = f"{ROOT / 'processor'}{os.sep}"
 
 #: What every walk uses and none leads through.
-GROUND = ("errors", "version", "crashpoint", "telemetry", "config", "cli")
+GROUND = ("forks", "errors", "version", "crashpoint", "telemetry", "config", "cli")
 #: A command opens its session first; a warm processor has opened its own.
 OPENING = ("admin.sessions", "connections.fork_guard", "connections.session_settings",
            "ledger.schema")  # fmt: skip

@@ -463,3 +463,87 @@ def test_importing_opens_and_starts_nothing(spawn: Spawn) -> None:
 
     assert program.wait() == 0, program.output
     assert program.lines == ["nothing"]
+
+
+def test_a_start_after_a_stop_that_timed_out_is_refused_in_bounded_time_and_later_works(
+    program: Callable[..., Process], site: Site
+) -> None:
+    hanging = program(
+        """
+inside, hangs = threading.Event(), threading.Event()
+processor.hooks.before_pass += [inside.set, hangs.wait]
+processor.start()
+inside.wait()
+assert not processor.stop(0.1)
+
+refused = []
+def start():
+    try:
+        processor.start()
+    except processor.AlreadyRunning as error:
+        refused.append(str(error))
+starts = [threading.Thread(target=start) for _ in range(3)]
+begun = time.monotonic()
+for thread in starts:
+    thread.start()
+assert processor.state()["background_processor"]["status"] != "stopped"
+assert not processor.stop(0)
+for thread in starts:
+    thread.join()
+assert 0.2 < time.monotonic() - begun < 5
+assert len(refused) == 3 and "has not ended within 0.3 s" in refused[0], refused
+
+hangs.set()
+wait_until(lambda: processor.stop(0))
+processor.start()
+wait_until(owns)
+assert processor.stop()
+""",
+        stop_timeout=0.3,
+        database={"dsn": site.database.dsn, "statement_timeout": 0.2, "lock_timeout": 0.1},
+    )
+
+    assert hanging.wait(20) == 0, hanging.output
+
+
+@pytest.mark.parametrize("step", ["state", "publish", "streams", "leave", "_made_from"])
+def test_a_defect_in_any_step_beside_the_pass_does_not_end_the_thread(
+    program: Callable[..., Process], site: Site, step: str
+) -> None:
+    broken = program(
+        """
+from processor.config import loader
+from processor.drain.drain import Drain
+from processor.runtime.run import Run
+
+step, failed = "STEP", []
+owner = Run if step == "_made_from" else Drain
+sound = getattr(owner, step)
+
+def fails(*arguments, **options):
+    failed.append(step)
+    raise LookupError("a value")
+
+processor.start()
+wait_until(owns)
+thread = processor.singleton.thread
+setattr(owner, step, fails)
+drain_thread.reload(loader.current())
+wait_until(lambda: failed)
+setattr(owner, step, sound)
+drain_thread.reload(loader.current())
+processor.submit(effect())
+wait_until(lambda: processor.state()["background_processor"]["transactions_processed"])
+wait_until(owns)
+assert processor.singleton.thread is thread and thread.is_alive()
+wait_until(lambda: "processor-doorbell" in threads())
+setattr(owner, step, fails)
+assert processor.stop()
+assert threads() == ["MainThread"], threads()
+""".replace("STEP", step),
+        interval=0.2,
+    )
+
+    assert broken.wait(20) == 0, broken.output
+    assert "LookupError at" in broken.output
+    assert "a value" not in broken.output
