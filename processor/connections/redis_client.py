@@ -113,6 +113,10 @@ class RedisConnection:
         except OSError:
             return True
 
+    def open(self) -> None:
+        """Connect unless the connection is open. Raises RedisUnavailable."""
+        self._open()
+
     def call(self, *command: bytes | str | int | float) -> Reply:
         """Return the reply to one command. Raises RedisRefused and RedisUnavailable."""
         reply = self.calls([command])[0]

@@ -54,9 +54,10 @@ class Page:
 class LaneCursor:
     """How far a lane's stream was read.
 
-    `position` is the last entry read, "-" at the head. `doorbell` is the last entry ever read,
-    where the doorbell waits, also after the position went back. `later` counts the entries of a
-    later release that were passed since the head; they stay in the stream (rule 10).
+    `position` is the last entry read, "-" at the head. `doorbell` is where the doorbell waits: the
+    end of the stream when it was last reached, also after the position went back. `later` counts
+    the entries of a later release that were passed since the head; they stay in the stream (rule
+    10).
     """
 
     position: str = "-"
@@ -83,8 +84,10 @@ class LaneCursor:
     def reach_end(self) -> None:
         """Nothing lies behind the position.
 
-        Redis may have issued lower ids since (rule 9): the next pass reads from the head.
+        Redis may have issued lower ids since (rule 9): the next pass reads from the head, and the
+        doorbell follows.
         """
+        self.doorbell = "0-0" if self.position == "-" else self.position
         self.rewinds = self.reached_end = True
 
     def pass_later(self, entry_id: str, version: str) -> None:

@@ -20,8 +20,10 @@ log = logging.getLogger("processor.runtime")
 
 #: Seconds that Redis itself waits for an entry.
 _BLOCK = 2.0
-#: Seconds before Redis is tried again after an error.
-_RETRY = 1.0
+#: Seconds before Redis is tried again after an error; they double with each further error. The
+#: drain thread may be waiting meanwhile, and does not hear of an entry.
+_RETRY = 0.02
+_LONGEST_RETRY = 1.0
 
 
 class Doorbell:
@@ -37,6 +39,7 @@ class Doorbell:
         #: The streams of the read in progress, None if there is none.
         self._listening: Set[str] | None = None
         self._stopping = False
+        self._retry = _RETRY
         self._thread = threading.Thread(target=self._run, name="processor-doorbell", daemon=True)
 
     def start(self) -> None:
@@ -74,9 +77,10 @@ class Doorbell:
         while self._wanted():
             try:
                 self._listen()
+                self._retry = _RETRY
             except ProcessorError as error:
                 # The drain thread runs into the same problem and reports it.
-                log.debug("doorbell: retrying in %.0f s: %s", _RETRY, error)
+                log.debug("doorbell: retrying in %.2f s: %s", self._retry, error)
                 self._pause()
             except Exception as error:
                 # Without this thread, each entry of another process would wait for the interval.
@@ -90,7 +94,8 @@ class Doorbell:
         with self._condition:
             # After a `stop` that cut the call, nothing would notify this wait.
             if not self._stopping and self._streams.keys() <= (self._heard or {}).keys():
-                self._condition.wait(_RETRY)
+                self._condition.wait(self._retry)
+                self._retry = min(2 * self._retry, _LONGEST_RETRY)
 
     def _wanted(self) -> bool:
         with self._condition:
@@ -99,6 +104,8 @@ class Doorbell:
             return not self._stopping
 
     def _listen(self) -> None:
+        # Before the read counts as begun: `wait_for` can cut only a connection that is open.
+        self._redis.open()
         with self._condition:
             streams = self._heard = self._streams
             if not streams:
