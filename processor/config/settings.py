@@ -71,9 +71,9 @@ class Database:
     takeover: float = setting(
         5.0, "after this time a frozen owner loses its lanes", unit="s", check=between(0.5, 300))
     search_path: str = setting(
-        "public", "schemas searched for tables that are named without one",
-        check=matching(rf" *{_SCHEMA} *(?:, *{_SCHEMA} *)*", "give schemas separated by commas;"
-                       ' put one with spaces in "quotes"'))
+        "", "schemas searched for tables that are named without one; empty: as the role has it",
+        check=matching(rf"(?: *{_SCHEMA} *(?:, *{_SCHEMA} *)*)?", "give schemas separated by"
+                       ' commas; put one with spaces in "quotes"'))
     init: bool = setting(False, "create the schema `processor` if it is missing")
     tables: tuple[str, ...] = setting(
         (), "the only tables that transactions may name; empty: all that the role can write",

@@ -58,7 +58,8 @@ class PostgresSession(PostgresConnection):
         pid, started = self._session or (0, "-infinity")
         return (
             "SELECT state, application_name FROM pg_catalog.pg_stat_activity"
-            f" WHERE pid = {pid} AND backend_start = '{started}'"
+            f" WHERE pid OPERATOR(pg_catalog.=) {pid}"
+            f" AND backend_start OPERATOR(pg_catalog.=) '{started}'"
         )
 
     def connect(self) -> None:
@@ -97,9 +98,11 @@ class PostgresSession(PostgresConnection):
                 hint="use PostgreSQL 14 or later",
             )
         if (self._primary and in_recovery) or (self._writes and read_only):
+            hint = "point database.dsn at the primary"
+            if not in_recovery:
+                hint += ", or reset default_transaction_read_only for its role or database"
             raise DatabaseUnavailable(
-                f"PostgreSQL at {self.address} is read-only (25006)",
-                hint="point database.dsn at the primary",
+                f"PostgreSQL at {self.address} is read-only (25006)", hint=hint
             )
         newest = self.newest if self._primary else None
         if newest and is_superseded((self.system, self.timeline), newest):

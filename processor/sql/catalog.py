@@ -184,7 +184,12 @@ def _table(name: str, columns: dict[str, Column], facts: Row) -> Table:
 _COLUMNS = """
 WITH RECURSIVE asked (name, quoted) AS (VALUES {}),
 relations AS (
-    SELECT name, pg_catalog.to_regclass(quoted)::oid AS oid FROM asked
+    -- A search_path may lead to our own schema, which transactions must not write to.
+    SELECT name, oid FROM (SELECT name, pg_catalog.to_regclass(quoted)::oid AS oid FROM asked) AS a
+     WHERE NOT EXISTS (
+           SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n
+                    ON n.oid = c.relnamespace
+            WHERE c.oid = a.oid AND n.nspname = 'processor')
 ), base AS (
     SELECT r.name, a.attname, a.attnum, pg_catalog.format_type(a.atttypid, -1) AS domain,
            a.atttypid AS oid, a.atttypmod AS modifier, a.attcollation AS collation, 0 AS depth

@@ -60,7 +60,8 @@ class Declared:
         other_schema, _, other_last = other.rpartition(".")
         if last != other_last or (schema and other_schema):
             return False
-        return (schema or other_schema) in self._path or "$user" in self._path
+        # Only the session knows the search_path of its role.
+        return bool({"", "$user", schema or other_schema} & self._path)
 
 
 def decides(keys: Sequence[str], operation: Operation) -> bool:

@@ -327,21 +327,24 @@ def test_a_transaction_pooler_is_detected_and_refused(
 
 UNUSUAL = {
     "DateStyle": "'SQL, DMY'", "IntervalStyle": "sql_standard", "TimeZone": "'Asia/Kolkata'",
-    "standard_conforming_strings": "off", "search_path": "pg_catalog", "extra_float_digits": "-10",
+    "standard_conforming_strings": "off", "extra_float_digits": "-10", "array_nulls": "off",
     "client_encoding": "LATIN1", "default_transaction_isolation": "serializable",
-    "statement_timeout": "100", "lock_timeout": "1",
+    "statement_timeout": "100", "lock_timeout": "1", "xmloption": "document",
 }  # fmt: skip
 
 
 def test_settings_of_the_role_or_database_change_nothing(site: Site, database) -> None:
     """Rule 6: the session pins every setting that would change the meaning of a text."""
-    site.execute("create table kept (d date, i interval, t timestamptz, x float8, s text)")
+    site.execute(
+        "create table kept (d date, i interval, t timestamptz, x float8, s text, a text[])"
+    )
     row: dict[str, Any] = {
         "d": "2026-02-03",
         "i": "P1DT2H",
         "t": "2026-02-03T04:05:06Z",
         "x": 0.1 + 0.2,
         "s": "back\\slash' \u00e9 \u4e2d",
+        "a": ["x", None],
     }
     for name, value in UNUSUAL.items():
         execute(database.server.dsn, f"alter database {database.name} set {name} = {value}")
@@ -354,8 +357,8 @@ def test_settings_of_the_role_or_database_change_nothing(site: Site, database) -
     for name in UNUSUAL:
         execute(database.server.dsn, f"alter database {database.name} reset {name}")
     assert site.execute(
-        "select d = '2026-02-03', i = '26 hours', t = '2026-02-03T04:05:06Z', x, s from kept"
-    ) == [(True, True, True, 0.1 + 0.2, row["s"])]
+        "select d = '2026-02-03', i = '26 hours', t = '2026-02-03T04:05:06Z', x, s, a from kept"
+    ) == [(True, True, True, 0.1 + 0.2, row["s"], row["a"])]
 
 
 # Lanes.

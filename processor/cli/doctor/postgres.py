@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from processor.admin.findings import FAIL, OK, WARN, Finding
 from processor.admin.wording import count
+from processor.cli.doctor import session
 from processor.config import addresses
 from processor.config.settings import Settings
 from processor.connections.postgres_session import PostgresSession
@@ -32,6 +33,7 @@ def examine(
     yield from _tables(database, settings)
     yield from _commit(database)
     yield _timeouts(database, settings)
+    yield from session.settings(database)
     yield _encoding(database)
     yield _connections(database)
     yield _link(database)
