@@ -55,7 +55,9 @@ _PRODUCER = (
     Grant(("xadd", "xlen"), write=("{*}:stream",)),
     Grant(("zadd", "zcard"), write=("{*}:scheduled",)),
     # Receipts, and replicas.
-    Grant(("hget", "xrange", "xread", "xrevrange", "zscore"), read=(*_PLACES, "replayed")),
+    Grant((
+        "hget", "hmget", "xrange", "xread", "xrevrange", "zrangebyscore", "zscore",
+    ), read=(*_PLACES, "replayed")),
     Grant(("get", "hgetall"), read=_REPLICAS),
     # Pending writes.
     Grant(("hlen", "hsetnx"), write=("overlay",)),
@@ -64,12 +66,12 @@ _PRODUCER = (
     Grant(("exists", "hexists", "hgetall", "hmget", "lrange"), read=("overlay", "overlay:*")),
 )
 _PROCESSOR = (
+    Grant(("exec", "hello", "multi", "scan", "time")),
     Grant((
-        "exec", "exists", "get", "hdel", "hello", "hexists", "hget", "hgetall", "hlen", "hmget",
-        "hscan", "hset", "hsetnx", "lrange", "lrem", "multi", "rpush", "sadd", "set", "setnx",
-        "smembers", "time", "watch", "xadd", "xdel", "xinfo|stream", "xlen", "xrange", "xread",
-        "xrevrange", "zadd", "zcard", "zcount", "zrange", "zrangebylex", "zrangebyscore", "zrem",
-        "zscore",
+        "exists", "get", "hdel", "hexists", "hget", "hgetall", "hlen", "hmget", "hscan", "hset",
+        "hsetnx", "lrange", "lrem", "rpush", "sadd", "set", "setnx", "smembers", "watch", "xadd",
+        "xdel", "xinfo|stream", "xlen", "xrange", "xread", "xrevrange", "zadd", "zcard", "zcount",
+        "zrange", "zrangebylex", "zrangebyscore", "zrem", "zscore",
     ), keys=("*",)),
 )  # fmt: skip
 _OPERATOR = (

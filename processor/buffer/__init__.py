@@ -12,6 +12,7 @@ waiting_lines   for each blocked key, the entries that hold it or wait for it, i
 parked          entries to be retried, or waiting behind an entry that shares a key
 commit_notes    the note that the owner of a lane writes for each committed batch
 overlay         pending writes of the tables in `overlay.tables`, for reads that merge them
+accepted        which pending writes were accepted: their entries prove them
 replica_status  how far each replica is, and what a failover lost
 observation     what a buffer holds at one moment, as pages, metrics and `status` show it
 """

@@ -12,6 +12,7 @@ is, so that it can be removed from them even after the settings have changed. Ke
 <ns>:overlay:wide:<table>           list   ids with an operation that may touch any row
 <ns>:overlay:statements             list   ids with a statement, which may touch any table
 <ns>:overlay:cache:<name>           list   id and value, of transactions with a cache value
+<ns>:overlay:proven                 hash   ids of settled transactions: they were accepted (rule 97)
 <ns>:overlay:missed                 hash   replica -> position of removed writes that it lacks
 <ns>:cleared                        hash   replica -> its position when writes were last removed
 =================================== ====== =========================================================
@@ -33,6 +34,7 @@ from processor.config.settings import Settings
 from processor.connections.redis_client import Command, RedisConnection, checked
 from processor.errors import RedisRefused
 from processor.transaction.builder import Encoded
+from processor.transaction.entry import Entry
 from processor.transaction.ids import canonical_id, is_id
 from processor.transaction.operations import Operation, Statement, encoder
 from processor.transaction.write_set import Declared, touch
@@ -41,19 +43,25 @@ from processor.transaction.write_set import Declared, touch
 class Pending(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """A pending transaction: its operations on the tables of the overlay, in order.
 
-    `at` (the time of its submit) and `due` are in Unix seconds. Release 0.1 wrote no version, `v`.
+    `at` (the time of its submit) and `due` are in Unix seconds. `lane` is where its entry is.
+    Release 0.1 wrote no version, `v`, and no lane.
     """
 
     id: str
     at: float
-    operations: tuple[Operation, ...] = ()
     due: float | None = None
+    lane: str = ""
     v: int = 1
+    #: Last, as in an entry, so that the two can be compared as bytes (see `accepted`).
+    operations: tuple[Operation, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """One entry of the log: a transaction, and the lists that it is in."""
+    """One entry of the log: a transaction, and the lists that it is in.
+
+    `entry_id` is "" for a record that the log has not.
+    """
 
     entry_id: str
     id: str
@@ -74,6 +82,7 @@ class Overlay:
         self.log = f"{self.prefix}:log"
         self.statements = f"{self.prefix}:statements"
         self.missed = f"{self.prefix}:missed"
+        self.proven = f"{self.prefix}:proven"
         self.cleared = f"{settings.namespace}:cleared"
         #: The keys of `replica_status`, used if replicas are read from.
         self.primary = f"{settings.namespace}:primary"
@@ -97,35 +106,20 @@ class Overlay:
         """The key of the list of values cached under a name."""
         return f"{self.prefix}:cache:{name}"
 
-    def show(self, encoded: Encoded, at: float) -> list[Command]:
+    def show(self, encoded: Encoded, at: float, lane: str) -> list[Command]:
         """Return the commands that show a transaction; none if it does not concern the overlay."""
-        keys = self.declared.keys
-        concerned: list[Operation] = []
-        tables: dict[str, None] = {}
-        rows: dict[tuple[str, str], None] = {}
-        wide: dict[str, None] = {}
-        statement = False
-        for operation in encoded.operations:
-            if isinstance(operation, Statement):
-                statement = statement or bool(keys)
-                continue
-            names = self.declared.names(operation.table)
-            if names:
-                concerned.append(operation)
-            for name in names:
-                tables[name] = None
-                touched = touch(keys[name], operation)
-                rows.update(((name, digest), None) for digest in touched.rows)
-                if touched.wide:
-                    wide[name] = None
-        if not (concerned or statement or encoded.cache):
+        concerned = [
+            each for each in encoded.operations
+            if not isinstance(each, Statement) and self.declared.names(each.table)
+        ]  # fmt: skip
+        names, rows = self._touched(encoded.operations)
+        if not (names or rows or encoded.cache):
             return []
-        record = encoder.encode(Pending(encoded.id, at, tuple(concerned), encoded.due))
-        puts: dict[str, bytes | str] = {self.table(name): encoded.id for name in tables}
-        puts |= {self.wide(name): encoded.id for name in wide}
-        puts |= {self.row(*each): record for each in rows}
-        if statement:
-            puts[self.statements] = encoded.id
+        record = encoder.encode(
+            Pending(encoded.id, at, encoded.due, lane, operations=tuple(concerned))
+        )
+        puts: dict[str, bytes | str] = dict.fromkeys(names, encoded.id)
+        puts |= dict.fromkeys(rows, record)
         for name, value in (encoded.cache or {}).items():
             puts[self.cache(name)] = encoder.encode([encoded.id, value])
         lists = encoder.encode([name.removeprefix(self.prefix) for name in puts])
@@ -134,6 +128,46 @@ class Overlay:
             ("XADD", self.log, "*", "id", encoded.id, "lists", lists),
             *(("RPUSH", name, put) for name, put in puts.items()),
         ]
+
+    def _touched(self, operations: Sequence[Operation]) -> tuple[list[str], list[str]]:
+        """Return the lists of ids and the lists of records that these operations belong into."""
+        tables: dict[str, None] = {}
+        rows: dict[str, None] = {}
+        wide: dict[str, None] = {}
+        statement = False
+        for operation in operations:
+            if isinstance(operation, Statement):
+                statement = statement or bool(self.declared.keys)
+                continue
+            for name in self.declared.names(operation.table):
+                tables[self.table(name)] = None
+                touched = touch(self.declared.keys[name], operation)
+                rows.update((self.row(name, digest), None) for digest in touched.rows)
+                if touched.wide:
+                    wide[self.wide(name)] = None
+        return [*tables, *wide, *([self.statements] if statement else ())], [*rows]
+
+    def lists(self, pending: Pending) -> tuple[str, ...]:
+        """Return the lists that a record belongs into, as its log entry would name them."""
+        names, rows = self._touched(pending.operations)
+        return tuple(name.removeprefix(self.prefix) for name in (*names, self.statements, *rows))
+
+    def is_list(self, key: bytes) -> bool:
+        """Whether a key has the name of one of the lists."""
+        part = key.decode(errors="replace").removeprefix(f"{self.prefix}:").partition(":")[0]
+        return part in ("table", "row", "wide", "cache", "statements")
+
+    def prove(self, entries: Sequence[Entry]) -> list[Command]:
+        """Return the command that keeps the proof of entries that are to be settled (rule 97)."""
+        pairs = [
+            part for entry in entries if self._concerns(entry.operations)
+            for part in (entry.id, entry.hash)
+        ]  # fmt: skip
+        return [("HSET", self.proven, *pairs)] if pairs else []
+
+    def _concerns(self, operations: Sequence[Operation]) -> bool:
+        names = self.declared.names
+        return any(isinstance(each, Statement) or names(each.table) for each in operations)
 
     # Removal.
 
@@ -173,7 +207,10 @@ class Overlay:
         rest = [one for one, count in zip(first, removed, strict=True) if _count(count) == 0]
         self._remove_by_id(redis, [(name, found) for name, found, _ in rest])
         redis.call("HDEL", self.prefix, *(each.id for each in gone))
-        redis.call("XDEL", self.log, *(each.entry_id for each in gone))
+        redis.call("HDEL", self.proven, *(each.id for each in gone))
+        logged = [each.entry_id for each in gone if each.entry_id]
+        if logged:
+            redis.call("XDEL", self.log, *logged)
 
     @staticmethod
     def _remove_by_id(redis: RedisConnection, named: Sequence[tuple[str, str]]) -> None:

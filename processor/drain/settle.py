@@ -16,6 +16,7 @@ from processor import crashpoint
 from processor.apply.dead_letter_writer import DeadLetterWriter, Death
 from processor.apply.outcome import Outcome
 from processor.buffer import commit_notes, parked, stream
+from processor.buffer.overlay import Overlay
 from processor.config.settings import Settings
 from processor.connections.redis_client import Command, RedisConnection, checked
 from processor.drain.park import Parker
@@ -57,6 +58,7 @@ class Settler:
         self._dead_letters = dead_letters
         self._replicated = replicated
         self._parker = parker
+        self._overlay = Overlay(settings) if settings.overlay.tables else None
 
     def begin(
         self, lane: OwnedLane, outcome: Outcome, page: Page, now: float
@@ -103,8 +105,9 @@ class Settler:
             crashpoint.reach("retry-before")
             checked(self._redis.calls(again))
             crashpoint.reach("retry-recorded")
-        for note in self._note(lane, settlement, None):
-            self._redis.calls([note])
+        notes = self._note(lane, settlement, None)
+        if notes:
+            self._redis.calls(notes)
         crashpoint.reach("release-before")
         decided = settlement.decided
         self._replicated.end(lane, decided)
@@ -153,7 +156,10 @@ class Settler:
         assert lane.owner is not None
         note = settlement.note(lane.owner.buffer, time.time(), page)
         crashpoint.reach("note-before")
-        return [commit_notes.write(lane.lane, note)]
+        notes = [commit_notes.write(lane.lane, note)]
+        if self._overlay is not None:
+            notes += self._overlay.prove(settlement.applied)
+        return notes
 
     def _remove(
         self, lane: OwnedLane, ids: Sequence[str], generation: int, notes: Sequence[Command] = ()

@@ -70,6 +70,12 @@ class Settlement:
         return [*self.committed, *known, *(death.entry for death in self.deaths)]
 
     @property
+    def applied(self) -> list[Entry]:
+        """Entries that were applied, by this batch or before."""
+        known = (entry for entry, recorded in self.known if recorded.outcome == "applied")
+        return [*self.committed, *known]
+
+    @property
     def touches_keys(self) -> bool:
         """Whether a key becomes or stays blocked, so that later entries depend on this plan."""
         return any((
@@ -96,16 +102,14 @@ class Settlement:
     @property
     def has_note(self) -> bool:
         """Whether there is anything for a commit note to say."""
-        applied = any(recorded.outcome == "applied" for _, recorded in self.known)
-        return bool(self.committed or self.deaths or applied)
+        return bool(self.applied or self.deaths)
 
     def note(self, buffer: str, at: float, page: Sequence[Entry] | None) -> Note:
         """Return the commit note (rule 21), written at `at` (Unix seconds).
 
         `page` are the entries that were read from the stream, None if the batch was parked.
         """
-        done = {entry.id for entry in self.committed}
-        done |= {entry.id for entry, recorded in self.known if recorded.outcome == "applied"}
+        done = {entry.id for entry in self.applied}
         dead = {d.entry.id: (d.entry.entry_id, d.reason.text) for d in self.deaths}
         note = Note(buffer, at, self.position, dead=dead)
         if page is None:

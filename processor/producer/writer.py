@@ -132,7 +132,7 @@ class Writer:
     def _addition(self, lane: Lane, encoded: Encoded, rooms: list[Room]) -> Addition:
         """The commands that add a transaction to its lane and to the overlay, both or neither."""
         may_show = self._shows_tables or encoded.cache
-        shown = self._overlay.show(encoded, time.time()) if may_show else []
+        shown = self._overlay.show(encoded, time.time(), lane.name) if may_show else []
         if not shown:
             return [self._add(lane, encoded)]
         if self._shown.depth >= self.settings.buffer.limit:

@@ -9,16 +9,17 @@ round trip.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 from itertools import chain, pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 from processor.buffer import overlay, replica_status
+from processor.buffer.accepted import AcceptedEntries, Proof
 from processor.buffer.overlay import Overlay, Pending
 from processor.connections.redis_client import Command, RedisConnection, checked
-from processor.errors import RedisUnavailable
+from processor.errors import DatabaseError, DatabaseUnavailable, RedisUnavailable
 from processor.telemetry.status import Replica
 from processor.transaction.ids import is_id
 from processor.transaction.write_set import Touch, decides, touch
@@ -52,25 +53,37 @@ class PendingSet:
     primary: tuple[str, int] | None = None
 
 
-class DecodedRecord(NamedTuple):
+@dataclass(slots=True)
+class DecodedRecord:
     """A decoded record, with what decides whether its transaction has an effect.
 
-    `cached` is whether the cache remembers it; it does not remember large ones.
+    `cached` is whether the cache remembers it; it does not remember large ones. `accepted` is
+    whether it is proven (rule 97), None as long as nobody has looked.
     """
 
     pending: Pending
     deciding: tuple[tuple[str, Touch], ...]
     cached: bool
+    accepted: bool | None = None
 
 
 class RecordCache:
-    """Decoded records: a row that is read often has the same ones each time."""
+    """Decoded records: a row that is read often has the same ones each time.
+
+    `in_ledger` returns which of these ids the ledger of the primary has as applied. Raises
+    DatabaseUnavailable and DatabaseError.
+    """
 
     _MOST = 5_000
     _LARGEST = 2_000
 
-    def __init__(self, keys: Overlay) -> None:
+    def __init__(
+        self, keys: Overlay, entries: AcceptedEntries,
+        in_ledger: Callable[[Sequence[str]], Collection[str]],
+    ) -> None:  # fmt: skip
         self._keys = keys
+        self._entries = entries
+        self._in_ledger = in_ledger
         self._decoded: dict[bytes, DecodedRecord | None] = {}
 
     def decode(self, record: bytes) -> DecodedRecord | None:
@@ -83,12 +96,34 @@ class RecordCache:
         if pending is None:
             return None
         cached = len(record) <= self._LARGEST
-        decoded = DecodedRecord(pending, tuple(deciding(self._keys, pending)), cached)
+        accepted = self._entries.has(pending.id, record) or None
+        decoded = DecodedRecord(pending, tuple(deciding(self._keys, pending)), cached, accepted)
         if cached:
             if len(self._decoded) >= self._MOST:
                 self._decoded.clear()
             self._decoded[record] = decoded
         return decoded
+
+    def prove(self, redis: RedisConnection, records: Sequence[DecodedRecord]) -> bool:
+        """Find out which records were accepted; return whether some remain unknown (rule 97)."""
+        proofs = self._entries.prove(redis, [each.pending for each in records])
+        absent = [i for i, proof in proofs.items() if proof is not Proof.ACCEPTED]
+        recorded: Collection[str] = ()
+        unknown = False
+        if absent:
+            try:
+                recorded = self._in_ledger(absent)
+            except (DatabaseError, DatabaseUnavailable):
+                unknown = True
+        for each in records:
+            proof = proofs[each.pending.id]
+            if proof is Proof.ACCEPTED or each.pending.id in recorded:
+                each.accepted = True
+            elif proof is Proof.NOT_IN_REDIS and not unknown:
+                each.accepted = False
+            else:
+                unknown = True
+        return unknown
 
 
 class PendingWrites:
@@ -134,8 +169,10 @@ class PendingWrites:
             found.tables.add(table)
             # If a wide operation makes the whole table needed, the list of one row is of no use.
             self._add_ids(name, first) if not one_row else self._fetch()
+        self._drop_unproven()
         while self._grow():
             self._fetch()
+            self._drop_unproven()
         found.pending = by_due(self._in_order())
         found.uncached = [each.pending for each in self._records.values() if not each.cached]
         return found
@@ -170,6 +207,19 @@ class PendingWrites:
         for table in tables:
             self._found.tables.add(table)
             self._found.rows.pop(table, None)
+
+    def _drop_unproven(self) -> None:
+        """Drop the records that were never accepted, or of which that is not known."""
+        doubtful = [each for each in self._records.values() if not each.accepted]
+        if not doubtful:
+            return
+        new = [each for each in doubtful if each.accepted is None]
+        if new and self._cache.prove(self._redis, new):
+            self._found.unsure = True
+        if not all(each.accepted for each in doubtful):
+            self._records = {i: each for i, each in self._records.items() if each.accepted}
+            for name, order in self._orders.items():
+                self._orders[name] = [i for i in order if i in self._records]
 
     def _fetch(self) -> None:
         """Fetch all that is pending for what is needed, at one moment.

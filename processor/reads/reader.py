@@ -10,11 +10,12 @@ will refuse is shown until it is dead.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, TypeVar
 
 from processor.buffer import overlay
+from processor.buffer.accepted import AcceptedEntries
 from processor.buffer.overlay import Overlay
 from processor.config.settings import PRIMARY, Settings
 from processor.connections.redis_client import RedisConnection
@@ -27,6 +28,7 @@ from processor.errors import (
     RedisUnavailable,
     ReplicaLost,
 )
+from processor.ledger import outcomes
 from processor.reads.merged_read import MergedRead, NotShown, Query, RowList
 from processor.reads.pending import RecordCache
 from processor.reads.sessions import ReadPool, ReadSession
@@ -44,7 +46,9 @@ class Reader:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._overlay = Overlay(settings)
-        self._cache = RecordCache(self._overlay)
+        self._cache = RecordCache(
+            self._overlay, AcceptedEntries(settings, self._overlay), self._in_ledger
+        )
         self._redis = RedisPool(settings.redis.url, settings.redis.timeout)
         self._pool = ReadPool(settings, self._overlay.declared)
 
@@ -131,6 +135,22 @@ class Reader:
                 self._overlay, self._cache, redis, session, query, choosing
             ).run()
         )  # fmt: skip
+
+    def _in_ledger(self, ids: Sequence[str]) -> Collection[str]:
+        """Return which of these ids the ledger of the primary has as applied."""
+        for again in (True, False):
+            session = self._pool.take(PRIMARY)
+            try:
+                found = outcomes.find(session.database, ids)
+                return [i for i, recorded in found.items() if recorded.outcome == "applied"]
+            except DatabaseUnavailable:
+                if not again:
+                    raise
+                # The server may have ended this idle session, and then all others as well.
+                self._pool.forget(PRIMARY)
+            finally:
+                self._pool.give(session)
+        raise AssertionError
 
     def cached(self, name: str) -> Any:
         """Return the newest value that a pending transaction gives for a name."""

@@ -3,7 +3,8 @@
 A small thread with its own connections. It queries the ledgers of the primary and of every replica
 that is not lost (rule 33). A pending write is removed when all of these ledgers have its id, when
 the primary has it as dead or discarded, or when a failover is recorded to have lost it. While one
-of these servers is unreachable every pending write is kept, however long that lasts.
+of these servers is unreachable every pending write is kept, however long that lasts. What was never
+accepted is found by `overlay_sweep` and removed (rule 97).
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
 from processor.buffer import replica_status
@@ -31,7 +33,8 @@ from processor.errors import (
 )
 from processor.ledger import outcomes
 from processor.ledger.outcomes import Recorded
-from processor.telemetry import faults
+from processor.runtime.overlay_sweep import OverlaySweep
+from processor.telemetry import faults, metrics
 from processor.telemetry.progress import Progress
 
 log = logging.getLogger("processor.runtime")
@@ -40,6 +43,8 @@ _PAGE = 500
 #: Seconds before the next look: after some were removed, after none were, and while the overlay is
 #: empty or a server is unreachable.
 _SOON, _LATER, _IDLE = 0.1, 0.25, 1.0
+#: Seconds between two looks for what was never accepted.
+_SWEEP = 1.0
 
 
 class OverlayCleaner:
@@ -61,6 +66,8 @@ class OverlayCleaner:
         ]  # fmt: skip
         self._stopping = threading.Event()
         self._scanned_to = "-"
+        self._sweep = OverlaySweep(settings, self._overlay, self._in_ledger)
+        self._next_sweep = 0.0
         self._thread = threading.Thread(target=self._run, name="processor-clearing", daemon=True)
 
     def start(self) -> None:
@@ -109,6 +116,28 @@ class OverlayCleaner:
         Reads pages from the head for as long as each had something to remove, and then one page
         further down, so that entries that stay at the head for long do not keep later ones.
         """
+        delay = self._follow_log()
+        if time.monotonic() >= self._next_sweep:
+            self._next_sweep = time.monotonic() + _SWEEP
+            self.sweep()
+        return delay
+
+    def sweep(self) -> None:
+        """Remove a page of what was never accepted."""
+        forged = self._sweep.unaccepted(self._redis)
+        self._overlay.hide(self._redis, forged)
+        self._overlay.hide(self._redis, self._sweep.unshown(self._redis))
+        orphans = self._sweep.remove_orphans(self._redis)
+        if forged or orphans:
+            metrics.count("unaccepted", len(forged) + orphans)
+            log.warning("overlay: removed %d records and %d elements of lists that belong to no"
+                        " accepted transaction: a program with the credentials of a producer wrote"
+                        " them", len(forged), orphans)  # fmt: skip
+
+    def _in_ledger(self, ids: Sequence[str]) -> Collection[str]:
+        return self._recorded(self._primary, ids)
+
+    def _follow_log(self) -> float:
         removed, after = True, "-"
         some = False
         while removed and not self._stopping.is_set():

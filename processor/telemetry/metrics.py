@@ -42,6 +42,7 @@ DECLARED: dict[str, Metric] = {
         ("contention", "outage", "applied", "fenced", "unknown", "poison", "stale plan", "defect"),
     ),
     "outages": Metric("counter", "outages detected"),
+    "unaccepted": Metric("counter", "pending writes removed because they were never accepted"),
     "takeovers": Metric("counter", "times this processor became the owner of a lane"),
     "fenced": Metric("counter", "batches rejected because another processor owns the lane"),
     "lost": Metric("counter", "commits lost by a failover"),
