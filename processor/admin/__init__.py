@@ -14,6 +14,7 @@ status                 what `status` shows: processors, lanes, replicas, dead le
 find                   one transaction in Redis: in a stream, delayed or parked
 explanation            where a transaction is, why it is not applied, what releases it
 consistency            what Redis and PostgreSQL say of the same transactions, compared
+later_releases         what a later release stored, counted
 buffer_membership      the buffer to which a dead letter belongs, and which processors decide it
 dead_letter_selection  which dead letters an operator means, and the list of them
 dead_letter_requests   retry, edit or discard dead letters

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from processor.admin import overview
+from processor.admin import later_releases, overview
 from processor.admin.findings import FAIL, OK, WARN, Finding
 from processor.admin.sessions import OperatorSessions
 from processor.buffer import observation, parked, stream, waiting_lines
@@ -67,8 +67,9 @@ CHECKS = {
 
 
 def verify(sessions: OperatorSessions) -> list[Finding]:
-    """One finding per check; takes about two seconds if the first comparison finds a problem.
+    """One finding per check, and one about later releases.
 
+    Takes about two seconds if the first comparison finds a problem.
     Raises Unavailable, RedisRefused and DatabaseError.
     """
     with sessions.redis() as redis, sessions.database() as database:
@@ -77,8 +78,10 @@ def verify(sessions: OperatorSessions) -> list[Finding]:
         if seen.identity is None:
             return [_without_identity(database, sessions.settings.site)]
         problems = _lasting(redis, database, sessions.settings, seen)
+        later = sum(each["background_processor"]["status"] == overview.LATER for each in states)
+        releases = later_releases.examine(redis, database, sessions.settings, seen.lanes, later)
     owned = {name for each in states for name, lane in each["lanes"].items() if lane["owner"]}
-    return [_finding(check, problems, owned) for check in CHECKS]
+    return [*(_finding(check, problems, owned) for check in CHECKS), releases]
 
 
 def _lasting(

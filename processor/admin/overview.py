@@ -5,7 +5,6 @@ The lanes and pauses of a buffer are observed by `buffer.observation`.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -18,12 +17,12 @@ from processor.connections.redis_client import RedisConnection
 from processor.errors import RedisRefused
 from processor.telemetry.status import RECORD, LaneState, rounded
 
-log = logging.getLogger("processor.admin")
-
 _SCANNED = 1000
 _TIME = r"^[0-9]{4}-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9]Z$"
 #: The status in place of a record that is no state.
 DAMAGED = "damaged"
+#: The status in place of a state that only a later release reads.
+LATER = "of a later release"
 
 #: The state of one processor as it published it: the dict of `telemetry.status.as_mapping`.
 PublishedState = Mapping[str, Any]
@@ -70,11 +69,7 @@ def processors(redis: RedisConnection, settings: Settings) -> list[PublishedStat
     replies = redis.calls([("GET", key) for key in keys]) if keys else []
     states = [_published(key.decode(errors="replace")[len(pattern) - 1 :], reply)
               for key, reply in zip(keys, replies, strict=True) if reply is not None]  # fmt: skip
-    read = [state for state in states if state is not None]
-    if len(read) < len(states):
-        log.warning("%d processors of a later release publish states that this release does not"
-                    " read: use the commands of that release", len(states) - len(read))
-    return sorted(read, key=lambda state: str(state["instance"]))
+    return sorted(states, key=lambda state: str(state["instance"]))
 
 
 class _Versioned(msgspec.Struct):
@@ -102,14 +97,16 @@ class _State(msgspec.Struct):
     version: str = ""
 
 
-def _published(name: str, reply: Any) -> PublishedState | None:
-    """The state in a record, None if only a later release reads it; what that one adds is kept.
+def _published(name: str, reply: Any) -> PublishedState:
+    """The state in a record. Fields that a later release added to it are kept.
 
-    Another program may have written the record: one that is no state is named, and says nothing.
+    A record of a later version is named, and says nothing. Another program may have written one
+    that is no state.
     """
     try:
         if msgspec.json.decode(reply, type=_Versioned).record > RECORD:
-            return None
+            later = _Processor(LATER, "its record in Redis has a version of a later release")
+            return dict(msgspec.to_builtins(_State(name, later)))
         checked = msgspec.to_builtins(msgspec.json.decode(reply, type=_State))
         checked["lanes"] = {n: each for n, each in checked["lanes"].items() if is_lane_name(n)}
         found = msgspec.json.decode(reply)

@@ -66,7 +66,7 @@ class Status:
     def healthy(self) -> bool:
         """Whether there is a processor, and each is running, standby, paused or in an outage."""
         words = {each["background_processor"]["status"] for each in self.processors}
-        words.discard(overview.DAMAGED)
+        words -= {overview.DAMAGED, overview.LATER}
         return bool(words) and words <= _HEALTHY
 
 

@@ -145,12 +145,18 @@ def parse(fields: Sequence[bytes]) -> Note:
         raise ValueError(str(error)) from None
 
 
+def is_later(fields: Sequence[bytes]) -> bool:
+    """Whether a note is one of a later release."""
+    version = dict(zip(fields[::2], fields[1::2], strict=False)).get(b"v", b"1")
+    return version.isdigit() and int(version[:10]) > _VERSION
+
+
 def _parse(fields: Sequence[bytes]) -> Note:
     found = {
         k.decode(): v.decode(errors="replace")
         for k, v in zip(fields[::2], fields[1::2], strict=True)
     }
-    if int(found.get("v", 1)) > _VERSION:
+    if is_later(fields):
         raise ValueError(f"commit note of version {found['v']}")
     position = found.get("position")
     return Note(

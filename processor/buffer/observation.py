@@ -54,7 +54,8 @@ def lane_names(redis: RedisConnection, settings: Settings) -> list[str]:
         for name, queue in settings.queues.items()
         for number in range(queue.partitions)
     }
-    return sorted(configured | set(registry.registered(redis, settings.namespace)))
+    registered = registry.registered(redis, settings.namespace, settings.queues)
+    return sorted(configured | set(registered))
 
 
 def queue_of(lane: str) -> str:

@@ -6,7 +6,7 @@ import contextlib
 import math
 import re
 import uuid
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import Any
 
 from processor.config.settings import NAME
@@ -14,6 +14,8 @@ from processor.connections.redis_client import Command, RedisConnection
 from processor.errors import InvalidTransaction, RedisRefused
 from processor.transaction.ids import canonical_id, derived_id
 
+#: PostgreSQL has room for some 6,000 locks with its default settings.
+MOST_LANES = 1_024
 _LANE = re.compile(f"{NAME}:[0-9]{{1,4}}").fullmatch
 
 
@@ -64,14 +66,21 @@ def register(namespace: str, lanes: Iterable[str]) -> Command:
     return ("SADD", f"{namespace}:lanes", *lanes)
 
 
-def registered(redis: RedisConnection, namespace: str) -> list[str]:
+def registered(
+    redis: RedisConnection, namespace: str, queues: Container[str] = ()
+) -> list[str]:
     """Return the names of all lanes ever written, sorted.
 
-    What cannot be the name of a lane was written by another program, and is no lane.
+    What cannot be the name of a lane was written by another program, and is no lane. Every producer
+    may register lanes, and each of them costs a lock in PostgreSQL: of more than MOST_LANES those
+    of these queues come first, and the others are left out.
     """
     members = redis.call("SMEMBERS", f"{namespace}:lanes")
     names = (name.decode(errors="replace") for name in members)
-    return sorted(name for name in names if is_lane_name(name))
+    found = sorted(name for name in names if is_lane_name(name))
+    if len(found) > MOST_LANES:
+        found.sort(key=lambda name: (name.rpartition(":")[0] not in queues, name))
+    return found[:MOST_LANES]
 
 
 def is_lane_name(name: str) -> bool:

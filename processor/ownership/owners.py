@@ -57,7 +57,12 @@ class Owners:
             self.lanes.clear()
         self.buffer = found
         drained = self._settings.drain
-        for name in {*self._configured(), *registry.registered(redis, self._settings.namespace)}:
+        registered = registry.registered(redis, self._settings.namespace, self._settings.queues)
+        if len(registered) == registry.MOST_LANES > len(self.lanes):
+            log.warning("%d lanes or more are registered: lanes beyond these are not drained."
+                        " Remove from the set %s:lanes what no application wrote to",
+                        registry.MOST_LANES, self._settings.namespace)  # fmt: skip
+        for name in {*self._configured(), *registered}:
             lane = Lane(self._settings.namespace, name)
             if name not in self.lanes and (not drained or lane.queue in drained):
                 queue = self._settings.queues.get(lane.queue)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import time
 from contextlib import closing
+from typing import Any
 
 import pytest
 
 from processor.buffer import commit_notes
 from processor.connections.postgres_session import PostgresSession
 from processor.ledger import dead_letters
+from processor.runtime.overlay_cleaner import OverlayCleaner
 from processor.telemetry.progress import Progress
 from processor.transaction.ids import new_id
 from tests.harness.cli import Cli
@@ -91,6 +94,46 @@ def test_a_commit_note_of_a_later_release_answers_nothing() -> None:
     with pytest.raises(ValueError, match="version 2"):
         commit_notes.parse(fields)
     assert commit_notes.parse(fields[2:]).buffer == "b"
+
+
+def test_a_later_version_of_every_kind_stays_is_counted_and_stops_nothing(
+    site_of: Any, cli: Cli
+) -> None:
+    site = site_of(overlay={"tables": {"tape": ["n"]}})
+    lane, later = site.lane(), new_id()
+    site.start()
+    site.submit(write(1), write("no number"))  # type: ignore[arg-type]
+    wait_until(lambda: len(site.dead()) == 1, message=lambda: site.tale())
+    record = b'{"id":"%s","at":1.0,"v":2,"operations":{"a":"new form"}}' % later.encode()
+    body = b'{"id":"%s","something":"new"}' % later.encode()
+    site.execute("update processor.dead_letter set version = 2")
+    kept: dict[str, Any] = {
+        lane.parked: {later: b"1-0 v2\n1 why\n" + body}, "processor:overlay": {later: record},
+    }  # fmt: skip
+    for name, fields in kept.items():
+        site.redis.hset(name, mapping=fields)
+    site.redis.zadd(lane.scheduled, {b"2\n" + body: time.time() + 3600})
+    site.redis.rpush("processor:overlay:table:tape", later)
+    site.redis.xadd(lane.stream, {"v": "2", "tx": body})
+    site.redis.xadd(lane.commits, {"v": "2", "of": "a later form"})
+    site.redis.set("processor:state:later", json.dumps({"record": 2, "anything": []}))
+    metrics_before = site.redis.zcard(lane.scheduled), site.redis.xlen(lane.stream)
+    site.submit(write(2))
+    site.commits(1, 2)
+    with closing(OverlayCleaner(site.settings)) as cleaner:
+        cleaner.sweep()
+
+    cli.use(site.mapping)
+    shown = {each["instance"]: each for each in cli("status", "--json").records[0]["processors"]}
+    assert shown["later"]["background_processor"]["status"] == "of a later release"
+    (found,) = [each for each in cli("verify", "--json").records if each["check"] == "releases"]
+    assert found["level"] == "warn"
+    for kind in ("entry", "delayed", "parked", "commit note", "state", "pending write",
+                 "dead letter"):
+        assert f"{kind}: 1" in found["found"], kind
+    assert metrics_before == (site.redis.zcard(lane.scheduled), site.depth())
+    for name, fields in kept.items():
+        assert site.redis.hget(name, later) == fields[later]
 
 
 def test_a_damaged_parked_record_is_shown_and_found(site: Site, cli: Cli) -> None:
