@@ -69,9 +69,8 @@ ROLE = """\
 CREATE ROLE processor LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS;
 GRANT USAGE ON SCHEMA processor TO processor;
 GRANT SELECT ON processor.meta TO processor;
-GRANT SELECT, INSERT, UPDATE ON processor.lane TO processor;
-GRANT SELECT, INSERT, UPDATE, DELETE ON processor.ledger, processor.dead_letter, processor.outbox
-    TO processor;
+GRANT SELECT, INSERT, UPDATE ON processor.lane, processor.dead_letter TO processor;
+GRANT SELECT, INSERT, UPDATE, DELETE ON processor.ledger, processor.outbox TO processor;
 GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA processor TO processor;
 -- and on each table that transactions write, for example:
 -- GRANT SELECT, INSERT, UPDATE, DELETE ON orders, account TO processor;
