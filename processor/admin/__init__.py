@@ -13,8 +13,8 @@ pauses                 the lanes of every queue, and the switch that pauses a qu
 status                 what `status` shows: processors, lanes, replicas, dead letters
 find                   one transaction in Redis: in a stream, delayed or parked
 explanation            where a transaction is, why it is not applied, what releases it
-consistency            what Redis and PostgreSQL say of the same transactions, compared
 later_releases         what a later release stored, counted
+consistency            what Redis and PostgreSQL say of the same transactions, compared
 buffer_membership      the buffer to which a dead letter belongs, and which processors decide it
 dead_letter_selection  which dead letters an operator means, and the list of them
 dead_letter_requests   retry, edit or discard dead letters

@@ -15,7 +15,8 @@ from processor.buffer.overlay import Overlay
 from processor.config.settings import Settings
 from processor.connections.postgres_session import PostgresSession
 from processor.connections.redis_client import RedisConnection, checked
-from processor.transaction.entry import VERSION, is_later
+from processor.transaction.entry import is_later
+from processor.transaction.operations import VERSION
 
 _PAGE = 500
 

@@ -1,4 +1,4 @@
-"""Which pending writes were accepted: the proof of a record in the overlay is its entry (rule 97).
+"""Which pending writes were accepted: the proof of a record in the overlay is its entry (rule 105).
 
 A producer writes the record of a pending write and its entry at once. So a record counts only if an
 entry has its id and its operations: in the stream, among the delayed or the parked ones. When the
@@ -23,7 +23,7 @@ from processor.buffer.registry import is_lane_name
 from processor.config.settings import Settings
 from processor.connections.redis_client import Command, RedisConnection, checked
 from processor.transaction.entry import UnknownVersion, Unreadable, decode
-from processor.transaction.operations import encoder, form_decoder
+from processor.transaction.operations import VERSION, encoder, form_decoder
 
 _PAGE = 200
 #: Pages that are read from where a record says that its entry is, and from the head of a lane.
@@ -202,7 +202,7 @@ def _shows(pending: Pending, body: bytes) -> bool:
     try:
         if form_decoder.decode(body).operations == encoder.encode(pending.operations):
             return True
-        rest = iter(decode("0-0", b"1", body).operations)
+        rest = iter(decode("0-0", VERSION, body).operations)
     except (Unreadable, UnknownVersion, msgspec.MsgspecError, ValueError, RecursionError):
         return False
     return all(any(each == other for other in rest) for each in pending.operations)

@@ -12,7 +12,7 @@ is, so that it can be removed from them even after the settings have changed. Ke
 <ns>:overlay:wide:<table>           list   ids with an operation that may touch any row
 <ns>:overlay:statements             list   ids with a statement, which may touch any table
 <ns>:overlay:cache:<name>           list   id and value, of transactions with a cache value
-<ns>:overlay:proven                 hash   ids of settled transactions: they were accepted (rule 97)
+<ns>:overlay:proven                 hash   ids of settled transactions: accepted ones (rule 105)
 <ns>:overlay:missed                 hash   replica -> position of removed writes that it lacks
 <ns>:cleared                        hash   replica -> its position when writes were last removed
 =================================== ====== =========================================================
@@ -158,7 +158,7 @@ class Overlay:
         return part in ("table", "row", "wide", "cache", "statements")
 
     def prove(self, entries: Sequence[Entry]) -> list[Command]:
-        """Return the command that keeps the proof of entries that are to be settled (rule 97)."""
+        """Return the command that keeps the proof of entries that are to be settled (rule 105)."""
         pairs = [
             part for entry in entries if self._concerns(entry.operations)
             for part in (entry.id, entry.hash)

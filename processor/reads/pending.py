@@ -58,7 +58,7 @@ class DecodedRecord:
     """A decoded record, with what decides whether its transaction has an effect.
 
     `cached` is whether the cache remembers it; it does not remember large ones. `accepted` is
-    whether it is proven (rule 97), None as long as nobody has looked.
+    whether it is proven (rule 105), None as long as nobody has looked.
     """
 
     pending: Pending
@@ -105,7 +105,7 @@ class RecordCache:
         return decoded
 
     def prove(self, redis: RedisConnection, records: Sequence[DecodedRecord]) -> bool:
-        """Find out which records were accepted; return whether some remain unknown (rule 97)."""
+        """Find out which records were accepted; return whether some remain unknown (rule 105)."""
         proofs = self._entries.prove(redis, [each.pending for each in records])
         absent = [i for i, proof in proofs.items() if proof is not Proof.ACCEPTED]
         recorded: Collection[str] = ()

@@ -1,8 +1,8 @@
 """The drain thread of the process, and the threads beside it.
 
 doorbell         wakes the drain thread when another process adds an entry
-overlay_cleaner  removes pending writes from the overlay once every server has them
 overlay_sweep    finds what was never accepted, which the overlay cleaner removes
+overlay_cleaner  removes pending writes from the overlay once every server has them
 observer         observes both servers for pages, metrics and `processor.state()`
 side_threads     the threads beside the drain thread
 uwsgi_master     uWSGI: its master runs no thread, each worker starts its own

@@ -4,7 +4,7 @@ A small thread with its own connections. It queries the ledgers of the primary a
 that is not lost (rule 33). A pending write is removed when all of these ledgers have its id, when
 the primary has it as dead or discarded, or when a failover is recorded to have lost it. While one
 of these servers is unreachable every pending write is kept, however long that lasts. What was never
-accepted is found by `overlay_sweep` and removed (rule 97).
+accepted is found by `overlay_sweep` and removed (rule 105).
 """
 
 from __future__ import annotations

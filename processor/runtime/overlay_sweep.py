@@ -1,4 +1,4 @@
-"""Finds what does not belong into the overlay, to which every producer may write (rule 97).
+"""Finds what does not belong into the overlay, to which every producer may write (rule 105).
 
 The overlay cleaner follows the log. What has no log entry, or none that is true, it would never
 meet: records of transactions that were never accepted, elements of lists and proofs without a

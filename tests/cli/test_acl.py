@@ -1,4 +1,4 @@
-"""The Redis users that `processor print acl` prints, on a real server (rule 96)."""
+"""The Redis users that `processor print acl` prints, on a real server (rule 104)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A site whose parts have the printed users and the printed role, and nothing else (rule 96).
+"""A site whose parts have the printed users and the printed role, and nothing else (rule 104).
 
 All that the product does is done once: no server refuses anything. The role may do nothing else.
 """

@@ -106,15 +106,15 @@ def test_a_later_version_of_every_kind_stays_is_counted_and_stops_nothing(
     wait_until(lambda: len(site.dead()) == 1, message=lambda: site.tale())
     record = b'{"id":"%s","at":1.0,"v":2,"operations":{"a":"new form"}}' % later.encode()
     body = b'{"id":"%s","something":"new"}' % later.encode()
-    site.execute("update processor.dead_letter set version = 2")
+    site.execute("update processor.dead_letter set version = 3")
     kept: dict[str, Any] = {
-        lane.parked: {later: b"1-0 v2\n1 why\n" + body}, "processor:overlay": {later: record},
+        lane.parked: {later: b"1-0 v3\n1 why\n" + body}, "processor:overlay": {later: record},
     }  # fmt: skip
     for name, fields in kept.items():
         site.redis.hset(name, mapping=fields)
-    site.redis.zadd(lane.scheduled, {b"2\n" + body: time.time() + 3600})
+    site.redis.zadd(lane.scheduled, {b"3\n" + body: time.time() + 3600})
     site.redis.rpush("processor:overlay:table:tape", later)
-    site.redis.xadd(lane.stream, {"v": "2", "tx": body})
+    site.redis.xadd(lane.stream, {"v": "3", "tx": body})
     site.redis.xadd(lane.commits, {"v": "2", "of": "a later form"})
     site.redis.set("processor:state:later", json.dumps({"record": 2, "anything": []}))
     metrics_before = site.redis.zcard(lane.scheduled), site.redis.xlen(lane.stream)

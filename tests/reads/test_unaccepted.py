@@ -1,4 +1,4 @@
-"""A pending write is shown only if it was accepted: its entry proves its record (rule 97).
+"""A pending write is shown only if it was accepted: its entry proves its record (rule 105).
 
 Everybody who may submit may also write into the overlay.
 """
