@@ -30,6 +30,10 @@ def seconds(value: float | None) -> str:
 
 
 def suggestion(name: str, names: Sequence[str]) -> str:
-    """What an operator who mistyped `name` may have meant: the nearest name, else all names."""
-    nearest = get_close_matches(name, names, 1)
+    """What an operator who mistyped `name` may have meant: the nearest name, else all names.
+
+    A name that begins with what was typed is nearer than any other.
+    """
+    begun = [each for each in names if name and each.startswith(name)]
+    nearest = begun or get_close_matches(name, names, 1)
     return f"did you mean {nearest[0]}?" if nearest else f"one of {', '.join(names)}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import Any
 
 MASK = "****"
@@ -28,6 +29,17 @@ _PLAIN = r"(?!')(?:[^\s\\]|\\.)*+"
 _PAIRS = re.compile(rf"(?:\s*+[A-Za-z_]\w*+\s*+=\s*+(?:{_QUOTED}|{_PLAIN}))+\s*+", re.DOTALL)
 _BIND = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^\s:\[\]/@]+):(?P<port>\d{1,5})")
 _LOOPBACK = re.compile(r"localhost|127(?:\.\d{1,3}){3}|\[(?:::1|(?:0{1,4}:){7}0{0,3}1)\]")
+
+_UNKNOWN_OPTION = re.compile(
+    r'invalid (?:URI query parameter|connection option)[^"]*"([a-z_]{3,40})"'
+)
+#: The options of libpq that people write into a DSN.
+_LIBPQ = (
+    "application_name", "channel_binding", "client_encoding", "connect_timeout", "dbname", "host",
+    "hostaddr", "keepalives", "keepalives_idle", "load_balance_hosts", "options", "passfile",
+    "password", "port", "service", "sslcert", "sslkey", "sslmode", "sslrootcert",
+    "target_session_attrs", "tcp_user_timeout", "user",
+)  # fmt: skip
 
 # Up to the last @, since a password may contain an @ or / that the user forgot to encode.
 _USERINFO = re.compile(r"^([\w+.-]+://[^:@/?#]*:).*@", re.DOTALL)
@@ -89,10 +101,16 @@ def _parts(dsn: str) -> dict[str, str]:
 
     try:
         return dict(psycopg2.extensions.parse_dsn(dsn))
-    except psycopg2.Error:
-        # The message of libpq may quote part of a password.
-        raise ValueError("is not accepted by libpq (check the names of the options; "
+    except psycopg2.Error as error:
+        raise ValueError(f"is not accepted by libpq ({_meant(str(error))}"
                          "percent-encode %, / and @ in a password)") from None
+
+
+def _meant(message: str) -> str:
+    """What to check about the options: the message of libpq itself may quote part of a password."""
+    found = _UNKNOWN_OPTION.search(message)
+    near = get_close_matches(found[1], _LIBPQ, 1) if found else []
+    return f"did you mean the option {near[0]}? " if near else "check the names of the options; "
 
 
 def hosts(dsn: str) -> list[dict[str, str]]:

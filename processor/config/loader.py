@@ -17,6 +17,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
+from types import NoneType
 from typing import Any
 
 from processor.config import addresses, yaml_file
@@ -91,6 +92,9 @@ def load(source: Source | None = None, environ: Mapping[str, str] | None = None)
         return source
     environ = os.environ if environ is None else environ
     source = environ.get(FILE) or None if source is None else source
+    if not isinstance(source, (str, os.PathLike, Mapping, NoneType)):
+        raise ConfigError(f"settings cannot be read from {type(source).__name__}",
+                          hint="give the path of a YAML file, a mapping or Settings")
     layers = _Layers()
     if isinstance(source, Mapping):
         # A mapping is code of the application, which has read its environment itself.
@@ -238,7 +242,8 @@ def _from_variable(declared: Declaration, text: str) -> Any:
     """The value of a variable; a mapping is written as in the file, on one line."""
     if declared.kind is not dict:
         return from_text(declared.kind, text)
-    parsed = yaml_file.parse(text, "line")
+    form = "write it as in a file, on one line: {high: {weight: 8}}"
+    parsed = yaml_file.parse(text, "line", hint=form)
     for path, _, problem in parsed.problems:
         raise ValueError(f"{'.'.join(path)}: {problem}")
     return parsed.values

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 LARGEST = 256 * 1024
 DEEPEST = 12
 _DECIMAL = re.compile(r"[-+]?(?:0|[1-9]\d{0,17}(?:_\d{1,6}){0,6})")
+_TOML = re.compile(r"\A(?:\s*#.*\n|\s*\n)*(?:\[\w[\w.-]*\]\s*$|[\w-]+\s*=)", re.MULTILINE)
 _SKIP = object()
 
 
@@ -65,8 +66,14 @@ def _decoded(content: bytes, source: str) -> str:
         raise ConfigError(f"{source}:{line}: is not UTF-8", hint="save the file as UTF-8") from None
 
 
-def parse(text: str, source: str) -> Parsed:
-    """The values in `text`. Raises ConfigError, with the line, if it is not YAML as above."""
+def parse(text: str, source: str, *, hint: str = "") -> Parsed:
+    """The values in `text`. Raises ConfigError, with the line, if it is not YAML as above.
+
+    `hint` is the remedy for a text without any name.
+    """
+    if not hint and _TOML.search(text):
+        raise ConfigError(f"{source}:1: is TOML or INI, not YAML", hint="write interval: 1.0, and"
+                          " the settings of a section indented below redis:")
     # Imported here: yaml takes longer to import than the rest of `processor`, and an application
     # that is configured by environment or mapping never needs it.
     import yaml
@@ -83,7 +90,7 @@ def parse(text: str, source: str) -> Parsed:
         line = text.count("\n", 0, error.position) + 1
         raise ConfigError(f"{source}:{line}: contains a character that YAML forbids",
                           hint="save the file as plain text") from None
-    return _parsed(root, source)
+    return _parsed(root, source, hint)
 
 
 def _plain(error: yaml.MarkedYAMLError) -> str:
@@ -108,12 +115,12 @@ def _refuse_unsafe(text: str, source: str) -> None:
             raise ConfigError(f"{source}:{line}: {problem}", hint="write the values out, flat")
 
 
-def _parsed(root: yaml.Node | None, source: str) -> Parsed:
+def _parsed(root: yaml.Node | None, source: str, hint: str) -> Parsed:
     parsed = Parsed()
     value = None if root is None else _value(root, (), parsed)
     if value is not None and not isinstance(value, dict):
         raise ConfigError(f"{source}:1: contains no settings",
-                          hint="write lines such as interval: 1.0")
+                          hint=hint or "write lines such as interval: 1.0")
     parsed.values = value or {}
     return parsed
 

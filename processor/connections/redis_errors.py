@@ -6,6 +6,8 @@ of commands and the system's messages are taken from it (rule 19).
 
 from __future__ import annotations
 
+import ssl
+
 import redis
 
 from processor.errors import RedisRefused, RedisUnavailable
@@ -16,7 +18,8 @@ def refusal(error: Exception) -> RedisRefused:
     if isinstance(error, redis.exceptions.BusyLoadingError):
         raise RedisUnavailable(f"Redis is loading its data: {_code(error)}")
     if isinstance(error, redis.ResponseError):
-        return RedisRefused(_code(error), _sentence(error))
+        code = _code(error)
+        return RedisRefused(code, _sentence(error), hint=_HINTS.get(code, ""))
     raise error
 
 
@@ -27,6 +30,10 @@ def _code(error: Exception) -> str:
     return first if first.isupper() else _CODES.get(type(error).__name__, "ERR")
 
 
+_HINTS = {
+    "NOAUTH": "write redis://user:password@host into redis.url",
+    "NOPERM": "give the user the rights that `processor print acl` prints",
+}
 _CLUSTER = frozenset({"CROSSSLOT", "MOVED", "ASK"})
 _CODES = {
     "OutOfMemoryError": "OOM",
@@ -67,18 +74,58 @@ def unavailable(error: Exception, address: str, limit: float) -> RedisUnavailabl
     """Return an error of the driver, or of the system, that ended the connection."""
     if isinstance(error, RedisUnavailable):
         return error
-    if isinstance(error, redis.exceptions.TimeoutError):
+    if isinstance(error, redis.exceptions.TimeoutError) and not _is_handshake(error):
         return silent(address, limit)
     if isinstance(error, redis.exceptions.AuthenticationError):
-        return RedisUnavailable("Redis refused the credentials", hint="check redis.url")
+        return _credentials(error, address)
     if isinstance(error, redis.exceptions.BusyLoadingError):
         return RedisUnavailable("Redis is loading its data")
     if isinstance(error, redis.ResponseError):
-        # Usually SELECT of a database number that does not exist.
-        return RedisUnavailable(
-            f"Redis at {address} refused the connection", hint="check redis.url"
-        )
+        return _selection(error, address)
+    if isinstance(error, redis.exceptions.InvalidResponse) or str(error) == _CLOSED:
+        return RedisUnavailable(f"the server at {address} does not answer as Redis does",
+                                hint=_NOT_REDIS)
+    if _is_handshake(error):
+        return RedisUnavailable(f"the server at {address} does not answer with TLS",
+                                hint="use redis:// in redis.url if Redis has no TLS there")
     return RedisUnavailable(f"Redis at {address} is unavailable: {_system_message(error)}")
+
+
+_CLOSED = "Connection closed by server."
+_NOT_REDIS = ("check host and port of redis.url: is another program there, or does Redis expect TLS"
+              " (rediss://)?")
+
+
+def _credentials(error: Exception, address: str) -> RedisUnavailable:
+    text = str(error)
+    if "without any password" in text:
+        return RedisUnavailable(f"Redis at {address} has no password, but redis.url gives one",
+                                hint="remove it from redis.url, or set requirepass in Redis")
+    if "required" in text:
+        return RedisUnavailable(f"Redis at {address} requires a password",
+                                hint="write redis://user:password@host into redis.url")
+    return RedisUnavailable(f"Redis at {address} refused the credentials",
+                            hint="check user and password in redis.url")
+
+
+def _selection(error: Exception, address: str) -> RedisUnavailable:
+    """Return the error of a connection that Redis refused: the database number, as a rule."""
+    if "DB index" in str(error):
+        return RedisUnavailable(
+            f"Redis at {address} has no database of this number",
+            hint="give a smaller one at the end of redis.url; by default there are 0 to 15")
+    return RedisUnavailable(f"Redis at {address} refused the connection", hint="check redis.url")
+
+
+def _is_handshake(error: BaseException) -> bool:
+    found: BaseException | None = error
+    while found is not None:
+        if isinstance(found, ssl.SSLError) and not isinstance(found, ssl.SSLCertVerificationError):
+            return True
+        if "handshake operation timed out" in str(found):
+            return True
+        found = found.__context__
+    return False
 
 
 def _system_message(error: BaseException) -> str:

@@ -60,6 +60,9 @@ class Encoded(msgspec.Struct, frozen=True):
     version: bytes = FIRST_VERSION
 
 
+_FORMS = "give a Transaction, or write one JSON object"
+
+
 class Transaction:
     """Operations that are committed together, in the order in which they are added.
 
@@ -225,7 +228,12 @@ class Transaction:
         raw = _json(source) if isinstance(source, Mapping) else source
         try:
             form = form_decoder.decode(raw)
-        except (msgspec.MsgspecError, TypeError, ValueError, RecursionError) as error:
+        except TypeError:
+            hint = "submit_many takes several" if isinstance(source, (list, tuple)) else _FORMS
+            raise InvalidTransaction(
+                "transaction", f"must be one transaction, got {type(source).__name__}", hint=hint
+            ) from None
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise invalid_transaction(error) from None
         try:
             operations = operations_decoder.decode(form.operations)

@@ -22,6 +22,8 @@ _KINDS = tuple(get_args(Operation))
 _OPERATIONS = sorted(str(kind.__struct_config__.tag) for kind in _KINDS)
 _NAMES = sorted({name for each in (JsonForm, *_KINDS) for name in each.__struct_fields__} | {"op"})
 _FORM = 'write one JSON object, such as {"operations": [{"op": "insert", ...}]}'
+_ONE_LINE = "write one JSON object, on one line: jq -c . FILE makes it so"
+_CHARACTERS = 'write one JSON object; NaN and Infinity are texts in it: "NaN"'
 _REMEDIES = {
     "nested too deeply": "at most 64 levels",
     "Integer value out of range": "send such a long number as a string",
@@ -49,6 +51,10 @@ def invalid_transaction(error: Exception, within: str = "") -> InvalidTransactio
         return _invalid(field, f"unknown operation {found[1][:40]!r}", hint)
     if found := _KIND.fullmatch(problem):
         return _invalid(field, f"must be {_words(found[1])}, got {_words(found[2])}", "")
+    if problem == "Input data was truncated":
+        return _invalid(field, "the JSON object is not complete", _ONE_LINE)
+    if "invalid character" in problem:
+        return _invalid(field, problem, _CHARACTERS)
     return _invalid(field, problem, _REMEDIES.get(problem, _FORM))
 
 

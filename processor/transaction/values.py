@@ -87,6 +87,9 @@ def _scalar(field: str, value: Any) -> Any:
         return _text(field, own_text(value))
     if isinstance(value, int):
         return int(value)
+    if hasattr(value, "item") and hasattr(value, "dtype"):
+        raise InvalidTransaction(field, f"unsupported type {type(value).__name__} of numpy",
+                                 hint="give the value of its .item() or .tolist()")
     raise InvalidTransaction(
         field, f"unsupported type {type(value).__name__}",
         hint="use null, bool, numbers, text, UUID, dates, intervals, bytes, lists or mappings",

@@ -382,8 +382,8 @@ def test_no_password_is_in_the_error_about_its_address(name: str, value: str) ->
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("DATABASE_URL", "postgresql://h/db?sslmodee=require", "the names of the options"),
-        ("DATABASE_URL", "host=h pasword=x", "the names of the options"),
+        ("DATABASE_URL", "postgresql://h/db?sslmodee=require", "did you mean the option sslmode?"),
+        ("DATABASE_URL", "host=h pasword=x", "did you mean the option password?"),
         ("DATABASE_URL", "host=h port=99999", "a port outside 1 to 65535"),
         ("DATABASE_URL", "host=a,b,c port=1,2", "a different number of ports than hosts"),
         ("REDIS_URL", "redis://h:6379/0?helth=2", "the options after the ?"),
@@ -657,7 +657,7 @@ ENVIRONMENT = [
     ({"PROCESSOR_QUEUES": "{a: {wait: 1}}"}, "queues.a.wait", "did you mean weight?"),
     ({"PROCESSOR_QUEUES": "{a: "}, "queues", "close quotes and brackets"),
     ({"PROCESSOR_QUEUES": "{a: {weight: 010}}"}, "queues", "write 90 or 1.5"),
-    ({"PROCESSOR_QUEUES": "high"}, "queues", "interval"),
+    ({"PROCESSOR_QUEUES": "high"}, "queues", "{high: {weight: 8}}"),
     ({"PROCESSOR_DATABASE_CALL_TIMEOUT": "60"}, "database.call_timeout", "watchdog.limit"),
     ({"TRANSACTION_BUFFER_SIZE": "many"}, "buffer.limit", "a whole number"),
     ({"TRANSACTION_RETRY_DELAY": "-1"}, "retry.delay", "between 0 and"),

@@ -124,7 +124,7 @@ def test_a_server_that_does_not_speak_postgres_is_named(redis_server: Any) -> No
         ),
         ("redis://nowhere.invalid", "Redis at nowhere.invalid:6379 is unavailable: {no_name}"),
         ("unix:///nowhere", "Redis at /nowhere is unavailable: No such file or directory"),
-        ("redis://127.0.0.1:{redis}/99", "refused the connection"),
+        ("redis://127.0.0.1:{redis}/99", "has no database of this number"),
     ],
 )
 def test_the_message_says_why_redis_is_unavailable(
