@@ -166,13 +166,16 @@ class RedisConnection:
         try:
             shortened = self._shorten(connection)
             connection.send_packed_command([packed], check_health=False)
+            if block:
+                # Not as an argument of `read_response`, which the oldest redis-py does not have.
+                connection._sock.settimeout(self._timeout + block)
             if cut:
-                replies = self._cut_replies(connection, count, block)
-            elif limit or block:
-                replies = self._limited_replies(connection, count, block, limit)
+                replies = read_cut(connection._sock, count, self.reply_limit)
+            elif limit:
+                replies = _limited_replies(connection, count, limit)
             else:
                 replies = _replies(connection, count)
-            if shortened:
+            if shortened or block:
                 connection._sock.settimeout(self._timeout)
         except (redis.RedisError, OSError, ValueError, RedisUnavailable) as error:
             self.close()
@@ -187,30 +190,6 @@ class RedisConnection:
             # The host name may resolve to another server by now: the next call reconnects.
             self.close()
         return replies
-
-    def _cut_replies(self, connection: Any, count: int, block: float) -> list[Reply]:
-        connection._sock.settimeout(self._timeout + block)
-        replies = read_cut(connection._sock, count, self.reply_limit)
-        connection._sock.settimeout(self._timeout)
-        return replies
-
-    def _limited_replies(
-        self, connection: Any, count: int, block: float, limit: int | None
-    ) -> list[Reply]:
-        options = {"timeout": self._timeout + block} if block else {}
-        replies = []
-        for _ in range(count):
-            connection._parser.allow(limit)
-            replies.append(self._reply(connection, **options))
-        connection._parser.allow(None)
-        return replies
-
-    @staticmethod
-    def _reply(connection: Any, **options: float) -> Reply:
-        try:
-            return connection.read_response(**options)
-        except (redis.exceptions.BusyLoadingError, redis.ResponseError) as error:
-            return redis_errors.refusal(error)
 
     def _shorten(self, connection: Any) -> bool:
         """Whether the next call gets less than the whole timeout, because of the deadline."""
@@ -304,6 +283,19 @@ def _replies(connection: Any, count: int) -> list[Reply]:
             parser.read_from_socket()
             reply = reader.gets()
         replies.append(redis_errors.refusal(reply) if isinstance(reply, Exception) else reply)
+    return replies
+
+
+def _limited_replies(connection: Any, count: int, limit: int) -> list[Reply]:
+    """Read replies of at most `limit` bytes each."""
+    replies = []
+    for _ in range(count):
+        connection._parser.allow(limit)
+        try:
+            replies.append(connection.read_response())
+        except (redis.exceptions.BusyLoadingError, redis.ResponseError) as error:
+            replies.append(redis_errors.refusal(error))
+    connection._parser.allow(None)
     return replies
 
 

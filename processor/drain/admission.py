@@ -6,16 +6,18 @@ an earlier one with the same key, and copies of entries that are parked or decid
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from processor.apply.outcome import Outcome
 from processor.buffer import delayed, parked, waiting_lines
-from processor.buffer.entry_ids import sortable
+from processor.buffer.entry_ids import order, sortable
 from processor.buffer.key_order import split
 from processor.connections.postgres_session import PostgresSession
 from processor.connections.redis_client import RedisConnection
 from processor.drain.settle import Settler
 from processor.drain.settle_plan import POSSIBLY_APPLIED
 from processor.drain.settle_replicated import ReplicatedSettling
-from processor.ledger import outcomes
+from processor.ledger import dead_letters, outcomes
 from processor.ownership.owned_lane import OwnedLane, Page
 from processor.transaction.entry import Entry
 
@@ -44,7 +46,8 @@ class Admission:
             apart = {e.entry_id for e in (*parked_copies.placed, *parked_copies.clashing)}
             entries = [e for e in entries if e.entry_id not in apart]
         free, outcome = entries, Outcome()
-        blocks = lane.parking.has_lines or lane.parking.unparked
+        parking = lane.parking
+        blocks = parking.has_lines or parking.unparked or parking.lacks_dead_letters
         if blocks and any(e.keys for e in entries):
             free, outcome = self._free(lane, entries)
         outcome.placed += parked_copies.placed
@@ -62,6 +65,7 @@ class Admission:
             first = waiting_lines.first_places(self._redis, lane.lane, keys)
         unparked_keys = lane.parking.unparked_keys
         former: set[str] = set()
+        holds = self._dead_letters_hold(lane, entries)
 
         def blocked(entry: Entry, key: str) -> bool:
             if entry.entry_id in former:
@@ -69,7 +73,7 @@ class Admission:
             head = first.get(key)
             # A first in line that came later does not block: it waits for this entry, which stayed
             # in the stream while Redis was full.
-            return key in unparked_keys or (
+            return key in unparked_keys or holds(entry, key) or (
                 head is not None
                 and (head.id == entry.id or head.order < sortable(entry.entry_id))
             )
@@ -84,6 +88,26 @@ class Admission:
             free, held = split([e for e in entries if e.entry_id not in copies], blocked)
         outcome.held = held
         return free, outcome
+
+    def without_held(self, lane: OwnedLane, entries: list[Entry]) -> list[Entry]:
+        """Parked entries that no dead letter holds whose place in the lines is missing."""
+        free, _ = split(entries, self._dead_letters_hold(lane, entries))
+        return free
+
+    def _dead_letters_hold(
+        self, lane: OwnedLane, entries: list[Entry]
+    ) -> Callable[[Entry, str], bool]:
+        """Whether an entry waits behind a dead letter, asked of the ledger while lines lack some.
+
+        What was decided is no longer a dead letter, and what comes later does not hold the key.
+        """
+        holders: dict[str, tuple[int, int]] = {}
+        keys = list(dict.fromkeys(key for entry in entries for key in entry.keys))
+        if keys and lane.parking.lacks_dead_letters:
+            assert lane.owner is not None
+            for key, entry_id in dead_letters.holding(self._database, lane.owner, keys):
+                holders[key] = min(order(entry_id), holders.get(key, order(entry_id)))
+        return lambda entry, key: key in holders and holders[key] < order(entry.entry_id)
 
     def _parked_copies(self, lane: OwnedLane, entries: list[Entry]) -> Outcome:
         """Entries without a key that were parked for a retry, read again where their copies stay.

@@ -88,6 +88,7 @@ class DueWork:
             if not entries:
                 lane.parking.nothing_to_retry()
                 continue
+            entries = self._admission.without_held(lane, entries)
             if self._replicated.applies and not (entries := lane.in_turn(entries)):
                 continue
             if lane.alike.pauses:
@@ -195,8 +196,9 @@ class DueWork:
         if pause.next_try > now or blocked:
             return
         pause.tried(now)
-        if entries := parked.one_held(self._redis, lane.lane, pause.score, held):
-            self._apply(lane, entries, time.time())
+        entries = parked.one_held(self._redis, lane.lane, pause.score, held)
+        if entries and (free := self._admission.without_held(lane, entries)):
+            self._apply(lane, free, time.time())
         elif not held:
             lane.alike.end(pause)
             report_empty(lane, pause)

@@ -66,15 +66,20 @@ class Parker:
         """Put entries into their lines, then write their records; return those with a record now.
 
         An entry that cannot be parked stays in the stream, and so do later entries with one of its
-        keys, or they would overtake it.
+        keys, or they would overtake it. A dead letter without a record does not stay: the ledger
+        has it. While its place is missing, no entry is put into a line, in which it would be first.
         """
         parking = lane.parking
         lined = [(entry, waiting_lines.join(lane.lane, entry)) for entry, _ in waiting]
-        refused = self._refused(lined)
+        refused = self._refused(lined, all_of_them=parking.lacks_dead_letters)
         crashpoint.reach("park-lines")
         blocked = parking.unparked_keys
-        for entry, _ in waiting:
-            if entry.id in refused or not blocked.isdisjoint(entry.keys):
+        for entry, record in waiting:
+            if not record:
+                if entry.id in refused:
+                    parking.lacks_dead_letters = True
+                    blocked.update(entry.keys)
+            elif entry.id in refused or not blocked.isdisjoint(entry.keys):
                 parking.leave_in_stream(entry)
                 blocked.update(entry.keys)
         behind = [e for e, lines in lined
@@ -91,11 +96,14 @@ class Parker:
             parking.put(entry for entry, _ in placed)
         return [entry for entry, record in placed if record and entry.id not in refused]
 
-    def _refused(self, waiting: Sequence[Waiting]) -> set[str]:
-        """Send all commands at once; return the ids of entries that a full Redis did not take."""
+    def _refused(self, waiting: Sequence[Waiting], *, all_of_them: bool = False) -> set[str]:
+        """Send all commands at once; return the ids of entries that a full Redis did not take.
+
+        `all_of_them`: send nothing, and regard all as not taken.
+        """
         commands = [(entry.id, command) for entry, some in waiting for command in some]
-        if not commands:
-            return set()
+        if not commands or all_of_them:
+            return {i for i, _ in commands}
         replies = self._redis.calls([command for _, command in commands])
         refusals = {
             i: reply for (i, _), reply in zip(commands, replies, strict=True)

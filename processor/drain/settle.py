@@ -75,7 +75,7 @@ class Settler:
         """Carry out in Redis what `begin` planned. Raises RedisUnavailable."""
         lane, page, settlement = pending.lane, pending.page, pending.settlement
         recorded = self._parker.park(lane, settlement, pending.now)
-        leaving = settlement.leaving(recorded, lane.parking.unparked)
+        leaving = settlement.leaving(recorded)
         notes = self._note(lane, settlement, page.entries)
         crashpoint.reach("settle-before")
         if self._replicated.applies:

@@ -7,7 +7,7 @@ exactly one place: removed, parked, in the dead letters, or left in the stream.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from processor.apply.dead_letter_writer import Death
@@ -86,15 +86,15 @@ class Settlement:
             any(entry.keys for entry, _ in self.known),
         ))  # fmt: skip
 
-    def leaving(self, parked: Iterable[Entry], unparked: Container[str]) -> list[str]:
+    def leaving(self, parked: Iterable[Entry]) -> list[str]:
         """Return the entry ids that leave the stream.
 
-        `parked` are the entries that were parked with their record, `unparked` the transaction ids
-        of those that a full Redis could not park, which stay.
+        `parked` are the entries that were parked with their record; those that a full Redis could
+        not park stay.
         """
         gone = [
             *parked,
-            *(d.entry for d in self.deaths if d.entry.id not in unparked and not d.clashing),
+            *(d.entry for d in self.deaths if not d.clashing),
             *self.committed, *(entry for entry, _ in self.known), *self.clashing, *self.placed,
         ]  # fmt: skip
         return [i for e in gone for i in (e.entry_id, *self.copies.get(e.entry_id, ()))]

@@ -131,6 +131,23 @@ def open_holds(
     )
 
 
+def holding(
+    session: PostgresSession, owner: Ownership, keys: Sequence[str]
+) -> list[tuple[str, str]]:
+    """Return which of these keys the dead letters of a lane hold: pairs of key and entry id."""
+    names = ",".join(_stored(key, session.encoding) for key in keys)
+    rows = session.run(
+        f"SELECT entry, keys, texts FROM processor.dead_letter WHERE buffer = '{owner.buffer}'"
+        f" AND lane = {quoted(owner.lane)} AND outcome = 'dead' AND holds"
+        f" AND keys OPERATOR(pg_catalog.&&) ARRAY[{names}]::text[]"
+    )
+    wanted = set(keys)
+    return [
+        (key, entry_id) for entry_id, stored, texts in rows
+        for key in (stored_text.read(texts) or {"keys": stored})["keys"] if key in wanted
+    ]  # fmt: skip
+
+
 def resolve(letter: DeadLetter, outcome: str) -> str:
     """Return the update that closes a dead letter as applied or discarded.
 

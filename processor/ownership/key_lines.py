@@ -26,16 +26,33 @@ _PAGE = 500
 
 def rebuild(database: PostgresSession, redis: RedisConnection, lane: OwnedLane) -> None:
     """Put the dead letters of an owned lane into their lines, and take out what was decided."""
+    put_dead_letters(database, redis, lane)
     try:
-        _put_dead_letters(database, redis, lane)
         after = look(database, redis, lane, b"")
         while after:
             after = look(database, redis, lane, after)
     except RedisRefused as refused:
+        # The owner's regular look takes out what is left.
         if refused.code != "OOM":
             raise
-        log.warning("lane %s: Redis is full, so the lines of blocked keys were not rebuilt from the"
-                    " dead letters: give Redis more memory", lane.name)  # fmt: skip
+
+
+def put_dead_letters(database: PostgresSession, redis: RedisConnection, lane: OwnedLane) -> None:
+    """Put the dead letters of an owned lane into the lines of the keys that they hold.
+
+    While a full Redis refuses them, the ledger is asked which keys they hold (rule 20).
+    """
+    try:
+        _put_dead_letters(database, redis, lane)
+        lane.parking.lacks_dead_letters = False
+        lane.parking.hold_line()
+    except RedisRefused as refused:
+        if refused.code != "OOM":
+            raise
+        if not lane.parking.lacks_dead_letters:
+            log.warning("lane %s: Redis is full and does not take the keys that dead letters hold:"
+                        " they are looked up in PostgreSQL meanwhile", lane.name)  # fmt: skip
+        lane.parking.lacks_dead_letters = True
 
 
 def _put_dead_letters(database: PostgresSession, redis: RedisConnection, lane: OwnedLane) -> None:

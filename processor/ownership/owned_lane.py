@@ -137,7 +137,8 @@ class LaneParking:
 
     Until Redis was asked, everything may be there. `next_retry` and `next_due` are in Unix seconds,
     None if nothing is waiting. `unparked` are entries, by transaction id, that stay in the stream
-    because a full Redis could not park them (rule 20).
+    because a full Redis could not park them (rule 20). `lacks_dead_letters` says that a full Redis
+    refused the places of dead letters in the lines of their keys, so that only the ledger has them.
     """
 
     has_lines: bool = True
@@ -147,6 +148,7 @@ class LaneParking:
     next_retry: float | None = 0.0
     next_due: float | None = 0.0
     unparked: dict[str, Entry] = field(default_factory=dict)
+    lacks_dead_letters: bool = False
     full_until: float = 0.0
     #: Where the regular look at what is parked goes on, and when it was last made (monotonic).
     look_at_records: int = 0

@@ -91,6 +91,8 @@ class Owners:
                 key_lines.rebuild(database, redis, lane)
                 lane.checked_on = redis.generation
                 crashpoint.reach("lane-owned")
+            elif lane.owner is not None and lane.parking.lacks_dead_letters:
+                key_lines.put_dead_letters(database, redis, lane)
         before, self._tokens = self._tokens, {x.owner.token for x in self.owned if x.owner}
         return before != self._tokens
 

@@ -492,6 +492,65 @@ def test_blocked_keys_that_redis_lost_are_rebuilt_from_the_dead_letters(site: Si
     assert site.parked() == 1
 
 
+@pytest.mark.parametrize("page", [1, 250])
+def test_a_dead_letter_holds_its_keys_while_a_full_redis_does_not_take_them(
+    page: int, own_redis, site_of
+) -> None:
+    """Rules 20 and 27: neither in the passes after its death, nor after a crash."""
+    site = site_of(redis=own_redis(), batch={"entries": page})
+    first = site.drain(instance="first")
+    step(first)
+    bad = Transaction(keys=["j", "k"]).insert("nowhere", {"n": 1})
+    site.submit(bad, write(2, key="k"), write(3, keys=["k", "l"]), write(4))
+    site.redis.config_set("maxmemory", 1)
+    for _ in range(3):
+        step(first)
+    assert site.tape() == [4]
+    assert [row[0] for row in site.dead()] == [bad.id]
+    assert site.depth() == 2
+
+    first.leave()
+    second = site.drain(instance="second")
+    for _ in range(3):
+        step(second)
+    assert site.tape() == [4]
+
+    site.redis.config_set("maxmemory", 0)
+    site.submit(write(5, key="l"), write(6, key="j"), write(7))
+    wait_until(lambda: step(second) or site.parked() == 4)
+    assert site.tape() == [4, 7]
+    site.ask(bad.id, "discard")
+    wait_until(lambda: step(second) or site.parked() == 0)
+    assert [n for n in site.tape() if n != 6] == [4, 7, 2, 3, 5]
+    assert site.redis.zcard(site.lane().blocked) == 0
+
+
+def test_parked_entries_stay_behind_a_dead_letter_whose_keys_a_full_redis_does_not_take(
+    own_redis, site_of
+) -> None:
+    """Rules 20 and 27: Redis lost the line of the dead letter, and not that of what waits."""
+    site = site_of(redis=own_redis())
+    first = site.drain(instance="first")
+    bad = Transaction(key="k").insert("nowhere", {"n": 1})
+    site.submit(bad, write(2, key="k"), write(3, key="k"))
+    step(first)
+    first.leave()
+    before = site.redis.zrange(site.lane().blocked, 0, 0)
+    site.redis.zrem(site.lane().blocked, *before)
+    site.redis.zadd(site.lane().retry, dict.fromkeys(site.redis.hkeys(site.lane().parked), 0))
+    site.redis.config_set("maxmemory", 1)
+
+    second = site.drain(instance="second")
+    for _ in range(3):
+        step(second)
+
+    assert site.tape() == []
+    site.redis.config_set("maxmemory", 0)
+    site.ask(bad.id, "discard")
+    wait_until(lambda: step(second) or site.parked() == 0)
+    assert site.tape() == [2, 3]
+
+
 def test_a_dead_letter_decided_while_no_processor_ran_releases_its_keys(site: Site) -> None:
     """Rule 26: an owner that is killed between commit and release leaves no entry waiting."""
     first = site.drain(instance="first")

@@ -69,7 +69,7 @@ def test_the_second_payload_of_an_id_becomes_a_dead_letter_of_its_own() -> None:
     assert death.clashing
     assert death.reason.text == "the id was used before for another payload"
     assert made.blocking == []
-    assert made.leaving([], {}) == ["1-0"]
+    assert made.leaving([]) == ["1-0"]
 
 
 @pytest.mark.parametrize("held", [True, False])
@@ -129,9 +129,9 @@ def test_what_is_decided_leaves_with_its_copies_and_what_could_not_be_parked_sta
         held=[entry(6, "k"), entry(7, "k")], placed=[entry(8)], copies={"1-0": ["11-0", "12-0"]},
     ))  # fmt: skip
 
-    leaving = made.leaving([made.retries[0].entry, made.held[0]], {"id 5", "id 7"})
+    leaving = made.leaving([made.retries[0].entry, made.held[0]])
 
-    assert leaving == ["3-0", "6-0", "4-0", "1-0", "11-0", "12-0", "2-0", "8-0"]
+    assert leaving == ["3-0", "6-0", "4-0", "5-0", "1-0", "11-0", "12-0", "2-0", "8-0"]
     assert ids(made.decided) == ["id 1", "id 2", "id 4", "id 5"]
 
 
