@@ -74,7 +74,9 @@ def unavailable(error: Exception, address: str, limit: float) -> RedisUnavailabl
     """Return an error of the driver, or of the system, that ended the connection."""
     if isinstance(error, RedisUnavailable):
         return error
-    if isinstance(error, redis.exceptions.TimeoutError) and not _is_handshake(error):
+    # The second one comes from the parser of older releases.
+    timed_out = isinstance(error, (redis.exceptions.TimeoutError, TimeoutError))
+    if timed_out and not _is_handshake(error):
         return silent(address, limit)
     if isinstance(error, redis.exceptions.AuthenticationError):
         return _credentials(error, address)
