@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from processor.buffer import delayed, parked, stream
+from processor.buffer.entry_ids import order
 from processor.buffer.lane import Lane
 from processor.buffer.overlay import Overlay, Pending, record
 from processor.buffer.registry import is_lane_name
@@ -26,10 +27,12 @@ from processor.transaction.entry import UnknownVersion, Unreadable, decode
 from processor.transaction.operations import VERSION, encoder, form_decoder
 
 _PAGE = 200
-#: Pages that are read from where a record says that its entry is, and from the head of a lane.
-_NEAR, _ALL = 4, 100
-#: Milliseconds by which the time in a record may be after that of its entry.
-_EARLIER = 20
+#: Pages that are read where records say that their entries are, without finding one, and from the
+#: head of a lane.
+_NEAR, _ALL = 100, 100
+#: Milliseconds by which the time in a record may be after that of its entry, and before it: a write
+#: of many transactions takes a while.
+_EARLIER, _LATER = 20, 2_000
 #: Entries that are kept, and their bytes together.
 _MOST, _MOST_BYTES = 20_000, 16 * 1_048_576
 _LARGEST = 8_000
@@ -85,10 +88,13 @@ class AcceptedEntries:
         if search.left:
             self._look(redis, search)
         complete = True
+        by_lane: dict[Lane, list[Pending]] = {}
         for each in search.missing():
-            if each.id in search.left:
-                for lane in self._lanes_of(each):
-                    complete = self._scan(redis, lane, search, each) and complete
+            for lane in self._lanes_of(each):
+                by_lane.setdefault(lane, []).append(each)
+        for lane, wanted in by_lane.items():
+            self._follow_hints(redis, lane, search, sorted(wanted, key=_when))
+            complete = self._read_all(redis, lane, search) and complete
         if search.left:
             # An entry may have been moved past the search: it moves in this order.
             self._look_by_id(search, checked(redis.calls(self._by_id(search))))
@@ -134,22 +140,44 @@ class AcceptedEntries:
             if settled is not None and whole is not None and i in search.left:
                 search.accept_same(i, record(whole))
 
-    def _scan(
-        self, redis: RedisConnection, lane: Lane, search: _Search, wanted: Pending
-    ) -> bool:
-        """Read a lane for one entry; return whether all of the lane was read, or it was found."""
-        for start, pages in ((_start(wanted), _NEAR), ("-", _ALL)):
-            for _ in range(pages):
-                (reply,) = checked(redis.read([stream.read(lane, start, _PAGE)]))
-                self._read(reply, search)
-                if wanted.id not in search.left:
-                    return True
-                if len(reply) < _PAGE:
-                    if start == "-" or pages == _ALL:
-                        return True
+    def _follow_hints(
+        self, redis: RedisConnection, lane: Lane, search: _Search, wanted: Sequence[Pending]
+    ) -> None:
+        """Read on from where these records, oldest first, say that their entries are."""
+        position, useless = "-", 0
+        for each in wanted:
+            passed = int(_when(each) * 1000) + _LATER
+            while each.id in search.left and useless < _NEAR:
+                start = _start(each)
+                if start == "-" or (position != "-" and order(position) > order(start)):
+                    start = position
+                before = len(search.left)
+                page = self._page(redis, lane, start, search)
+                useless += len(search.left) == before
+                if len(page) < _PAGE:
+                    return
+                position = page[-1][0].decode()
+                if order(position)[0] > passed:
                     break
-                start = reply[-1][0].decode()
+
+    def _read_all(self, redis: RedisConnection, lane: Lane, search: _Search) -> bool:
+        """Read a lane from its head; return whether it was read to its end, or all was found."""
+        position = "-"
+        for _ in range(_ALL):
+            if not search.left:
+                return True
+            page = self._page(redis, lane, position, search)
+            if len(page) < _PAGE:
+                return True
+            position = page[-1][0].decode()
         return False
+
+    def _page(
+        self, redis: RedisConnection, lane: Lane, start: str, search: _Search
+    ) -> Sequence[Sequence[bytes]]:
+        (page,) = checked(redis.read([stream.read(lane, start, _PAGE)]))
+        self._read(page, search)
+        return page  # type: ignore[no-any-return]
 
     def _read(self, reply: Sequence[Sequence[bytes]], search: _Search) -> None:
         self._keep((e[2] for e in stream.entries(reply) if e[2] is not None), search)

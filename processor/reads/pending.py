@@ -9,6 +9,7 @@ round trip.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
@@ -26,6 +27,8 @@ from processor.transaction.write_set import Touch, decides, touch
 
 #: With more statements than this in the overlay, their ids are not looked up in the ledger.
 _MOST_STATEMENTS = 500
+#: Seconds after which the search for an entry is repeated.
+_GIVEN_UP = 1.0
 
 
 @dataclass(slots=True)
@@ -65,6 +68,8 @@ class DecodedRecord:
     deciding: tuple[tuple[str, Touch], ...]
     cached: bool
     accepted: bool | None = None
+    #: When it was looked at last (monotonic), if the search was given up.
+    given_up: float = float("-inf")
 
 
 class RecordCache:
@@ -106,24 +111,25 @@ class RecordCache:
 
     def prove(self, redis: RedisConnection, records: Sequence[DecodedRecord]) -> bool:
         """Find out which records were accepted; return whether some remain unknown (rule 105)."""
-        proofs = self._entries.prove(redis, [each.pending for each in records])
+        now = time.monotonic()
+        asked = [each for each in records if now - each.given_up > _GIVEN_UP]
+        proofs = self._entries.prove(redis, [each.pending for each in asked]) if asked else {}
         absent = [i for i, proof in proofs.items() if proof is not Proof.ACCEPTED]
-        recorded: Collection[str] = ()
-        unknown = False
+        recorded: Collection[str] | None = ()
         if absent:
             try:
                 recorded = self._in_ledger(absent)
             except (DatabaseError, DatabaseUnavailable):
-                unknown = True
-        for each in records:
+                recorded = None
+        for each in asked:
             proof = proofs[each.pending.id]
-            if proof is Proof.ACCEPTED or each.pending.id in recorded:
+            if proof is Proof.ACCEPTED or each.pending.id in (recorded or ()):
                 each.accepted = True
-            elif proof is Proof.NOT_IN_REDIS and not unknown:
+            elif proof is Proof.NOT_IN_REDIS and recorded is not None:
                 each.accepted = False
             else:
-                unknown = True
-        return unknown
+                each.given_up = now
+        return any(each.accepted is None for each in records)
 
 
 class PendingWrites:

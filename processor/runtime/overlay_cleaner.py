@@ -45,6 +45,7 @@ _PAGE = 500
 _SOON, _LATER, _IDLE = 0.1, 0.25, 1.0
 #: Seconds between two looks for what was never accepted.
 _SWEEP = 1.0
+_MOST_PAGES = 20
 
 
 class OverlayCleaner:
@@ -123,16 +124,21 @@ class OverlayCleaner:
         return delay
 
     def sweep(self) -> None:
-        """Remove a page of what was never accepted."""
-        forged = self._sweep.unaccepted(self._redis)
-        self._overlay.hide(self._redis, forged)
+        """Remove a page of what was never accepted, and further pages while there is much."""
+        count = 0
+        for _ in range(_MOST_PAGES):
+            forged = self._sweep.unaccepted(self._redis)
+            self._overlay.hide(self._redis, forged)
+            count += len(forged)
+            if not forged or self._stopping.is_set():
+                break
         self._overlay.hide(self._redis, self._sweep.unshown(self._redis))
-        orphans = self._sweep.remove_orphans(self._redis)
-        if forged or orphans:
-            metrics.count("unaccepted", len(forged) + orphans)
+        elements = self._sweep.remove_orphans(self._redis)
+        if count or elements:
+            metrics.count("unaccepted", count + elements)
             log.warning("overlay: removed %d records and %d elements of lists that belong to no"
                         " accepted transaction: a program with the credentials of a producer wrote"
-                        " them", len(forged), orphans)  # fmt: skip
+                        " them", count, elements)  # fmt: skip
 
     def _in_ledger(self, ids: Sequence[str]) -> Collection[str]:
         return self._recorded(self._primary, ids)

@@ -20,6 +20,7 @@ from processor.transaction.ids import is_id
 _PAGE = 500
 #: Keys that Redis looks at in one step of a search for lists.
 _KEYS = 1_000
+_MOST_PAGES = 100
 
 #: Returns which of these ids the ledger of the primary has.
 InLedger = Callable[[Sequence[str]], Collection[str]]
@@ -89,11 +90,17 @@ class OverlaySweep:
         return sum(checked(redis.calls([("LREM", name, 0, each) for name, each in orphans])))
 
     def _remove_proofs(self, redis: RedisConnection) -> None:
-        self._proofs, pairs = _scanned(redis, "HSCAN", self._keys.proven, self._proofs)
-        names = [each.decode(errors="replace") for each in pairs[::2]]
-        kept = self._keys.kept(redis, names)
-        gone = [each for each, name in zip(pairs[::2], names, strict=True) if name not in kept]
-        if gone:
+        """Remove proofs without a record; more pages at once while there are many.
+
+        The owner of a lane writes them whether or not the producer has the tables in its overlay.
+        """
+        for _ in range(_MOST_PAGES):
+            self._proofs, pairs = _scanned(redis, "HSCAN", self._keys.proven, self._proofs)
+            names = [each.decode(errors="replace") for each in pairs[::2]]
+            kept = self._keys.kept(redis, names)
+            gone = [each for each, name in zip(pairs[::2], names, strict=True) if name not in kept]
+            if not gone:
+                return
             redis.call("HDEL", self._keys.proven, *gone)
 
 
