@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from processor import crashpoint
+from processor.apply import failure_reasons
 from processor.apply.batch_errors import BatchErrors
 from processor.apply.committer import Committer, has_own_limit, longest_limit
 from processor.apply.outcome import Contended, Outcome
@@ -162,9 +163,9 @@ class Applier:
         text, refused = renderer.batch(taken)
         unfit |= refused
         reasons = {
-            i: Reason(str(error), error.sqlstate, operation=error.number)
-            for i, error in unfit.items()
-        }
+            entry.id: failure_reasons.unfit(entry, unfit[entry.id])
+            for entry in entries if entry.id in unfit
+        } if unfit else {}  # fmt: skip
         return BatchText(entries, text, reasons, version, tables=tables_taken(taken))
 
     def _send(

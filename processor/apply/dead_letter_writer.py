@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from msgspec import structs
 
 from processor import crashpoint
+from processor.apply import failure_reasons
 from processor.apply.batch_errors import verdict_on
 from processor.apply.committer import Commit, Committer, longest_limit
 from processor.apply.verdict import Verdict
@@ -37,6 +38,7 @@ log = logging.getLogger("processor.apply")
 _LOCK_WAIT = 100
 #: Dead letters in one commit; each carries its body as hex, which is twice its size.
 _IN_ONE_COMMIT = 50
+_CLASSES = metrics.DECLARED["dead"].known
 #: The class of SQLSTATEs of values that PostgreSQL does not take.
 _DATA = "22"
 
@@ -81,7 +83,9 @@ class DeadLetterWriter:
                 raise
             # A text that this database refuses for a reason of its own: ASCII fits any database.
             self._committer.commit(self._text(owner, deaths, "ASCII"))
-        metrics.count("dead", len(deaths))
+        for death in deaths:
+            found = death.reason.sqlstate[:2]
+            metrics.count("dead", sqlstate_class=found if found in _CLASSES else "other")
         crashpoint.reach("dead-after")
 
     def _text(self, owner: Ownership, deaths: Sequence[Death], encoding: str) -> str:
@@ -167,7 +171,7 @@ class DeadLetterWriter:
         try:
             effect = self._committer.renderer.plain(entry)
         except Unrenderable as error:
-            return None, Reason(str(error), error.sqlstate)
+            return None, failure_reasons.unfit(entry, error)
         started = time.monotonic()
         try:
             return self._decide(
@@ -187,7 +191,10 @@ class DeadLetterWriter:
                 raise DatabaseUnavailable(f"PostgreSQL rejects work: {error}") from None
             if verdict is not Verdict.POISON:
                 raise
-            return None, Reason(str(error), error.sqlstate, error.detail)
+            return None, failure_reasons.refused(
+                entry, error.sqlstate, table=error.table, column=error.column,
+                constraint=error.constraint, detail=error.detail,
+            )  # fmt: skip
 
     def _decide(
         self, owner: Ownership, letter: DeadLetter, body: str, longest: float = 0.0
@@ -220,9 +227,7 @@ class DeadLetterWriter:
 def _log(owner: Ownership, deaths: Sequence[Death]) -> None:
     """Log one line for all of them, so that many failures do not flood the log."""
     first = deaths[0]
-    # What follows a colon can contain a part of the entry; only `dead show` shows it.
-    why = first.reason.text.partition(":")[0]
-    if first.reason.sqlstate:
-        why = f"SQLSTATE {first.reason.sqlstate}"
+    # Without a SQLSTATE, what follows a colon can contain a part of the entry.
+    why = first.reason.text if first.reason.sqlstate else first.reason.text.partition(":")[0]
     log.warning("lane %s: %d became dead letters, the first is %s (%s): see `processor dead list`",
                 owner.lane, len(deaths), first.entry.id, why)

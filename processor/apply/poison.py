@@ -13,15 +13,18 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
 
 from processor import crashpoint
+from processor.apply import failure_reasons
 from processor.apply.batch_errors import BatchErrors, verdict_on
 from processor.apply.committer import Commit, Committer, has_own_limit, longest_limit
 from processor.apply.outcome import Contended, Outcome
 from processor.apply.verdict import Verdict
 from processor.buffer import key_order
 from processor.connections.sql_literals import quoted
-from processor.errors import DatabaseError, refusal
+from processor.errors import DatabaseError
 from processor.ledger import lane_rows, outcomes
 from processor.ledger.dead_letters import Reason
 from processor.ledger.lane_rows import Ownership
@@ -39,10 +42,13 @@ _ISOLATED_AFTERWARDS = 8
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """A batch rendered for isolation: groups as in the quick way, and each entry in plain SQL."""
+    """A batch rendered for isolation: groups as in the quick way, and each operation as plain SQL.
+
+    `plain` has the operations of each entry.
+    """
 
     groups: list[str]
-    plain: list[str]
+    plain: list[list[str]]
 
 
 def parts(renderer: Renderer, taken: Sequence[Taken]) -> Parts | None:
@@ -53,7 +59,7 @@ def parts(renderer: Renderer, taken: Sequence[Taken]) -> Parts | None:
         if unfit:
             return None
         groups.append(text)
-    return Parts(groups, [renderer.written_out(one) for one in taken])
+    return Parts(groups, [renderer.steps(one) for one in taken])
 
 
 class Isolation:
@@ -81,7 +87,7 @@ class Isolation:
         crashpoint.reach("isolate-before")
         outcome.commit = self._commit(owner, entries, rendered, tables, meanwhile)
         crashpoint.reach("isolate-after")
-        failures = _failures(outcome.commit)
+        failures = _failures(entries, outcome.commit)
         if failures:
             self.expected = _ISOLATED_AFTERWARDS
         for place, entry in enumerate(entries):
@@ -105,7 +111,8 @@ class Isolation:
             "SELECT pg_catalog.set_config('processor.failures', processor.isolate_2(",
             f"'{owner.buffer}', {quoted(owner.lane)}, '{{{','.join(e.id for e in entries)}}}',",
             f"ARRAY[{','.join(map(quoted, rendered.groups))}],",
-            f"ARRAY[{','.join(map(quoted, rendered.plain))}],",
+            f"ARRAY[{','.join(quoted(step) for steps in rendered.plain for step in steps)}],",
+            f"'{{{','.join(map(str, accumulate(map(len, rendered.plain))))}}}',",
             f"'{{{','.join(str(later + 1) for later, _ in pairs)}}}',",
             f"'{{{','.join(str(earlier + 1) for _, earlier in pairs)}}}', {_GROUP})",
             "::pg_catalog.text, false);",
@@ -167,7 +174,7 @@ class Isolation:
                 + self._committer.proof(tables_of([entry]))
             )
         except Unrenderable as error:
-            return Reason(str(error), error.sqlstate, operation=error.number)
+            return failure_reasons.unfit(entry, error)
         try:
             outcome.commit = self._committer.commit(body, longest=longest_limit([entry]))
         except DatabaseError as error:
@@ -184,19 +191,22 @@ class Isolation:
                     return None
             self._committer.roll_back()
             self._errors.prove_alive(owner, error)
-            return Reason(f"{error}", error.sqlstate, error.detail, error.constraint, error.table)
+            return failure_reasons.refused(
+                entry, error.sqlstate, table=error.table, column=error.column,
+                constraint=error.constraint, detail=error.detail,
+            )  # fmt: skip
         outcome.committed.append(entry)
         return None
 
 
-def _failures(commit: Commit) -> dict[int, Reason | None]:
+def _failures(entries: Sequence[Entry], commit: Commit) -> dict[int, Reason | None]:
     """Return, by place in the batch, why an entry failed; None if it is held behind one."""
     found = json.loads(commit.failures)
-    return {f["at"]: None if f.get("held") else _reason(f) for f in found}
+    return {f["at"]: None if f.get("held") else _reason(entries[f["at"]], f) for f in found}
 
 
-def _reason(failure: dict[str, str]) -> Reason:
-    state = failure["sqlstate"]
-    names = {kind: failure.get(kind) or "" for kind in ("table", "column", "constraint")}
-    detail = failure.get("detail") or ""
-    return Reason(refusal(state, **names), state, detail, names["constraint"], names["table"])
+def _reason(entry: Entry, failure: dict[str, Any]) -> Reason:
+    names = {kind: failure.get(kind) or "" for kind in ("table", "column", "constraint", "detail")}
+    return failure_reasons.refused(
+        entry, failure["sqlstate"], operation=failure.get("step"), **names
+    )

@@ -66,7 +66,7 @@ class Maintenance:
                     self._pruned = float("-inf")  # Continue in the next pass.
 
     def _count_dead_letters(self, now: float) -> None:
-        changes = self._requests.done + metrics.value("dead")
+        changes = self._requests.done + metrics.total("dead")
         often = _COUNT_EVERY if changes == self._counted_changes else _COUNT_SOON
         if now - self._counted >= often:
             self._counted, self._counted_changes = now, changes

@@ -65,7 +65,7 @@ class StatePublisher:
         return State(
             status, reason, last_run,
             processed=int(metrics.value("committed")), already_applied=int(metrics.value("known")),
-            retried=int(metrics.value("retried")), dead=int(metrics.value("dead")),
+            retried=int(metrics.value("retried")), dead=int(metrics.total("dead")),
             dead_letters=dead_letters, buffer=self._owners.buffer, instance=self._instance,
             site=self._settings.site, lanes=lanes, replicas=self._watch.states(),
             loss=self._owners.loss, dead_letters_counted=counted,

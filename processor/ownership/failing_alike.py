@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from processor.apply import failure_reasons
+from processor.apply.failure_reasons import Target, target_of
 from processor.apply.outcome import Outcome
 from processor.apply.retry import backoff, is_of_value
 from processor.buffer.parked import HELD
@@ -18,7 +20,6 @@ from processor.connections.postgres_session import condition
 from processor.ledger.dead_letters import Reason
 from processor.telemetry.status import FailingKind, timestamp
 from processor.transaction.entry import Entry
-from processor.transaction.operations import Operation, Statement
 
 #: So many transactions that fail alike, none succeeding in between, pause their kind or the lane.
 SYSTEMIC = 25
@@ -28,11 +29,6 @@ _LONGEST = 5.0
 _MOST_PAUSES = 16
 #: Kinds whose failures are counted; those that began to fail first are forgotten first.
 _MOST_COUNTED = 200
-
-#: The tag of an operation and its table, or "statement" and its name.
-Target = tuple[str, str]
-
-_WORDS = {"insert": "insert into", "upsert": "upsert into", "delete": "delete from"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +49,7 @@ class Kind:
     @property
     def operations(self) -> str:
         """The operations in words; names of producers are escaped."""
-        named = sorted((_WORDS.get(tag, tag), name) for tag, name in self.targets)
-        return ", ".join(f"{word} {_escaped(name)}" for word, name in named)
+        return ", ".join(sorted(map(failure_reasons.in_words, self.targets)))
 
 
 def kind_of(entry: Entry, reason: Reason) -> Kind:
@@ -62,7 +57,7 @@ def kind_of(entry: Entry, reason: Reason) -> Kind:
     of_value = is_of_value(reason.sqlstate, reason.constraint)
     targets = _targets(entry)
     if reason.operation is not None:
-        targets = frozenset({_target(entry.operations[reason.operation])})
+        targets = frozenset({target_of(entry.operations[reason.operation])})
     there = frozenset(
         (tag, name) for tag, name in targets
         if reason.table and name.rpartition(".")[2] == reason.table
@@ -239,14 +234,4 @@ class FailingAlike:
 
 
 def _targets(entry: Entry) -> frozenset[Target]:
-    return frozenset(map(_target, entry.operations))
-
-
-def _target(operation: Operation) -> Target:
-    if isinstance(operation, Statement):
-        return "statement", operation.name
-    return str(type(operation).__struct_config__.tag), operation.table
-
-
-def _escaped(name: str) -> str:
-    return name if name.isprintable() else name.encode("unicode_escape").decode()
+    return frozenset(map(target_of, entry.operations))

@@ -59,9 +59,11 @@ _json = msgspec.json.Encoder(decimal_format="number")
 class Unfit(Exception):
     """A value does not fit its column. The message does not contain the value (rule 19)."""
 
-    def __init__(self, sqlstate: str, problem: str) -> None:
-        super().__init__(problem)
+    def __init__(self, sqlstate: str, problem: str, column: str = "") -> None:
+        super().__init__(f"column {column}: {problem}" if column else problem)
         self.sqlstate = sqlstate
+        self.problem = problem
+        self.column = column
 
 
 # What `reads` finds, too: it tells before the server what will be refused.

@@ -33,10 +33,14 @@ _UNFORESEEN = (ValueError, TypeError, ArithmeticError, RecursionError)
 class Unrenderable(Exception):
     """A transaction cannot be rendered for its tables; names the operation, if it is known."""
 
-    def __init__(self, number: int | None, sqlstate: str, problem: str) -> None:
+    def __init__(
+        self, number: int | None, sqlstate: str, problem: str, column: str = ""
+    ) -> None:
         super().__init__(problem if number is None else f"operations[{number}]: {problem}")
         self.number = number
         self.sqlstate = sqlstate
+        self.problem = problem
+        self.column = column
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -184,12 +188,15 @@ class Renderer:
         self._wanted += plan.shapes
         return "".join(parts)
 
-    def written_out(self, taken: Taken) -> str:
-        """Return a transaction in plain SQL whose values were found to fit."""
+    def steps(self, taken: Taken) -> list[str]:
+        """Return each operation in plain SQL; the values were found to fit."""
         entry, plan, values = taken
-        if plan is None:
-            return self.plain(entry)
-        return "".join([shape.plain(v) for shape, v in zip(plan.shapes, values, strict=True)])
+        if plan is not None:
+            return [shape.plain(v) for shape, v in zip(plan.shapes, values, strict=True)]
+        found = ["".join(self._operation(operation)) for operation in entry.operations]
+        if any(type(operation) is Statement for operation in entry.operations):
+            found[-1] += self._restoring
+        return found
 
     def plain(self, entry: Entry) -> str:
         """Return a transaction in plain SQL. Raises Unrenderable."""
@@ -252,7 +259,9 @@ class _at:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, Unfit):
-            raise Unrenderable(self._number, error.sqlstate, str(error)) from None
+            raise Unrenderable(
+                self._number, error.sqlstate, error.problem, error.column
+            ) from None
 
 
 def _plan_of(taken: Taken) -> Plan | None:

@@ -236,7 +236,7 @@ def _literal(column: Column) -> Writer:
         try:
             return write(value) if bare and type(value) is int else quoted(write(value))
         except Unfit as error:
-            raise Unfit(error.sqlstate, f"column {column.name}: {error}") from None
+            raise Unfit(error.sqlstate, error.problem, column.name) from None
 
     return literal
 

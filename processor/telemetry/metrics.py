@@ -31,7 +31,10 @@ DECLARED: dict[str, Metric] = {
     "committed": Metric("counter", "transactions whose effect this process committed"),
     "known": Metric("counter", "transactions already applied: found in the ledger, no effect"),
     "retried": Metric("counter", "failed attempts that will be retried"),
-    "dead": Metric("counter", "transactions that became dead letters"),
+    "dead": Metric(
+        "counter", "transactions that became dead letters", "sqlstate_class",
+        ("22", "23", "42", "P0", "PR", "XX", "other"),
+    ),
     "blocked": Metric("counter", "transactions parked behind an earlier one with the same key"),
     "batches": Metric("counter", "batches committed"),
     "isolated": Metric("counter", "batches in which a poison transaction was isolated"),
@@ -78,6 +81,11 @@ def count(name: str, by: float = 1, **labels: str) -> None:
 def value(name: str, **labels: str) -> float:
     """The value of a counter; zero if it was never counted."""
     return _values.get((_declared(name), tuple(sorted(labels.items()))), 0.0)
+
+
+def total(name: str) -> float:
+    """The sum of a counter over all its labels."""
+    return sum(number for (counted, _), number in list(_values.items()) if counted == name)
 
 
 def snapshot() -> Iterator[tuple[str, Labels, float]]:

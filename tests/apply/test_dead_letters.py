@@ -112,7 +112,7 @@ def test_a_sqlstate_of_the_processor_is_explained_in_words(width: int, site: Sit
 
     assert site.dead() == [(
         bad.id, "PR002",
-        "SQLSTATE PR002: an update or delete matched a different number of rows than it expects",
+        "operations[0] update account: expected 1 row, matched 0",
     )]
 
 
@@ -129,7 +129,8 @@ def test_the_dead_letters_of_a_batch_are_one_line_of_the_log(site: Site, caplog)
     logged = [each for each in caplog.records if "dead letter" in each.getMessage()]
     assert [(each.levelname, each.getMessage()) for each in logged] == [(
         "WARNING", f"lane default:0: 60 became dead letters, the first is {many[0].id}"
-        " (SQLSTATE 23514): see `processor dead list`",
+        " (23514 check_violation: operations[0] insert into failing: constraint failing_s_check):"
+        " see `processor dead list`",
     )]
 
 

@@ -74,7 +74,8 @@ def test_a_failed_transaction_waits_for_its_retry_and_blocks_its_key(
     (behind,) = site.submit(write(1, key="k"))
     wait_until(lambda: site.parked() == 2)
     answer = explained(cli, failing.id)
-    reason = "SQLSTATE 23503 table child constraint child_parent_fkey"
+    reason = ("23503 foreign_key_violation: operations[0] insert into child:"
+              " constraint child_parent_fkey")  # fmt: skip
     assert (answer["place"], answer["attempts"], answer["reason"]) == ("parked", 1, reason)
     assert answer["why"] == f"it failed 1 time, last with {reason}"
     assert answer["release"].startswith("its next attempt is at ")
@@ -100,7 +101,7 @@ def test_the_reason_of_a_failure_is_shown_without_values(
     site.submit(failing)
     wait_until(lambda: site.parked() == 1 and explained(cli, failing.id)["attempts"] > 2)
     answer = explained(cli, failing.id)
-    assert answer["reason"] == "SQLSTATE P0007 table two lines"
+    assert answer["reason"] == "P0007: operations[0] insert into two\\nlines"
     assert "canary" not in str(answer)
     record = site.redis.hget(site.lane().parked, failing.id)
     assert "canary" not in record.decode().splitlines()[1]
@@ -119,7 +120,7 @@ def test_a_parked_record_of_an_earlier_release_has_no_reason(cli: Cli, site_of: 
     site.parks(1)
     parked = site.lane().parked
     entry_id, failed, body = site.redis.hget(parked, failing.id).split(b"\n", 2)
-    assert failed.startswith(b"1 SQLSTATE 23503")
+    assert failed.startswith(b"1 23503 foreign_key_violation: ")
     site.redis.hset(parked, failing.id, b"\n".join((entry_id, b"1", body)))
     answer = explained(cli, failing.id)
     assert (answer["attempts"], answer["reason"], answer["why"]) == (1, None, "it failed 1 time")

@@ -354,9 +354,15 @@ def merged(*mappings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def counted(name: str, **labels: str) -> Callable[[], int]:
-    """Return a function that returns by how much a metric has grown since this call."""
-    before = metrics.value(name, **labels)
-    return lambda: int(metrics.value(name, **labels) - before)
+    """Return a function that returns by how much a metric has grown since this call.
+
+    Without labels it is the sum over all of them.
+    """
+    def value() -> float:
+        return metrics.value(name, **labels) if labels else metrics.total(name)
+
+    before = value()
+    return lambda: int(value() - before)
 
 
 @pytest.fixture

@@ -174,7 +174,7 @@ def test_what_waits_behind_a_dead_letter_is_shown_with_its_age(site: Site, cli: 
 
 def test_the_oldest_of_many_parked_transactions_is_found_in_a_few_looks(site: Site) -> None:
     lane, now = site.lane(), int(time.time() * 1000)
-    ages = {f"{n:032x}": 1000 * n for n in range(1, 1501)}
+    ages = {f"{n:032x}": 1_000_000 * n for n in range(1, 1501)}
     for i, age in ages.items():
         entry = Entry(f"{now - age}-0", i, "0" * 32, (), (), b"{}")
         site.redis.execute_command(*parked.put(lane, entry, 0))
@@ -182,15 +182,16 @@ def test_the_oldest_of_many_parked_transactions_is_found_in_a_few_looks(site: Si
     observer = BufferObserver(site.settings)
 
     def age(*, complete: bool = False) -> float:
+        """Return the age of the oldest one, in thousands of seconds."""
         seen = observer.observe(redis, complete=complete).lanes[LANE]
         assert (seen.parked, seen.depth) == (len(site.redis.hkeys(lane.parked)), 0)
-        return seen.parked_oldest_age or 0.0
+        return (seen.parked_oldest_age or 0.0) // 1000
 
-    wait_until(lambda: age() >= 1500, message=lambda: str((age(), observer._oldest)))
+    wait_until(lambda: age() == 1500)
     site.redis.hdel(lane.parked, f"{1500:032x}", f"{1499:032x}")
-    wait_until(lambda: 1498 <= age() < 1499)
+    wait_until(lambda: age() == 1498)
     observer = BufferObserver(site.settings)
-    assert 1498 <= age(complete=True) < 1499
+    assert age(complete=True) == 1498
     redis.close()
 
 

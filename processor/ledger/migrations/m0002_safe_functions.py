@@ -47,12 +47,14 @@ END $function$;
 
 -- The transactions that it executes need the search_path of the session, so it pins none, and every
 -- name in it is qualified. (unnest of several arrays is resolved in pg_catalog by the parser.)
+-- `plain` has the operations of all transactions, `ends` the place of each transaction's last one.
 CREATE OR REPLACE FUNCTION processor.isolate_2(
-    in_buffer uuid, in_lane text, ids uuid[], quick text[], plain text[],
+    in_buffer uuid, in_lane text, ids uuid[], quick text[], plain text[], ends integer[],
     later integer[], earlier integer[], width integer) RETURNS jsonb
 LANGUAGE plpgsql AS $function$
 DECLARE
     failures pg_catalog.jsonb := '[]';
+    step integer;
     bad integer[] := '{}';
     first integer := 1;
     last integer;
@@ -60,9 +62,9 @@ DECLARE
     state pg_catalog.text; message pg_catalog.text; more pg_catalog.text;
     tab pg_catalog.text; col pg_catalog.text; con pg_catalog.text;
 BEGIN
-    WHILE first OPERATOR(pg_catalog.<=) pg_catalog.cardinality(plain) LOOP
+    WHILE first OPERATOR(pg_catalog.<=) pg_catalog.cardinality(ends) LOOP
         last := least(first OPERATOR(pg_catalog.+) width OPERATOR(pg_catalog.-) 1,
-                      pg_catalog.cardinality(plain));
+                      pg_catalog.cardinality(ends));
         BEGIN
             -- Once something failed, a group may hold a follower of it: one by one from the first
             -- group that has any.
@@ -91,7 +93,12 @@ BEGIN
                     CONTINUE;
                 END IF;
                 BEGIN
-                    EXECUTE plain[k];
+                    step := coalesce(ends[k OPERATOR(pg_catalog.-) 1], 0);
+                    WHILE step OPERATOR(pg_catalog.<) ends[k] LOOP
+                        step := step OPERATOR(pg_catalog.+) 1;
+                        EXECUTE plain[step];
+                    END LOOP;
+                    step := NULL;
                     SET CONSTRAINTS ALL IMMEDIATE;
                     SET CONSTRAINTS ALL DEFERRED;
                 EXCEPTION WHEN OTHERS THEN
@@ -105,6 +112,8 @@ BEGIN
                     bad := pg_catalog.array_append(bad, k);
                     failures := failures OPERATOR(pg_catalog.||) pg_catalog.jsonb_build_object(
                         'at', k OPERATOR(pg_catalog.-) 1, 'sqlstate', state,
+                        'step', step OPERATOR(pg_catalog.-) 1 OPERATOR(pg_catalog.-)
+                                coalesce(ends[k OPERATOR(pg_catalog.-) 1], 0),
                         'detail', pg_catalog."left"(message OPERATOR(pg_catalog.||) E'\\n'
                                                     OPERATOR(pg_catalog.||) more, 2000),
                         'table', tab, 'column', col, 'constraint', con);
@@ -129,7 +138,8 @@ CREATE OR REPLACE FUNCTION processor.isolate(
     in_buffer uuid, in_lane text, ids uuid[], quick text[], plain text[],
     later integer[], earlier integer[], width integer) RETURNS jsonb
 LANGUAGE sql AS $function$
-    SELECT processor.isolate_2(in_buffer, in_lane, ids, quick, plain, later, earlier, width)
+    SELECT processor.isolate_2(in_buffer, in_lane, ids, quick, plain,
+        ARRAY(SELECT pg_catalog.generate_subscripts(plain, 1)), later, earlier, width)
 $function$;
 
 UPDATE processor.meta SET newest = 2 WHERE newest < 2;
