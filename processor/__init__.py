@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from processor.transaction.builder import Transaction
     from processor.transaction.ids import new_id
     from processor.transaction.statements import statement
+    from processor.transaction.values import Json
 
 # The module of each public name. `Transaction` is loaded from `producer`, which enables its `with`
 # form to submit.
@@ -60,6 +61,7 @@ _HOMES = {
     "new_id": "processor.transaction.ids",
     "statement": "processor.transaction.statements",
     "Transaction": "processor.producer.submit",
+    "Json": "processor.transaction.values",
     "Receipt": "processor.receipts.receipt",
     "route": "processor.receipts.routing",
     "read": "processor.reads.reader",
@@ -85,7 +87,7 @@ _HOMES = {
 
 __all__ = [
     "AlreadyRunning", "BufferFull", "ConfigError", "DatabaseUnavailable", "InvalidRead",
-    "InvalidTransaction", "NotRunning", "ProcessorError", "Receipt", "RedisUnavailable",
+    "InvalidTransaction", "Json", "NotRunning", "ProcessorError", "Receipt", "RedisUnavailable",
     "ReplicaBehind", "ReplicaLost", "SubmitUnknown", "Transaction", "TransactionDead",
     "TransactionLost", "Unavailable", "WaitTimeout", "cached", "configure", "event", "hooks",
     "new_id", "read", "route", "singleton", "start", "state", "statement", "stop", "submit",

@@ -20,6 +20,7 @@ from processor.errors import InvalidTransaction
 from processor.ledger import dead_letters
 from processor.ledger.dead_letters import DeadLetter
 from processor.transaction.builder import Transaction
+from processor.transaction.encoding import Encoded
 
 #: Seconds between two looks at a dead letter whose outcome is awaited.
 _POLL = 0.2
@@ -102,7 +103,7 @@ def selected(membership: BufferMembership, selection: Selection) -> list[DeadLet
 
 def request(
     membership: BufferMembership, verb: str, letters: Sequence[DeadLetter],
-    wait: float | None = None, edited: bytes | None = None,
+    wait: float | None = None, edited: Encoded | None = None,
 ) -> Iterator[Outcome]:
     """Record a request for each dead letter, and wait up to `wait` seconds for all outcomes.
 
@@ -138,10 +139,13 @@ def request_selected(
 
 def _record(
     database: PostgresSession, membership: BufferMembership, letter: DeadLetter, verb: str,
-    edited: bytes | None,
+    edited: Encoded | None,
 ) -> bool:
     membership.register_lane(database, letter)
-    return dead_letters.record_request(database, letter, verb, edited, buffer=membership.buffer)
+    body, version = (edited.body, edited.version) if edited else (None, b"1")
+    return dead_letters.record_request(
+        database, letter, verb, body, version=version, buffer=membership.buffer
+    )
 
 
 def _decided_before(letter: DeadLetter) -> Outcome:
@@ -161,7 +165,7 @@ def _awaited(database: PostgresSession, letter: DeadLetter, end: float) -> Outco
         time.sleep(_POLL)
 
 
-def edited(letter: DeadLetter, text: str | bytes, limit: int) -> bytes:
+def edited(letter: DeadLetter, text: str | bytes, limit: int) -> Encoded:
     """The payload that replaces a dead letter's, at most `limit` bytes, checked as in `submit`.
 
     Raises InvalidTransaction.
@@ -171,4 +175,4 @@ def edited(letter: DeadLetter, text: str | bytes, limit: int) -> bytes:
         # The ledger records the outcome under the id, so an edit must not change it.
         raise InvalidTransaction("id", "differs from that of the dead letter",
                                  hint=f"write {letter.id}")
-    return transaction.encode(time.time(), limit).body
+    return transaction.encode(time.time(), limit)

@@ -10,6 +10,8 @@ import json
 from decimal import Decimal
 from typing import Any
 
+from processor.transaction.encoding import as_submitted
+
 _HOLD_VALUES = frozenset({"values", "where", "set", "add", "params", "args"})
 _HIDDEN = frozenset({"idempotency_key"})
 
@@ -43,7 +45,7 @@ def kind(value: Any) -> str:
 
 def _transaction(body: bytes) -> dict[str, Any] | None:
     try:
-        transaction = json.loads(body, parse_float=_number)
+        transaction = json.loads(as_submitted(body), parse_float=_number)
     except (ValueError, RecursionError):
         return None
     return transaction if isinstance(transaction, dict) else None

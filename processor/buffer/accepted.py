@@ -23,8 +23,9 @@ from processor.buffer.overlay import Overlay, Pending, record
 from processor.buffer.registry import is_lane_name
 from processor.config.settings import Settings
 from processor.connections.redis_client import Command, RedisConnection, checked
+from processor.transaction.documents import canonical
 from processor.transaction.entry import UnknownVersion, Unreadable, decode
-from processor.transaction.operations import VERSION, encoder, form_decoder
+from processor.transaction.operations import VERSION, form_decoder
 
 _PAGE = 200
 #: Pages that are read where records say that their entries are, without finding one, and from the
@@ -228,7 +229,7 @@ class _Search:
 def _shows(pending: Pending, body: bytes) -> bool:
     """Whether the operations of a record are among those of an entry, in order."""
     try:
-        if form_decoder.decode(body).operations == encoder.encode(pending.operations):
+        if form_decoder.decode(body).operations == canonical(pending.operations):
             return True
         rest = iter(decode("0-0", VERSION, body).operations)
     except (Unreadable, UnknownVersion, msgspec.MsgspecError, ValueError, RecursionError):

@@ -30,7 +30,7 @@ from __future__ import annotations
 import zlib
 from dataclasses import dataclass, field
 
-from processor.transaction.builder import Encoded
+from processor.transaction.encoding import Encoded
 
 _PARTS = (
     "stream", "scheduled", "parked", "blocked", "retry", "commits", "pruned", "replayed",

@@ -33,18 +33,27 @@ import msgspec
 from processor.config.settings import Settings
 from processor.connections.redis_client import Command, RedisConnection, checked
 from processor.errors import RedisRefused
-from processor.transaction.builder import Encoded
+from processor.transaction import documents
+from processor.transaction.encoding import Encoded
 from processor.transaction.entry import Entry
 from processor.transaction.ids import canonical_id, is_id
-from processor.transaction.operations import Operation, Statement, encoder
+from processor.transaction.operations import (
+    VERSION,
+    Operation,
+    Statement,
+    encoder,
+    ordered_encoder,
+)
+from processor.transaction.values import Json
 from processor.transaction.write_set import Declared, touch
 
 
 class Pending(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """A pending transaction: its operations on the tables of the overlay, in order.
 
-    `at` (the time of its submit) and `due` are in Unix seconds. `lane` is where its entry is.
-    Release 0.1 wrote no version, `v`, and no lane.
+    `at` (the time of its submit) and `due` are in Unix seconds. `lane` is where its entry is, `v`
+    the version of the entry's envelope, `order` has the orders of keys (see `documents`). Release
+    0.1 wrote none of these three.
     """
 
     id: str
@@ -52,6 +61,7 @@ class Pending(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     due: float | None = None
     lane: str = ""
     v: int = 1
+    order: documents.Order | None = None
     #: Last, as in an entry, so that the two can be compared as bytes (see `accepted`).
     operations: tuple[Operation, ...] = ()
 
@@ -69,8 +79,8 @@ class Shown:
 
 
 _decoder = msgspec.json.Decoder(Pending, float_hook=Decimal)
-#: The version of the records that this release writes and reads.
-_READS = 1
+#: The newest version of the records that this release reads.
+_READS = int(VERSION)
 
 
 class Overlay:
@@ -115,13 +125,17 @@ class Overlay:
         names, rows = self._touched(encoded.operations)
         if not (names or rows or encoded.cache):
             return []
+        order = documents.order_of(concerned) if encoded.ordered else None
         record = encoder.encode(
-            Pending(encoded.id, at, encoded.due, lane, operations=tuple(concerned))
-        )
+            Pending(
+                encoded.id, at, encoded.due, lane, int(encoded.version), order,
+                tuple(concerned),
+            )
+        )  # fmt: skip
         puts: dict[str, bytes | str] = dict.fromkeys(names, encoded.id)
         puts |= dict.fromkeys(rows, record)
         for name, value in (encoded.cache or {}).items():
-            puts[self.cache(name)] = encoder.encode([encoded.id, value])
+            puts[self.cache(name)] = ordered_encoder.encode([encoded.id, value])
         lists = encoder.encode([name.removeprefix(self.prefix) for name in puts])
         return [
             ("HSETNX", self.prefix, encoded.id, record),
@@ -237,6 +251,10 @@ def record(found: bytes) -> Pending | None:
         read = _decoder.decode(found)
         if read.v > _READS:
             return None
+        if read.order is not None:
+            documents.reorder(read.operations, read.order)
+        for operation in read.operations:
+            documents.restore("json", operation, Json.read)
         # Anyone who may write to Redis may have written this record, and its id goes into SQL.
         return read if is_id(read.id) else None
     except (msgspec.MsgspecError, ValueError, RecursionError):

@@ -15,6 +15,9 @@ from processor.config.declaration import Path, between, mapping, matching, neare
 
 NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}"
 _IDENTIFIER = r'[^\s."\0]{1,63}'
+#: A table, as `table_names` has it.
+_PART = rf'(?:{_IDENTIFIER}|"(?:[^"\0]|""){{1,63}}")'
+_TABLE = matching(rf"(?:{_PART}\.)?{_PART}", "write table or schema.table")
 # No comma within quotes either: the code that splits the path splits it at commas.
 _SCHEMA = r'''(?:[^\s,;"'\0-\x1f]{1,63}|"[^,;"'\0-\x1f]{1,63}")'''
 _COLUMN = r'[^\s,"\0]{1,63}'
@@ -77,7 +80,7 @@ class Database:
     init: bool = setting(False, "create the schema `processor` if it is missing")
     tables: tuple[str, ...] = setting(
         (), "the only tables that transactions may name; empty: all that the role can write",
-        item=matching(rf"(?:{_IDENTIFIER}\.)?{_IDENTIFIER}", "write table or schema.table"))
+        item=_TABLE)
     prepare: bool = setting(True, "prepare each statement shape once per connection")
 
 
@@ -152,7 +155,7 @@ class Overlay:
     tables: Mapping[str, tuple[str, ...]] = mapping(
         {}, "tables, each with its key columns, whose reads include pending writes; a submit "
         "that touches one sends a copy to the overlay", of=tuple,
-        names=matching(rf"(?:{_IDENTIFIER}\.)?{_IDENTIFIER}", "write table or schema.table"),
+        names=_TABLE,
         item=matching(_COLUMN, "write a column, or [column, column]"))
 
 

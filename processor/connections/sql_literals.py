@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from processor.transaction import table_names
+
 
 def quoted(text: str) -> str:
     """Return text as a string literal. NUL is dropped; the builder has refused it before."""
@@ -14,5 +16,5 @@ def named(name: str) -> str:
 
 
 def table(name: str) -> str:
-    """Return the name of a table, optionally schema.table, as an identifier."""
-    return ".".join(named(part) for part in name.split("."))
+    """Return the name of a table (`table_names`) as an identifier."""
+    return ".".join(map(named, table_names.parts(name)))

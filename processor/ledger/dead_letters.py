@@ -261,12 +261,12 @@ def of_entry(session: PostgresSession, lane: str, entry_id: str) -> list[DeadLet
 
 def record_request(
     session: PostgresSession, letter: DeadLetter, verb: str, edited: bytes | None = None, *,
-    buffer: str | None = None,
+    version: bytes = b"1", buffer: str | None = None,
 ) -> bool:  # fmt: skip
     """Record an operator's request: retry, edit or discard. False if it was decided already.
 
-    If the dead letter belongs to another buffer than `buffer`, that one takes it over and counts
-    it.
+    `version` is that of the envelope of an `edited` body. If the dead letter belongs to another
+    buffer than `buffer`, that one takes it over and counts it.
     """
     taker = buffer or letter.buffer
     text = "NULL" if edited is None else f"'\\x{edited.hex()}'"
@@ -274,7 +274,7 @@ def record_request(
         f"UPDATE processor.dead_letter SET request = {quoted(verb)},"
         f" requested_at = pg_catalog.now(),"
         f" requested_by = {_stored(_operator(), session.encoding)},"
-        f" edited = {text}, buffer = '{taker}'"
+        f" edited = {text}, version = greatest(version, {int(version)}), buffer = '{taker}'"
         f" WHERE {_is(letter)} AND outcome = 'dead' RETURNING lane"
     )
     if taker != letter.buffer:

@@ -19,6 +19,7 @@ from processor.buffer.parked import HELD
 from processor.connections.postgres_session import condition
 from processor.ledger.dead_letters import Reason
 from processor.telemetry.status import FailingKind, timestamp
+from processor.transaction import table_names
 from processor.transaction.entry import Entry
 
 #: So many transactions that fail alike, none succeeding in between, pause their kind or the lane.
@@ -60,7 +61,7 @@ def kind_of(entry: Entry, reason: Reason) -> Kind:
         targets = frozenset({target_of(entry.operations[reason.operation])})
     there = frozenset(
         (tag, name) for tag, name in targets
-        if reason.table and name.rpartition(".")[2] == reason.table
+        if reason.table and table_names.parts(name)[-1] == reason.table
     )  # fmt: skip
     return Kind(reason.sqlstate, there or targets, of_value)
 

@@ -10,7 +10,8 @@ from processor.connections.shared import Shared
 from processor.producer.writer import Writer
 from processor.receipts.receipt import Receipt
 from processor.telemetry import wakeup
-from processor.transaction.builder import Encoded, Transaction
+from processor.transaction.builder import Transaction
+from processor.transaction.encoding import Encoded
 
 Submittable = Transaction | Mapping[str, Any] | str | bytes
 

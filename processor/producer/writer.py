@@ -32,7 +32,7 @@ from processor.producer.room import LaneRoom, Room
 from processor.producer.silence import Silence
 from processor.receipts.receipt import Receipt
 from processor.telemetry import metrics
-from processor.transaction.builder import Encoded
+from processor.transaction.encoding import Encoded
 
 #: The commands that add one transaction. The first adds it to its lane, others to the overlay.
 Addition = list[Command]

@@ -26,7 +26,8 @@ class Fails(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One operation; `kind` is insert, upsert, update or delete, `set` includes inserted values."""
+    """One operation; `kind` is insert, upsert, keep (an upsert that changes no row that exists),
+    update or delete, and `set` includes inserted values."""
 
     kind: str
     table: str
@@ -91,7 +92,7 @@ class TableRows:
         """Take one step. Raises Fails, Unfit and Undecided; the caller then calls `revert`."""
         if step.kind == "insert":
             self._insert(step.set)
-        elif step.kind == "upsert":
+        elif step.kind in ("upsert", "keep"):
             self._upsert(step, adder)
         else:
             found = self.find(step.where)
@@ -115,7 +116,17 @@ class TableRows:
         if all(forms.get(column) is not None for column in self.relation.keys):
             row = self._by_key.get(tuple(forms[column] for column in self.relation.keys))
             candidates = [] if row is None else [row]
-        return [row for row in candidates if self._meets(row, forms)]
+        found = [row for row in candidates if self._meets(row, forms)]
+        if any(self._may_be_json_null(row, where) for row in found):
+            raise Undecided
+        return found
+
+    def _may_be_json_null(self, row: MergedRow, where: Mapping[str, Any]) -> bool:
+        """Whether a row was read with a None that may be JSON's null, where NULL is asked for."""
+        return any(
+            value is None and column not in row.written and self.relation.holds_json(column)
+            for column, value in where.items()
+        )
 
     def _meets(self, row: MergedRow, forms: Mapping[str, Any]) -> bool:
         return all(self._form(c, row.values[c]) == form for c, form in forms.items())
@@ -138,6 +149,8 @@ class TableRows:
         given = step.set
         conflict = {column: given[column] for column in step.conflict}
         found = [] if None in conflict.values() else self.find(conflict)
+        if found and step.kind == "keep":
+            return
         if found:
             rest = {name: value for name, value in given.items() if name not in conflict}
             self._update(found, rest, {}, adder)

@@ -27,7 +27,7 @@ from processor.reads import snapshot
 from processor.reads.merge import Change, MergedRow, TableRows, replay
 from processor.reads.pending import PendingSet, PendingWrites, RecordCache
 from processor.reads.relations import Relation
-from processor.reads.row_values import Undecided
+from processor.reads.row_values import JSON_NULL, Undecided
 from processor.reads.sessions import ReadSession
 from processor.reads.snapshot import Changed, Snapshot
 from processor.reads.typed_changes import UnknownName, typed_where
@@ -280,11 +280,17 @@ class MergedRead:
         complete = complete and all(answer is not None for _, answer in judged)
         return RowList(
             [
-                Row(row.values, "buffer" if row.written else server, complete)
+                Row(_as_read(row.values), "buffer" if row.written else server, complete)
                 for row, answer in judged if answer
             ],
             server, complete,
         )  # fmt: skip
+
+
+def _as_read(values: dict[str, Any]) -> dict[str, Any]:
+    if JSON_NULL not in values.values():
+        return values
+    return {name: None if value is JSON_NULL else value for name, value in values.items()}
 
 
 def _overtaken(changes: Sequence[Change], applied: Collection[str]) -> bool:
@@ -303,5 +309,6 @@ def _overtaken(changes: Sequence[Change], applied: Collection[str]) -> bool:
 def _decidable(relation: Relation, where: Mapping[str, Any], typed: Mapping[str, Any]) -> bool:
     """Whether Python can tell which rows meet the read's condition."""
     return len(typed) == len(where) and all(
-        value is None or relation.comparable(name) for name, value in where.items()
+        not relation.holds_json(name) if value is None else relation.comparable(name)
+        for name, value in where.items()
     )

@@ -24,6 +24,7 @@ from processor.connections.shared import Shared
 from processor.errors import (
     DatabaseUnavailable,
     InvalidRead,
+    InvalidTransaction,
     RedisRefused,
     RedisUnavailable,
     ReplicaLost,
@@ -35,7 +36,8 @@ from processor.reads.sessions import ReadPool, ReadSession
 from processor.receipts import receipt as receipts
 from processor.receipts import routing
 from processor.receipts.receipt import Receipt
-from processor.transaction.values import plain_mapping
+from processor.transaction.table_names import TableName
+from processor.transaction.values import identifier, plain_mapping
 
 T = TypeVar("T")
 
@@ -53,7 +55,7 @@ class Reader:
         self._pool = ReadPool(settings, self._overlay.declared)
 
     def read(
-        self, table: str, where: Mapping[str, Any] | None, after: Receipt | None,
+        self, table: TableName, where: Mapping[str, Any] | None, after: Receipt | None,
         server: str | None,
     ) -> RowList:  # fmt: skip
         """Return the rows, as `processor.read`."""
@@ -93,8 +95,11 @@ class Reader:
             return error
         return DatabaseUnavailable("the server does not show the write yet")
 
-    def _declared(self, table: str) -> str:
-        names = self._overlay.declared.names(table) if isinstance(table, str) else ()
+    def _declared(self, table: TableName) -> str:
+        try:
+            names = self._overlay.declared.names(identifier("table", table))
+        except InvalidTransaction:
+            names = ()
         if not names:
             raise InvalidRead(
                 f"table {table!r} is not in overlay.tables",
@@ -189,7 +194,7 @@ close = _reader.close
 
 
 def read(
-    table: str,
+    table: TableName,
     where: Mapping[str, Any] | None = None,
     *,
     after: Receipt | str | None = None,

@@ -22,6 +22,8 @@ from processor.sql.column_types import (
     DATE,
     FLOAT4,
     FLOAT8,
+    JSON,
+    JSONB,
     NAME,
     NUMERIC,
     OID,
@@ -53,7 +55,8 @@ class Relation:
     `keys` are the declared key columns, `names` all columns in order. `not_null` are the columns
     that refuse NULL, `required` those of them that have no default. `defaults` are the values of
     constant defaults. `labels` are the columns of an enumerated type, `unique` the sets of columns
-    with a unique index.
+    with a unique index, `partial` those with partial ones only. `identity` are the columns that are
+    GENERATED ALWAYS AS IDENTITY, `generated` those that are computed from others.
     """
 
     name: str
@@ -66,6 +69,9 @@ class Relation:
     defaults: Mapping[str, Any]
     labels: frozenset[str]
     unique: frozenset[frozenset[str]]
+    partial: frozenset[frozenset[str]] = frozenset()
+    identity: frozenset[str] = frozenset()
+    generated: frozenset[str] = frozenset()
 
     @property
     def has_digests(self) -> bool:
@@ -75,6 +81,10 @@ class Relation:
     def comparable(self, column: str) -> bool:
         """Whether Python can tell that two values of a column are equal."""
         return self._is_of(column, _EQUAL)
+
+    def holds_json(self, column: str) -> bool:
+        """Whether a column may hold JSON's null, which is read as None like the NULL of SQL."""
+        return self.columns[column].base in (JSON, JSONB)
 
     def _is_of(self, name: str, bases: frozenset[int]) -> bool:
         column = self.columns[name]
@@ -113,8 +123,8 @@ def oids(database: PostgresSession, names: Sequence[str]) -> dict[str, int]:
 
 
 #: A row of the answer to _COLUMNS: name, NOT NULL, has a default, its text, is an enumerated type,
-#: and in the first row of a table the columns of its unique indexes.
-_Column = tuple[str, bool, bool, str | None, bool, list[list[str]] | None]
+#: in the first row of a table the columns of its unique indexes, and is computed from others.
+_Column = tuple[str, bool, bool, str | None, bool, list[list[str]] | None, bool]
 
 
 def _columns(database: PostgresSession, tables: Sequence[Table]) -> dict[int, list[_Column]]:
@@ -136,8 +146,11 @@ def _relation(
         frozenset(name for name, not_null, *_ in columns if not_null),
         frozenset(name for name, not_null, default, *_ in columns if not_null and not default),
         _constants(database, found, columns),
-        frozenset(name for name, _, _, _, label, _ in columns if label),
+        frozenset(name for name, _, _, _, label, *_ in columns if label),
         unique,
+        frozenset(found.partial) - unique,
+        found.always,
+        frozenset(name for name, *_, generated in columns if generated),
     )  # fmt: skip
 
 
@@ -173,7 +186,8 @@ SELECT a.attrelid::bigint, a.attname, a.attnotnull,
                           OPERATOR(pg_catalog.=) ANY (i.indkey[0:i.indnkeyatts - 1])))
               FROM pg_catalog.pg_index i
              WHERE i.indrelid = a.attrelid AND i.indisunique AND i.indisvalid
-               AND i.indpred IS NULL AND i.indexprs IS NULL) END
+               AND i.indpred IS NULL AND i.indexprs IS NULL) END,
+       a.attgenerated <> ''
   FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
   LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
  WHERE a.attrelid OPERATOR(pg_catalog.=) ANY ('{{{}}}'::oid[])

@@ -47,6 +47,13 @@ class Undecided(Exception):
     """Only PostgreSQL can tell the result."""
 
 
+class JsonNull:
+    """The null of JSON as a value of a column: it is read as None, but it is not NULL."""
+
+
+JSON_NULL = JsonNull()
+
+
 class Cast(NamedTuple):
     """A literal that the server has to convert."""
 
@@ -211,7 +218,8 @@ def _uuid(_column: Column, _value: Any, text: str) -> Any:
 
 
 def _json(_column: Column, _value: Any, text: str) -> Any:
-    return json.loads(text)
+    found = json.loads(text)
+    return JSON_NULL if found is None else found
 
 
 def _date(_column: Column, _value: Any, text: str) -> Any:

@@ -24,6 +24,7 @@ from processor.reads.snapshot import Prepared
 from processor.reads.typed_changes import TypedChanges
 from processor.sql.catalog import Refused
 from processor.telemetry.progress import Progress
+from processor.transaction import table_names
 from processor.transaction.write_set import Declared
 
 _MOST_IDLE = 16
@@ -130,7 +131,7 @@ class ReadSession:
         return resolved
 
     def _resolve(self, table: str) -> list[Relation]:
-        allowed = self._settings.database.tables
+        allowed = frozenset(map(table_names.canonical, self._settings.database.tables))
         if allowed and table not in allowed:
             raise Fails  # The processor will refuse the transaction.
         found = [self._relations.get(name) for name in self._declared.names(table)]

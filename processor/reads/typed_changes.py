@@ -17,7 +17,15 @@ from processor.connections.sql_literals import quoted
 from processor.errors import DatabaseError
 from processor.reads.merge import Change, Fails, Step
 from processor.reads.relations import Relation
-from processor.reads.row_values import Cast, Sum, Undecided, added_to, compared_with, read_as
+from processor.reads.row_values import (
+    JSON_NULL,
+    Cast,
+    Sum,
+    Undecided,
+    added_to,
+    compared_with,
+    read_as,
+)
 from processor.sql.catalog import Column
 from processor.sql.column_types import UNCOMPARED, Unfit, no_equality
 from processor.transaction.operations import Delete, Insert, Operation, Statement, Update, Upsert
@@ -153,11 +161,13 @@ class TypedChanges:
             row = self._database.run(
                 "SELECT " + ", ".join(f"{quoted(text)}::{kind}" for kind, text in casts)
             )[0]
-            self._values.update(zip(casts, row, strict=True))
+            self._values.update((c, _not_null(v)) for c, v in zip(casts, row, strict=True))
         except (DatabaseError, ValueError, OverflowError):
             for cast in casts:
                 try:
-                    self._values[cast] = self._evaluate(f"{quoted(cast.text)}::{cast.type}")
+                    self._values[cast] = _not_null(
+                        self._evaluate(f"{quoted(cast.text)}::{cast.type}")
+                    )
                 except (Unfit, Undecided) as error:
                     self._values[cast] = error
 
@@ -170,17 +180,29 @@ class TypedChanges:
             raise Undecided from None  # A date that Python does not have.
 
 
+def _not_null(value: Any) -> Any:
+    # A literal is never NULL, so this is the null of JSON, in a domain over a JSON type.
+    return JSON_NULL if value is None else value
+
+
 def steps_of(operation: Operation, relation: Relation) -> Iterator[Step]:
     """Yield the steps of one operation. Raises UnknownName, Unfit, Fails and Undecided."""
     name = relation.name
     if isinstance(operation, Insert):
         for row in operation.rows or [operation.values or {}]:
-            yield Step("insert", name, _new(relation, row))
+            yield Step("insert", name, _new(relation, row, operation.overriding))
     elif isinstance(operation, Upsert):
-        if frozenset(operation.conflict) not in relation.unique:
+        columns = frozenset(operation.conflict)
+        if columns in relation.partial:
+            raise Undecided  # Only PostgreSQL can tell which rows meet the index's predicate.
+        if columns not in relation.unique:
             raise Fails
-        conflict = tuple(operation.conflict)
-        yield Step("upsert", name, _new(relation, operation.values), conflict=conflict)
+        changed = operation.values.keys() - columns if operation.update else set()
+        if not relation.identity.isdisjoint(changed):
+            raise Fails
+        kind = "upsert" if operation.update else "keep"
+        row = _new(relation, operation.values, operation.overriding)
+        yield Step(kind, name, row, conflict=tuple(operation.conflict))
     elif isinstance(operation, Update):
         yield _update(operation, relation)
     elif isinstance(operation, Delete):
@@ -192,6 +214,8 @@ def steps_of(operation: Operation, relation: Relation) -> Iterator[Step]:
 
 def _update(operation: Update, relation: Relation) -> Step:
     added = {c: added_to(_column(relation, c), v) for c, v in (operation.add or {}).items()}
+    if not (relation.identity | relation.generated).isdisjoint({*added, *(operation.set or ())}):
+        raise Fails
     if not added.keys().isdisjoint(relation.keys):
         raise Undecided  # The rows that were read do not show whether the new key is free.
     return Step(
@@ -200,8 +224,11 @@ def _update(operation: Update, relation: Relation) -> Step:
     )  # fmt: skip
 
 
-def _new(relation: Relation, row: Mapping[str, Any]) -> dict[str, Any]:
+def _new(relation: Relation, row: Mapping[str, Any], overriding: bool) -> dict[str, Any]:
     """Return the values of a new row; a NULL that is refused fails, even in an upsert's update."""
+    fixed = relation.generated if overriding else relation.identity | relation.generated
+    if not fixed.isdisjoint(row):
+        raise Fails
     if any(row[column] is None for column in relation.not_null & row.keys()):
         raise Fails
     if not relation.required <= row.keys():

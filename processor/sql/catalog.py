@@ -7,8 +7,8 @@ are still as they were looked up (rule 17).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from processor.connections.postgres_session import PostgresSession, Row
 from processor.connections.sql_literals import quoted, table
@@ -58,7 +58,9 @@ class Table:
     could see single rows or intermediate values. `unique` are the column sets of unique indexes,
     `constrained` the columns in checks, unique and exclusion indexes or referenced keys,
     `references` the oids of the tables that its foreign keys refer to. `has_sequence` is true if a
-    sequence fills a column.
+    sequence fills a column. `partial` are the column sets of partial unique indexes, with the SQL
+    that implies the predicates of all of them. `always` are the columns that are GENERATED ALWAYS
+    AS IDENTITY.
     """
 
     name: str
@@ -69,6 +71,8 @@ class Table:
     constrained: frozenset[str] = frozenset()
     references: frozenset[int] = frozenset()
     has_sequence: bool = False
+    partial: Mapping[frozenset[str], str] = field(default_factory=dict)
+    always: frozenset[str] = frozenset()
 
 
 # Classes of SQLSTATEs with which PostgreSQL refuses a name, or a privilege on it.
@@ -171,11 +175,19 @@ def _is_name(name: str) -> bool:
 
 
 def _table(name: str, columns: dict[str, Column], facts: Row) -> Table:
-    oid, unobserved, unique, constrained, references, has_sequence = facts
+    oid, unobserved, unique, constrained, references, has_sequence, partial, always = facts
     return Table(
         name, columns, oid, unobserved, tuple(frozenset(names) for names in unique or ()),
         frozenset(constrained or ()), frozenset(references or ()), bool(has_sequence),
+        _predicates(partial or ()), frozenset(always or ()),
     )  # fmt: skip
+
+
+def _predicates(partial: Iterable[tuple[list[str], str]]) -> dict[frozenset[str], str]:
+    found: dict[frozenset[str], list[str]] = {}
+    for names, predicate in partial:
+        found.setdefault(frozenset(names), []).append(f"({predicate})")
+    return {names: " AND ".join(predicates) for names, predicates in found.items()}
 
 
 # Casts name the base type of a domain: a cast to the domain would silently truncate a value that is
@@ -250,6 +262,15 @@ SELECT a.name, c.oid::bigint,
                    ON d.adrelid = g.attrelid AND d.adnum = g.attnum
                 WHERE g.attrelid = c.oid
                   AND (g.attidentity <> ''
-                       OR pg_catalog.pg_get_expr(d.adbin, d.adrelid) LIKE '%nextval%'))
+                       OR pg_catalog.pg_get_expr(d.adbin, d.adrelid) LIKE '%nextval%')),
+       (SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_array(
+                   (SELECT pg_catalog.jsonb_agg(g.attname) FROM pg_catalog.pg_attribute g
+                     WHERE g.attrelid = c.oid
+                       AND g.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1])),
+                   pg_catalog.pg_get_expr(i.indpred, c.oid)))
+          FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indisunique AND i.indisvalid
+           AND i.indpred IS NOT NULL AND i.indexprs IS NULL),
+       (SELECT pg_catalog.jsonb_agg(g.attname) FROM pg_catalog.pg_attribute g
+         WHERE g.attrelid = c.oid AND g.attidentity = 'a')
   FROM asked a JOIN pg_catalog.pg_class c ON c.oid = pg_catalog.to_regclass(a.quoted)::oid
 """

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
-import msgspec
+from processor.transaction.values import Json, json_text
 
 Writer = Callable[[Any], str]
 
@@ -53,7 +53,6 @@ _NO_ZONE = re.compile(
 _MOMENT = re.compile(r"\s*(?:[+-]?infinity|epoch|now)\s*", re.I)
 _INTEGER = re.compile(r"[+-]?\d{1,400}(?:\.0*)?").fullmatch
 _OCTAL = re.compile(r"\\[0-3][0-7][0-7]").fullmatch
-_json = msgspec.json.Encoder(decimal_format="number")
 
 
 class Unfit(Exception):
@@ -198,11 +197,6 @@ def _digits(value: Decimal) -> int:
     return -exponent - zeros
 
 
-def json_text(value: Any) -> str:
-    """Return a value as JSON, with decimals as numbers."""
-    return _json.encode(value).decode()
-
-
 def _text(value: Any) -> str:
     if type(value) is str:
         return value
@@ -301,6 +295,6 @@ def _array(item: Writer, of_json: bool) -> Writer:
 def _kind(value: object) -> str:
     names = {
         dict: "an object", list: "an array", bool: "a boolean", int: "a number",
-        Decimal: "a number",
+        Decimal: "a number", Json: "a JSON document",
     }  # fmt: skip
     return names.get(type(value), f"a {type(value).__name__}")

@@ -41,6 +41,7 @@ from processor.sql.column_types import (
     out_of_range,
     writer,
 )
+from processor.sql.statement_shapes import overriding
 from processor.transaction.operations import Insert, Update
 
 #: Folding fewer transactions than this does not pay.
@@ -68,13 +69,15 @@ class NotFolded(Exception):
 class FoldedInsert:
     """The same insert of every transaction of a run, as one INSERT."""
 
-    def __init__(self, name: str, target: Table, columns: Sequence[Column]) -> None:
+    def __init__(
+        self, name: str, target: Table, columns: Sequence[Column], overriding: str
+    ) -> None:
         self.name = name
         types = ", ".join(f"{c.type}[]" for c in columns)
         names = ", ".join(named(c.name) for c in columns)
         self.prepare = (
             f"PREPARE {name} ({types}) AS INSERT INTO {table(target.name)} ({names})"
-            f" SELECT * FROM {_unnested(len(columns))};"
+            f"{overriding} SELECT * FROM {_unnested(len(columns))};"
         )
         self.prepared = False
         self._arrays = [_array(c) for c in columns]
@@ -205,7 +208,9 @@ def _independent(operations: Sequence[Any], targets: Sequence[Table]) -> bool:
 def _fold(operation: Any, target: Table, name: str) -> Fold | None:
     if isinstance(operation, Insert) and operation.values is not None:
         columns = [target.columns[n] for n in operation.values]
-        return FoldedInsert(name, target, columns) if all(map(_foldable, columns)) else None
+        if not all(map(_foldable, columns)):
+            return None
+        return FoldedInsert(name, target, columns, overriding(operation))
     if isinstance(operation, Update) and operation.add and not operation.set:
         return _folded_add(operation, target, name)
     return None

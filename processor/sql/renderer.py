@@ -15,12 +15,13 @@ from typing import Any
 
 from processor.connections.sql_literals import quoted
 from processor.sql.catalog import Catalog, Refused, Table
-from processor.sql.column_types import Unfit, json_text
+from processor.sql.column_types import Unfit
 from processor.sql.folding import SHORTEST_RUN, Fold, NotFolded, folds
 from processor.sql.statement_shapes import Shape, compiled, key_of
-from processor.transaction import statements
+from processor.transaction import statements, table_names
 from processor.transaction.entry import Entry
 from processor.transaction.operations import Insert, Operation, Statement
+from processor.transaction.values import json_text
 
 #: The longest statement_timeout, in milliseconds: 24 days.
 _LONGEST = 2**31 - 1
@@ -70,7 +71,7 @@ class Renderer:
         self._longest_timeout = longest_timeout
         self._catalog = catalog
         self._restoring = restoring
-        self._allowed = frozenset(allowed)
+        self._allowed = frozenset(map(table_names.canonical, allowed))
         self._prepares = prepares
         self._shapes: dict[tuple[Any, ...], Shape] = {}
         self._plans: dict[tuple[Any, ...], Plan] = {}
@@ -221,7 +222,9 @@ class Renderer:
             yield _statement(operation)
         elif isinstance(operation, Insert) and operation.rows is not None:
             for row in operation.rows:
-                yield from self._operation(Insert(operation.table, row))
+                yield from self._operation(
+                    Insert(operation.table, row, overriding=operation.overriding)
+                )
         else:
             key, values = key_of(operation)
             yield self._shape(key, operation, self._table(operation)).plain(values)
@@ -236,7 +239,8 @@ class Renderer:
     def _table(self, operation: Any) -> Table:
         if self._allowed and operation.table not in self._allowed:
             raise Unfit("42501", f"table {operation.table} is not in database.tables")
-        if operation.table.partition(".")[0] in _FORBIDDEN_SCHEMAS and "." in operation.table:
+        schema = table_names.parts(operation.table)[:-1]
+        if not _FORBIDDEN_SCHEMAS.isdisjoint(schema):
             raise Unfit("42501", f"transactions must not write to {operation.table}")
         found = self._catalog.find(operation.table)
         if found is None:

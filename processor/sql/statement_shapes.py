@@ -92,6 +92,8 @@ def key_of(operation: Any) -> tuple[tuple[Any, ...], list[Any]]:
     kind = type(operation)
     if kind is Insert:
         values = operation.values
+        if operation.overriding:
+            return (Insert, operation.table, 1, *values), [*values.values()]
         return (Insert, operation.table, *values), [*values.values()]
     if kind is Update:
         return _update_key(operation)
@@ -104,7 +106,8 @@ def key_of(operation: Any) -> tuple[tuple[Any, ...], list[Any]]:
             values.append(operation.expect)
         return key, values
     values = operation.values
-    return (Upsert, operation.table, *values, 1, *operation.conflict), [*values.values()]
+    how = (operation.update, operation.overriding)
+    return (Upsert, operation.table, how, *values, 1, *operation.conflict), [*values.values()]
 
 
 def _update_key(operation: Update) -> tuple[tuple[Any, ...], list[Any]]:
@@ -133,13 +136,26 @@ def _nulls(where: dict[str, Any]) -> tuple[bool, ...]:
 _COUNT = Column("expect", "bigint", 20, -1, 0)
 
 
-def _insert(target: Table, operation: Insert) -> Template:
+def overriding(operation: Insert | Upsert) -> str:
+    """Return the clause that permits values for columns that are GENERATED ALWAYS."""
+    return " OVERRIDING SYSTEM VALUE" if operation.overriding else ""
+
+
+def _insert(target: Table, operation: Insert | Upsert) -> Template:
     columns = [_column(target, name) for name in operation.values or ()]
     if not columns:
         # An entry that was written past `submit`, which refuses it.
         raise Unfit("22000", "insert has no columns")
+    fixed = sorted(target.always & operation.values.keys()) if operation.values else []
+    if fixed and not operation.overriding:
+        raise Unfit(
+            "428C9", f"column {fixed[0]} is GENERATED ALWAYS: omit it, or insert with"
+            " overriding=True",
+        )  # fmt: skip
     names = ", ".join(named(c.name) for c in columns)
-    template = Template(f"INSERT INTO {table(target.name)} ({names}) VALUES (")
+    template = Template(
+        f"INSERT INTO {table(target.name)} ({names}){overriding(operation)} VALUES ("
+    )
     separator = ""
     for column in columns:
         template.argument(separator, column, column.type)
@@ -149,13 +165,30 @@ def _insert(target: Table, operation: Insert) -> Template:
 
 
 def _upsert(target: Table, operation: Upsert) -> Template:
-    template = _insert(target, Insert(operation.table, operation.values))
+    template = _insert(target, operation)
     conflict = [named(_column(target, name).name) for name in operation.conflict]
-    rest = [named(n) for n in operation.values if n not in operation.conflict]
-    assignments = ", ".join(f"{n} = EXCLUDED.{n}" for n in rest)
+    rest = [n for n in operation.values if n not in operation.conflict] if operation.update else []
+    if fixed := sorted(target.always.intersection(rest)):
+        raise Unfit(
+            "428C9", f"column {fixed[0]} is GENERATED ALWAYS: it cannot be updated, so name it in"
+            " conflict, or upsert with update=False",
+        )  # fmt: skip
+    assignments = ", ".join(f"{named(n)} = EXCLUDED.{named(n)}" for n in rest)
     action = f"UPDATE SET {assignments}" if rest else "NOTHING"
-    template.text(f" ON CONFLICT ({', '.join(conflict)}) DO {action}")
+    predicate = _predicate(target, operation)
+    template.text(f" ON CONFLICT ({', '.join(conflict)}){predicate} DO {action}")
     return template
+
+
+def _predicate(target: Table, operation: Upsert) -> str:
+    """Return the predicate of the partial index that finds the row; none if a whole index does.
+
+    It comes from the catalog, so that a transaction needs no SQL for it. If it implies those of
+    several indexes, PostgreSQL looks for the row in all of them.
+    """
+    columns = frozenset(operation.conflict)
+    found = target.partial.get(columns)
+    return "" if found is None or columns in target.unique else f" WHERE {found}"
 
 
 def _update(target: Table, operation: Update) -> Template:

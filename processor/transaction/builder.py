@@ -1,7 +1,8 @@
 """The builder of transactions, which checks them before they are submitted.
 
 Values are checked when they are added, the whole transaction when it is encoded; errors name the
-field. The records of operations are in `operations`; what the drain decodes is in `entry`.
+field. The records of operations are in `operations`, the bytes in `encoding`; what the drain
+decodes is in `entry`.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ import msgspec
 
 from processor.errors import InvalidTransaction
 from processor.transaction.decode_errors import invalid_transaction
+from processor.transaction.documents import restore
+from processor.transaction.encoding import Encoded, encoded
 from processor.transaction.ids import id_of_key
 from processor.transaction.operations import (
-    FIRST_VERSION,
-    VERSION,
     Delete,
     Insert,
     JsonForm,
@@ -28,9 +29,9 @@ from processor.transaction.operations import (
     Statement,
     Update,
     Upsert,
-    encoder,
     form_decoder,
     operations_decoder,
+    ordered_encoder,
 )
 from processor.transaction.options import (
     both_given,
@@ -38,27 +39,20 @@ from processor.transaction.options import (
     check_timeout,
     decided_id,
     due_text,
+    flag,
     integer,
     seconds,
     text,
-    unix_seconds,
 )
-from processor.transaction.values import identifier, key_text, plain, plain_mapping, plain_rows
-
-
-class Encoded(msgspec.Struct, frozen=True):
-    """A checked transaction, ready to be put into the buffer."""
-
-    id: str
-    body: bytes
-    queue: str
-    keys: tuple[str, ...]
-    due: float | None
-    operations: tuple[Operation, ...] = ()
-    cache: dict[str, Any] | None = None
-    #: The version of the envelope that its reader must understand.
-    version: bytes = FIRST_VERSION
-
+from processor.transaction.table_names import TableName
+from processor.transaction.values import (
+    Json,
+    identifier,
+    key_text,
+    plain,
+    plain_mapping,
+    plain_rows,
+)
 
 _FORMS = "give a Transaction, or write one JSON object"
 
@@ -82,6 +76,9 @@ class Transaction:
     statements, seconds); `batch` and `trace` (strings that are stored with it); `cache` (names and
     values that `processor.cached` returns until every server has the effect). Raises
     InvalidTransaction, naming the field.
+
+    A table is named as "table" or "schema.table", and if its name has a dot as ("schema", "a.b").
+    `Json` makes a value a JSON document.
     """
 
     # Set by `producer.submit`, a package above this one: `with` must be able to submit.
@@ -134,21 +131,39 @@ class Transaction:
 
     def insert(
         self,
-        table: str,
+        table: TableName,
         values: Mapping[str, Any] | None = None,
         *,
         rows: Sequence[Mapping[str, Any]] | None = None,
+        overriding: bool = False,
     ) -> Self:
-        """Insert one row (`values`), or several with the same columns (`rows`)."""
+        """Insert one row (`values`), or several with the same columns (`rows`).
+
+        `overriding` (OVERRIDING SYSTEM VALUE) permits values for columns that are GENERATED ALWAYS
+        AS IDENTITY.
+        """
         path = self._next_path()
         if (values is None) == (rows is None):
             raise InvalidTransaction(path, "insert needs either values or rows")
         checked = None if values is None else plain_mapping(f"{path}.values", values)
         many = None if rows is None else plain_rows(f"{path}.rows", rows)
-        return self._add(Insert(identifier(f"{path}.table", table), checked, many))
+        flag(f"{path}.overriding", overriding)
+        return self._add(Insert(identifier(f"{path}.table", table), checked, many, overriding))
 
-    def upsert(self, table: str, values: Mapping[str, Any], conflict: Sequence[str]) -> Self:
-        """Insert a row, or update it if a row with the same `conflict` columns exists."""
+    def upsert(
+        self,
+        table: TableName,
+        values: Mapping[str, Any],
+        conflict: Sequence[str],
+        *,
+        update: bool = True,
+        overriding: bool = False,
+    ) -> Self:
+        """Insert a row, or update it if a row with the same `conflict` columns exists.
+
+        The columns are those of a unique index, which may be a partial one. With `update=False` a
+        row that exists stays as it is (DO NOTHING). `overriding` as in `insert`.
+        """
         path = self._next_path()
         checked = plain_mapping(f"{path}.values", values)
         if isinstance(conflict, str) or not conflict:
@@ -158,11 +173,14 @@ class Transaction:
         for column in conflict:
             if column not in checked:
                 raise InvalidTransaction(f"{path}.conflict", f"column {column!r} is not in values")
-        return self._add(Upsert(identifier(f"{path}.table", table), checked, list(conflict)))
+        flag(f"{path}.update", update)
+        flag(f"{path}.overriding", overriding)
+        name = identifier(f"{path}.table", table)
+        return self._add(Upsert(name, checked, list(conflict), update, overriding))
 
     def update(
         self,
-        table: str,
+        table: TableName,
         set: Mapping[str, Any] | None = None,
         *,
         add: Mapping[str, Any] | None = None,
@@ -189,7 +207,9 @@ class Transaction:
             )
         )
 
-    def delete(self, table: str, where: Mapping[str, Any], *, expect: int | None = None) -> Self:
+    def delete(
+        self, table: TableName, where: Mapping[str, Any], *, expect: int | None = None
+    ) -> Self:
         """Delete the rows whose columns equal `where`; `expect` as in `update`."""
         path = self._next_path()
         checked = plain_mapping(f"{path}.where", where)
@@ -244,7 +264,7 @@ class Transaction:
             options["idempotency_key"] = None
         made = cls(id=form.id, **options)
         for operation in operations:
-            made._add_checked(operation)
+            add_checked(made, operation)
         return made
 
     @property
@@ -258,21 +278,8 @@ class Transaction:
         `now` (the start of a delay) is in Unix seconds, `limit` in bytes, `longest` the longest
         `timeout`. Raises InvalidTransaction if there are no operations or a limit is exceeded.
         """
-        if not self._operations:
-            raise InvalidTransaction(
-                "operations", "must not be empty", hint="add at least one operation"
-            )
-        given = self._form
-        check_timeout(given.timeout, longest)
-        due = now + given.delay if given.delay is not None else unix_seconds(given.due)
-        identity = self.id
-        body = _body(given, identity, self._operations, limit)
-        keys = (given.key,) if given.key is not None else tuple(dict.fromkeys(given.keys or ()))
-        version = FIRST_VERSION if given.idempotency_key is None else VERSION
-        return Encoded(
-            identity, body, given.queue or "default", keys, due, self.operations, self.cache,
-            version,
-        )  # fmt: skip
+        check_timeout(self._form.timeout, longest)
+        return encoded(self.id, self._form, self._operations, self.cache, now, limit)
 
     def __enter__(self) -> Self:
         return self
@@ -301,48 +308,30 @@ class Transaction:
         self._operations.append(operation)
         return self
 
-    def _add_checked(self, op: Operation) -> None:
-        # By the methods of the builder, so that both forms are checked alike.
-        if isinstance(op, Insert):
-            self.insert(op.table, op.values, rows=op.rows)
-        elif isinstance(op, Upsert):
-            self.upsert(op.table, op.values, op.conflict)
-        elif isinstance(op, Update):
-            self.update(op.table, op.set, add=op.add, where=op.where, expect=op.expect)
-        elif isinstance(op, Delete):
-            self.delete(op.table, op.where, expect=op.expect)
-        else:
-            self.statement(op.name, op.params)
-
 
 _OPTIONS = ("idempotency_key", "queue", "key", "keys", "delay", "due", "attempts", "timeout",
             "batch", "trace", "cache")  # fmt: skip
 
 
-def _body(
-    given: JsonForm, identity: str, operations: Sequence[Operation], limit: int
-) -> bytes:
-    try:
-        stored = msgspec.structs.replace(
-            given, id=identity, queue=None,
-            operations=msgspec.Raw(encoder.encode(operations)),
-        )  # fmt: skip
-        body = encoder.encode(stored)
-    except UnicodeEncodeError:
-        raise InvalidTransaction("operations", "text contains a lone surrogate") from None
-    except ValueError:
-        # Python refuses to format longer integers, since the time grows with the square.
-        raise InvalidTransaction(
-            "operations", "an integer has more than 4300 digits",
-            hint="send it as Decimal or as a string",
-        ) from None  # fmt: skip
-    if len(body) > limit:
-        raise InvalidTransaction(
-            "operations",
-            f"{len(body)} bytes exceed the limit of {limit} (buffer.transaction_bytes)",
-            hint="store large content elsewhere and submit a reference",
-        )  # fmt: skip
-    return body
+def add_checked(transaction: Transaction, op: Operation) -> None:
+    """Add a decoded operation by the methods of the builder, so that both forms are checked alike.
+
+    Raises InvalidTransaction.
+    """
+    if op.json is not None:
+        restore(f"{transaction._next_path()}.json", op, Json.of_text)
+    if isinstance(op, Insert):
+        transaction.insert(op.table, op.values, rows=op.rows, overriding=op.overriding)
+    elif isinstance(op, Upsert):
+        transaction.upsert(
+            op.table, op.values, op.conflict, update=op.update, overriding=op.overriding
+        )
+    elif isinstance(op, Update):
+        transaction.update(op.table, op.set, add=op.add, where=op.where, expect=op.expect)
+    elif isinstance(op, Delete):
+        transaction.delete(op.table, op.where, expect=op.expect)
+    else:
+        transaction.statement(op.name, op.params)
 
 
 def _json(source: Mapping[str, Any]) -> str | bytes:
@@ -352,4 +341,5 @@ def _json(source: Mapping[str, Any]) -> str | bytes:
         # bytes as base64.
         return json.dumps(source, allow_nan=False)
     except (TypeError, ValueError, RecursionError):
-        return encoder.encode({str(name): plain(str(name), each) for name, each in source.items()})
+        made = {str(name): plain(str(name), each) for name, each in source.items()}
+        return ordered_encoder.encode(made)

@@ -8,6 +8,7 @@ from hashlib import blake2b
 import msgspec
 
 from processor.errors import InvalidTransaction
+from processor.transaction.documents import reorder, restore
 from processor.transaction.ids import canonical_id, derived_id
 from processor.transaction.operations import (
     VERSION,
@@ -19,6 +20,7 @@ from processor.transaction.operations import (
     form_decoder,
     operations_decoder,
 )
+from processor.transaction.values import Json
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
@@ -65,6 +67,8 @@ def decode(entry_id: str, version: bytes | None, body: bytes | None, attempt: in
     try:
         form = form_decoder.decode(body)
         decoded = operations_decoder.decode(form.operations)
+        if form.cache is not None and "order" in form.cache:
+            reorder(decoded, form.cache["order"])
         _check(decoded)
         keys = (form.key,) if form.key is not None else tuple(form.keys or ())
         if any(not key or "\0" in key for key in keys):
@@ -125,6 +129,9 @@ def _check(decoded: tuple[Operation, ...]) -> None:
         raise InvalidTransaction("operations", "must not be empty")
     for number, operation in enumerate(decoded):
         kind = type(operation)
+        if operation.json is not None:
+            # PostgreSQL judges the text.
+            restore(f"operations[{number}].json", operation, Json.read)
         if kind is Insert:
             if (operation.values is None) == (operation.rows is None):  # type: ignore[union-attr]
                 raise InvalidTransaction(f"operations[{number}]", "needs either values or rows")

@@ -7,23 +7,38 @@ from typing import Any
 
 import msgspec
 
+#: The values that are texts of JSON documents (`documents`): columns or parameters, by the field of
+#: the operation that holds them.
+Named = dict[str, list[str]]
+
 
 class Insert(msgspec.Struct, frozen=True, gc=False, tag_field="op", tag="insert",
              omit_defaults=True, forbid_unknown_fields=True):  # fmt: skip
-    """Insert one row (`values`) or several with the same columns (`rows`)."""
+    """Insert one row (`values`) or several with the same columns (`rows`).
+
+    `overriding` is for values of columns that are GENERATED ALWAYS AS IDENTITY.
+    """
 
     table: str
     values: dict[str, Any] | None = None
     rows: list[dict[str, Any]] | None = None
+    overriding: bool = False
+    json: Named | None = None
 
 
 class Upsert(msgspec.Struct, frozen=True, gc=False, tag_field="op", tag="upsert",
              omit_defaults=True, forbid_unknown_fields=True):  # fmt: skip
-    """Insert a row, or update it if a row with the same `conflict` columns exists."""
+    """Insert a row, or update it if a row with the same `conflict` columns exists.
+
+    Without `update` a row that exists stays as it is. `overriding` as in `Insert`.
+    """
 
     table: str
     values: dict[str, Any]
     conflict: list[str]
+    update: bool = True
+    overriding: bool = False
+    json: Named | None = None
 
 
 class Update(msgspec.Struct, frozen=True, gc=False, tag_field="op", tag="update",
@@ -35,6 +50,7 @@ class Update(msgspec.Struct, frozen=True, gc=False, tag_field="op", tag="update"
     set: dict[str, Any] | None = None
     add: dict[str, Any] | None = None
     expect: int | None = None
+    json: Named | None = None
 
 
 class Delete(msgspec.Struct, frozen=True, gc=False, tag_field="op", tag="delete",
@@ -44,6 +60,7 @@ class Delete(msgspec.Struct, frozen=True, gc=False, tag_field="op", tag="delete"
     table: str
     where: dict[str, Any]
     expect: int | None = None
+    json: Named | None = None
 
 
 class Statement(msgspec.Struct, frozen=True, gc=False, tag_field="op", tag="statement",
@@ -52,12 +69,14 @@ class Statement(msgspec.Struct, frozen=True, gc=False, tag_field="op", tag="stat
 
     name: str
     params: dict[str, Any] = {}
+    json: Named | None = None
 
 
 #: Version of the newest envelope that this release writes; it reads this one and all before it.
 VERSION = b"2"
 #: What release 0.1 reads. It must leave a transaction with an idempotency key alone, because it
-#: does not look for the id that it would have given it itself (rule 96).
+#: does not look for the id that it would have given it itself (rule 96), and one with what it does
+#: not know in an operation (rule 101).
 FIRST_VERSION = b"1"
 
 Operation = Insert | Upsert | Update | Delete | Statement
@@ -77,12 +96,16 @@ class JsonForm(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_f
     timeout: float | None = None
     batch: str | None = None
     trace: str | None = None
-    #: Only in submitted transactions; the stream does not store it.
+    #: In a submitted transaction: what `processor.cached` returns, which the stream does not store.
+    #: In the stream: the order of keys (`documents`), since release 0.1 ignores this field there,
+    #: and refuses one that it does not know.
     cache: dict[str, Any] | None = None
     operations: msgspec.Raw = msgspec.Raw(b"[]")
 
 
 encoder = msgspec.json.Encoder(decimal_format="number", order="deterministic")
+#: The same with the keys of objects in the order in which they were given.
+ordered_encoder = msgspec.json.Encoder(decimal_format="number")
 form_decoder = msgspec.json.Decoder(JsonForm, float_hook=Decimal)
 operations_decoder = msgspec.json.Decoder(tuple[Operation, ...], float_hook=Decimal)
 

@@ -65,6 +65,12 @@ def integer(field: str, value: int | None, minimum: int) -> int | None:
     return value
 
 
+def flag(field: str, value: bool) -> None:
+    """Check that a value is true or false. Raises InvalidTransaction."""
+    if value is not True and value is not False:
+        raise InvalidTransaction(field, f"must be true or false, got {type(value).__name__}")
+
+
 def due_text(value: datetime.datetime | str | None) -> str | None:
     """Return a due time as ISO 8601 in UTC, or None. Raises InvalidTransaction."""
     if value is None:
@@ -90,4 +96,6 @@ def cache_values(given: Mapping[str, Any]) -> dict[str, Any]:
         raise InvalidTransaction(
             "cache", f"must be a mapping, got {type(given).__name__}", hint='write {"name": value}'
         )
-    return {key_text("cache", name): plain(f"cache.{name}", each) for name, each in given.items()}
+    return {
+        key_text("cache", name): plain(f"cache.{name}", each, 1) for name, each in given.items()
+    }

@@ -1,4 +1,4 @@
-"""Checks of the values and names in a transaction, and the form of values in JSON.
+"""Checks of the values and names in a transaction, and the form of values in JSON; `Json`.
 
 JSON has no Decimal, date, interval, bytes or NaN. These become strings that PostgreSQL's input
 functions accept; `sql.renderer` restores the type of their column.
@@ -7,17 +7,23 @@ functions accept; `sql.renderer` restores the type of their column.
 from __future__ import annotations
 
 import datetime
+import json
 import math
 import uuid
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
-from typing import Any
+from functools import lru_cache
+from typing import Any, Self
+
+import msgspec
 
 from processor.errors import InvalidTransaction
+from processor.transaction import table_names
 
 _MAX_DEPTH = 64
 _MAX_KEY = 512
 _MAX_NAME = 63
+_TABLE = 'write table or schema.table; a name with a dot as schema."a.b" or ("schema", "a.b")'
 _KEY = f"give 1 to {_MAX_KEY} characters"
 
 
@@ -63,6 +69,13 @@ def plain(field: str, value: Any, depth: int = 0) -> Any:
         return [plain(f"{field}[{n}]", item, depth + 1) for n, item in enumerate(value)]
     if isinstance(value, Mapping):
         return {_name(field, k): plain(f"{field}.{k}", v, depth + 1) for k, v in value.items()}
+    if kind is Json:
+        if depth:
+            raise InvalidTransaction(
+                field, "a Json stands inside another value",
+                hint="give the value of a column or parameter as one Json",
+            )  # fmt: skip
+        return value
     return _scalar(field, value)
 
 
@@ -125,14 +138,25 @@ def _column(field: str, name: object) -> str:
 
 
 def identifier(field: str, name: object) -> str:
-    """Check the name of a table, optionally schema.table. Raises InvalidTransaction."""
-    if not isinstance(name, str) or not name or "\0" in name:
-        raise InvalidTransaction(field, "is not a table name", hint="write table or schema.table")
-    name = own_text(name)
-    parts = name.split(".")
-    if len(parts) > 2 or not all(0 < len(part) <= _MAX_NAME for part in parts):
-        raise InvalidTransaction(field, "is not a table name", hint="write table or schema.table")
-    return name
+    """Check the name of a table: a text, or schema and table. Raises InvalidTransaction."""
+    found = None
+    if isinstance(name, str):
+        found = _table_name(own_text(name))
+    elif isinstance(name, (tuple, list)) and all(isinstance(part, str) for part in name):
+        found = _joined([own_text(part) for part in name])
+    if found is None:
+        raise InvalidTransaction(field, "is not a table name", hint=_TABLE)
+    return found
+
+
+@lru_cache(maxsize=1000)
+def _table_name(name: str) -> str | None:
+    return _joined(table_names.parts(name))
+
+
+def _joined(parts: Sequence[str]) -> str | None:
+    valid = 0 < len(parts) < 3 and all(0 < len(p) <= _MAX_NAME and "\0" not in p for p in parts)
+    return table_names.joined(parts) if valid else None
 
 
 def key_text(field: str, value: object) -> str:
@@ -153,3 +177,66 @@ def key_text(field: str, value: object) -> str:
 def own_text(value: str) -> str:
     """Return the text itself: a member of a (str, Enum) class is printed as its name."""
     return value if type(value) is str else str.__str__(value)
+
+
+class Json:
+    """A JSON document for a `json` or `jsonb` column or a parameter, whatever value it is made of.
+
+    `Json(None)` is the JSON value null, while None alone is the NULL of SQL. A `json` column keeps
+    the keys of objects in their order; `Json.of_text` keeps a JSON text to the letter.
+    """
+
+    __slots__ = ("text",)
+
+    def __init__(self, value: Any) -> None:
+        """Make a document of a value. Raises InvalidTransaction."""
+        checked = plain("json", value, 1)
+        try:
+            self.text = json_text(checked)
+        except (UnicodeEncodeError, ValueError):
+            raise InvalidTransaction(
+                "json", "contains a lone surrogate, or an integer of more than 4300 digits"
+            ) from None
+
+    @classmethod
+    def of_text(cls, text: str) -> Self:
+        """Make a document of JSON text, which a `json` column stores as it is.
+
+        Raises InvalidTransaction.
+        """
+        try:
+            if not isinstance(text, str):
+                raise TypeError
+            json.loads(text, parse_constant=_no_constant)
+            text.encode()
+        except (TypeError, ValueError, RecursionError):
+            raise InvalidTransaction("json", "is not the text of a JSON document") from None
+        return cls.read(_text("json", own_text(text)))
+
+    @classmethod
+    def read(cls, text: str) -> Self:
+        """Return the document of a text that was checked, or that PostgreSQL will judge."""
+        made = cls.__new__(cls)
+        made.text = text
+        return made
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Json) and other.text == self.text
+
+    def __hash__(self) -> int:
+        return hash(self.text)
+
+    def __repr__(self) -> str:
+        return f"<Json of {len(self.text)} characters>"
+
+
+_encoder = msgspec.json.Encoder(decimal_format="number")
+
+
+def json_text(value: Any) -> str:
+    """Return a checked value as JSON, with decimals as numbers; a document as it was given."""
+    return value.text if type(value) is Json else _encoder.encode(value).decode()
+
+
+def _no_constant(_: str) -> None:
+    raise ValueError  # NaN and Infinity, which are no JSON.

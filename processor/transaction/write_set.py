@@ -15,6 +15,7 @@ from decimal import MAX_EMAX, MAX_PREC, MIN_EMIN, Context, Decimal
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
+from processor.transaction import table_names
 from processor.transaction.operations import Delete, Insert, Operation, Statement, Update, Upsert
 
 _EXACT = Context(prec=MAX_PREC, Emin=MIN_EMIN, Emax=MAX_EMAX, traps=[])
@@ -41,7 +42,9 @@ class Declared:
     """The tables of `overlay.tables`, by any name that an operation may use for them."""
 
     def __init__(self, tables: Mapping[str, Sequence[str]], search_path: str) -> None:
-        self.keys = {name: tuple(columns) for name, columns in tables.items()}
+        self.keys = {
+            table_names.canonical(name): tuple(columns) for name, columns in tables.items()
+        }
         self._path = {part.strip().strip('"') for part in search_path.split(",")}
         self._found: dict[str, tuple[str, ...]] = {}
 
@@ -56,8 +59,9 @@ class Declared:
 
     def _same(self, one: str, other: str) -> bool:
         """Whether two names may refer to one table; only its oid, on a session, is certain."""
-        schema, _, last = one.rpartition(".")
-        other_schema, _, other_last = other.rpartition(".")
+        *schemas, last = table_names.parts(one)
+        *other_schemas, other_last = table_names.parts(other)
+        schema, other_schema = "".join(schemas), "".join(other_schemas)
         if last != other_last or (schema and other_schema):
             return False
         # Only the session knows the search_path of its role.

@@ -30,7 +30,8 @@ from processor.errors import (
     SubmitUnknown,
 )
 from processor.telemetry.progress import Progress
-from processor.transaction.builder import Encoded, Transaction
+from processor.transaction.builder import Transaction
+from processor.transaction.encoding import Encoded
 from tests.harness import workload
 from tests.harness.process import Spawn
 from tests.harness.proxy import Proxy

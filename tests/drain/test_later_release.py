@@ -104,7 +104,7 @@ def test_a_later_version_of_every_kind_stays_is_counted_and_stops_nothing(
     site.start()
     site.submit(write(1), write("no number"))  # type: ignore[arg-type]
     wait_until(lambda: len(site.dead()) == 1, message=lambda: site.tale())
-    record = b'{"id":"%s","at":1.0,"v":2,"operations":{"a":"new form"}}' % later.encode()
+    record = b'{"id":"%s","at":1.0,"v":3,"operations":{"a":"new form"}}' % later.encode()
     body = b'{"id":"%s","something":"new"}' % later.encode()
     site.execute("update processor.dead_letter set version = 3")
     kept: dict[str, Any] = {

@@ -20,6 +20,7 @@ import pytest
 
 from processor.ledger import schema
 from processor.transaction.builder import Transaction
+from processor.transaction.values import Json
 from tests.harness.cli import Cli
 from tests.harness.process import ROOT
 from tests.harness.site import Site, write
@@ -105,7 +106,10 @@ if sys.argv[2] == "drain":
 for n in json.loads(sys.argv[2]):
     key = None if n % 2 else "even"
     once = f"key {n}" if n > 100 else None
-    processor.submit(processor.Transaction(key=key, idempotency_key=once).insert("tape", {"n": n}))
+    one = processor.Transaction(key=key, idempotency_key=once).insert("tape", {"n": n})
+    if once is None:
+        one.insert("doc", {"n": n, "doc": {"b": n, "a": {"d": 1, "c": 2}}})
+    processor.submit(one)
 print("submitted", flush=True)
 """
 
@@ -176,6 +180,7 @@ def test_an_idempotency_key_is_one_transaction_whichever_release_submits_and_dra
 def test_each_release_drains_what_the_other_submits_on_an_upgraded_schema(
     drains: str, site: Site, old: Callable[[str], subprocess.Popen[str]]
 ) -> None:
+    site.execute("create table doc (n int, doc json)")
     if drains == "0.2":
         site.start()
         with old(json.dumps(list(range(1, 9)))) as producer:
@@ -185,9 +190,26 @@ def test_each_release_drains_what_the_other_submits_on_an_upgraded_schema(
             try:
                 assert owner.stdout is not None
                 assert owner.stdout.readline() == "started\n"
-                site.submit(*(write(n, key=None if n % 2 else "even") for n in range(1, 9)))
+                sent = [written(n) for n in range(1, 9)]
+                site.submit(*sent)
+                # What 0.1 cannot read stays for a processor that can (rule 101).
+                site.submit(Transaction().insert("doc", {"n": 9, "doc": Json(None)}))
                 wait_until(lambda: len(site.tape()) == 8, message=lambda: site.tale())
             finally:
                 owner.terminate()
+        assert site.depth() == 1
+        # The same payload, whatever order its keys have now (rule 102).
+        site.submit(written(8, {"a": {"c": 2, "d": 1}, "b": 8}, id=sent[-1].id))
+        site.start()
+        wait_until(lambda: site.one("select doc::text from doc where n = 9") == "null")
     wait_until(lambda: site.tape() == list(range(1, 9)), message=lambda: site.tale())
+    site.empties()
     assert site.dead() == []
+    # Release 0.1 sorts the keys, as a producer or as a processor.
+    assert site.one("select doc::text from doc where n = 8") == '{"a":{"c":2,"d":1},"b":8}'
+
+
+def written(n: int, doc: dict[str, Any] | None = None, **options: Any) -> Transaction:
+    """What the program above submits."""
+    made = write(n, key=None if n % 2 else "even", **options)
+    return made.insert("doc", {"n": n, "doc": doc or {"b": n, "a": {"d": 1, "c": 2}}})

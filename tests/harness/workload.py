@@ -21,7 +21,8 @@ from processor.ledger import dead_letters
 from processor.ledger.schema import DDL
 from processor.producer.writer import Receipt, Writer
 from processor.telemetry.progress import Progress
-from processor.transaction.builder import Encoded, Transaction
+from processor.transaction.builder import Transaction
+from processor.transaction.encoding import Encoded
 from processor.transaction.ids import new_id
 from tests.harness.checker import Dead, Effect, Findings, Known, Submitted, check
 from tests.harness.process import Process, Spawn

@@ -28,7 +28,7 @@ TESTS = source.test_files(ROOT)
 
 PUBLIC = {
     "configure", "start", "stop", "event", "singleton", "state", "hooks", "submit", "submit_many",
-    "Transaction", "Receipt", "new_id", "statement", "route", "read", "cached",
+    "Transaction", "Json", "Receipt", "new_id", "statement", "route", "read", "cached",
     "AlreadyRunning", "BufferFull", "ConfigError", "DatabaseUnavailable", "InvalidRead",
     "InvalidTransaction", "NotRunning", "ProcessorError", "RedisUnavailable", "ReplicaBehind",
     "ReplicaLost", "SubmitUnknown", "TransactionDead", "TransactionLost", "Unavailable",

@@ -16,7 +16,8 @@ from processor.embedded import RedisServer
 from processor.errors import BufferFull, ConfigError, RedisUnavailable
 from processor.producer.writer import Writer
 from processor.receipts.receipt import Receipt
-from processor.transaction.builder import Encoded, Transaction
+from processor.transaction.builder import Transaction
+from processor.transaction.encoding import Encoded
 from tests.harness.servers import redis_floor
 from tests.harness.site import Site, write
 from tests.harness.wait import wait_until

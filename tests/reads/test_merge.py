@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 import processor
 from processor.config import loader
 from processor.reads import reader
-from processor.transaction.builder import Transaction
+from processor.transaction.builder import Transaction, add_checked
+from processor.transaction.values import Json
 from tests.harness.site import Site, step
 
 TABLES = """
@@ -29,8 +30,13 @@ create table part (site text, no bigint, n int, f double precision, primary key 
 create table odd (
     id uuid primary key, mood mood, pad character(3), day date, doc jsonb, r real, code text unique,
     big numeric, ok boolean, span interval);
+create domain doc as jsonb;
+create table series (
+    no int generated always as identity primary key, code text, open bool, doc jsonb not null,
+    own doc, old json, half int generated always as (no / 2) stored);
+create unique index on series (code) where open;
 """
-OVERLAY = {"item": "id", "part": "site, no", "odd": "id"}
+OVERLAY = {"item": "id", "part": "site, no", "odd": "id", "series": "no"}
 
 
 def some(*values: Any) -> st.SearchStrategy[Any]:
@@ -42,6 +48,7 @@ KEYS = {
     "item": {"id": some(1, 2, 3, "1", " 2", "3.0", 4)},
     "part": {"site": some("a", "b", "a "), "no": some(1, "1", 2)},
     "odd": {"id": some(U.format(1), U.format(2).upper(), "{" + U.format(2) + "}", U.format(3))},
+    "series": {"no": some(1, "2", 3)},
 }
 VALUES = {
     "item": {
@@ -53,15 +60,22 @@ VALUES = {
     "part": {"n": some(0, 5, None), "f": some(0.5, "1e3", "NaN", None)},
     "odd": {
         "mood": some("good", "bad", "ugly", None), "pad": some("a", "a  ", "abc", None),
-        "day": some("2026-11-21", "21 Nov 2026", None), "doc": some({"a": [1, None]}, [], "x", 7),
+        "day": some("2026-11-21", "21 Nov 2026", None),
+        "doc": some({"a": [1, None]}, [], Json(None), 7, None),
         "r": some(0.1, 3, "1e10", None), "code": some(None), "big": some("1E+3", 7.25, 10**30),
         "ok": some(True, "no", None), "span": some("1 day", "2:00", None),
+    },
+    "series": {
+        "code": some("a", "b", None), "open": some(True, False), "half": some(1),
+        "doc": some({"b": 1, "a": 2}, Json(None), Json(None), None), "old": some(Json(None), None),
+        "own": some(Json(None), [], None),
     },
 }  # fmt: skip
 ADDED = {
     "item": {"n": some(1, -1), "price": some(0.25, -1), "at": some("1 hour")},
     "part": {"n": some(1, None), "f": some(0.5)},
     "odd": {"r": some(0.25), "big": some("0.001", 1), "day": some("1 day")},
+    "series": {"no": some(1), "code": some(1)},
 }  # fmt: skip
 #: Additions that overflow their column. They stand alone, because reads of other rows cannot detect
 #: the failure.
@@ -82,7 +96,8 @@ def rows(table: str) -> st.SearchStrategy[dict[str, Any]]:
 def wheres(table: str) -> st.SearchStrategy[dict[str, Any]]:
     """Conditions: mostly the whole key, else columns that Python can compare."""
     other = {"item": ("name", "n", "price", "kind"), "part": ("site", "n", "no"),
-             "odd": ("mood", "pad", "ok", "day")}[table]  # fmt: skip
+             "odd": ("mood", "pad", "ok", "day", "doc"),
+             "series": ("code", "open", "doc")}[table]  # fmt: skip
     one = st.sampled_from(other).flatmap(
         lambda n: st.fixed_dictionaries({n: (KEYS[table] | VALUES[table])[n]})
     )
@@ -96,11 +111,27 @@ def operations(table: str) -> st.SearchStrategy[Callable[[Transaction], Any]]:
     names = st.sampled_from(sorted(ADDED[table]))
     added = names.flatmap(lambda n: st.fixed_dictionaries({n: ADDED[table][n]}))
     keys = list(KEYS[table])
-    insert = rows(table).map(lambda r: lambda t: t.insert(table, r))
-    several = st.lists(st.fixed_dictionaries(KEYS[table]), min_size=1, max_size=3).map(
-        lambda found: lambda t: t.insert(table, rows=found)
+    if table == "series":
+        # Mostly what succeeds: a document that is not NULL, and a number that is permitted.
+        row = st.tuples(rows(table), some({"doc": Json(None)}, {"doc": 7}, {})).map(
+            lambda p: p[0] | p[1] if p[1] else p[0]
+        )
+        overriding = some(True, True, True, False)
+    else:
+        row, overriding = rows(table), st.just(False)
+    insert = st.tuples(row, overriding).map(
+        lambda p: lambda t: t.insert(table, p[0], overriding=p[1])
     )
-    upsert = rows(table).map(lambda r: lambda t: t.upsert(table, r, keys))
+    several = st.lists(st.fixed_dictionaries(KEYS[table]), min_size=1, max_size=3).map(
+        lambda found: lambda t: t.insert(table, rows=found, overriding=True)
+    )
+    conflicts = some(keys, keys, ["code"]) if table == "series" else st.just(keys)
+    upsert = st.tuples(row, conflicts, st.booleans(), overriding).map(
+        lambda p: lambda t: t.upsert(
+            table, p[0] | {c: "a" for c in p[1] if c not in p[0]}, p[1], update=p[2],
+            overriding=p[3],
+        )
+    )  # fmt: skip
     update = st.tuples(changed, wheres(table), expect).map(
         lambda p: lambda t: t.update(table, p[0], where=p[1], expect=p[2])
     )
@@ -199,7 +230,7 @@ class Histories:
         return in_order(processor.read(table, replica="primary"))
 
     def _empty(self) -> None:
-        self.site.execute("truncate item, part, odd")
+        self.site.execute("truncate item, part, odd, series")
         keys = self.site.redis.keys("processor:overlay*")
         if keys:
             self.site.redis.delete(*keys)
@@ -240,7 +271,7 @@ def copied(transaction: Transaction) -> Transaction:
     """The same operations under a new id: hypothesis plays a history more than once."""
     made = Transaction(attempts=1)
     for operation in transaction.operations:
-        made._add_checked(operation)
+        add_checked(made, operation)
     return made
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import threading
 from collections.abc import Callable, Iterator
 from decimal import Decimal
@@ -17,7 +18,8 @@ from processor.config.settings import Settings
 from processor.reads import reader
 from processor.runtime import drain_thread
 from processor.runtime.overlay_cleaner import OverlayCleaner
-from processor.transaction.builder import Transaction
+from processor.transaction.builder import Transaction, add_checked
+from processor.transaction.values import Json
 from tests.harness.site import Site, step, write
 from tests.harness.wait import wait_until
 
@@ -197,7 +199,7 @@ def test_a_refused_operation_leaves_the_other_rows_of_its_transaction_unchanged(
     shown.execute("insert into item (id) values (1)")
     both = t(attempts=1).insert("part", {"site": "a", "no": 1})
     for operation in refused.operations:
-        both._add_checked(operation)
+        add_checked(both, operation)
     shown.submit(both)
     assert processor.read("part", {"site": "a", "no": 1}) == []
     assert processor.read("part") == []
@@ -710,3 +712,95 @@ def test_a_server_without_a_ledger_is_reported_with_its_remedy(shown: Site) -> N
         processor.read("item", {"id": 1})
     shown.execute("alter table processor.gone rename to ledger")
     assert len(processor.read("item", {"id": 1})) == 1
+
+
+# Documents, and rows that exist.
+
+SERIES = """
+create table series (
+    no int generated always as identity primary key, code text unique, open bool, doc jsonb,
+    old json, twice int generated always as (no * 2) stored);
+create unique index on series (open) where code = 'a';
+create table "a.b" (id int primary key, doc json);
+"""
+
+
+@pytest.fixture
+def documents(site_of: Callable[..., Site]) -> Iterator[Site]:
+    site = site_of(overlay={"tables": {"series": "no", '"a.b"': "id"}})
+    site.execute(SERIES)
+    yield reading(site)
+    reader.close()
+    loader.configure({})
+
+
+def test_a_pending_document_is_read_with_its_order_and_its_null(documents: Site) -> None:
+    documents.submit(
+        t().insert(("a.b",), {"id": 1, "doc": {"b": 1, "a": [{"d": 1, "c": 2}]}}),
+        t().insert('public."a.b"', {"id": 2, "doc": Json(None)}),
+    )
+    for name in ('"a.b"', ("public", "a.b")):
+        rows = processor.read(name)
+        assert str(rows[0]["doc"]) == "{'b': 1, 'a': [{'d': 1, 'c': 2}]}"
+        assert (rows[1]["doc"], rows[1].source, rows.complete) == (None, "buffer", True)
+    step(documents.drain())
+    assert processor.read('"a.b"', {"id": 1}) == rows[:1]
+    assert documents.execute('select id, doc::text from "a.b" order by id')[1] == (2, "null")
+
+
+def test_a_null_that_may_be_that_of_json_is_not_taken_for_that_of_sql(documents: Site) -> None:
+    documents.execute("insert into series (code, doc) values ('s', null), ('j', 'null')")
+    row = {"no": 8, "code": "p", "doc": Json(None)}
+    documents.submit(t().insert("series", row, overriding=True))
+    assert [row["code"] for row in processor.read("series", {"doc": None})] == ["s"]
+    assert [row["code"] for row in processor.read("series", {"doc": Json(None)})] == ["j"]
+    documents.submit(t().update("series", {"code": "null"}, where={"doc": None}))
+    rows = processor.read("series")
+    # The server's rows are both read as None: only PostgreSQL can tell which of them is meant.
+    assert (rows.complete, {row["code"] for row in rows}) == (False, {"s", "j", "p"})
+    documents.submit(t().update("series", {"code": "json"}, where={"doc": Json(None)}))
+    assert not processor.read("series").complete
+
+
+def test_an_upsert_that_keeps_rows_is_read_as_postgresql_will_have_it(documents: Site) -> None:
+    documents.execute("insert into series (code) values ('a'), ('b')")
+    documents.submit(
+        t().upsert("series", {"code": "b", "open": True}, ["code"], update=False),
+        t().upsert("series", {"no": 2, "code": "c"}, ["no"], update=False, overriding=True),
+        t().upsert("series", {"no": 7, "code": "d"}, ["no"], update=False, overriding=True),
+    )
+    rows = processor.read("series")
+    assert rows.complete
+    assert {(r["no"], r["code"], r["open"]) for r in rows} == {
+        (1, "a", None), (2, "b", None), (7, "d", None),
+    }  # fmt: skip
+    step(documents.drain())
+    rows = processor.read("series")
+    assert {(r["no"], r["code"]) for r in rows} == {(1, "a"), (2, "b"), (7, "d")}
+
+
+def test_what_a_generated_column_refuses_is_not_read(documents: Site) -> None:
+    documents.execute("insert into series (code) values ('a')")
+    documents.submit(
+        t(attempts=1).insert("series", {"no": 7, "code": "b"}),
+        t(attempts=1).insert("series", {"no": 7, "twice": 14}, overriding=True),
+        t(attempts=1).update("series", {"no": 9}, where={"no": 1}),
+        t(attempts=1).update("series", {"twice": 9}, where={"no": 1}),
+        t(attempts=1).upsert("series", {"no": 7, "code": "a"}, ["code"], overriding=True),
+    )
+    assert [(row["no"], row["twice"]) for row in processor.read("series")] == [(1, 2)]
+    step(documents.drain())
+    assert [row[1] for row in documents.dead()] == ["428C9"] * 5
+
+
+def test_an_upsert_by_a_partial_index_makes_a_read_incomplete(documents: Site) -> None:
+    documents.submit(t().upsert("series", {"no": 1, "open": True, "code": "a"}, ["open"]))
+    assert not processor.read("series").complete
+
+
+def test_a_pending_write_has_the_version_of_its_envelope(documents: Site) -> None:
+    documents.submit(
+        t().insert("series", {"code": "x"}), t().insert("series", {"no": 7}, overriding=True)
+    )
+    found = map(json.loads, documents.redis.hgetall("processor:overlay").values())
+    assert sorted(each.get("v", 1) for each in found) == [1, 2]

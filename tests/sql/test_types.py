@@ -26,7 +26,9 @@ from processor.embedded import PostgresServer, RedisServer
 from processor.errors import InvalidTransaction
 from processor.sql.folding import FoldedInsert
 from processor.telemetry.progress import Progress
+from processor.transaction import statements
 from processor.transaction.builder import Transaction
+from processor.transaction.values import Json
 from tests.harness import workload
 from tests.harness.servers import Database, execute
 from tests.harness.workload import Site, Work
@@ -210,6 +212,60 @@ def test_a_value_of_every_type_comes_back_as_it_was_sent(
             assert like(way.value(column, number)) == like(value), (way.table, value)
 
 
+#: A value, and the texts that `json` and `jsonb` columns have for it.
+AS_TEXT: list[tuple[Any, str | None, str | None]] = [
+    (None, None, None),
+    (Json(None), "null", "null"),
+    ({"b": 1, "a": {"d": None, "c": [{"z": 1, "y": 2}]}},
+     '{"b":1,"a":{"d":null,"c":[{"z":1,"y":2}]}}',
+     '{"a": {"c": [{"y": 2, "z": 1}], "d": null}, "b": 1}'),
+    (Json({"b": Decimal("1.50"), "a": MOMENT}),
+     '{"b":1.50,"a":"2026-11-21T06:07:08.123456+00:00"}',
+     '{"a": "2026-11-21T06:07:08.123456+00:00", "b": 1.50}'),
+    (Json.of_text(' {"b": 1e2, "a":"\\u00e9", "b": 2}'), ' {"b": 1e2, "a":"\\u00e9", "b": 2}',
+     '{"a": "é", "b": 2}'),
+    (Json("null"), '"null"', '"null"'),
+    ("null", '"null"', '"null"'),
+]  # fmt: skip
+
+
+def test_json_is_kept_to_the_letter_and_its_null_is_not_that_of_sql(quick: Way, plain: Way) -> None:
+    """Rule 102. A `jsonb` column has an order of its own."""
+    for way in (quick, plain):
+        for several in (1, 6):
+            way.fill()
+            made = [
+                Transaction().insert(way.table, {"id": n * several + k, "j": value, "jb": value})
+                for n, (value, _, _) in enumerate(AS_TEXT) for k in range(several)
+            ]  # fmt: skip
+            assert set(way.run(made)) == {""}
+            for n, (_, as_json, as_jsonb) in enumerate(AS_TEXT):
+                for k in range(several):
+                    found = way.value("array[j::text, jb::text]", n * several + k)
+                    assert found == [as_json, as_jsonb]
+
+
+def test_the_null_of_json_is_found_by_where(quick: Way, plain: Way) -> None:
+    for way in (quick, plain):
+        way.fill([{"jb": "null"}, {}, {"jb": "{}"}])
+        made = [
+            Transaction().update(way.table, {"t": "json"}, where={"jb": Json(None)}, expect=1),
+            Transaction().update(way.table, {"t": "sql"}, where={"jb": None}, expect=1),
+            Transaction().update(way.table, {"t": "{}"}, where={"jb": Json({})}, expect=1),
+        ]
+        assert way.run(made) == ["", "", ""]
+        assert [way.value("t", number) for number in range(3)] == ["json", "sql", "{}"]
+
+
+def test_a_parameter_may_be_the_null_of_json(quick: Way, plain: Way) -> None:
+    statements.statement("put", "update quick set jb = %(doc)s::jsonb where %(doc)s is not null")
+    quick.fill([{"jb": "{}"}])
+    assert quick.run([Transaction().statement("put", {"doc": None})]) == [""]
+    assert quick.value("jb::text", 0) == "{}"
+    assert quick.run([Transaction().statement("put", {"doc": Json(None)})]) == [""]
+    assert quick.value("jb::text", 0) == "null"
+
+
 def like(value: Any) -> Any:
     """Return a value in a form that compares equal if the values are equal."""
     if isinstance(value, (bytearray, memoryview)):
@@ -301,6 +357,7 @@ POISON = [
     ("tm", "10:00+02", "22007"), ("f4", 2**24 + 1, "22003"), ("f4", "16777217", "22003"),
     ("f8", Decimal(2**53 + 1), "22003"), ("nm", "x" * 70, "22001"), ("nm", "ä" * 32, "22001"),
     ("ch", "ab", "22001"), ("u", 7, "42804"), ("vec", ["a"], "42804"),
+    ("t", Json("a"), "42804"), ("i4", Json(1), "42804"), ("aj", Json([None]), "42804"),
 ]  # fmt: skip
 
 
@@ -377,6 +434,7 @@ VALUES = st.recursive(
     max_leaves=5,
 )
 NAMES = st.sampled_from(sorted(COLUMNS))
+ANY = VALUES | VALUES.map(Json)
 #: Values that fit their column, so that most are not refused.
 FITTING = st.one_of([
     st.tuples(st.just(name), st.sampled_from(values)) for name, values in SAME.items()
@@ -404,7 +462,7 @@ def ways_agree(quick: Way, plain: Way, make: Any, rows: Sequence[dict[str, Any]]
     assert quick.rows() == plain.rows()
 
 
-ROWS = st.lists(FITTING | st.tuples(NAMES, VALUES), min_size=1, max_size=6)
+ROWS = st.lists(FITTING | st.tuples(NAMES, ANY), min_size=1, max_size=6)
 
 
 def inserts_agree(quick: Way, plain: Way, cells: list[tuple[str, Any]], same: bool) -> None:
@@ -451,10 +509,10 @@ FIRST = [
 CHANGES = st.lists(
     st.tuples(
         st.sampled_from(["set", "add", "delete"]),
-        FITTING | st.tuples(NAMES, VALUES),
+        FITTING | st.tuples(NAMES, ANY),
         st.tuples(st.just("id"), st.integers(0, 4) | st.just(Decimal("1.5")))
         | FITTING
-        | st.tuples(NAMES, VALUES),
+        | st.tuples(NAMES, ANY),
         st.sampled_from([None, None, 0, 1, 2]),
     ),
     min_size=1,
@@ -505,3 +563,136 @@ def test_changes_mean_the_same_in_a_long_run(
     quick: Way, plain: Way, changes: list[Any], times: int
 ) -> None:
     changes_agree(quick, plain, changes, times)
+
+
+# Upserts, and columns that are GENERATED ALWAYS: their tables are of another form.
+
+SERIES = """
+create table {0} (
+    no int generated always as identity primary key, code text, site text, open bool, doc json,
+    half int generated always as (no / 2) stored, unique (site, code));
+create unique index on {0} (code) where open;
+create unique index on {0} (code) include (no) where not open and site <> '%';
+create table {0}_alone (no int generated always as identity primary key, n int)
+"""
+
+
+@pytest.fixture(scope="module")
+def series(quick: Way, plain: Way) -> tuple[Way, Way]:
+    for way in (quick, plain):
+        way.cursor.execute(SERIES.format(f"{way.table}_series"))
+    return quick, plain
+
+
+CELLS = {
+    "no": st.sampled_from([101, 102, 103, "102", 2.5, None]),
+    "code": st.sampled_from(["a", "b", None]),
+    "site": st.sampled_from(["x", "y", "%", None]), "open": st.sampled_from([True, False, None]),
+    "doc": st.sampled_from([{"b": 1, "a": 2}, Json(None), None]), "half": st.just(1),
+}  # fmt: skip
+CONFLICTS = st.sampled_from([["no"], ["code"], ["site", "code"], ["code", "site"], ["open"]])
+UPSERTS = st.lists(
+    st.tuples(
+        st.fixed_dictionaries(
+            {name: CELLS[name] for name in ("code", "site", "open")},
+            optional={name: CELLS[name] for name in ("no", "doc", "half")},
+        ),
+        CONFLICTS | st.none(), st.booleans(), st.sampled_from([False, True, True]),
+    ),
+    min_size=1, max_size=6,
+)  # fmt: skip
+
+
+@settings(SETTINGS, max_examples=60)
+@given(upserts=UPSERTS)
+def test_upserts_mean_the_same_prepared_and_in_plain_sql(
+    series: tuple[Way, Way], upserts: list[Any]
+) -> None:
+    """Also what is missing there: an upsert without an update, an insert with overriding."""
+
+    def make(table: str) -> list[Transaction]:
+        return [_upsert(Transaction(), f"{table}_series", *each) for each in upserts]
+
+    ends = []
+    for way in series:
+        way.cursor.execute(f"truncate {way.table}_series restart identity")
+        # A success of each operation, or many failures of one kind would be held.
+        key, table = {"no": 9}, f"{way.table}_series"
+        made = Transaction().insert(table, key, overriding=True)
+        made.upsert(table, key, ["no"], overriding=True)
+        assert way.run([made.delete(table, key)]) == [""]
+        states = way.run(make(way.table))
+        # Numbers of the sequence have gaps where something failed.
+        way.cursor.execute(
+            "select case when no > 100 then no end, code, site, open, doc::text, half is null"
+            f" from {way.table}_series order by no"
+        )
+        ends.append((states, way.cursor.fetchall()))
+
+    assert ends[0] == ends[1]
+
+
+def _upsert(
+    made: Transaction, table: str, row: dict[str, Any], conflict: list[str] | None, update: bool,
+    overriding: bool,
+) -> Transaction:  # fmt: skip
+    if conflict is None or not set(conflict) <= row.keys():
+        return made.insert(table, row, overriding=overriding)
+    return made.upsert(table, row, conflict, update=update, overriding=overriding)
+
+
+def test_an_upsert_finds_its_row_through_partial_indexes(series: tuple[Way, Way]) -> None:
+    for way in series:
+        table = f"{way.table}_series"
+        way.cursor.execute(f"truncate {table} restart identity")
+
+        def put(
+            site: str, open_: bool, update: bool = True, table: str = table
+        ) -> Transaction:
+            row = {"code": "a", "site": site, "open": open_}
+            return Transaction(attempts=1).upsert(table, row, ["code"], update=update)
+
+        made = [put("x", True), put("y", True), put("z", True, update=False), put("v", False),
+                put("w", False), put("u", False, update=False)]  # fmt: skip
+        assert way.run(made) == [""] * 6
+        way.cursor.execute(f"select site, open from {table} order by site")
+        assert way.cursor.fetchall() == [("w", False), ("y", True)]
+
+
+def test_values_of_generated_columns_need_to_be_permitted(
+    series: tuple[Way, Way], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folded = []
+    write = FoldedInsert.write
+    monkeypatch.setattr(
+        FoldedInsert, "write", lambda self, rows: folded.append(len(rows)) or write(self, rows)
+    )
+    for way in series:
+        table = f"{way.table}_series_alone"
+        some = [Transaction(attempts=1).insert(table, {"no": n, "n": n}, overriding=True)
+                for n in range(6)]  # fmt: skip
+        assert way.run([some[0], *(Transaction(attempts=1).insert(
+            table, rows=[{"no": 60 + n, "n": n}], overriding=True) for n in range(2))]) == [""] * 3
+        assert way.run(some[1:]) == [""] * 5
+        refused = [Transaction(attempts=1).insert(table, {"no": 7, "n": 1}),
+                   Transaction(attempts=1).upsert(table, {"n": 9, "no": 1}, ["n"], overriding=True)]
+        assert way.run(refused) == ["428C9", "428C9"]
+        way.cursor.execute("select reason from processor.dead_letter where id = any (%s::uuid[])"
+                           " order by died_at", ([one.id for one in refused],))  # fmt: skip
+        reasons = "".join(reason for (reason,) in way.cursor.fetchall())
+        assert "overriding=True" in reasons
+        assert "name it in conflict" in reasons
+        way.cursor.execute(f"select no, n from {table} order by no")
+        assert way.cursor.fetchall() == [*((n, n) for n in range(6)), (60, 0), (61, 1)]
+    assert folded == [5]
+
+
+def test_a_table_whose_name_has_a_dot_is_written(quick: Way, plain: Way) -> None:
+    quick.cursor.execute('create schema "s.x"; create table "s.x"."a""b.c" (n int, m int)')
+    for way in (quick, plain):
+        for name in (("s.x", 'a"b.c'), '"s.x"."a""b.c"'):
+            made = [Transaction().insert(name, {"n": n, "m": 0}) for n in range(6)]
+            made += [Transaction().update(name, add={"m": n}, where={"n": n}) for n in range(6)]
+            assert way.run(made) == [""] * 12
+            quick.cursor.execute('delete from "s.x"."a""b.c" returning n, m')
+            assert quick.cursor.fetchall() == [(n, n) for n in range(6)]

@@ -29,6 +29,7 @@ from processor.cli.options import (
     with_sessions,
 )
 from processor.ledger.dead_letters import DeadLetter
+from processor.transaction.encoding import as_submitted
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -160,9 +161,9 @@ def edit(
     (letter,) = _open_letters(membership, [id])
     text = file.read() if file else _in_editor(letter)
     limit = sessions.settings.buffer.transaction_bytes
-    body = dead_letter_requests.edited(letter, text, limit)
+    edited = dead_letter_requests.edited(letter, text, limit)
     return _print_outcomes(
-        dead_letter_requests.request(membership, "edit", [letter], wait, body), as_json
+        dead_letter_requests.request(membership, "edit", [letter], wait, edited), as_json
     )
 
 
@@ -250,7 +251,7 @@ def _in_editor(letter: DeadLetter) -> str:
     if not output.terminal(sys.stdin):
         raise click.UsageError("not a terminal, so no editor can open: give --file",
                                click.get_current_context())
-    body = (letter.edited or letter.body).decode("utf-8", "backslashreplace")
+    body = as_submitted(letter.edited or letter.body).decode("utf-8", "backslashreplace")
     try:
         body = msgspec.json.format(body, indent=2)
     except msgspec.DecodeError:
