@@ -32,9 +32,10 @@ from processor.reads.sessions import ReadSession
 from processor.reads.snapshot import Changed, Snapshot
 from processor.reads.typed_changes import UnknownName, typed_where
 from processor.sql.column_types import Unfit
+from processor.sql.table_versions import CHANGED_STATE
 
 #: Errors of statements prepared before the table changed: look the table up and ask again.
-_REFRESH = ("0A000", "26000", "42P05", "42703", "42P01", "42804")
+_REFRESH = ("0A000", "26000", "42P05", "42703", "42P01", "42804", CHANGED_STATE)
 #: A standby cancels queries that conflict with its replay.
 _CONTENTION = "40"
 
@@ -92,6 +93,7 @@ class MergedRead:
         self._session = session
         self._query = query
         self._choosing = choosing
+        self._watching = True
 
     def run(self) -> RowList:
         """Return the rows; ask again if the tables changed since they were looked up."""
@@ -99,6 +101,7 @@ class MergedRead:
         if refreshed:
             session.refresh()
         for last in (False, False, True):
+            self._watching = not last
             try:
                 return self._ask(refreshed or last)
             except UnknownName as unknown:
@@ -193,9 +196,9 @@ class MergedRead:
         where, server, run = self._query.where, self._session.server, self._run
         if where.keys() >= set(relation.keys) and None not in where.values():
             prepared = self._session.prepared(relation, where)
-            rows = prepared.rows(run(prepared.plain(where)))
+            rows = prepared.rows(run(prepared.plain(where), relation))
         else:
-            rows = snapshot.rows(relation, run(snapshot.plain(relation, where)))
+            rows = snapshot.rows(relation, run(snapshot.plain(relation, where), relation))
         return RowList([Row(each, server, True) for each in rows], server, True)
 
     def _merged(
@@ -233,17 +236,20 @@ class MergedRead:
         if single and len(pending.rows[relation.name]) == 1 and _decidable(relation, where, typed):
             key = {column: where[column] for column in relation.keys}
             prepared = self._session.prepared(relation, key)
-            return prepared.read(run(prepared.merged(key, ids)))
+            return prepared.read(run(prepared.merged(key, ids), relation))
         wanted = [(relation, self._conditions(relation, pending, effective))]
         for name in sorted((pending.tables | pending.rows.keys()) - {relation.name}):
             other = self._session.relation(name)
             wanted.append((other, self._conditions(other, pending, effective)))
-        answer = run(snapshot.whole(wanted, where, ids))
+        answer = run(snapshot.whole(wanted, where, ids), *[each for each, _ in wanted])
         return snapshot.read([each for each, _ in wanted], answer)
 
-    def _run(self, sql: str) -> list[tuple[Any, ...]]:
+    def _run(self, sql: str, *relations: Relation) -> list[tuple[Any, ...]]:
+        """Read from these tables, if they are as they were looked up (rule 17)."""
+        # The last time without: a table of which nothing but the statistics changes is read too.
+        watches = self._session.watches(relations) if self._watching else ""
         try:
-            return self._session.database.run(sql)
+            return self._session.database.run(watches + sql)
         except (ValueError, OverflowError):
             raise InvalidRead(
                 f"a row of {self._query.table} holds a date outside the range of Python",

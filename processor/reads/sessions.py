@@ -7,9 +7,10 @@ its connect to fail.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +24,7 @@ from processor.reads.relations import Relation
 from processor.reads.snapshot import Prepared
 from processor.reads.typed_changes import TypedChanges
 from processor.sql.catalog import Refused
+from processor.sql.table_versions import Watch, watched
 from processor.telemetry.progress import Progress
 from processor.transaction import table_names
 from processor.transaction.write_set import Declared
@@ -58,6 +60,7 @@ class ReadSession:
         self._oids: dict[str, int] = {}
         self._resolved: dict[str, list[Relation]] = {}
         self._prepared: dict[tuple[Any, ...], Prepared] = {}
+        self._watches: dict[str, Watch] = {}
         self._unknown: set[str] = set()
         self._looked_up = float("-inf")
 
@@ -105,6 +108,8 @@ class ReadSession:
     def relation(self, table: str) -> Relation:
         """Return a declared table. Raises InvalidRead, DatabaseError and DatabaseUnavailable."""
         if self._looked_up == float("-inf"):
+            # First, so that a table that changes meanwhile is looked up again.
+            self._watch()
             self._relations = dict(relations.load(self.database, self._declared.keys))
             self._looked_up = time.monotonic()
         found = self._relations[table]
@@ -117,6 +122,22 @@ class ReadSession:
             return found
         code = found.sqlstate if isinstance(found, Refused) else "42P01"
         raise InvalidRead(f"table {table} cannot be read on {self.server}: SQLSTATE {code}")
+
+    def _watch(self) -> None:
+        """Prepare a watch for each declared table that exists."""
+        for number, name in enumerate(self._declared.keys):
+            watch = Watch(f"processor_t{number}", name)
+            with contextlib.suppress(DatabaseError):
+                self.database.run(f"BEGIN;{watched([watch])}COMMIT")
+                self._watches[name] = watch
+            if not self.database.idle:
+                self.database.run("ROLLBACK")
+
+    def watches(self, tables: Iterable[Relation]) -> str:
+        """Return SQL that fails if one of these tables may have changed since it was looked up."""
+        return "".join([
+            self._watches[each.name].execute for each in tables if each.name in self._watches
+        ])  # fmt: skip
 
     def has_digests(self, table: str) -> bool:
         """Whether the rows of a declared table can be found by their digests."""
@@ -148,7 +169,7 @@ class ReadSession:
         prepared = self._prepared.get(key)
         if prepared is None:
             if len(self._prepared) >= _MOST_PREPARED:
-                self.database.run("DEALLOCATE ALL")
+                self.database.run("".join(each.deallocate for each in self._prepared.values()))
                 self._prepared.clear()
             prepared = Prepared(len(self._prepared), relation, where)
             self.database.run(prepared.prepare)

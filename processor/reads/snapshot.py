@@ -43,6 +43,7 @@ class Prepared:
         source = f"FROM {table(relation.name)} x"
         declared = f" ({', '.join(types)})" if types else ""
         plain, merged = _conditions(relation, where, 1), _conditions(relation, where, 2)
+        self.deallocate = f"DEALLOCATE {self._plain};DEALLOCATE {self._merged};"
         self.prepare = (
             f"PREPARE {self._plain}{declared} AS SELECT x.* {source}{plain};"
             f"PREPARE {self._merged} ({', '.join(['uuid[]', *types])}) AS"

@@ -142,6 +142,7 @@ def test_lower_entry_ids_after_a_loss_of_data_are_heard(site_of) -> None:
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(900)
 def test_no_entry_waits_for_the_interval_while_the_connection_of_the_doorbell_is_cut(
     site_of,
 ) -> None:
