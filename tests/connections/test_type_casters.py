@@ -18,13 +18,14 @@ create table account7 (
     f float8, ok bool, name text, day date, at timestamptz, local timestamp, hour time,
     span interval, doc jsonb, raw json, tags text[], numbers numeric[], ids uuid[],
     span_of int4range,
-    mood mood, bytes bytea, address inet, addresses inet[], cash money, ref regclass, o oid);
+    mood mood, bytes bytea, address inet, addresses inet[], cash money, ref regclass, o oid,
+    docs jsonb[]);
 """
 
 #: Submits, commits, reads (pending and committed), buries and explains; prints what it met. The
 #: second argument says when the application registers its own, the third is the key of the row.
 PROGRAM = '''
-import json, sys
+import json, sys, time
 import psycopg2, psycopg2.extensions as pg
 
 class Strange:
@@ -53,8 +54,13 @@ import processor
 from processor.cli import main
 processor.configure(settings)
 if when == "after":
-    # As soon as a session is open: the new types must not appear in it either.
+    # Once sessions are open: the new types must not appear in them either.
     processor.start()
+    for _ in range(2000):
+        if processor.state()["background_processor"]["status"] == "running":
+            break
+        time.sleep(0.01)
+    processor.read("account7", {"id": sys.argv[3]})
     hostile(all_types())
 
 key = sys.argv[3]
@@ -62,7 +68,8 @@ values = {"id": key, "amount": "1.10", "n": 7, "f": 1.5, "ok": True, "name": "x"
     "2026-11-28", "at": "2026-11-28T10:00:00+01:00", "local": "2026-11-28T10:00:00", "hour":
     "10:00", "span": "1 day", "doc": {"a": [1, 2.5]}, "raw": {"b": None}, "tags": ["a", None],
     "numbers": [1.5, 2], "ids": [key], "span_of": "[1,3)", "mood": "calm", "bytes": b"ab",
-    "address": "127.0.0.1", "addresses": ["127.0.0.1"], "cash": "1", "ref": "pg_class", "o": "7"}
+    "address": "127.0.0.1", "addresses": ["127.0.0.1"], "cash": "1", "ref": "pg_class", "o": "7",
+    "docs": [{"a": 1}]}
 def said(rows):
     # A bytea is a memoryview, whose repr is its address.
     of = lambda v: repr(bytes(v) if isinstance(v, memoryview) else v)
@@ -94,6 +101,15 @@ for arguments in (["explain", "--json", bad.id], ["verify"],
 '''
 
 
+#: What psycopg2 makes of these types if nothing is registered.
+AS_EVER = {
+    "amount": "Decimal('3.30')", "f": "1.5", "ok": "True", "day": "datetime.date(2026, 11, 28)",
+    "local": "datetime.datetime(2026, 11, 28, 10, 0)", "hour": "datetime.time(10, 0)",
+    "span": "datetime.timedelta(days=1)", "doc": "{'a': [1, 2.5]}", "raw": "{'b': None}",
+    "tags": "['a', None]", "numbers": "[Decimal('1.5'), Decimal('2')]",
+    "addresses": "['127.0.0.1']", "docs": "[{'a': 1}]", "bytes": "b'ab'",
+}  # fmt: skip
+
 #: What differs from run to run: ids, positions in the WAL, entries, times, names and numbers.
 _OWN = re.compile(
     r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9A-F]+/[0-9A-F]{5,}|[0-9]{13}-[0-9]+"
@@ -124,6 +140,8 @@ def test_the_whole_path_is_the_same_whatever_typecasters_the_application_has_reg
         key = str(uuid.UUID(int=number + 7))
         programs[when] = spawn(PROGRAM, json.dumps(site.mapping), when, key, cwd=directory)
     heard = {when: whole(program) for when, program in programs.items()}
+    rows = [json.loads(line)[1][0] for line in heard["never"] if line.startswith('["row"')]
+    assert rows[0].items() >= AS_EVER.items()
     assert heard["never"].count("exit 0") == 3
     assert heard["before"] == heard["never"]
     # There the processor already runs when it submits, so that nothing is read while pending.

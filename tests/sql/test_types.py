@@ -282,6 +282,7 @@ def test_a_type_that_reads_its_own_text_takes_texts_and_numbers(quick: Way, plai
     sent = [("vec", [1, 2.5, Decimal("-3")], "[1,2.5,-3]"), ("vec", "[1]", "[1]"),
             ("vec", 7, "7"), ("o", 7, "7"), ("rc", 1259, "pg_class"), ("cash", 2, "$2.00"),
             ("nm", "x" * 63, "x" * 63), ("ch", "a", "a"), ("f4", 2**24, "1.6777216e+07"),
+            ("ch", "\\303", "\\303"), ("ts", "Sat Nov 28 2026 10:00 pm", "2026-11-28 22:00:00"),
             ("tsz", "infinity", "infinity"), ("ts", "epoch", "1970-01-01 00:00:00"),
             ("tsz", "2026-11-28 10:00 CET", "2026-11-28 09:00:00+00")]  # fmt: skip
     for way in (quick, plain):
