@@ -35,7 +35,7 @@ from processor.sql.column_types import Unfit
 from processor.sql.table_versions import CHANGED_STATE
 
 #: Errors of statements prepared before the table changed: look the table up and ask again.
-_REFRESH = ("0A000", "26000", "42P05", "42703", "42P01", "42804", CHANGED_STATE)
+_REFRESH = ("0A000", "26000", "42P05", "42703", "42P01", "42804", "42883", CHANGED_STATE)
 #: A standby cancels queries that conflict with its replay.
 _CONTENTION = "40"
 
@@ -114,7 +114,9 @@ class MergedRead:
                     raise self._refused(error) from None
                 session.refresh()
             except Unfit as error:
-                raise InvalidRead(f"where: {error}") from None
+                if last or session.is_current():
+                    raise InvalidRead(f"where: {error}") from None
+                session.refresh()
         raise DatabaseUnavailable(f"table {self._query.table} changed during each attempt to read")
 
     def _refused(self, error: DatabaseError) -> Exception:
@@ -196,7 +198,8 @@ class MergedRead:
         where, server, run = self._query.where, self._session.server, self._run
         if where.keys() >= set(relation.keys) and None not in where.values():
             prepared = self._session.prepared(relation, where)
-            rows = prepared.rows(run(prepared.plain(where), relation))
+            # PostgreSQL refuses it if the columns have changed; nothing else matters here.
+            rows = prepared.rows(run(prepared.plain(where)))
         else:
             rows = snapshot.rows(relation, run(snapshot.plain(relation, where), relation))
         return RowList([Row(each, server, True) for each in rows], server, True)

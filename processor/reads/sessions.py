@@ -133,6 +133,14 @@ class ReadSession:
             if not self.database.idle:
                 self.database.run("ROLLBACK")
 
+    def is_current(self) -> bool:
+        """Whether the tables are as they were looked up. Raises DatabaseUnavailable."""
+        try:
+            self.database.run("".join(each.execute for each in self._watches.values()) or "SELECT")
+        except DatabaseError:
+            return False
+        return True
+
     def watches(self, tables: Iterable[Relation]) -> str:
         """Return SQL that fails if one of these tables may have changed since it was looked up."""
         return "".join([
@@ -172,7 +180,7 @@ class ReadSession:
                 self.database.run("".join(each.deallocate for each in self._prepared.values()))
                 self._prepared.clear()
             prepared = Prepared(len(self._prepared), relation, where)
-            self.database.run(prepared.prepare)
+            self.database.run(self.watches([relation]) + prepared.prepare)
             self._prepared[key] = prepared
         return prepared
 

@@ -42,6 +42,7 @@ def read_all(where: dict[str, Any] | None = None) -> list[dict[str, Any]]:
     [
         ("alter table item alter code type text", "code", "7"),
         ("alter table item alter at type timestamptz", "at", "2026-11-28T10:00:00+00:00"),
+        ("alter table item drop day; alter table item add days int default 5", "days", 6),
         ("alter table item alter day set default '2026-01-01'", "code", 7),
         ("alter table item rename to old; create table item (id int primary key, code text);"
          " insert into item values (1, '7')", "code", "7"),
@@ -58,7 +59,7 @@ def test_a_read_after_a_migration_is_that_of_a_fresh_session(
         shown.submit(Transaction().insert("item", {"id": 2, column: value}))
         shown.submit(Transaction().update("item", {column: value}, where={"id": 1}))
 
-    wheres = [None, {"id": 1}, {"id": 2}, {column: value}]
+    wheres = [{column: value}, None, {"id": 1}, {"id": 2}]
     found = [read_all(where) for where in wheres]
 
     reader.close()
