@@ -175,10 +175,10 @@ class PendingWrites:
             found.tables.add(table)
             # If a wide operation makes the whole table needed, the list of one row is of no use.
             self._add_ids(name, first) if not one_row else self._fetch()
-        self._drop_unproven()
+        self._drop_unproven(required)
         while self._grow():
             self._fetch()
-            self._drop_unproven()
+            self._drop_unproven(required)
         found.pending = by_due(self._in_order())
         found.uncached = [each.pending for each in self._records.values() if not each.cached]
         return found
@@ -214,7 +214,7 @@ class PendingWrites:
             self._found.tables.add(table)
             self._found.rows.pop(table, None)
 
-    def _drop_unproven(self) -> None:
+    def _drop_unproven(self, required: str | None) -> None:
         """Drop the records that were never accepted, or of which that is not known."""
         doubtful = [each for each in self._records.values() if not each.accepted]
         if not doubtful:
@@ -222,7 +222,10 @@ class PendingWrites:
         new = [each for each in doubtful if each.accepted is None]
         if new and self._cache.prove(self._redis, new):
             self._found.unsure = True
-        if not all(each.accepted for each in doubtful):
+        dropped = [each.pending.id for each in doubtful if not each.accepted]
+        if dropped:
+            # What a read must include may not be missing without a word.
+            self._found.has_required = self._found.has_required and required not in dropped
             self._records = {i: each for i, each in self._records.items() if each.accepted}
             for name, order in self._orders.items():
                 self._orders[name] = [i for i in order if i in self._records]

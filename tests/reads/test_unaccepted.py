@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ import processor
 from processor.buffer import accepted
 from processor.buffer.overlay import Overlay
 from processor.config import loader
+from processor.errors import ProcessorError
 from processor.reads import reader
 from processor.runtime.overlay_cleaner import OverlayCleaner
 from processor.telemetry import metrics
@@ -95,6 +97,15 @@ def test_another_record_under_the_id_of_an_accepted_transaction_is_not_read(show
     assert shown.redis.hkeys("processor:overlay:proven") == [real.id.encode()]
     reader.close()
     assert (names(1), names(2)) == (["true"], [])
+
+
+def test_a_read_that_must_include_an_unproven_write_fails(shown: Site) -> None:
+    real = shown.submit(insert(1))[0]
+    forged = insert(2, "false")
+    forge(shown, forged)
+    with pytest.raises(ProcessorError):
+        processor.read("item", {"id": 2}, after=replace(real, id=forged.id))
+    assert processor.read("item", {"id": 1}, after=real)[0]["name"] == "true"
 
 
 def test_a_record_is_proven_wherever_its_entry_waits(
