@@ -2,7 +2,7 @@
 
 interrupt      exits silently on Ctrl-C while the command line imports modules
 shadow         finds a file of the user's that shadows this package
-shipped        the files that are installed with the program: sample settings, systemd units
+shipped        files that are installed with the program: sample settings, units, the guide
 unit           compares the time limits of the systemd unit with the settings
 output         what all commands print: tables, JSON, messages, errors and their exit codes
 findings       prints findings, one line per check

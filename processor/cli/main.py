@@ -35,6 +35,7 @@ SECTIONS: dict[str, dict[str, Place]] = {
     "Try it": {
         "demo": Place("demo", "demo", "Watch it survive kills, on temporary servers."),
         "dev": Place("dev", "dev", "Run servers and processor for development."),
+        "guide": Place("guide", "guide", "Read the guide."),
     },
     "Work": {
         "submit": Place("submit", "submit", "Submit transactions, one JSON object per line."),

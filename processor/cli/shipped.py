@@ -1,4 +1,4 @@
-"""Files that are installed with the program: the sample settings and the systemd units."""
+"""Files that are installed with the program: sample settings, systemd units, pages of the guide."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 
 import processor
 from processor.errors import ProcessorError
+
+_ORDER = ("concepts", "upgrading", "faq")
 
 
 def shipped(folder: str, name: str) -> str:
@@ -22,3 +24,11 @@ def shipped(folder: str, name: str) -> str:
     except OSError as error:
         raise ProcessorError(f"{folder}/{name} is missing from this installation: {error.strerror}",
                              hint="reinstall the package") from None
+
+
+def guide() -> dict[str, str]:
+    """The pages of the guide by topic, in the order in which a newcomer reads them."""
+    found = {path.stem: path.read_text("utf-8")
+             for path in (Path(processor.__file__).resolve().parent / "guide").glob("*.rst")}
+    first = [name for name in _ORDER if name in found]
+    return {name: found[name] for name in [*first, *sorted(found.keys() - set(first))]}

@@ -15,9 +15,14 @@ _BLOCK = re.compile(
 
 
 def blocks() -> dict[str, str]:
-    """Return the code by name. No test can execute a block without a name."""
+    """Return the code of README.rst by name."""
+    return code_blocks(TEXT)
+
+
+def code_blocks(text: str) -> dict[str, str]:
+    """Return the code in a text by name. No test can execute a block without a name."""
     found: dict[str, str] = {}
-    for match in _BLOCK.finditer(TEXT):
+    for match in _BLOCK.finditer(text):
         assert match["name"], f"a block without a name:\n{match['code']}"
         assert match["name"] not in found, match["name"]
         found[match["name"]] = textwrap.dedent(match["code"]).strip() + "\n"

@@ -13,4 +13,5 @@ verify        whether Redis and PostgreSQL agree
 doctor        checks servers, role, clocks and host
 demo          shows on temporary servers that nothing is lost or doubled
 dev           runs servers and processor for development
+guide         the pages of the guide
 """
