@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import contextlib
 
+import msgspec
+
 from processor import crashpoint
 from processor.buffer.lane import Lane
 from processor.buffer.stream import add
@@ -21,6 +23,8 @@ from processor.transaction.entry import Entry, UnknownVersion, Unreadable, decod
 _PER_MOVE = 500
 #: By so many seconds the clock of Redis may be behind the clock that set a due time.
 _CLOCK_SKEW = 60.0
+#: A clock that goes back is noticed within so many seconds.
+_DETECTED = 5.0
 
 
 def schedule(lane: Lane, body: bytes, due: float) -> Command:
@@ -55,6 +59,45 @@ def suspects(
             accepted = int(max(0.0, float(due) - _CLOCK_SKEW) * 1000)
             entries.append(decode(f"{accepted}-0", *split(body)))
     return entries
+
+
+class _Delay(msgspec.Struct):
+    delay: float | None = None
+
+
+_delays = msgspec.json.Decoder(_Delay)
+
+
+def hasten(redis: RedisConnection, lane: Lane, by: float, now: float) -> None:
+    """Make what was delayed before the clock went back `by` seconds, to `now`, due earlier.
+
+    A due time that the producer named stays as it is. So does what was accepted since.
+    """
+    start, there = "-inf", 0
+    while True:
+        # What is made due earlier leaves the range; `there` entries at its start were seen before.
+        found = redis.call("ZRANGEBYSCORE", lane.scheduled, start, "+inf", "WITHSCORES",
+                           "LIMIT", there, _PER_MOVE)  # fmt: skip
+        pairs = [(m, float(due)) for m, due in zip(found[::2], found[1::2], strict=True)]
+        earlier = {m: due - by for m, due in pairs if _accepted_before(m, due, now)}
+        if earlier:
+            changed = (part for m, due in earlier.items() for part in (repr(due), m))
+            redis.call("ZADD", lane.scheduled, "XX", *changed)
+        if len(pairs) < _PER_MOVE:
+            return
+        last = pairs[-1][1]
+        staying = sum(due == last and m not in earlier for m, due in pairs)
+        there = staying + (there if repr(last) == start else 0)
+        start = repr(last)
+
+
+def _accepted_before(member: bytes, due: float, now: float) -> bool:
+    """Whether a transaction with a delay was accepted before the clock went back to `now`."""
+    try:
+        delay = _delays.decode(split(member)[1]).delay
+    except (msgspec.MsgspecError, RecursionError):
+        return False
+    return delay is not None and not now - _DETECTED <= due - delay <= now + _DETECTED
 
 
 def move(redis: RedisConnection, lane: Lane, now: float) -> int:

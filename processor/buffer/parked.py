@@ -21,7 +21,6 @@ import contextlib
 import itertools
 import random
 import re
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -192,6 +191,31 @@ def make_free_ones_due(
     make_due(redis, lane, (entry.id for entry in first), now)
 
 
+def hasten(redis: RedisConnection, lane: Lane, by: float) -> None:
+    """Make all retries due `by` seconds earlier, because the clock went back.
+
+    Only the owner changes due times, so what a page moves down stays below the next page.
+    """
+    for start in itertools.count(0, _RELEASED_AT_ONCE):
+        found = redis.call(
+            "ZRANGE", lane.retry, start, start + _RELEASED_AT_ONCE - 1, "WITHSCORES"
+        )
+        due = {i: float(at) for i, at in zip(found[::2], found[1::2], strict=True)}
+        earlier = [part for i, at in due.items() if at < HELD for part in (repr(at - by), i)]
+        if earlier:
+            redis.call("ZADD", lane.retry, "XX", *earlier)
+        if len(due) < _RELEASED_AT_ONCE:
+            return
+
+
+def limit_waits(redis: RedisConnection, lane: Lane, latest: float) -> None:
+    """Make retries due at `latest` that are due later: the clock went back under another owner."""
+    found = redis.call("ZRANGEBYSCORE", lane.retry, f"({latest!r}", f"({HELD!r}",
+                       "LIMIT", 0, _RELEASED_AT_ONCE)  # fmt: skip
+    if found:
+        redis.call("ZADD", lane.retry, "XX", *(p for i in found for p in (repr(latest), i)))
+
+
 def due_entries(redis: RedisConnection, lane: Lane, now: float, count: int) -> list[Entry]:
     """Return at most `count` parked entries that may be applied now, in accept order.
 
@@ -199,19 +223,21 @@ def due_entries(redis: RedisConnection, lane: Lane, now: float, count: int) -> l
     them that wait for nothing else.
     """
     found = redis.call("ZRANGEBYSCORE", lane.retry, "-inf", repr(now), "LIMIT", 0, count)
-    first = _runnable(redis, lane, found)
+    first = _runnable(redis, lane, found, now)
     followers = _followers(redis, lane, first, count - len(first))
     return sorted([*first, *followers], key=lambda e: order(e.entry_id))
 
 
-def _runnable(redis: RedisConnection, lane: Lane, found: Sequence[bytes]) -> list[Entry]:
+def _runnable(
+    redis: RedisConnection, lane: Lane, found: Sequence[bytes], now: float
+) -> list[Entry]:
     """Return the entries of `:retry` that are first in all their lines; remove the others."""
     if not found:
         return []
     ids = [i.decode(errors="replace") for i in found]
     due = _entries(redis, lane, ids)
     unread = [stored for i, stored in zip(ids, found, strict=True) if i not in due]
-    gone = _put_off_later(redis, lane, unread)
+    gone = _put_off_later(redis, lane, unread, now)
     first, not_first = _first_in_line(redis, lane, list(due.values()))
     if gone or not_first:
         redis.call("ZREM", lane.retry, *gone, *not_first)
@@ -226,7 +252,9 @@ def count_held(redis: RedisConnection, lane: Lane, score: float) -> int:
     return int(redis.call("ZCOUNT", lane.retry, repr(score), repr(score)))
 
 
-def one_held(redis: RedisConnection, lane: Lane, score: float, count: int) -> list[Entry]:
+def one_held(
+    redis: RedisConnection, lane: Lane, score: float, count: int, now: float
+) -> list[Entry]:
     """Return one of the `count` entries that the pause with this score holds, [] if it is gone.
 
     Another one each time: the first may fail for a reason of its own.
@@ -234,7 +262,7 @@ def one_held(redis: RedisConnection, lane: Lane, score: float, count: int) -> li
     skipped = random.randrange(min(max(count, 1), _MOST_SKIPPED))
     at = repr(score)
     found = redis.call("ZRANGEBYSCORE", lane.retry, at, at, "LIMIT", skipped, 1)
-    return _runnable(redis, lane, found)
+    return _runnable(redis, lane, found, now)
 
 
 def release_held(redis: RedisConnection, lane: Lane, staying: Iterable[float], now: float) -> bool:
@@ -252,13 +280,13 @@ def release_held(redis: RedisConnection, lane: Lane, staying: Iterable[float], n
 
 
 def _put_off_later(
-    redis: RedisConnection, lane: Lane, ids: Sequence[bytes]
+    redis: RedisConnection, lane: Lane, ids: Sequence[bytes], now: float
 ) -> list[bytes]:
     """Have the transactions of a later release looked at later; return the other ids."""
     records = redis.call("HMGET", lane.parked, *ids) if ids else []
     later = [i for i, record in zip(ids, records, strict=True) if _is_later(record)]
     if later:
-        again = repr(time.time() + _LATER)
+        again = repr(now + _LATER)
         redis.call("ZADD", lane.retry, "XX", *(part for i in later for part in (again, i)))
     return [i for i in ids if i not in later]
 

@@ -114,15 +114,18 @@ class Drain:
             if self._connector.connect(now):
                 self._attempts.answered = True
             self._backlog.measure_if_due(time.monotonic())
+            if self._backlog.went_back:
+                self._due_work.hasten(self.owners.owned, self._backlog.went_back, self._clock)
+                self._backlog.went_back = 0.0
             self._drain(now)
             self._maintenance.run(time.monotonic(), busy=self._work_left())
             self._due_work.look(
-                self._open_lanes(), time.monotonic(), time.time(), busy=self._work_left()
+                self._open_lanes(), time.monotonic(), self._clock, busy=self._work_left()
             )
             self._end_outage(now)
             self._last_run = time.time()
             # Also with work left: pauses and due times are learned from this call.
-            delay = self._backlog.delay(time.monotonic(), time.time())
+            delay = self._backlog.delay(time.monotonic())
             return 0.0 if self._work_left() else delay
         except Unavailable as error:
             self._outage(error)
@@ -134,21 +137,24 @@ class Drain:
             self._outage(DatabaseUnavailable(str(error)))
         return self.gate.wait(time.monotonic())
 
+    @property
+    def _clock(self) -> float:
+        """The time by the clock of Redis, Unix seconds; nothing waits by another one (rule 82)."""
+        return self._backlog.redis_time(time.monotonic())
+
     def _drain(self, now: float) -> None:
         """Do what is due, then batch after batch until nothing is left or the budget is spent."""
-        self._due_work.move_delayed(
-            self._open_lanes(), self._backlog.redis_time(time.monotonic())
-        )
-        self._due_work.retry_held(self.owners.owned)
+        self._due_work.move_delayed(self._open_lanes(), self._clock)
+        self._due_work.retry_held(self.owners.owned, self._clock)
         # Once at the start of each pass, also while the streams never run empty.
-        self._due_work.retry_parked(self._open_lanes(), time.time())
+        self._due_work.retry_parked(self._open_lanes(), self._clock)
         self._prefetch.rewind(self.owners.owned)
         self._prefetch.fill(self._open_lanes())
         while not self._stopping():
             lane = self._prefetch.choose(self._open_lanes())
             if lane is not None:
                 self._batch(lane)
-            elif not self._due_work.retry_parked(self._open_lanes(), time.time()):
+            elif not self._due_work.retry_parked(self._open_lanes(), self._clock):
                 break
             self._prefetch.fill(self._open_lanes())
             if time.monotonic() > now + _BUDGET:
@@ -176,10 +182,10 @@ class Drain:
         outcome.placed += others.placed
         outcome.clashing += others.clashing
         self._finish_settling()
-        pending = self._settler.begin(lane, outcome, page, time.time())
+        pending = self._settler.begin(lane, outcome, page, self._clock)
         if pending.settlement.touches_keys or lane.parking.has_lines:
             self._settler.finish(pending)
-            self._due_work.retry_parked(self._open_lanes(), time.time())
+            self._due_work.retry_parked(self._open_lanes(), self._clock)
         else:
             # No later entry depends on it: PostgreSQL can work on the next batch meanwhile.
             self._pending = pending

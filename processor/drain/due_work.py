@@ -46,6 +46,8 @@ _RELEASED_A_PASS = 10
 _LOOK_EVERY = 1.0
 _LOOK_EVERY_BUSY = 5.0
 _PAGE = 500
+#: Nothing that is parked waits longer than this, seconds, or than `retry.max_delay`.
+_LONGEST_WAIT = 60.0
 
 
 class DueWork:
@@ -117,10 +119,20 @@ class DueWork:
 
     # The regular look at what is parked.
 
+    def hasten(self, lanes: Sequence[OwnedLane], by: float, clock: float) -> None:
+        """The clock of Redis went back `by` seconds, to `clock`: nothing waits that much longer."""
+        for lane in lanes:
+            try:
+                parked.hasten(self._redis, lane.lane, by)
+                delayed.hasten(self._redis, lane.lane, by, clock)
+            except RedisRefused as refused:
+                _wait_if_full(lane, refused)
+            lane.parking.forget()
+
     def look(
-        self, lanes: Sequence[OwnedLane], now: float, wall: float, *, busy: bool
+        self, lanes: Sequence[OwnedLane], now: float, clock: float, *, busy: bool
     ) -> None:
-        """Look at a page of one lane; `now` is monotonic, `wall` in Unix seconds."""
+        """Look at a page of one lane; `now` is monotonic, `clock` the time of Redis."""
         if now - self._looked < (_LOOK_EVERY_BUSY if busy else _LOOK_EVERY):
             return
         self._looked = now
@@ -134,11 +146,13 @@ class DueWork:
                 self._database, self._redis, lane, lane.parking.look_at_lines
             )
             if lane.parking.has_records:
-                self._look_at_records(lane, wall)
+                self._look_at_records(lane, clock)
         except RedisRefused as refused:
             _wait_if_full(lane, refused)
 
-    def _look_at_records(self, lane: OwnedLane, wall: float) -> None:
+    def _look_at_records(self, lane: OwnedLane, clock: float) -> None:
+        longest = max(_LONGEST_WAIT, 1.1 * self._settings.retry.max_delay)
+        parked.limit_waits(self._redis, lane.lane, clock + longest)
         # Records have the size of entries, and so no more bytes are read than for a batch.
         count = max(1, min(_PAGE, int(self._settings.batch.bytes / lane.cursor.entry_bytes)))
         page = parked.page(self._redis, lane.lane, lane.parking.look_at_records, count)
@@ -151,26 +165,28 @@ class DueWork:
         if decided:
             log.warning("lane %s: settling %d parked entries that were decided before", lane.name,
                         len(decided))  # fmt: skip
-            self._apply(lane, decided, wall)
+            self._apply(lane, decided, clock)
         if gone := [i for i in damaged if i in known and known[i].outcome != "dead"]:
-            parked.release(self._redis, lane.lane, [(i, "0-0", ()) for i in gone], wall)
+            parked.release(self._redis, lane.lane, [(i, "0-0", ()) for i in gone], clock)
         waiting = [e for e in page.entries if e.id not in known]
-        parked.make_free_ones_due(self._redis, lane.lane, waiting, wall)
+        parked.make_free_ones_due(self._redis, lane.lane, waiting, clock)
         lane.parking.retry_soon()
 
     # Entries whose kind is paused.
 
-    def retry_held(self, lanes: Sequence[OwnedLane]) -> None:
+    def retry_held(self, lanes: Sequence[OwnedLane], clock: float) -> None:
         """Once a pass: end the pauses that operators resumed, and try the kinds that are due.
+
+        `clock` is the time of Redis, in Unix seconds.
 
         Raises Unavailable and DatabaseError.
         """
         self._resume(lanes)
         for lane in lanes:
             for pause in list(lane.alike.pauses):
-                self._look_after(lane, pause)
+                self._look_after(lane, pause, clock)
             if lane.alike.leftovers and lane.parking.full_until <= time.monotonic():
-                self._release(lane)
+                self._release(lane, clock)
 
     def _resume(self, lanes: Sequence[OwnedLane]) -> None:
         now = time.monotonic()
@@ -186,7 +202,7 @@ class DueWork:
                 lane.alike.resume()
                 lane.health.resume()
 
-    def _look_after(self, lane: OwnedLane, pause: KindPause) -> None:
+    def _look_after(self, lane: OwnedLane, pause: KindPause, clock: float) -> None:
         """Count what a pause holds, and try one of it if that is due."""
         now = time.monotonic()
         pause.held = held = parked.count_held(self._redis, lane.lane, pause.score)
@@ -196,18 +212,18 @@ class DueWork:
         if pause.next_try > now or blocked:
             return
         pause.tried(now)
-        entries = parked.one_held(self._redis, lane.lane, pause.score, held)
+        entries = parked.one_held(self._redis, lane.lane, pause.score, held, clock)
         if entries and (free := self._admission.without_held(lane, entries)):
-            self._apply(lane, free, time.time())
+            self._apply(lane, free, clock)
         elif not held:
             lane.alike.end(pause)
             report_empty(lane, pause)
 
-    def _release(self, lane: OwnedLane) -> None:
+    def _release(self, lane: OwnedLane, clock: float) -> None:
         scores = [pause.score for pause in lane.alike.pauses]
         try:
             for _ in range(_RELEASED_A_PASS):
-                more = parked.release_held(self._redis, lane.lane, scores, time.time())
+                more = parked.release_held(self._redis, lane.lane, scores, clock)
                 lane.parking.retry_soon()
                 if not more:
                     lane.alike.nothing_left()

@@ -152,7 +152,7 @@ class OperatorRequests:
     def _release_keys(self, lane: OwnedLane, letter: DeadLetter) -> None:
         leaving = [(letter.id, letter.entry_id, letter.keys)]
         try:
-            parked.release(self._redis, lane.lane, leaving, time.time())
+            parked.release(self._redis, lane.lane, leaving, 0.0)
         except RedisRefused as refused:
             _rebuild_later(lane, refused)
         lane.parking.retry_soon()
