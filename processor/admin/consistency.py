@@ -15,7 +15,7 @@ from typing import Any
 from processor.admin import later_releases, overview
 from processor.admin.findings import FAIL, OK, WARN, Finding
 from processor.admin.sessions import OperatorSessions
-from processor.buffer import observation, parked, stream, waiting_lines
+from processor.buffer import observation, parked, registry, stream, waiting_lines
 from processor.buffer.entry_ids import last_generated, order
 from processor.buffer.lane import Lane
 from processor.buffer.observation import BufferObservation
@@ -23,7 +23,8 @@ from processor.config.settings import Settings
 from processor.connections.postgres_session import PostgresSession
 from processor.connections.redis_client import RedisConnection, checked
 from processor.connections.sql_literals import quoted
-from processor.ledger import stored_text
+from processor.ledger import stored_text, stream_losses
+from processor.ledger.stream_losses import LaneLoss
 from processor.transaction.entry import Entry, UnknownVersion, Unreadable, decode
 from processor.transaction.ids import canonical_id
 
@@ -60,9 +61,9 @@ CHECKS = {
                  "the schema processor was changed by hand: compare the rows"),
     "counters": ("the counters of each lane match the ledger and the dead letters",
                  "the schema processor was changed by hand: compare the rows"),
-    "loss": ("Redis has not gone back to a time before the last commit",
-             "entries accepted after its last save are lost: see persistence in"
-             " `processor doctor`"),
+    "loss": ("Redis has lost no entries, and has not gone back to before the last commit",
+             "entries in the range that were not committed are lost: submit them again, see"
+             " persistence and eviction in `processor doctor`, then use --acknowledge-losses"),
 }
 
 
@@ -82,6 +83,15 @@ def verify(sessions: OperatorSessions) -> list[Finding]:
         releases = later_releases.examine(redis, database, sessions.settings, seen.lanes, later)
     owned = {name for each in states for name, lane in each["lanes"].items() if lane["owner"]}
     return [*(_finding(check, problems, owned) for check in CHECKS), releases]
+
+
+def acknowledge_losses(sessions: OperatorSessions) -> list[LaneLoss]:
+    """Close the losses of this buffer, and return them. Raises as `verify`."""
+    with sessions.redis() as redis, sessions.database() as database:
+        identity = registry.written_identity(redis, sessions.settings.namespace)
+        return [] if identity is None else stream_losses.acknowledge(
+            database, canonical_id("identity of the buffer", identity)
+        )  # fmt: skip
 
 
 def _lasting(
@@ -223,6 +233,9 @@ def _gone_back(
         "SELECT last_entry FROM processor.lane WHERE last_entry IS NOT NULL"
         f" AND buffer = {quoted(identity)} AND lane = {quoted(lane.name)}"
     )
+    found = stream_losses.of_lane(database, identity, lane.name)
+    if found is not None and found.found_at is not None:
+        yield Problem("loss", lane.name, f"{found.loss.first} to {found.loss.last}")
     for (last,) in rows:
         generated = last_generated(redis, lane)
         if order(generated) < order(last):

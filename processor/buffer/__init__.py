@@ -1,7 +1,7 @@
 """What is in Redis: every key, the commands on it, and what their replies mean.
 
 lane            the names of a lane's keys, which lane a transaction goes to, and the list of keys
-entry_ids       the order of stream entries, and the last id that Redis generated
+entry_ids       the order of stream entries, and whether a stream goes on from where it was
 stream          the commands that add, read and remove the entries of a lane
 registry        the identity of a buffer, its registered lanes, its paused queues
 partitions      the number of lanes of a queue, which changes only while the queue is empty

@@ -1,6 +1,15 @@
-"""Ids of stream entries, which Redis generates: their order, and the last one of a lane."""
+"""Ids of stream entries, which Redis generates: their order, and what they say of a stream's past.
+
+A lost or restored stream is recognized by it. Redis 7 and Valkey count the entries that were ever
+added; Redis 6.2 knows only the last id.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
 
 from processor.buffer.lane import Lane
 from processor.connections.redis_client import RedisConnection
@@ -30,16 +39,82 @@ def accept_time(stored: bytes | None) -> int:
     return int(stored) if stored is not None and valid else 0
 
 
+class StreamHistory(msgspec.Struct, frozen=True):
+    """The stream of a lane at one moment; all of it is empty if there is none.
+
+    `first` is the id of the first of its `length` entries, `last` that of the last one that was
+    ever added, `added` how many ever were (None: Redis 6.2).
+    """
+
+    first: str | None = None
+    last: str = "0-0"
+    added: int | None = 0
+    length: int = 0
+
+    @property
+    def _removed(self) -> int | None:
+        return None if self.added is None else self.added - self.length
+
+    def continues(self, before: StreamHistory) -> bool:
+        """Whether this can be the stream of `before` at a later moment: nothing went back."""
+        if order(self.last) < order(before.last):
+            return False
+        if self.added is None or before.added is None:
+            return True
+        assert self._removed is not None
+        assert before._removed is not None
+        if self.added < before.added:
+            return False
+        # Fewer were removed: another stream with as many entries, unless old entries are back
+        # because a crash of Redis undid their removal.
+        is_back = self.first is not None and order(self.first) <= order(before.last)
+        return self._removed >= before._removed or is_back
+
+    def encoded(self) -> str:
+        """Return it as text, which `decoded` reads."""
+        return msgspec.json.encode(self).decode()
+
+
+def decoded(text: str | None) -> StreamHistory | None:
+    """Return what `encoded` wrote; None if there is nothing, or something else."""
+    try:
+        return None if text is None else msgspec.json.decode(text, type=StreamHistory)
+    except (msgspec.MsgspecError, UnicodeError):
+        return None
+
+
+def histories(
+    redis: RedisConnection, lanes: Sequence[Lane]
+) -> tuple[list[StreamHistory], int]:
+    """Return the history of each lane, and the time of Redis (ms), in one round trip.
+
+    Raises RedisUnavailable and RedisRefused.
+    """
+    # The reply contains the first and the last entry, which may be too large.
+    now, *replies = redis.read([
+        ("TIME",), *(("XINFO", "STREAM", lane.stream) for lane in lanes)
+    ])  # fmt: skip
+    if isinstance(now, RedisRefused):
+        raise now
+    return [_history(reply) for reply in replies], int(now[0]) * 1000 + int(now[1]) // 1000
+
+
 def last_generated(redis: RedisConnection, lane: Lane) -> str:
     """Return the last entry id that Redis generated for a lane; every later entry has a higher one.
 
     "0-0" if the lane has no stream. Raises RedisUnavailable and RedisRefused.
     """
-    # The reply contains the first and the last entry, which may be too large.
-    (reply,) = redis.read([("XINFO", "STREAM", lane.stream)])
+    return histories(redis, [lane])[0][0].last
+
+
+def _history(reply: Any) -> StreamHistory:
     if isinstance(reply, RedisRefused):
         if reply.code == "ERR":  # No such key: the stream was never written, or is lost.
-            return "0-0"
+            return StreamHistory()
         raise reply
-    pairs = dict(zip(reply[::2], reply[1::2], strict=True))
-    return str(pairs[b"last-generated-id"].decode())
+    found = dict(zip(reply[::2], reply[1::2], strict=True))
+    first = found[b"first-entry"]
+    return StreamHistory(
+        first[0].decode() if first else None, found[b"last-generated-id"].decode(),
+        found.get(b"entries-added"), found[b"length"],
+    )  # fmt: skip

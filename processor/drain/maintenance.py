@@ -1,4 +1,4 @@
-"""Periodic work of a pass: operators' requests, pruning, and the count of open dead letters.
+"""Periodic work of a pass: requests of operators, pruning, lost streams, open dead letters.
 
 All of it may be late, and none of it may be lost.
 """
@@ -16,6 +16,7 @@ from processor.drain.operator_requests import OperatorRequests
 from processor.drain.pruning import Pruning
 from processor.ledger import dead_letters
 from processor.ownership.owners import Owners
+from processor.ownership.stream_watch import StreamWatch
 from processor.telemetry import metrics
 
 _PRUNE_EVERY = 60.0
@@ -43,6 +44,7 @@ class Maintenance:
         self._backlog = backlog
         self._requests = OperatorRequests(settings, database, redis, owners, writer)
         self._pruning = Pruning(settings, database, redis)
+        self._streams = StreamWatch(database, redis)
         self._asked = self._pruned = self._counted = float("-inf")
         self._counted_changes = 0.0
         self.dead_letters = 0
@@ -58,6 +60,7 @@ class Maintenance:
             self._asked = now
             if self._requests.carry_out():
                 self._backlog.measure_soon()
+        self._streams.look(self._owners.owned, now)
         self._count_dead_letters(now)
         if now - self._pruned >= _PRUNE_EVERY:
             self._pruned = now

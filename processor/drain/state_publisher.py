@@ -112,7 +112,7 @@ class StatePublisher:
             status = "paused"
         state = LaneState(
             status, reason, owner=lane.owner is not None,
-            epoch=lane.owner.epoch if lane.owner else 0, failing=failing,
+            epoch=lane.owner.epoch if lane.owner else 0, failing=failing, lost=lane.streamed.lost,
         )  # fmt: skip
         size = self._backlog.sizes.get(lane.name)
         if size is None or self._gate.is_shut:

@@ -2,8 +2,9 @@
 
 ================ ===================================================================================
 meta             one row: the versions of the schema (see below)
-lane             one row per (buffer, lane): epoch and owner token (fence), counters, the accept
-                 time up to which ledger rows were pruned
+lane             one row per (buffer, lane): namespace, epoch and owner token (fence), counters, the
+                 accept time up to which ledger rows were pruned, what was seen of the stream and
+                 what Redis lost of it
 ledger           one row per transaction: id, buffer, lane, entry, outcome (applied, dead,
                  discarded), payload hash, xid, committed_at
 dead_letter      one row per (id, hash): everything needed to show, edit, retry or discard it, and

@@ -9,6 +9,7 @@ LaneTurn      when the lane is next among others; written by `drain.prefetch`
 LaneParking   what is parked and when it is due; written by `drain.park`, measured by `backlog`
 FailingAlike  which kinds of transactions are paused; written by `drain.attempts` and `due_work`
 LaneHealth    what failures say about the lane; written by `drain.attempts` (see `lane_health`)
+StreamSeen    what Redis said of the stream, and whether it lost it; written by `stream_watch`
 withheld      what waits in the stream for replicas; written by `drain.settle_replicated`
 the rest      who owns the lane; written by `owners`
 ============= ===================================================================================
@@ -21,10 +22,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from processor.apply.applier import BatchText
-from processor.buffer.entry_ids import order
+from processor.buffer.entry_ids import StreamHistory, order
 from processor.buffer.lane import Lane
 from processor.buffer.lane_size import LaneSize
 from processor.ledger.lane_rows import Ownership
+from processor.ledger.stream_losses import LaneLoss
 from processor.ownership.failing_alike import FailingAlike
 from processor.ownership.lane_health import LaneHealth
 from processor.ownership.replication_backlog import ReplicationBacklog
@@ -209,6 +211,23 @@ class LaneParking:
 
 
 @dataclass(slots=True)
+class StreamSeen:
+    """What was last seen of a lane's stream, and the part of it that is in PostgreSQL (`kept`).
+
+    `loss` is what Redis lost, until it is acknowledged.
+    """
+
+    seen: StreamHistory | None = None
+    kept: StreamHistory | None = None
+    loss: LaneLoss | None = None
+
+    @property
+    def lost(self) -> int:
+        """How many entries were in a stream that Redis lost, when it was last seen."""
+        return self.loss.loss.entries if self.loss is not None else 0
+
+
+@dataclass(slots=True)
 class OwnedLane:
     """A lane that this processor owns, or tries to take: then `owner` is None."""
 
@@ -225,6 +244,7 @@ class OwnedLane:
     parking: LaneParking = field(default_factory=LaneParking)
     health: LaneHealth = field(default_factory=LaneHealth)
     alike: FailingAlike = field(default_factory=FailingAlike)
+    streamed: StreamSeen = field(default_factory=StreamSeen)
     withheld: ReplicationBacklog = field(default_factory=ReplicationBacklog)
 
     @property

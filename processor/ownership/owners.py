@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from processor import crashpoint
 from processor.apply.verdict import ErrorReply, Verdict, judge
 from processor.buffer import registry
-from processor.buffer.entry_ids import accept_time, last_generated, order
+from processor.buffer.entry_ids import accept_time
 from processor.buffer.lane import Lane
 from processor.config.settings import Settings
 from processor.connections.postgres_session import PostgresSession
@@ -21,7 +21,7 @@ from processor.connections.redis_client import RedisConnection
 from processor.connections.sql_literals import quoted
 from processor.errors import DatabaseError
 from processor.ledger import lane_rows
-from processor.ownership import key_lines
+from processor.ownership import key_lines, stream_watch
 from processor.ownership.owned_lane import LaneTurn, OwnedLane
 from processor.telemetry import metrics
 
@@ -32,7 +32,7 @@ class Owners:
     """Takes and gives up lanes for one processor.
 
     `lanes` has all lanes that this processor drains or would like to, by name. `buffer` is the
-    identity of the buffer, `loss` the last report of lost entries; both are empty at first.
+    identity of the buffer, empty at first.
     """
 
     def __init__(self, settings: Settings, instance: str) -> None:
@@ -40,13 +40,19 @@ class Owners:
         self._instance = instance
         self.lanes: dict[str, OwnedLane] = {}
         self.buffer = ""
-        self.loss = ""
+        self._loss = ""
         self._tokens: set[str] = set()
 
     @property
     def owned(self) -> list[OwnedLane]:
         """The lanes that this processor owns."""
         return [lane for lane in self.lanes.values() if lane.owner is not None]
+
+    @property
+    def loss(self) -> str:
+        """What lanes have lost, until it is acknowledged, and the last report of another loss."""
+        lanes = [str(x.streamed.loss) for x in self.lanes.values() if x.streamed.loss]
+        return "; ".join([*lanes, self._loss] if self._loss else lanes)
 
     def discover(self, redis: RedisConnection) -> None:
         """Read the buffer's identity and lanes; a changed identity is a loss event (rule 1)."""
@@ -106,6 +112,7 @@ class Owners:
             if judge(ErrorReply(error.sqlstate)) is not Verdict.CONTENTION:
                 raise
         if lane.owner is None:
+            lane.streamed.loss = None  # Its owner reports it.
             log.debug("lane %s: another processor owns it", lane.name)
             return
         lane.check_again()
@@ -117,16 +124,13 @@ class Owners:
     ) -> None:
         assert lane.owner is not None
         rows = database.run(
-            "SELECT last_entry, (extract(epoch FROM pruned_to) OPERATOR(pg_catalog.*) 1000)::bigint"
-            " FROM processor.lane"
-            f" WHERE buffer = '{self.buffer}' AND lane = {quoted(lane.name)}"
+            "SELECT last_entry, seen,"
+            " (extract(epoch FROM pruned_to) OPERATOR(pg_catalog.*) 1000)::bigint"
+            f" FROM processor.lane WHERE buffer = '{self.buffer}' AND lane = {quoted(lane.name)}"
         )
-        last, pruned_to = rows[0]
-        generated = last_generated(redis, lane.lane)
-        if last is not None and order(generated) < order(last):
-            # Redis was restored, or failed over to a replica that lacked the end (rule 23).
-            self.report_loss(f"lane {lane.name}: Redis went back from entry {last} to {generated}:"
-                             " entries accepted in between and not committed are lost")  # fmt: skip
+        last, seen, pruned_to = rows[0]
+        # Redis may have been restored, or failed over to a replica that lacked the end (rule 23).
+        stream_watch.begin(database, redis, lane, seen, last)
         # A new entry of a producer hides that the stream is old, but Redis' own mark shows it.
         mark = accept_time(redis.call("GET", lane.lane.pruned))
         lane.doubtful_until = pruned_to if pruned_to is not None and mark < pruned_to else None
@@ -137,7 +141,7 @@ class Owners:
 
     def report_loss(self, text: str) -> None:
         """Log an error, and show in the state, what was or may have been lost."""
-        self.loss = text
+        self._loss = text
         log.error("loss window: %s", text)
 
     @property

@@ -12,14 +12,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TypeVar
 
+from processor.buffer.entry_ids import order
 from processor.config.settings import Database as DatabaseSettings
 from processor.config.settings import Settings
 from processor.connections.postgres_session import PostgresSession
 from processor.connections.wal_position import Position, is_superseded
 from processor.connections.wal_queries import insert_position
 from processor.errors import DatabaseError, DatabaseUnavailable
-from processor.ledger import dead_letters, outcomes
-from processor.receipts.status import State, StatusLookup
+from processor.ledger import dead_letters, outcomes, stream_losses
+from processor.receipts.status import State, StatusLookup, Target
 from processor.telemetry.progress import Progress
 
 T = TypeVar("T")
@@ -86,6 +87,17 @@ def in_ledger(database: PostgresSession, transaction_id: str) -> StatusLookup | 
     letters = letters or dead_letters.of_entry(database, row.lane, row.entry_id)
     reason = next((letter.reason for letter in letters), "")
     return StatusLookup("dead", None, row.committed_at.timestamp(), reason)
+
+
+def lost_entry(database: PostgresSession, target: Target) -> StatusLookup | None:
+    """Return that an entry which is nowhere else was lost, if Redis lost its part of the stream."""
+    found = stream_losses.of_lane(database, target.buffer, target.lane.name)
+    if found is None or not target.entry_id:
+        return None
+    first, last = order(found.loss.first), order(found.loss.last)
+    if not first <= order(target.entry_id) <= last:
+        return None
+    return StatusLookup("lost", reason="Redis lost it together with its part of the stream")
 
 
 class _LedgerSession:

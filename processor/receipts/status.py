@@ -21,8 +21,9 @@ class StatusLookup:
     """How far a transaction got.
 
     `state` is accepted, scheduled, retrying, parked, committed, replicated, dead, discarded, lost
-    (in a failover) or unknown. `position` and `at` (Unix seconds) are those of the commit; if only
-    the ledger knows it, the position is an upper bound. `reason` says why it died or was lost,
+    (in a failover, or with its stream in Redis) or unknown. `position` and `at` (Unix seconds) are
+    those of the commit; if only the ledger knows it, the position is an upper bound. `reason` says
+    why it died or was lost,
     `attempt` and `next_try` (Unix seconds) belong to failed attempts. `replicas` says of each
     replica whether it has replayed the commit, nearest first. A transaction is replicated when all
     replicas have it that count and are not lost.

@@ -16,13 +16,14 @@ from typing import TypeVar
 
 from processor.buffer.lane import Lane
 from processor.config.settings import Settings
+from processor.connections.postgres_session import PostgresSession
 from processor.connections.redis_client import RedisConnection
 from processor.connections.redis_pool import RedisPool
 from processor.connections.shared import Shared
 from processor.connections.wal_position import Position
 from processor.errors import DatabaseUnavailable, InvalidTransaction, RedisRefused, RedisUnavailable
 from processor.receipts import redis_lookup
-from processor.receipts.ledger_sessions import LedgerSessions, in_ledger
+from processor.receipts.ledger_sessions import LedgerSessions, in_ledger, lost_entry
 from processor.receipts.note_listener import NoteListener
 from processor.receipts.redis_lookup import RedisAnswer
 from processor.receipts.replica_progress import ReplicaProgress
@@ -187,9 +188,13 @@ class Tracker:
     def _ask_ledger(
         self, target: Target, answer: RedisAnswer
     ) -> tuple[StatusLookup | None, Position]:
-        return self.ledgers.on_primary(
-            lambda database: in_ledger(database, target.id), answer.progress.primary
-        )
+        def question(database: PostgresSession) -> StatusLookup | None:
+            known = in_ledger(database, target.id)
+            if known is None and answer.noted is None and answer.waiting is None:
+                return lost_entry(database, target)
+            return known
+
+        return self.ledgers.on_primary(question, answer.progress.primary)
 
     def _with_position(
         self, target: Target, known: StatusLookup, noted: StatusLookup | None, here: Position

@@ -59,6 +59,7 @@ DECLARED: dict[str, Metric] = {
     "scheduled": Metric("gauge", "transactions of the lane that are not due yet"),
     "parked": Metric("gauge", "transactions to be retried, or that wait behind their key"),
     "parked_oldest_age_seconds": Metric("gauge", "age of the oldest parked transaction"),
+    "lost_entries": Metric("gauge", "entries that Redis lost with a stream, until acknowledged"),
     "held": Metric("gauge", "transactions that wait because all of their kind fail"),
     "owner": Metric("gauge", "1 if this processor owns the lane, else 0"),
     "dead_letters": Metric("gauge", "dead letters that await a decision"),

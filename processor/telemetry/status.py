@@ -50,6 +50,8 @@ class LaneState:
     epoch: int = 0
     failing: tuple[FailingKind, ...] = ()
     parked_oldest_age: float | None = None
+    #: Entries that Redis lost with the stream of the lane, until an operator acknowledges it.
+    lost: int = 0
 
 
 #: The watch reports each replica at least every second. An older report, in seconds, may come from

@@ -45,6 +45,7 @@ def _lane(name: str, lane: LaneState) -> Iterator[Gauge]:
     parked_age = lane.parked_oldest_age if lane.parked else 0.0
     yield "parked_oldest_age_seconds", labels, parked_age if known else None
     yield "owner", labels, lane.owner
+    yield "lost_entries", labels, lane.lost
     for kind in lane.failing:
         yield "held", (
             *labels, ("operations", kind.operations), ("sqlstate", kind.sqlstate)

@@ -12,7 +12,7 @@ from processor.config.settings import Settings
 from processor.connections.postgres_session import PostgresSession
 from processor.connections.sql_literals import quoted, table
 from processor.errors import RightsMissing, SchemaMissing
-from processor.ledger import dead_letters, schema
+from processor.ledger import dead_letters, schema, stream_losses
 
 #: Fewer free connections than this are a warning.
 _FREE = 5
@@ -39,6 +39,7 @@ def examine(
     yield _link(database)
     if identity is not None and all(each.level == OK for each in usable):
         yield _dead_letters(database, identity)
+        yield _losses(database, identity)
 
 
 def _finding(check: str, level: str, found: str, remedy: str = "") -> Finding:
@@ -151,6 +152,15 @@ def _dead_letters(database: PostgresSession, identity: str) -> Finding:
         return _finding("dead letters", WARN, f"{count(undecided, 'dead letter')} to decide",
                         "see `processor dead list`")
     return _finding("dead letters", OK, "none")
+
+
+def _losses(database: PostgresSession, identity: str) -> Finding:
+    found = stream_losses.of_buffer(database, identity)
+    if found:
+        return _finding("losses", FAIL, "; ".join(map(str, found)),
+                        "submit what is missing again, then `processor verify"
+                        " --acknowledge-losses`")
+    return _finding("losses", OK, "no loss of entries in Redis is open")
 
 
 def clock(database: PostgresSession) -> float:

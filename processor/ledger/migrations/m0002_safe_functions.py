@@ -14,6 +14,9 @@ ALTER TABLE processor.meta ADD COLUMN IF NOT EXISTS oldest integer NOT NULL DEFA
 ALTER TABLE processor.meta ADD COLUMN IF NOT EXISTS newest integer NOT NULL DEFAULT 1;
 
 ALTER TABLE processor.lane ADD COLUMN IF NOT EXISTS namespace text NOT NULL DEFAULT '';
+ALTER TABLE processor.lane ADD COLUMN IF NOT EXISTS seen text;
+ALTER TABLE processor.lane ADD COLUMN IF NOT EXISTS lost text;
+ALTER TABLE processor.lane ADD COLUMN IF NOT EXISTS lost_at timestamptz;
 
 ALTER TABLE processor.dead_letter ADD COLUMN IF NOT EXISTS version integer NOT NULL DEFAULT 1;
 ALTER TABLE processor.dead_letter ADD COLUMN IF NOT EXISTS texts bytea;
