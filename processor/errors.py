@@ -46,7 +46,13 @@ class InvalidRead(ProcessorError, ValueError):
 
 
 class Unavailable(ProcessorError):
-    """A server is unavailable. Nothing is lost; try again."""
+    """A server is unavailable. Nothing is lost; try again.
+
+    `misconfigured` is True if it refuses the credentials or the rights of this process: a person
+    has to act, and waiting does not help.
+    """
+
+    misconfigured = False
 
 
 class RedisUnavailable(Unavailable):
@@ -97,6 +103,11 @@ class RedisRefused(ProcessorError):
     def __init__(self, code: str, message: str, *, hint: str = "") -> None:
         super().__init__(message, hint=hint)
         self.code = code
+
+    @property
+    def refuses_rights(self) -> bool:
+        """Whether Redis refuses the credentials, or lets our user not do this."""
+        return self.code in ("NOAUTH", "NOPERM", "WRONGPASS")
 
 
 class ReplicaLost(DatabaseUnavailable):
@@ -156,6 +167,11 @@ class DatabaseError(ProcessorError):
         self.detail = detail
         self.in_transaction = in_transaction
 
+    @property
+    def refuses_rights(self) -> bool:
+        """Whether the role may not do this, or may not connect: 42501, classes 28 and 3D."""
+        return self.sqlstate == "42501" or self.sqlstate[:2] in ("28", "3D")
+
 
 class SchemaMissing(DatabaseUnavailable):
     """The schema `processor` is missing, or belongs to another release."""
@@ -171,6 +187,7 @@ class RightsMissing(DatabaseUnavailable):
     """The role lacks privileges on the schema `processor`."""
 
     hint = "grant the role of database.dsn the privileges that `processor print schema` lists"
+    misconfigured = True
 
 
 class PoolerDetected(DatabaseUnavailable):

@@ -25,14 +25,17 @@ from processor.errors import DatabaseError, DatabaseUnavailable
 from processor.ledger import dead_letters, outcomes
 from processor.ledger.dead_letters import DeadLetter
 from processor.ledger.outcomes import LedgerRow
-from processor.telemetry.status import timestamp
+from processor.telemetry.status import OUTAGES, timestamp
 from processor.transaction.operations import VERSION
 
 #: Seconds. A pass takes a second or two, so an owner that finished none for so long hangs.
 _SILENT = 10.0
 
 _IN_TURN = "nothing to do: it is applied in its turn"
-_SERVER_BACK = "nothing to do: it is applied when the server is available again"
+_RELEASED = {
+    "outage": "nothing to do: it is applied when the server is available again",
+    "misconfigured": "put right what the server refuses: it is applied then",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,9 +246,9 @@ def _lane(found: Found, known: _Redis, otherwise: str) -> tuple[str, str]:
     keeper = _keeper(found.lane, known)
     if keeper is None:
         return _without_owner(found.lane, known.states)
-    if keeper["status"] == "outage":
+    if keeper["status"] in OUTAGES:
         # Checked before the silence: no pass finishes during an outage.
-        return f"outage: {keeper['reason']}", _SERVER_BACK
+        return f"{keeper['status']}: {keeper['reason']}", _RELEASED[keeper["status"]]
     if keeper["silent"] > _SILENT:
         return (f"its owner {keeper['instance']} has finished no pass for"
                 f" {seconds(keeper['silent'])}",
@@ -259,9 +262,9 @@ def _lane(found: Found, known: _Redis, otherwise: str) -> tuple[str, str]:
 
 def _without_owner(lane: str, states: Sequence[PublishedState]) -> tuple[str, str]:
     processors = [each["background_processor"] for each in states]
-    if reasons := [each["reason"] for each in processors if each["status"] == "outage"]:
+    if away := [each for each in processors if each["status"] in OUTAGES]:
         # A processor that starts during an outage has seen no lane yet.
-        return f"outage: {reasons[0]}", _SERVER_BACK
+        return f"{away[0]['status']}: {away[0]['reason']}", _RELEASED[away[0]["status"]]
     return (f"no processor owns the lane {lane}",
             "wait for the former owner's session to end (database.takeover), or check that the"
             " setting `drain` of a processor includes the queue")
@@ -279,9 +282,9 @@ def _keeper(lane: str, known: _Redis) -> dict[str, Any] | None:
         for state in known.states if lane in state["lanes"]
     ]
     reports.sort(key=lambda each: (not each["owner"] or each["silent"] > _SILENT,
-                                   each["status"] != "outage", each["silent"]))
+                                   each["status"] not in OUTAGES, each["silent"]))
     first = reports[0] if reports else None
-    return first if first and (first["owner"] or first["status"] == "outage") else None
+    return first if first and (first["owner"] or first["status"] in OUTAGES) else None
 
 
 def _unix_time(text: str | None) -> float | None:

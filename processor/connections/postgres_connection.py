@@ -115,9 +115,11 @@ class PostgresConnection:
             self._cursor = self._connection.cursor()
             self._greet()
         except (psycopg2.Error, DatabaseError) as error:
-            raise DatabaseUnavailable(
+            failed = DatabaseUnavailable(
                 f"cannot connect to PostgreSQL at {self.address}: {_safe_message(error)}"
-            ) from None
+            )
+            failed.misconfigured = _is_refused(error)
+            raise failed from None
 
     def _greet(self) -> None:
         """Begin the session: a subclass asks who the server is, and pins settings."""
@@ -268,6 +270,19 @@ def _safe_message(error: Exception) -> str:
         return f"SQLSTATE {code}"
     text = str(error).strip().partition("\n")[0]
     return text[:200] if _SAFE_MESSAGE.match(text) else type(error).__name__
+
+
+# What libpq says of a server that answers and does not let this role in; there is no SQLSTATE.
+_REFUSED = re.compile(
+    r"authentication failed|no password supplied|no pg_hba\.conf entry|is not permitted to log in"
+    r"|(role|database) \".*\" does not exist|permission denied for database|requires a valid client"
+).search
+
+
+def _is_refused(error: psycopg2.Error | DatabaseError) -> bool:
+    if isinstance(error, DatabaseError):
+        return error.refuses_rights
+    return bool(_REFUSED(str(error)))
 
 
 def _detail(error: psycopg2.Error) -> str:

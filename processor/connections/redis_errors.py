@@ -79,7 +79,9 @@ def unavailable(error: Exception, address: str, limit: float) -> RedisUnavailabl
     if timed_out and not _is_handshake(error):
         return silent(address, limit)
     if isinstance(error, redis.exceptions.AuthenticationError):
-        return _credentials(error, address)
+        refused = _credentials(error, address)
+        refused.misconfigured = True
+        return refused
     if isinstance(error, redis.exceptions.BusyLoadingError):
         return RedisUnavailable("Redis is loading its data")
     if isinstance(error, redis.ResponseError):

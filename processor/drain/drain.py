@@ -130,11 +130,11 @@ class Drain:
         except Unavailable as error:
             self._outage(error)
         except RedisRefused as error:
-            self._outage(RedisUnavailable(str(error)))
+            self._outage(_unavailable(error))
         except DatabaseError as error:
             # An error reply outside a batch. The next session checks schema and lanes first.
             self.database.close()
-            self._outage(DatabaseUnavailable(str(error)))
+            self._outage(_unavailable(error))
         return self.gate.wait(time.monotonic())
 
     @property
@@ -225,11 +225,14 @@ class Drain:
         """A server is unavailable: no attempt is spent, nothing read is trusted (P4, rule 9)."""
         now = time.monotonic()
         stale = self._connector.session_is_old and not self.database.alive
-        if self.gate.shut(now, str(error), jitter=random.random(), stale=stale):
+        lasted = 0.0 if self.gate.since is None else now - self.gate.since
+        if not self.gate.is_shut:
             metrics.count("outages")
-            log.warning("outage: %s", error)
+        status = "misconfigured" if error.misconfigured else "outage"
+        if self.gate.shut(now, str(error), jitter=random.random(), stale=stale, status=status):
+            log.warning("%s%s: %s", status, f" for {lasted:.0f} s" if lasted else "", error)
         else:
-            log.debug("outage continues: %s", error)
+            log.debug("%s continues: %s", status, error)
         if isinstance(error, RedisUnavailable):
             self.redis.close()
         else:
@@ -300,3 +303,11 @@ class Drain:
         finally:
             self.database.close()
             self.redis.close()
+
+
+def _unavailable(error: RedisRefused | DatabaseError) -> Unavailable:
+    """The outage that an error reply outside a batch is."""
+    kind = RedisUnavailable if isinstance(error, RedisRefused) else DatabaseUnavailable
+    made = kind(str(error))
+    made.misconfigured = error.refuses_rights
+    return made

@@ -15,29 +15,40 @@ class Gate:
     """
 
     PROBE = 1.0
+    #: An outage is reported again this often, seconds.
+    REPORT = 60.0
 
     def __init__(self) -> None:
         self.reason = ""
+        #: What the processor is meanwhile: outage, or misconfigured if a person has to act.
+        self.status = "outage"
         self.since: float | None = None
-        self._next = 0.0
+        self._next = self._reported = 0.0
 
     @property
     def is_shut(self) -> bool:
         """Whether work has to wait."""
         return self.since is not None
 
-    def shut(self, now: float, reason: str, *, jitter: float = 0.0, stale: bool = False) -> bool:
-        """Record a failed call; True if it began the outage (so that the outage is logged once).
+    def shut(
+        self, now: float, reason: str, *, jitter: float = 0.0, stale: bool = False,
+        status: str = "outage",
+    ) -> bool:  # fmt: skip
+        """Record a failed call; True if it is to be reported.
 
-        `stale` means that the call failed on a session that was opened before this pass and may
-        have ended unnoticed long ago; then the next probe is due at once, too.
+        An outage is reported when it begins, when its status changes, and once a minute. `stale`
+        means that the call failed on a session that was opened before this pass and may have ended
+        unnoticed long ago; then the next probe is due at once, too.
         """
         began = self.since is None
+        reports = began or status != self.status or now - self._reported >= self.REPORT
         if began:
             self.since = now
+        if reports:
+            self._reported = now
         self._next = now if began or stale else now + self.PROBE * (0.8 + 0.2 * jitter)
-        self.reason = reason
-        return began
+        self.reason, self.status = reason, status
+        return reports
 
     def open(self, now: float) -> float | None:
         """Record a successful pass; the seconds that the outage lasted, None if there was none."""

@@ -77,7 +77,7 @@ class StatePublisher:
             stuck = self._progress.age(now) > self._settings.watchdog.limit
             return "stuck" if stuck else "running", self._progress.failure
         if self._gate.is_shut:
-            return "outage", self._gate.reason
+            return self._gate.status, self._gate.reason
         if self._owners.standing_by:
             return "standby", "another processor owns the lanes"
         owned = [(name, lane) for name, lane in lanes.items() if lane.owner]
@@ -103,7 +103,7 @@ class StatePublisher:
         if lane.withheld and not reason:
             reason = f"{len(lane.withheld)} committed entries wait until the replicas have them"
         if self._gate.is_shut:
-            status, reason = "outage", self._gate.reason
+            status, reason = self._gate.status, self._gate.reason
         elif lane.owner is None:
             status = "standby"
         elif lane.lane.queue in self._backlog.paused:

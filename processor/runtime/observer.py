@@ -21,7 +21,7 @@ from processor.connections.redis_client import RedisConnection
 from processor.errors import DatabaseError, ProcessorError, Unavailable
 from processor.telemetry import faults
 from processor.telemetry.progress import Progress
-from processor.telemetry.status import LaneState, Server, State
+from processor.telemetry.status import OUTAGES, LaneState, Server, State
 
 log = logging.getLogger("processor.runtime")
 
@@ -124,7 +124,7 @@ class Observer:
             return replace(state, lanes={
                 name: _sized(lane, None, 0.0) for name, lane in state.lanes.items()
             })  # fmt: skip
-        unowned = LaneState("outage" if state.status == "outage" else "standby", state.reason)
+        unowned = LaneState(state.status if state.status in OUTAGES else "standby", state.reason)
         return replace(state, buffer=buffer.identity or state.buffer, lanes={
             name: _sized(state.lanes.get(name, unowned), size, now - found.at)
             for name, size in buffer.lanes.items()

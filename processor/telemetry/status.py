@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 #: What a processor can be.
-STATUSES = ("running", "standby", "outage", "paused", "stuck", "stopped")
+STATUSES = ("running", "standby", "outage", "misconfigured", "paused", "stuck", "stopped")
+#: A server is unavailable; misconfigured: it answers, and refuses credentials or rights.
+OUTAGES = frozenset({"outage", "misconfigured"})
 
 
 @dataclass(frozen=True, slots=True)

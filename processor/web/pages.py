@@ -15,10 +15,11 @@ from typing import Any
 from wsgiref.types import StartResponse, WSGIEnvironment
 
 from processor.runtime import drain_thread
+from processor.telemetry.status import OUTAGES
 from processor.web import prometheus
 
 _UNHEALTHY = ("stuck", "stopped")
-_NOT_READY = (*_UNHEALTHY, "outage")
+_NOT_READY = (*_UNHEALTHY, *OUTAGES)
 JSON = "application/json"
 
 Page = tuple[HTTPStatus, str, bytes]
