@@ -5,7 +5,7 @@ belong to the parent (P6). Python calls hooks for its own forks, but a server wr
 uWSGI, forks without them. gevent replaces locks and threads, in a worker of gunicorn only after the
 fork: waiting for a lock from before would block all green threads of the process.
 
-So every way into this package that may be the first of a process calls `notice`.
+So every way into this package that may be the first of a process calls `notice` (rule 110).
 """
 
 from __future__ import annotations

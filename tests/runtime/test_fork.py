@@ -1,4 +1,6 @@
-"""Forks of a process with a running drain thread: gunicorn --preload, multiprocessing."""
+"""Forks of a process with a running drain thread: gunicorn --preload, multiprocessing.
+
+Rule 110: a process renews what it did not make."""
 
 from __future__ import annotations
 
@@ -136,3 +138,69 @@ with resolving():
     sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 """)
     assert process.wait(20) == 0, process.output
+
+
+def test_a_fork_that_python_is_not_told_of_leaves_parent_and_child_unharmed(
+    spawn: Spawn, settings: str, database: Database
+) -> None:
+    """uWSGI forks so, while no thread of the processor runs."""
+    process = spawn("""
+import ctypes, os, sys
+import processor
+from processor.producer import submit
+
+processor.configure(sys.argv[1])
+
+def commit(n):
+    receipt = processor.submit(processor.Transaction().insert("effect", {"n": n}))
+    processor.start()
+    return receipt.wait(timeout=10).state
+
+def client():
+    return submit._writer.current().pool.ask(lambda redis: redis.call("CLIENT", "ID"))
+
+before = client()
+child = ctypes.PyDLL(None).fork()
+if not child:
+    assert client() != before
+    assert commit(1) == "committed"
+    sys.exit(0)
+assert os.waitpid(child, 0)[1] == 0
+assert client() == before
+assert commit(2) == "committed"
+assert processor.stop()
+print("unharmed")
+""", settings)  # fmt: skip
+
+    assert process.wait(20) == 0, process.output
+    assert process.lines[-1] == "unharmed"
+    assert database.execute("select n from effect order by n") == [(1,), (2,)]
+
+
+def test_processes_of_multiprocessing_submit_and_wait_after_a_start(
+    spawn: Spawn, settings: str, database: Database
+) -> None:
+    process = spawn("""
+import multiprocessing, sys
+import processor
+
+processor.configure(sys.argv[1])
+
+def commit(n):
+    receipt = processor.submit(processor.Transaction().insert("effect", {"n": n}))
+    return receipt.wait(timeout=10).state
+
+processor.start()
+states = {commit(0)}
+context = multiprocessing.get_context("fork")
+with context.Pool(2) as pool:
+    states.update(pool.map(commit, range(1, 20)))
+process = context.Process(target=commit, args=(20,))
+process.start()
+process.join(20)
+print(process.exitcode, states, commit(21), processor.stop())
+""", settings)  # fmt: skip
+
+    assert process.wait(30) == 0, process.output
+    assert process.lines[-1] == "0 {'committed'} committed True"
+    assert database.execute("select n from effect order by n") == [(n,) for n in range(22)]
