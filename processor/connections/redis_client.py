@@ -165,7 +165,7 @@ class RedisConnection:
         connection = self._open()
         try:
             shortened = self._shorten(connection)
-            connection.send_packed_command([packed], check_health=False)
+            connection._sock.sendall(packed)
             if block:
                 # Not as an argument of `read_response`, which the oldest redis-py does not have.
                 connection._sock.settimeout(self._timeout + block)
@@ -273,14 +273,17 @@ def _is_elsewhere(replies: list[Reply]) -> bool:
 
 
 def _replies(connection: Any, count: int) -> list[Reply]:
-    """Read replies from the parser itself: redis-py needs a microsecond more for each."""
-    parser = connection._parser
-    reader = parser._reader
+    """Read replies from the socket itself: redis-py needs a microsecond more for each."""
+    sock, parser = connection._sock, connection._parser
+    reader, buffer = parser._reader, parser._buffer
     replies = []
     for _ in range(count):
         reply = reader.gets()
         while reply is NOT_ENOUGH_DATA:
-            parser.read_from_socket()
+            length = sock.recv_into(buffer)
+            if not length:
+                raise redis.ConnectionError(redis_errors.CLOSED)
+            reader.feed(buffer, 0, length)
             reply = reader.gets()
         replies.append(redis_errors.refusal(reply) if isinstance(reply, Exception) else reply)
     return replies

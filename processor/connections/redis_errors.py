@@ -86,7 +86,7 @@ def unavailable(error: Exception, address: str, limit: float) -> RedisUnavailabl
         return RedisUnavailable("Redis is loading its data")
     if isinstance(error, redis.ResponseError):
         return _selection(error, address)
-    if isinstance(error, redis.exceptions.InvalidResponse) or str(error) == _CLOSED:
+    if isinstance(error, redis.exceptions.InvalidResponse) or str(error) == CLOSED:
         return RedisUnavailable(f"the server at {address} does not answer as Redis does",
                                 hint=_NOT_REDIS)
     if _is_handshake(error):
@@ -95,7 +95,8 @@ def unavailable(error: Exception, address: str, limit: float) -> RedisUnavailabl
     return RedisUnavailable(f"Redis at {address} is unavailable: {_system_message(error)}")
 
 
-_CLOSED = "Connection closed by server."
+#: The text of redis-py for it.
+CLOSED = "Connection closed by server."
 _NOT_REDIS = ("check host and port of redis.url: is another program there, or does Redis expect TLS"
               " (rediss://)?")
 

@@ -35,7 +35,7 @@ def submit(transaction: Submittable) -> Receipt:
     """
     writer = _writer.current()
     receipt = writer.submit(_encoded(writer, transaction))
-    wakeup.wake()
+    wakeup.wake_here()
     return receipt
 
 
@@ -50,7 +50,7 @@ def submit_many(transactions: Iterable[Submittable]) -> list[Receipt]:
     receipts: list[Receipt] = []
     for chunk in _chunks(_encoded(writer, one) for one in transactions):
         receipts += writer.submit_many(chunk)
-        wakeup.wake()
+        wakeup.wake_here()
     return receipts
 
 

@@ -28,6 +28,11 @@ _revive: Callable[[], object] | None = None
 def wake() -> None:
     """Set the Event; in a forked child whose parent had a running thread, start it again first."""
     forks.notice()
+    wake_here()
+
+
+def wake_here() -> None:
+    """Do the same as `wake`, for a caller that has called `forks.notice` itself."""
     revive = _revive
     if revive is not None:
         try:

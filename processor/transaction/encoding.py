@@ -94,7 +94,7 @@ def _body(
         raw = encoder.encode(written)
     braces, is_new = _survey(written)
     # A table name in quotes has them escaped; so may a value.
-    is_new = is_new or (b'\\"' in raw and any(map(_is_quoted, written)))
+    is_new = is_new or (b"\\" in raw and any(map(_is_quoted, written)))
     order = documents.order_of(written) if raw.count(b"{") > braces else None
     stored = msgspec.structs.replace(
         form, id=transaction_id, queue=None, operations=msgspec.Raw(raw),
