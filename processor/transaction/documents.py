@@ -48,8 +48,10 @@ def _text(value: Any) -> Any:
 
 def restore(field: str, operation: Operation, read: Callable[[str], Json]) -> None:
     """Replace texts by the documents that they are. Raises InvalidTransaction, naming `field`."""
+    if operation.json is None:
+        return
     parts = dict(_parts(operation))
-    for part, names in (operation.json or {}).items():
+    for part, names in operation.json.items():
         if part not in parts:
             raise InvalidTransaction(field, f"names {part!r}, which is no field with values")
         for row in parts[part]:
