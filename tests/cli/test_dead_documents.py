@@ -40,6 +40,8 @@ def test_a_payload_is_shown_with_its_order_and_an_edit_may_add_what_is_new(
         file = tmp_path / "edited.json"
         file.write_text(json.dumps(payload))
         assert cli("dead", "edit", one.id, "--file", str(file), "--wait", "10s").code == 0
+    # Release 0.1 must not take the edited payload for one that it can read.
+    assert site.execute("select distinct version from processor.dead_letter") == [(2,)]
     assert site.execute("select n, doc::text from doc order by n") == [
         (1, "null"), (2, '{"b":1,"a":2}'),
     ]  # fmt: skip

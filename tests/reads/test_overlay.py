@@ -721,7 +721,10 @@ create table series (
     no int generated always as identity primary key, code text unique, open bool, doc jsonb,
     old json, twice int generated always as (no * 2) stored);
 create unique index on series (open) where code = 'a';
-create table "a.b" (id int primary key, doc json);
+create domain document as jsonb;
+create table "a.b" (
+    id int primary key, own jsonb not null default '{}', other document not null default '{}',
+    doc json);
 """
 
 
@@ -760,6 +763,22 @@ def test_a_null_that_may_be_that_of_json_is_not_taken_for_that_of_sql(documents:
     assert (rows.complete, {row["code"] for row in rows}) == (False, {"s", "j", "p"})
     documents.submit(t().update("series", {"code": "json"}, where={"doc": Json(None)}))
     assert not processor.read("series").complete
+
+
+def test_the_null_of_json_is_no_null_to_a_column_that_refuses_null(documents: Site) -> None:
+    documents.execute("insert into \"a.b\" values (1, '{}', '{}'), (2, '{}', '{}')")
+    documents.submit(
+        t().update(("a.b",), {"own": Json(None)}, where={"id": 1}),
+        t(attempts=1).update(("a.b",), {"own": None}, where={"id": 2}),
+        t().update(("a.b",), {"other": Json(None)}, where={"id": 2}),
+    )
+    for _ in range(2):
+        rows = processor.read('"a.b"')
+        assert rows.complete
+        assert [(r["id"], r["own"], r["other"]) for r in sorted(rows, key=lambda r: r["id"])] == [
+            (1, None, {}), (2, {}, None),
+        ]  # fmt: skip
+        step(documents.drain())
 
 
 def test_an_upsert_that_keeps_rows_is_read_as_postgresql_will_have_it(documents: Site) -> None:
