@@ -154,7 +154,8 @@ def contents(site: Site) -> dict[str, Any]:
     return {name: site.execute(f"select * from {name}") for (name,) in tables if name != "tape"}
 
 
-LONG = pytest.param(100_000, marks=[pytest.mark.soak, pytest.mark.timeout(900)])
+#: 280,000 records.
+LONG = pytest.param(20_000, marks=[pytest.mark.soak, pytest.mark.timeout(900)])
 
 
 @pytest.mark.parametrize("count", [300, LONG])
