@@ -69,4 +69,5 @@ class LongCall:
             return None
         finally:
             probe.close()
-        return None if state.startswith("idle") else str(statement)
+        # Not "active" alone: with track_activities off the state is "disabled".
+        return None if str(state).startswith("idle") else str(statement)
