@@ -81,9 +81,7 @@ def test_entries_left_by_a_killed_processor_are_a_warning_until_the_next_one(
     wait_until(lambda: not site.depth())
     assert drain_thread.stop()
     site.redis.delete(*site.redis.keys("processor:state:*"))
-    body = write(1)
-    body.id = receipt.id
-    site.submit(body)
+    site.submit(write(1, id=receipt.id))
     said = at_site("verify", "--json")
     assert (said.code, levels(said)["settled"]) == (0, "warn")
     site.start()
