@@ -91,11 +91,47 @@ def test_a_cut_between_the_commands_of_a_release_leaves_nothing_behind(
     assert [n for n in site.tape() if n != 4] == [1, 2, 3]
 
 
-def run(spawn: Spawn, site: Site, point: str, action: str) -> Process:
+def run(spawn: Spawn, site: Site, point: str, action: str, **changed: object) -> Process:
     return spawn(
-        PROGRAM, json.dumps(site.mapping), PROCESSOR_CRASHPOINTS="armed",
+        PROGRAM, json.dumps(site.mapping | changed), PROCESSOR_CRASHPOINTS="armed",
         PROCESSOR_CRASHPOINT=f"{point}:1:{action}",
     )  # fmt: skip
+
+
+def reached(site: Site, point: str, happened: Callable[[], bool], old: Process) -> None:
+    """Let the transactions succeed, in time for the owner to reach a point, and wait for it."""
+    if not point.startswith(EARLY):
+        site.parks(4)
+        site.execute("delete from failing")
+    wait_until(happened, 20.0, lambda: f"{point} was not reached: {old.output}")
+    site.execute("delete from failing")
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("action", ["kill", "cut"])
+@pytest.mark.parametrize("point", POINTS)
+def test_a_kill_or_a_cut_at_any_step_leaves_nothing_behind(
+    point: str, action: str, proxy_to: Callable[..., Proxy], redis_server: RedisServer,
+    site_of: MakeSite, spawn: Spawn, cli: Cli,
+) -> None:  # fmt: skip
+    retry = {"attempts": 99, "delay": 0.1, "max_delay": 0.1}
+    site = site_of(interval=0.2, retry=retry)
+    failing_first(site)
+    if action == "kill":
+        old = run(spawn, site, point, "kill")
+        reached(site, point, lambda: not old.running, old)
+        site.start()
+    else:
+        proxy = proxy_to(redis_server)
+        old = run(spawn, site, point, "freeze", redis={"url": proxy.url, "timeout": 10.0})
+        reached(site, point, lambda: frozen(old), old)
+        proxy.reset()
+        old.thaw()
+        old.expect("outage")
+
+    wait_until(lambda: sorted(site.tape()) == [1, 2, 3, 4], message=site.tale)
+    is_clean(site, cli)
+    assert [n for n in site.tape() if n != 4] == [1, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -109,11 +145,7 @@ def test_an_owner_frozen_between_two_steps_leaves_nothing_behind_when_it_wakes(
     site = site_of(database={"takeover": 1.0}, interval=0.2, retry=retry)
     failing_first(site)
     old = run(spawn, site, point, "freeze")
-    if not point.startswith(EARLY):
-        site.parks(4)
-        site.execute("delete from failing")
-    wait_until(lambda: frozen(old), 20.0, lambda: f"{point} was not reached: {old.output}")
-    site.execute("delete from failing")
+    reached(site, point, lambda: frozen(old), old)
     site.start()
     wait_until(lambda: sorted(site.tape()) == [1, 2, 3, 4], message=site.tale)
 

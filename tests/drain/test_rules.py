@@ -79,6 +79,32 @@ def test_entries_are_removed_only_on_the_connection_on_which_they_were_read(
     assert site.depth() == 0
 
 
+def test_a_pass_that_fails_leaves_no_settlement_behind_for_the_next_owner(
+    site_of, monkeypatch
+) -> None:
+    """Rule 9: what it did not settle is looked up in the ledger, by whoever owns the lane then."""
+    site = site_of(batch={"entries": 1})
+    drain = site.drain()
+    site.submit(write(1), write(2))
+    attempt = drain._attempts.attempt
+
+    def fails_at_the_second_batch(*arguments: Any) -> Any:
+        if drain._pending is not None:
+            raise LookupError
+        return attempt(*arguments)
+
+    monkeypatch.setattr(drain._attempts, "attempt", fails_at_the_second_batch)
+    with pytest.raises(LookupError):
+        drain.run(time.monotonic())
+    drain.leave(ends=False)
+    step(site.drain(instance="next"))
+
+    drain.run(time.monotonic())
+
+    assert site.tape() == [1, 2]
+    assert site.depth() == 0
+
+
 def test_a_failed_delete_is_not_remembered_but_looked_up(own_redis, site_of) -> None:
     """Rules 9 and 20: entries that could not be removed are found in the ledger when read again."""
     site = site_of(redis=own_redis())
