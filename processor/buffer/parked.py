@@ -106,12 +106,12 @@ def last_failure(record: bytes) -> str:
 
 def payload_hashes(redis: RedisConnection, lane: Lane, ids: Sequence[str]) -> dict[str, str]:
     """Return the payload hashes of those of these transactions that have a record."""
-    return {i: entry.hash for i, entry in _entries(redis, lane, ids).items()}
+    return {i: entry.hash for i, entry in recorded(redis, lane, ids).items()}
 
 
 def entry_ids(redis: RedisConnection, lane: Lane, ids: Sequence[str]) -> set[str]:
     """Return the entry ids of those of these transactions that have a record."""
-    return {entry.entry_id for entry in _entries(redis, lane, ids).values()}
+    return {entry.entry_id for entry in recorded(redis, lane, ids).values()}
 
 
 def having_record(redis: RedisConnection, lane: Lane, ids: Sequence[str]) -> set[str]:
@@ -120,7 +120,8 @@ def having_record(redis: RedisConnection, lane: Lane, ids: Sequence[str]) -> set
     return {i for i, there in zip(ids, found, strict=True) if there}
 
 
-def _entries(redis: RedisConnection, lane: Lane, ids: Sequence[str]) -> dict[str, Entry]:
+def recorded(redis: RedisConnection, lane: Lane, ids: Sequence[str]) -> dict[str, Entry]:
+    """Return the entries of those of these transactions that have a record, by transaction id."""
     if not ids:
         return {}
     records = redis.call("HMGET", lane.parked, *ids)
@@ -235,7 +236,7 @@ def _runnable(
     if not found:
         return []
     ids = [i.decode(errors="replace") for i in found]
-    due = _entries(redis, lane, ids)
+    due = recorded(redis, lane, ids)
     unread = [stored for i, stored in zip(ids, found, strict=True) if i not in due]
     gone = _put_off_later(redis, lane, unread, now)
     first, not_first = _first_in_line(redis, lane, list(due.values()))
@@ -327,7 +328,7 @@ def _followers(
         [place.id for place in line if place.id not in taken]
         for line in read_lines(redis, lane, keys, room // len(keys) + 2)
     ]
-    entries = _entries(redis, lane, list(dict.fromkeys(i for ids in lines for i in ids)))
+    entries = recorded(redis, lane, list(dict.fromkeys(i for ids in lines for i in ids)))
     for key, ids in zip(keys, lines, strict=False):
         for transaction_id in ids:
             entry = entries.get(transaction_id)

@@ -130,16 +130,20 @@ class Admission:
         """Those held entries that copy a parked or decided entry, or an earlier one of the page.
 
         They have their place already. A copy that was put in line again would stay there for good,
-        since nothing would release it. The set has the entry ids of those that are decided under
-        their former ids: they need no turn, but a row in the ledger (rule 96).
+        since nothing would release it. An entry whose own record is found is no copy: it is put in
+        line again, since a crash may have removed its place before its record (rule 28). The set
+        has the entry ids of those that are decided under their former ids: they need no turn, but
+        a row in the ledger (rule 96).
         """
         assert lane.owner is not None
         ids = [e.id for e in held]
         known = outcomes.find_entries(self._database, lane.owner, held)
         former = {e.entry_id for e in held if e.id in known and known[e.id].former}
         hashes = {i: recorded.hash for i, recorded in known.items() if not recorded.former}
-        hashes |= parked.payload_hashes(self._redis, lane.lane, ids)
-        waiting = {e.entry_id for e in held}
+        records = parked.recorded(self._redis, lane.lane, ids)
+        hashes |= {i: entry.hash for i, entry in records.items()}
+        own = {entry.entry_id for i, entry in records.items() if i not in known}
+        waiting = {e.entry_id for e in held} - own
         found = Outcome()
         for entry in entries:
             first = hashes.get(entry.id)

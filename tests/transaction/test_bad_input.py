@@ -111,7 +111,8 @@ TRANSACTIONS: dict[str, list[Case]] = {
         (of(INSERT | {"values": [1]}), "operations[0].values", "must be an object"),
         (of(INSERT | {"values": "n"}), "operations[0].values", "must be an object"),
         (values("[" * 70 + "]" * 70), "operations[0].values.n[0]", "at most 64 levels"),
-        (values("[" * 5000 + "]" * 5000), "transaction", "at most 64 levels"),
+        # Which decoder refuses it, and so what is named, depends on the version of Python.
+        (values("[" * 5000 + "]" * 5000), "", "at most 64 levels"),
         (values("1" * 5000), "operations[0].values", "as a string"),
         (values('{"\\u0000": 1}'), "operations[0].values.n", "cannot store"),
         (values("NaN"), "transaction", "write one JSON object"),
