@@ -72,3 +72,26 @@ def test_requests_whose_table_is_locked_do_not_stop_the_lanes(site: Site, caplog
     assert caplog.text.count("put off") <= 4
 
     wait_until(lambda: site.one("select count(*) from locked") == 20, 15)
+
+
+def test_requests_have_a_limited_part_of_a_pass(site: Site) -> None:
+    """The lanes have their turn between them."""
+    site.execute(
+        "create table slow (n int constraint small check (n < 0));"
+        " create function slow() returns trigger language plpgsql as"
+        " $$ begin perform pg_sleep(0.1); return new; end $$;"
+        " create trigger slow before insert on slow for each row when (pg_trigger_depth() = 0"
+        " and new.n >= 0) execute function slow()"
+    )
+    drain = site.drain()
+    site.submit(*(Transaction(attempts=1).insert("slow", {"n": n}) for n in range(8)))
+    wait_until(lambda: step(drain) or len(site.dead()) == 8)
+    site.execute("alter table slow drop constraint small")
+    site.execute("update processor.dead_letter set request = 'retry', requested_at = now()")
+
+    def done() -> int:
+        step(drain)
+        return int(site.one("select count(*) from slow"))
+
+    assert wait_until(done) <= 4
+    wait_until(lambda: done() == 8)
