@@ -29,8 +29,10 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from processor.transaction.encoding import Encoded
+if TYPE_CHECKING:
+    from processor.transaction.encoding import Encoded
 
 _PARTS = (
     "stream", "scheduled", "parked", "blocked", "retry", "commits", "pruned", "replayed",

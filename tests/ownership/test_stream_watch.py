@@ -1,4 +1,4 @@
-"""A stream that Redis lost alone: evicted, deleted, or replaced by another one (rule 106)."""
+"""A stream that Redis lost alone: evicted, deleted, or replaced by another one (rule 107)."""
 
 from __future__ import annotations
 

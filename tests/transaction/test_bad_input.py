@@ -359,7 +359,7 @@ COMMAND_LINES: dict[str, list[Case]] = {
         (["queues"], "command", "processor queues --help"),
         (["dead", "revive"], "revive", "edit, list, retry, show"),
         (["print", "manual"], "manual", "acl, completion, config, schema, unit"),
-        (["\x1b[31mred"], "\\x1b[31mred", "one of demo, dev, submit"),
+        (["\x1b[31mred"], "\\x1b[31mred", "one of demo, dev, guide, submit"),
         (["status", "extra"], "extra", "processor status --help"),
         (["--frobnicate"], "--frobnicate", "processor --help"),
         (["-c"], "-c", "processor --help"),
