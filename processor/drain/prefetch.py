@@ -100,7 +100,7 @@ class Prefetch:
         cut = stream.cut_sizes(reply) if self._redis.is_careful else {}
         raws = self._within(raws, cut)
         size = sum(len(raw[3]) for raw in raws) / len(raws)
-        lane.cursor.advance(raws[-1][0], size)
+        lane.cursor.advance(raws[-1][0], len(raws), size)
         page = self._decode(lane, raws, cut)
         if page.entries or page.unreadable:
             lane.cursor.page = page

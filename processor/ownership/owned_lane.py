@@ -34,6 +34,8 @@ from processor.transaction.entry import Entry
 
 #: Seconds for which nothing is added to a full Redis.
 _FULL = 1.0
+#: The most entries that an owner has in hand: the largest `batch.entries`.
+_IN_HAND = 10_000
 
 
 @dataclass(slots=True)
@@ -75,11 +77,19 @@ class LaneCursor:
     passing_later: bool = False
     #: Whether the stream was read to its end since the position last went back.
     reached_end: bool = False
+    #: How many entries were read since then.
+    read: int = 0
     #: Whether the next pass reads from the head again.
     rewinds: bool = False
 
-    def advance(self, last: str, entry_bytes: float) -> None:
-        """Entries up to `last` were read, of `entry_bytes` each on average."""
+    @property
+    def passed_in_hand(self) -> bool:
+        """Whether everything was read that an owner before may have had in hand."""
+        return self.reached_end or self.read >= _IN_HAND
+
+    def advance(self, last: str, count: int, entry_bytes: float) -> None:
+        """`count` entries up to `last` were read, of `entry_bytes` each on average."""
+        self.read += count
         self.entry_bytes = max(64.0, entry_bytes, 0.5 * (self.entry_bytes + entry_bytes))
         self.position = self.doorbell = last
 
@@ -116,6 +126,7 @@ class LaneCursor:
         """Drop what was read after `position`, and read it again."""
         self.position = position
         self.rewinds = self.reached_end = False
+        self.read = 0
         self.page = None
 
 
@@ -157,10 +168,15 @@ class LaneParking:
     look_at_lines: bytes = b""
     looked: float = 0.0
 
-    def measured(self, size: LaneSize) -> None:
-        """Record what Redis answered."""
+    def measured(self, size: LaneSize, *, is_final: bool) -> None:
+        """Record what Redis answered.
+
+        Unless it `is_final`, an owner before that was frozen may still park what it has in hand,
+        and remove it from the stream: an entry behind it must not be read as if no line was there.
+        """
         self.next_due, self.next_retry = size.next_due, size.next_retry
-        self.has_lines, self.has_records = size.lines > 0, size.parked > 0
+        self.has_lines = size.lines > 0 or not is_final
+        self.has_records = size.parked > 0 or not is_final
         self.records = size.parked
 
     def forget(self) -> None:
@@ -275,7 +291,7 @@ class OwnedLane:
 
     def measured(self, size: LaneSize) -> None:
         """Record what Redis answered about the lane."""
-        self.parking.measured(size)
+        self.parking.measured(size, is_final=self.cursor.passed_in_hand)
         self.turn.oldest_age = size.oldest_age or 0.0
 
     def all_judged(self) -> None:

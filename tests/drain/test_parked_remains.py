@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from processor.buffer import parked, waiting_lines
+from processor.drain.backlog import Backlog
 from processor.embedded import RedisServer
 from processor.transaction.entry import decode
 from processor.transaction.operations import VERSION
@@ -195,3 +196,33 @@ def test_records_and_lines_of_entries_that_the_ledger_has_are_settled(site: Site
     assert site.redis.hkeys(lane.parked) == [b"no id"]
     site.submit(write(6, keys=["a", "b", "c"]))
     wait_until(lambda: (step(drain), site.tape()[-1] == 6)[1])
+
+
+def test_what_an_owner_parks_when_it_wakes_is_not_overtaken_by_the_next_owner(
+    site_of: MakeSite, spawn: Spawn, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old owner parks between the new owner's look at the lines and its read of the stream."""
+    retry = {"attempts": 99, "delay": 0.1, "max_delay": 0.1}
+    site = site_of(interval=0.2, retry=retry, database={"takeover": 0.5})
+    site.execute(FAILING)
+    site.submit(write(1, "x", key="k"))
+    old = run(spawn, site, "park-before", "freeze")
+    wait_until(lambda: frozen(old), 20.0, lambda: old.output)
+    site.submit(write(2, key="k"), write(3, key="k"))
+    measure = Backlog.measure_if_due
+
+    def measure_and_wake_the_other(backlog: Backlog, now: float) -> None:
+        backlog.measure_soon()
+        measure(backlog, now)
+        if frozen(old) and any(lane.owner for lane in backlog._owners.lanes.values()):
+            old.thaw()
+            wait_until(lambda: site.depth() == 2 and remains(site).get("parked") == 1)
+
+    monkeypatch.setattr(Backlog, "measure_if_due", measure_and_wake_the_other)
+    site.start()
+    site.parks(3)
+    site.execute("delete from failing")
+
+    wait_until(lambda: sorted(site.tape()) == [1, 2, 3], message=site.tale)
+    is_clean(site, cli)
+    assert site.tape() == [1, 2, 3]
