@@ -87,6 +87,7 @@ class RedisConnection:
         self._timeout = timeout
         self._connection: Any = None
         self._poll: Any = None
+        self._has_answered = False
         self.generation = 0
         #: When the calls from now on must have ended (monotonic), however many they are; None: each
         #: call has the whole timeout.
@@ -177,9 +178,12 @@ class RedisConnection:
                 replies = _replies(connection, count)
             if shortened or block:
                 connection._sock.settimeout(self._timeout)
+            self._has_answered = True
         except (redis.RedisError, OSError, ValueError, RedisUnavailable) as error:
             self.close()
-            unavailable = redis_errors.unavailable(error, self._address, self._timeout + block)
+            unavailable = redis_errors.unavailable(
+                error, self._address, self._timeout + block, has_answered=self._has_answered
+            )
             unavailable.sent = True
             raise unavailable from None
         except BaseException:
@@ -246,6 +250,7 @@ class RedisConnection:
                 raise redis_errors.unavailable(error, self._address, self._timeout) from None
             connection._sock.settimeout(self._timeout)
             self._connection = connection
+            self._has_answered = False
             self._poll = _poll_of(connection._sock)
             self.generation += 1
             self.memory = {}

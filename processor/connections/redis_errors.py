@@ -70,8 +70,13 @@ def silent(address: str, limit: float) -> RedisUnavailable:
     return found
 
 
-def unavailable(error: Exception, address: str, limit: float) -> RedisUnavailable:
-    """Return an error of the driver, or of the system, that ended the connection."""
+def unavailable(
+    error: Exception, address: str, limit: float, *, has_answered: bool = False
+) -> RedisUnavailable:
+    """Return an error of the driver, or of the system, that ended the connection.
+
+    `has_answered`: on this connection, so that it is one with Redis.
+    """
     if isinstance(error, RedisUnavailable):
         return error
     # The second one comes from the parser of older releases.
@@ -86,6 +91,8 @@ def unavailable(error: Exception, address: str, limit: float) -> RedisUnavailabl
         return RedisUnavailable("Redis is loading its data")
     if isinstance(error, redis.ResponseError):
         return _selection(error, address)
+    if has_answered and str(error) == CLOSED:
+        return RedisUnavailable(f"Redis at {address} closed the connection")
     if isinstance(error, redis.exceptions.InvalidResponse) or str(error) == CLOSED:
         return RedisUnavailable(f"the server at {address} does not answer as Redis does",
                                 hint=_NOT_REDIS)

@@ -264,7 +264,9 @@ def test_a_dead_letter_with_a_key_can_be_edited(site: Site) -> None:
         assert (body["id"], body["idempotency_key"]) == (letter.id, KEY)
         body["operations"][0]["values"]["scope"] = "y"
         edited = dead_letter_requests.edited(letter, msgspec.json.encode(body), 10_000)
-        assert dead_letters.record_request(database, letter, "edit", edited)
+        assert dead_letters.record_request(
+            database, letter, "edit", edited.body, version=edited.version
+        )
     wait_until(lambda: step(drain) or site.tape("y") == [1])
     site.submit(old(1, "x"))
     step(drain)

@@ -190,7 +190,7 @@ def test_nothing_is_committed_while_a_new_buffer_cannot_be_bound(
     site.whole(50)
 
 
-def test_credentials_that_redis_no_longer_accepts_are_an_outage(own_redis, site_of) -> None:
+def test_credentials_that_redis_no_longer_accepts_are_misconfigured(own_redis, site_of) -> None:
     server = own_redis({"requirepass": "first"})
     site = site_of(redis=server)
     site.start()
@@ -199,7 +199,7 @@ def test_credentials_that_redis_no_longer_accepts_are_an_outage(own_redis, site_
 
     site.redis.config_set("requirepass", "second")
     site.redis.client_kill_filter(_type="normal", skipme=True)
-    site.shows("outage")
+    site.shows("misconfigured")
     wait_until(lambda: "credentials" in site.reason, message=lambda: site.reason)
     assert "first" not in site.reason
     site.redis.config_set("requirepass", "first")

@@ -139,6 +139,16 @@ def test_the_message_says_why_redis_is_unavailable(
     assert "s3cret" not in str(caught.value)
 
 
+def test_a_connection_that_redis_closed_is_not_taken_for_another_program(own_redis) -> None:
+    server = own_redis()
+    connection = RedisConnection(server.url, 2.0)
+    connection.call("PING")
+    server.stop()
+    with pytest.raises(RedisUnavailable, match=r"closed the connection|reset") as caught:
+        connection.call("PING")
+    assert "does not answer as Redis does" not in str(caught.value)
+
+
 def test_the_url_does_not_change_how_replies_are_read(redis_server: Any, redis: Any) -> None:
     redis.hset("h", "field", "value")
     connection = RedisConnection(f"{redis_server.url}?decode_responses=true&protocol=3", 2.0)
