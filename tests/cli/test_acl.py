@@ -66,11 +66,10 @@ def refusal(client: redis_driver.Redis, *command: Any) -> str:
     return ""
 
 
+@pytest.mark.parametrize("server", ["oldest"], indirect=True)
 @pytest.mark.parametrize("part", redis_acl.PARTS)
 def test_each_command_that_is_not_printed_is_refused(server: Any, part: str) -> None:
     """The commands of the newest Redis: see `tests/buffer`, where the server is only asked."""
-    if server.program != redis_floor():
-        pytest.skip("tests/buffer asks this release")
     granted = redis_acl.commands(part)
     url = as_user(server.url, part)
     with redis_driver.Redis.from_url(server.url) as client:
