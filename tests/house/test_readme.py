@@ -250,7 +250,8 @@ client = app.test_client()
 response = client.post("/orders", json={"account": 7, "amount": 25})
 assert response.status_code == 202, response.data
 assert set(response.json) == {"order", "transaction"}
-assert client.post("/orders", json={"account": 7, "amount": "\\0"}).status_code == 400
+for amount in ("twelve", "NaN", "\\0", None):
+    assert client.post("/orders", json={"account": 7, "amount": amount}).status_code == 400
 accept = processor.submit
 def refuse(error):
     def submit(transaction):
