@@ -60,6 +60,12 @@ def lock_key(namespace: str, buffer: str, lane: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], signed=True)
 
 
+def names(session: PostgresSession) -> list[str]:
+    """Return the names of the lanes that were ever owned, of all buffers, sorted."""
+    rows = session.run("SELECT DISTINCT lane FROM processor.lane ORDER BY lane")
+    return [str(lane) for (lane,) in rows]
+
+
 def is_drained(session: PostgresSession, namespace: str, buffer: str) -> bool:
     """Return whether a processor of this namespace currently owns a lane of the buffer."""
     lanes = session.run(f"SELECT lane FROM processor.lane WHERE buffer = '{buffer}'")

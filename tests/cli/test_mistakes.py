@@ -121,6 +121,9 @@ TYPED = [
     Mistake("a misspelled queue", code=2, typed=("queues", "pause", "hihg"),
             says="Invalid value for 'hihg': no such queue (did you mean high?): see"
                  " `processor queues pause --help`"),
+    Mistake("a misspelled lane", code=2, typed=("dead", "list", "--lane", "defualt:0"),
+            says="Invalid value for --lane: 'defualt:0': no such lane (did you mean default:0?):"
+                 " see `processor dead list --help`"),
     Mistake("a time in words", code=2, typed=("queues", "pause", "high", "--for", "soon"),
             says="Invalid value for '--for': 'soon' is not a duration (write 90, 15m, 2h or 7d):"
                  " see `processor queues pause --help`"),

@@ -17,7 +17,7 @@ from processor.admin.buffer_membership import BufferMembership
 from processor.admin.dead_letter_requests import Outcome
 from processor.admin.dead_letter_selection import Listing, Selection
 from processor.admin.sessions import OperatorSessions
-from processor.admin.wording import count
+from processor.admin.wording import count, suggestion
 from processor.cli import output
 from processor.cli.group import Group
 from processor.cli.options import (
@@ -28,6 +28,7 @@ from processor.cli.options import (
     transaction_ids,
     with_sessions,
 )
+from processor.ledger import lane_rows
 from processor.ledger.dead_letters import DeadLetter
 from processor.transaction.encoding import as_submitted
 
@@ -86,6 +87,8 @@ def list_(
     """List dead letters of all buffers, oldest first."""
     selection = Selection(lane, sqlstate, since, everything)
     found = dead_letter_selection.listing(sessions, selection, limit)
+    if lane is not None and not found.letters:
+        _must_exist(sessions, lane)
     _report_unknown_buffer(found)
     if as_json:
         for letter in found.letters:
@@ -94,6 +97,17 @@ def list_(
         _table(found)
     if found.total > len(found.letters):
         output.message(f"{len(found.letters)} of {found.total} dead letters: see --limit")
+
+
+def _must_exist(sessions: OperatorSessions, lane: str) -> None:
+    """Raise BadParameter for a lane that is neither configured nor was ever owned."""
+    configured = [f"{name}:{number}" for name, queue in sessions.settings.queues.items()
+                  for number in range(queue.partitions)]  # fmt: skip
+    with sessions.database() as database:
+        lanes = sorted({*configured, *lane_rows.names(database)})
+    if lane not in lanes:
+        raise click.BadParameter(f"{lane[:60]!r}: no such lane ({suggestion(lane, lanes)})",
+                                 click.get_current_context(), param_hint="--lane")
 
 
 def _report_unknown_buffer(found: Listing) -> None:
