@@ -47,7 +47,8 @@ class Admission:
             entries = [e for e in entries if e.entry_id not in apart]
         free, outcome = entries, Outcome()
         parking = lane.parking
-        blocks = parking.has_lines or parking.unparked or parking.lacks_dead_letters
+        lines = parking.has_lines or parking.lines_may_come
+        blocks = lines or parking.unparked or parking.lacks_dead_letters
         if blocks and any(e.keys for e in entries):
             free, outcome = self._free(lane, entries)
         outcome.placed += parked_copies.placed
@@ -60,9 +61,11 @@ class Admission:
     def _free(self, lane: OwnedLane, entries: list[Entry]) -> tuple[list[Entry], Outcome]:
         """Split entries by whether one of their keys is blocked."""
         first = {}
-        if lane.parking.has_lines:
+        if lane.parking.has_lines or lane.parking.lines_may_come:
             keys = (key for e in entries for key in e.keys)
             first = waiting_lines.first_places(self._redis, lane.lane, keys)
+            if first:
+                lane.parking.hold_line()
         unparked_keys = lane.parking.unparked_keys
         former: set[str] = set()
         holds = self._dead_letters_hold(lane, entries)

@@ -148,13 +148,17 @@ class LaneTurn:
 class LaneParking:
     """What is parked in a lane, and when it is due.
 
-    Until Redis was asked, everything may be there. `next_retry` and `next_due` are in Unix seconds,
-    None if nothing is waiting. `unparked` are entries, by transaction id, that stay in the stream
-    because a full Redis could not park them (rule 20). `lacks_dead_letters` says that a full Redis
-    refused the places of dead letters in the lines of their keys, so that only the ledger has them.
+    Until Redis was asked, everything may be there. `lines_may_come` says that an owner before,
+    which was frozen, may still park what it has in hand and remove it from the stream: what is
+    behind must not be read as if no line was there. `next_retry` and `next_due` are in Unix
+    seconds, None if nothing is waiting. `unparked` are entries, by transaction id, that stay in the
+    stream because a full Redis could not park them (rule 20). `lacks_dead_letters` says that a full
+    Redis refused the places of dead letters in the lines of their keys, so that only the ledger has
+    them.
     """
 
     has_lines: bool = True
+    lines_may_come: bool = True
     has_records: bool = True
     #: How many entries were parked when Redis was last asked.
     records: int = 0
@@ -169,19 +173,15 @@ class LaneParking:
     looked: float = 0.0
 
     def measured(self, size: LaneSize, *, is_final: bool) -> None:
-        """Record what Redis answered.
-
-        Unless it `is_final`, an owner before that was frozen may still park what it has in hand,
-        and remove it from the stream: an entry behind it must not be read as if no line was there.
-        """
+        """Record what Redis answered; `is_final`: no owner before can park anything any more."""
         self.next_due, self.next_retry = size.next_due, size.next_retry
-        self.has_lines = size.lines > 0 or not is_final
-        self.has_records = size.parked > 0 or not is_final
+        self.has_lines, self.has_records = size.lines > 0, size.parked > 0
+        self.lines_may_come = not is_final
         self.records = size.parked
 
     def forget(self) -> None:
         """Assume that everything may be there, and due."""
-        self.has_lines = self.has_records = True
+        self.has_lines = self.has_records = self.lines_may_come = True
         self.next_retry = self.next_due = 0.0
 
     def put(self, entries: Iterable[Entry]) -> None:
@@ -190,7 +190,7 @@ class LaneParking:
         self.has_records, self.next_retry = True, 0.0
 
     def hold_line(self) -> None:
-        """A dead letter was put into the lines of its keys."""
+        """A line was found, or a dead letter was put into the lines of its keys."""
         self.has_lines = True
 
     def retry_soon(self) -> None:
